@@ -1,0 +1,77 @@
+"""Lists of layers as people write them, `0..14, 20`, and as the code takes them, a tuple of numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from hybridizer.errors import Problem, RecipeError
+
+# Far above any model that exists, and low enough that a slip of the keyboard cannot fill the memory.
+MAX_LAYERS = 10_000
+_ONE = re.compile(r"[0-9]{1,9}")
+_RANGE = re.compile(r"([0-9]{1,9})\s*\.\.\s*([0-9]{1,9})")
+_LOOSE_RANGE = re.compile(r"([0-9]{1,9})\s*(?:-|:|\.{3,}|to)\s*([0-9]{1,9})")
+_FORMS = "Write a range as 0..14 (both ends included), a layer as 3, and several as [0..14, 20]."
+
+
+def parse_layers(value: object, where: str = "layers") -> tuple[int, ...]:
+    """The layers that `value` lists, in its order, repeats kept: from 3, "0..14", "0..14, 20" or [0..14, 20].
+
+    Numbers count from 0 and ranges include both ends. Raises RecipeError at `where` for everything else: nothing
+    listed, a range that runs backwards, a negative or fractional number, more than MAX_LAYERS layers.
+    """
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if not parts:
+        raise _refusal(where, "an empty list of layers.", "Name at least one layer, or leave `layers` out to take all.")
+    layers: list[int] = []
+    for one in (one for part in parts for one in _split(part)):
+        layers += _parse_one(one, where)
+        if len(layers) > MAX_LAYERS:
+            raise _refusal(where, f"more than {MAX_LAYERS} layers asked for.", "List fewer layers.")
+    return tuple(layers)
+
+
+def format_layers(layers: Sequence[int]) -> str:
+    """The shortest text that `parse_layers` reads as `layers`: "0..14, 20"; "none" when there are none."""
+    starts = [0] + [i for i, (a, b) in enumerate(pairwise(layers), start=1) if b != a + 1]
+    runs = [layers[start:end] for start, end in pairwise([*starts, len(layers)])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs if run) or "none"
+
+
+def _split(part: object) -> Sequence[object]:
+    return [text.strip() for text in part.split(",")] if isinstance(part, str) else [part]
+
+
+def _parse_one(part: object, where: str) -> range:
+    if isinstance(part, str):
+        return _parse_text(part, where)
+    if isinstance(part, int) and not isinstance(part, bool):
+        if part < 0:
+            raise _refusal(where, f"layer {part}; layers count from 0.", "Count from the first layer, which is 0.")
+        return _check_limit(range(part, part + 1), where)
+    raise _refusal(where, f"{part!r} is not a layer.", _FORMS)
+
+
+def _parse_text(text: str, where: str) -> range:
+    if _ONE.fullmatch(text):
+        return _check_limit(range(int(text), int(text) + 1), where)
+    if ends := _RANGE.fullmatch(text):
+        first, last = int(ends[1]), int(ends[2])
+        if first > last:
+            raise _refusal(where, f"{text} runs backwards.", "List layers one by one for another order: [2, 1, 0].")
+        return _check_limit(range(first, last + 1), where)
+    if ends := _LOOSE_RANGE.fullmatch(text):
+        raise _refusal(where, f"{text!r} is not a range.", f"Write it as {ends[1]}..{ends[2]}; both ends are included.")
+    raise _refusal(where, f"{text!r} is not a layer or a range of layers.", _FORMS)
+
+
+def _check_limit(layers: range, where: str) -> range:
+    if layers[-1] >= MAX_LAYERS:
+        raise _refusal(where, f"layer {layers[-1]} asked for; no layer past {MAX_LAYERS - 1} is taken.", _FORMS)
+    return layers
+
+
+def _refusal(where: str, what: str, fix: str) -> RecipeError:
+    return RecipeError(Problem(where, what, fix))

@@ -1,0 +1,150 @@
+"""What a recipe says, as plain frozen values: defaults filled in, names checked, layer ranges counted out.
+
+`hybridizer.recipe.load.load_recipe` makes one from YAML text. What a recipe cannot know without opening a donor (its
+depth, its shapes) is left to the plan; `Recipe.locate` gives the plan the line to point at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from hybridizer.recipe.layers import format_layers
+
+KeyPath: TypeAlias = tuple[str | int, ...]
+Boundary: TypeAlias = float | int
+ParameterValue: TypeAlias = float | int | bool
+Parameters: TypeAlias = tuple[tuple[str, ParameterValue], ...]
+
+
+@dataclass(frozen=True)
+class DonorEntry:
+    """A donor as the recipe names it: the text of its reference, and what was allowed for it by name.
+
+    `source` is not parsed here; a relative folder in it counts from `Recipe.folder`. `allow` holds none, one or both of
+    "pickle" and "remote_code", sorted.
+    """
+
+    name: str
+    source: str
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Layers of one donor in the order given, repeats allowed; `layers` is None for all of them."""
+
+    donor: str
+    layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class BlendSource:
+    """One side of a blend: as many layers as the other sides (None for all), and this side's own parameters."""
+
+    donor: str
+    layers: tuple[int, ...] | None = None
+    parameters: Parameters = ()
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Layers mixed from several donors: the n-th layer of every source goes into the n-th layer of the blend.
+
+    `method` and the names of the parameters are mergekit's and are not checked here. `base`, for methods that need
+    one, is the donor of exactly one of the sources. Parameters are (name, value) pairs sorted by name.
+    """
+
+    method: str
+    sources: tuple[BlendSource, ...]
+    parameters: Parameters = ()
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which donor gives which layer: by the dial (`deep`, `shallow`, `boundary`) or in full (`slices`), never both.
+
+    With the dial `slices` is empty; with slices the three are None. A float boundary is a share of the depth, above
+    0 and below 1; an int one is the first layer of the deep side, at least 1. `host` is always filled in.
+    """
+
+    host: str
+    deep: str | None = None
+    shallow: str | None = None
+    boundary: Boundary | None = None
+    slices: tuple[Slice | Blend, ...] = ()
+
+
+@dataclass(frozen=True)
+class Output:
+    """How the model is written: `dtype` is "keep" or a torch dtype's name; no shard grows past `max_shard_bytes`."""
+
+    dtype: str = "keep"
+    max_shard_bytes: int = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, as asked for. Two recipes are equal when they ask for the same, wherever their files lie."""
+
+    name: str
+    seed: int
+    donors: tuple[DonorEntry, ...]
+    layout: Layout
+    output: Output
+    path: Path = field(compare=False)
+    places: Mapping[KeyPath, str] = field(compare=False, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the recipe file, from which relative paths in the recipe count."""
+        return self.path.parent
+
+    def donor(self, name: str) -> DonorEntry:
+        """The donor called `name`, which every name inside a loaded recipe is."""
+        return next(entry for entry in self.donors if entry.name == name)
+
+    def locate(self, path: KeyPath) -> str:
+        """Where `path` was written, as "file:line" or "--set a.b=c"; for what was left out, where its section is."""
+        return locate(self.places, path)
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain values with every default filled in; loading them again gives an equal recipe."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "donors": {entry.name: {"source": entry.source, "allow": list(entry.allow)} for entry in self.donors},
+            "layout": _layout_values(self.layout),
+            "output": {"dtype": self.output.dtype, "max_shard_bytes": self.output.max_shard_bytes},
+        }
+
+
+def locate(places: Mapping[KeyPath, str], path: KeyPath) -> str:
+    """The place of `path`, or of its nearest ancestor that has one; the root `()` always has one."""
+    while path not in places:
+        path = path[:-1]
+    return places[path]
+
+
+def _layout_values(layout: Layout) -> dict[str, Any]:
+    if not layout.slices:
+        return {"host": layout.host, "deep": layout.deep, "shallow": layout.shallow, "boundary": layout.boundary}
+    return {"host": layout.host, "slices": [_slice_values(piece) for piece in layout.slices]}
+
+
+def _slice_values(piece: Slice | Blend) -> dict[str, Any]:
+    if isinstance(piece, Slice):
+        return _layers_of(piece)
+    blend: dict[str, Any] = {"method": piece.method, "parameters": dict(piece.parameters)}
+    if piece.base is not None:
+        blend["base"] = piece.base
+    blend["sources"] = [_layers_of(source) | {"parameters": dict(source.parameters)} for source in piece.sources]
+    return {"blend": blend}
+
+
+def _layers_of(piece: Slice | BlendSource) -> dict[str, Any]:
+    # Left out stays left out: how many layers "all" is, only the donor knows.
+    return {"donor": piece.donor} | ({} if piece.layers is None else {"layers": format_layers(piece.layers)})
