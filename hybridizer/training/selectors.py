@@ -1,0 +1,130 @@
+"""Which layers and parts of a model stay frozen, decided from numbers alone: no weights, no torch.
+
+A layer is chosen by its index, never by a name: as text, `layers.1` also hits layers 10 to 19.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hybridizer.errors import Problem, RecipeError, nearest
+from hybridizer.recipe.layers import format_layers
+
+PartChoice = Literal["side", "train", "freeze"]
+SIDES = ("deep", "shallow", "none")
+
+
+@dataclass(frozen=True)
+class FreezeSettings:
+    """What the user asks to freeze.
+
+    `layers`: `deep`, `shallow`, `none`, or layer numbers, which `recipe.layers.parse_layers` reads from text.
+    The parts follow the side they sit on (`side`) unless told otherwise: the embedding the first layer, final norm and
+    head the last.
+    """
+
+    layers: str | tuple[int, ...] = "deep"
+    embedding: PartChoice = "side"
+    final_norm: PartChoice = "side"
+    head: PartChoice = "side"
+
+
+@dataclass(frozen=True)
+class FreezeChoice:
+    """What those settings mean for one model: frozen layer numbers, frozen parts, and what a reader should know."""
+
+    num_layers: int
+    boundary: int  # layers 0..boundary-1 are shallow, the rest deep
+    frozen_layers: tuple[int, ...]
+    frozen_embedding: bool
+    frozen_final_norm: bool
+    frozen_head: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def trained_layers(self) -> tuple[int, ...]:
+        """The layers that train, shallow first."""
+        return tuple(i for i in range(self.num_layers) if i not in set(self.frozen_layers))
+
+
+def choose_frozen(settings: FreezeSettings, num_layers: int, boundary: int, tied: bool) -> FreezeChoice:
+    """The choice that `settings` mean for a model of `num_layers` layers with `boundary` shallow ones.
+
+    `tied` says that embedding and head are one tensor. Then it has one fate: the one asked for by name, and where
+    neither is named and the sides differ, frozen, because a head that moves changes what the frozen deep side says.
+    Raises RecipeError for a selector that names no layer, a boundary outside the model, a tie asked to both train and
+    freeze, and a choice that leaves nothing to train.
+    """
+    frozen_layers = _frozen_layers(settings.layers, num_layers, boundary)
+    first, last = 0 in frozen_layers, num_layers - 1 in frozen_layers
+    embedding = _frozen_part(settings.embedding, side=first)
+    final_norm = _frozen_part(settings.final_norm, side=last)
+    head = _frozen_part(settings.head, side=last)
+    notes: tuple[str, ...] = ()
+    if tied:
+        embedding, note = _tied_fate(settings, embedding, head)
+        head, notes = embedding, (note,)
+    if embedding and final_norm and head and len(frozen_layers) == num_layers:
+        raise RecipeError(
+            Problem(
+                "train.freeze",
+                f"freezes all {num_layers} layers, embedding, final norm and head: nothing is left to train.",
+                "Leave at least one layer out of it, or drop the `train` section.",
+            )
+        )
+    return FreezeChoice(num_layers, boundary, tuple(sorted(frozen_layers)), embedding, final_norm, head, notes)
+
+
+def _frozen_part(choice: PartChoice, side: bool) -> bool:
+    return side if choice == "side" else choice == "freeze"
+
+
+def _tied_fate(settings: FreezeSettings, embedding: bool, head: bool) -> tuple[bool, str]:
+    """Whether the one tensor behind embedding and head is frozen, and a sentence that says so."""
+    named = {choice for choice in (settings.embedding, settings.head) if choice != "side"}
+    if len(named) == 2:
+        raise RecipeError(
+            Problem(
+                "train.freeze",
+                f"embedding: {settings.embedding}, head: {settings.head}, but the two are one tied tensor here.",
+                "Ask the same for both, or name only one of them.",
+            )
+        )
+    frozen = "freeze" in named if named else embedding or head
+    verb = "frozen" if frozen else "trained"
+    if named or embedding == head:
+        return frozen, f"embedding and head are one tied tensor, {verb} as a whole"
+    return frozen, "embedding and head are one tied tensor on both sides, frozen as a whole because one side is"
+
+
+def _frozen_layers(layers: str | tuple[int, ...], num_layers: int, boundary: int) -> set[int]:
+    if not isinstance(layers, str):
+        return _listed_layers(layers, num_layers)
+    if layers not in SIDES:
+        raise RecipeError(Problem("train.freeze", f"'{layers}' is no side of a model.", nearest(layers, SIDES)))
+    if layers == "none":
+        return set()
+    if not 0 < boundary < num_layers:
+        raise RecipeError(
+            Problem(
+                "train.freeze",
+                f"'{layers}' with a boundary of {boundary} selects nothing or everything of {num_layers} layers.",
+                f"Give a boundary inside 1..{num_layers - 1}.",
+            )
+        )
+    return set(range(boundary, num_layers)) if layers == "deep" else set(range(boundary))
+
+
+def _listed_layers(layers: tuple[int, ...], num_layers: int) -> set[int]:
+    beyond = [layer for layer in layers if not 0 <= layer < num_layers]
+    if beyond or not layers:
+        asked = f"layers {format_layers(beyond)}" if layers else "an empty list"
+        raise RecipeError(
+            Problem(
+                "train.freeze",
+                f"{asked} selects nothing in a model with {num_layers} layers (0..{num_layers - 1}).",
+                f"Give layers inside 0..{num_layers - 1}, or deep, shallow or none.",
+            )
+        )
+    return set(layers)
