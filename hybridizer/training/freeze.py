@@ -1,0 +1,221 @@
+"""From a freeze choice to the tensors it means, and the proof that exactly those moved.
+
+Tensors are found through the modules that hold them, never by matching their names. The proof compares bytes, so it
+also catches what flags cannot show: a wrapper that registered a frozen tensor anew and so made it trainable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.errors import Problem, RecipeError, RunError
+from hybridizer.training.selectors import FreezeChoice, FreezeSettings, choose_frozen
+
+REST = "outside the layers"
+
+
+class ModelParts(Protocol):
+    """Where a causal language model keeps its parts; a family without a final norm or a head module has None there."""
+
+    @property
+    def embedding(self) -> nn.Module: ...
+    @property
+    def layers(self) -> Sequence[nn.Module]: ...
+    @property
+    def final_norm(self) -> nn.Module | None: ...
+    @property
+    def head(self) -> nn.Module | None: ...
+
+
+@dataclass(frozen=True)
+class FreezePlan:
+    """The fate of every tensor of one model: name -> place, where a place is `layer 3`, `embedding`, `head` and so on.
+
+    Names are those of `model.named_parameters()`, a shared tensor under its first name, in model order.
+    """
+
+    choice: FreezeChoice
+    trained: Mapping[str, str]
+    frozen: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def side(self, name: str) -> str:
+        """`shallow` or `deep`: the side on which the tensor `name` sits."""
+        place = self.trained.get(name) or self.frozen[name]
+        if place.startswith("layer "):
+            return "shallow" if int(place.removeprefix("layer ")) < self.choice.boundary else "deep"
+        return "deep" if place in {"final norm", "head"} else "shallow"
+
+
+def plan_freeze(model: nn.Module, parts: ModelParts, settings: FreezeSettings, boundary: int) -> FreezePlan:
+    """The fate of every parameter of `model` under `settings`; the model is not touched.
+
+    A tensor that several places share (tied embeddings, blocks used twice) is frozen if one of the places is. What lies
+    in no part (position tables, norms behind the embedding) trains only when no layer is frozen; the notes list it.
+    Raises RecipeError where `choose_frozen` does, and for a part asked for by name that has no tensor.
+    """
+    _refuse_missing_parts(parts, settings)
+    choice = choose_frozen(settings, len(parts.layers), boundary, tied=bool(_ids(parts.embedding) & _ids(parts.head)))
+    places = _places(parts)
+    frozen_places = _frozen_places(choice)
+    trained: dict[str, str] = {}
+    frozen: dict[str, str] = {}
+    for name, parameter in model.named_parameters():
+        homes = places.get(id(parameter), [REST])
+        fate = frozen if any(home in frozen_places for home in homes) else trained
+        fate[name] = next((home for home in homes if home in frozen_places), homes[0])
+    assert trained, "choose_frozen leaves something to train"
+    return FreezePlan(choice, trained, frozen, choice.notes + _notes(trained, frozen, places, model))
+
+
+def apply_freeze_(model: nn.Module, plan: FreezePlan) -> None:
+    """Set `requires_grad` of every parameter of `model` as planned. Raises RunError when the names do not fit."""
+    parameters = dict(model.named_parameters())
+    _refuse_other_names(parameters, plan)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in plan.trained)
+
+
+def check_freeze(model: nn.Module, plan: FreezePlan) -> None:
+    """Return if every parameter of `model` is trainable or frozen as planned; raise RunError naming those that are not.
+
+    To be called after anything that may have replaced parameters: casting, adapters, compilation, sharding.
+    """
+    parameters = dict(model.named_parameters())
+    _refuse_other_names(parameters, plan)
+    thawed = [name for name in plan.frozen if parameters[name].requires_grad]
+    stuck = [name for name in plan.trained if not parameters[name].requires_grad]
+    if thawed or stuck:
+        what = f"frozen but trainable again: {_list(thawed)}; planned to train but frozen: {_list(stuck)}."
+        fix = "Something registered these tensors anew after the freeze: wrap first, then freeze."
+        raise RunError(Problem("freeze", what, fix))
+
+
+class FreezeProof:
+    """Bytes before against bytes after: every trained tensor moved, every frozen one did not.
+
+    Made before the first optimizer step, from the float32 masters of the trained tensors and the frozen tensors as
+    they are. Costs one pass over the weights here, one after the first step, and one over the frozen ones at the end.
+    """
+
+    def __init__(self, plan: FreezePlan, trained: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> None:
+        self._plan, self._trained, self._frozen = plan, trained, frozen
+        self._before = {name: checksum(tensor) for name, tensor in {**trained, **frozen}.items()}
+        self.frozen_sha256 = {name: tensor_sha256(tensor) for name, tensor in frozen.items()}
+
+    def check_first_step(self, reached: Collection[str]) -> tuple[str, ...]:
+        """The trained tensors that no gradient reached (`reached` names the others), after the first optimizer step.
+
+        A mixture of experts leaves some out of one batch; a layer without any gradient is an error. Raises RunError
+        for that, for a tensor that had a gradient and did not move, and for a frozen one that changed.
+        """
+        still = [name for name, tensor in self._trained.items() if checksum(tensor) == self._before[name]]
+        stuck = [name for name in still if name in reached]
+        if stuck:
+            fix = "The learning rate is too small for these weights' precision, or the optimizer does not hold them."
+            raise RunError(Problem("first step", f"had a gradient and did not move: {_list(stuck)}.", fix))
+        self._refuse_dead_places(set(still))
+        _refuse_changed("first step", [n for n, tensor in self._frozen.items() if checksum(tensor) != self._before[n]])
+        return tuple(still)
+
+    def check_end(self) -> None:
+        """Return if the frozen tensors hash as they did before training; raise RunError naming those that changed."""
+        hashes = self.frozen_sha256
+        _refuse_changed("end of training", [n for n, t in self._frozen.items() if tensor_sha256(t) != hashes[n]])
+
+    def _refuse_dead_places(self, still: set[str]) -> None:
+        by_place: dict[str, list[str]] = defaultdict(list)
+        for name in self._trained:
+            by_place[self._plan.trained[name]].append(name)
+        dead = [place for place, names in by_place.items() if still.issuperset(names)]
+        if dead:
+            fix = "The graph is cut on the way to them: look for reentrant checkpointing or a detached activation."
+            raise RunError(Problem("first step", f"no gradient reached {_list(dead)}.", fix))
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of `tensor`, of this process's shard when it is sharded: cheap, no protection from malice."""
+    return zlib.crc32(_bytes(tensor))
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """`sha256:<hex>` of the bytes of `tensor` in its own precision, row by row, as safetensors stores them."""
+    return "sha256:" + hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    local = tensor.detach()
+    if isinstance(local, torch.distributed.tensor.DTensor):
+        local = local.to_local()
+    return local.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _refuse_changed(where: str, names: list[str]) -> None:
+    if names:
+        fix = "This is a bug in the training code or in a wrapper around the model: please report it."
+        raise RunError(Problem(where, f"frozen, and changed all the same: {_list(names)}.", fix))
+
+
+def _ids(module: nn.Module | None) -> set[int]:
+    return set() if module is None else {id(parameter) for parameter in module.parameters()}
+
+
+def _places(parts: ModelParts) -> dict[int, list[str]]:
+    """Parameter identity -> the places that hold it, in the order of the forward pass."""
+    places: dict[int, list[str]] = defaultdict(list)
+    named = [("embedding", parts.embedding), *((f"layer {i}", layer) for i, layer in enumerate(parts.layers))]
+    for place, module in [*named, ("final norm", parts.final_norm), ("head", parts.head)]:
+        for identity in _ids(module):
+            places[identity].append(place)
+    return places
+
+
+def _frozen_places(choice: FreezeChoice) -> set[str]:
+    parts = {"embedding": choice.frozen_embedding, "final norm": choice.frozen_final_norm, "head": choice.frozen_head}
+    places = {f"layer {i}" for i in choice.frozen_layers} | {place for place, frozen in parts.items() if frozen}
+    return places | {REST} if choice.frozen_layers else places
+
+
+def _refuse_missing_parts(parts: ModelParts, settings: FreezeSettings) -> None:
+    asked = {"final_norm": (settings.final_norm, parts.final_norm), "head": (settings.head, parts.head)}
+    for name, (choice, module) in asked.items():
+        if choice != "side" and not _ids(module):
+            what = f"asks to {choice} the {name.replace('_', ' ')}, and this model has no such tensor."
+            raise RecipeError(Problem(f"train.freeze.{name}", what, f"Drop `{name}`."))
+
+
+def _refuse_other_names(parameters: Collection[str], plan: FreezePlan) -> None:
+    planned = {**plan.trained, **plan.frozen}
+    missing = [name for name in planned if name not in parameters]
+    extra = [name for name in parameters if name not in planned]
+    if missing or extra:
+        what = f"the model is not the planned one; missing: {_list(missing)}; not in the plan: {_list(extra)}."
+        raise RunError(Problem("freeze", what, "Plan the freeze on the model as it is trained, adapters included."))
+
+
+def _notes(
+    trained: Mapping[str, str], frozen: Mapping[str, str], places: Mapping[int, list[str]], model: nn.Module
+) -> tuple[str, ...]:
+    notes = []
+    for name, parameter in model.named_parameters():
+        homes = [home for home in places.get(id(parameter), []) if home.startswith("layer ")]
+        if len(homes) > 1:
+            notes.append(f"{name} is shared by {_list(homes)}, {'trained' if name in trained else 'frozen'} in all")
+    rest = [name for name, place in {**trained, **frozen}.items() if place == REST]
+    if rest:
+        notes.append(f"{'frozen' if rest[0] in frozen else 'trained'}, because in no part: {_list(rest)}")
+    return tuple(notes)
+
+
+def _list(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"
