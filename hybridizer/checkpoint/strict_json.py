@@ -1,0 +1,66 @@
+"""JSON objects as damaged or hostile files hold them: every way to be wrong is a CheckpointError."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from typing import Any, NoReturn
+
+from hybridizer.errors import CheckpointError, Problem
+
+
+def parse_object(data: bytes, where: str, fix: str) -> dict[str, Any]:
+    """The JSON object in `data`.
+
+    Stricter than the json module: duplicate keys, NaN and infinities, and names that no UTF-8 file can hold are
+    refused. Raises CheckpointError (at `where`, advising `fix`) for those and for text that is not UTF-8, not JSON,
+    nested beyond reason, or some other JSON value than an object.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8", "strict"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+        )
+    except UnicodeDecodeError as error:
+        raise CheckpointError(Problem(where, f"not UTF-8 text at byte {error.start}.", fix)) from None
+    except json.JSONDecodeError as error:
+        what = f"not valid JSON: {error.msg} at character {error.pos}."
+        raise CheckpointError(Problem(where, what, fix)) from None
+    except ValueError as error:
+        raise CheckpointError(Problem(where, f"JSON that cannot be trusted: {error}.", fix)) from None
+    except RecursionError:
+        raise CheckpointError(Problem(where, "JSON nested too deep to be a header or an index.", fix)) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(Problem(where, f"a JSON object was expected, a {type(value).__name__} is there.", fix))
+    return value
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """`value` as it would be typed in Python, cut to about `limit` characters: safe to show whatever a file holds."""
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print integers beyond 4300 digits
+        return f"an integer of {value.bit_length()} bits"
+    reader = reprlib.Repr()
+    reader.maxstring = reader.maxother = limit
+    text = reader.repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {shorten(key)} stands there twice")
+        _refuse_surrogates(key)
+        if isinstance(value, str):
+            _refuse_surrogates(value)
+        result[key] = value
+    return result
+
+
+def _refuse_surrogates(text: str) -> None:
+    # "\ud800" is valid JSON and becomes a str that no file can be written with.
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{shorten(text)} holds half a UTF-16 pair")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
