@@ -1,0 +1,106 @@
+"""sha256 of files and of checkpoints, remembered so that gigabytes are read once and not at every run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from hybridizer.durable import write_file
+from hybridizer.errors import CheckpointError, Problem
+from hybridizer.records import content_hash
+
+HASH_THREADS: Final = max(2, min(4, os.cpu_count() or 1))
+RACY_NS: Final = 2_000_000_000
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What changes whenever a file's content does: ctime too, because programs set mtime back and cannot set ctime."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+def hash_file(path: Path, stop: threading.Event | None = None) -> str:
+    """The sha256 of a file's content, 64 hex digits.
+
+    Setting `stop` from another thread makes it give up within a megabyte; what comes back then means nothing.
+    Raises OSError as the file system gives it. Releases the interpreter lock, so that files hash side by side.
+    """
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while (size := file.readinto(buffer)) and not (stop and stop.is_set()):
+            digest.update(buffer[:size])
+    return digest.hexdigest()
+
+
+def fingerprint_files(files: Mapping[str, Path], cache_folder: Path, clock_ns: Callable[[], int] = time.time_ns) -> str:
+    """`sha256:<hex>` over the names in `files` and the content of each: the same wherever the files lie.
+
+    Content hashes are kept in `cache_folder` by path, size, times and inode. A file that changed less than two seconds
+    before it was read is not kept: the next change could fall into the same tick of the clock and go unseen.
+    Raises CheckpointError when a file cannot be read, or changes while it is.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        futures = {name: pool.submit(_hash_cached, path, cache_folder, clock_ns, stop) for name, path in files.items()}
+        try:
+            return content_hash({name: future.result() for name, future in futures.items()})
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _hash_cached(path: Path, cache_folder: Path, clock_ns: Callable[[], int], stop: threading.Event) -> str:
+    try:
+        before = _identity(path)
+        place = cache_folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
+        if known := _recall(place, before):
+            return known
+        found = hash_file(path, stop)
+        after = _identity(path)
+    except OSError as error:
+        problem = Problem(str(path), f"cannot be read: {error.strerror}.", "Restore the file, or check permissions.")
+        raise CheckpointError(problem) from None
+    if before != after:
+        problem = Problem(str(path), "the file changed while it was read.", "Let the writer finish, then run again.")
+        raise CheckpointError(problem)
+    if clock_ns() - after.ctime_ns >= RACY_NS and not stop.is_set():
+        # A home that is read-only or full makes the next run slower, not this one wrong.
+        with contextlib.suppress(OSError):
+            cache_folder.mkdir(parents=True, exist_ok=True)
+            write_file(place, json.dumps({"identity": asdict(after), "sha256": found}) + "\n")
+    return found
+
+
+def _identity(path: Path) -> _Identity:
+    status = path.stat()
+    return _Identity(str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def _recall(place: Path, identity: _Identity) -> str | None:
+    """The remembered sha256 of the file with this identity; None where nothing, or nothing usable, is remembered."""
+    try:
+        record = json.loads(place.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or record.get("identity") != asdict(identity):
+        return None
+    found = record.get("sha256")
+    is_hash = isinstance(found, str) and len(found) == 64 and set(found) <= set("0123456789abcdef")
+    return found if is_hash else None
