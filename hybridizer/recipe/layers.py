@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from hybridizer.errors import Problem, RecipeError
+from hybridizer.recipe.tree import show
 
 # Far above any model that exists, and low enough that a slip of the keyboard cannot fill the memory.
 MAX_LAYERS = 10_000
 _ONE = re.compile(r"[0-9]{1,9}")
 _RANGE = re.compile(r"([0-9]{1,9})\s*\.\.\s*([0-9]{1,9})")
 _LOOSE_RANGE = re.compile(r"([0-9]{1,9})\s*(?:-|:|\.{3,}|to)\s*([0-9]{1,9})")
-_FORMS = "Write a range as 0..14 (both ends included), a layer as 3, and several as [0..14, 20]."
+_FORMS = "Write a range as 0..14 (both ends included), a layer as 3, several as [0..14, 20]."
 
 
 def parse_layers(value: object, where: str = "layers") -> tuple[int, ...]:
@@ -22,15 +23,7 @@ def parse_layers(value: object, where: str = "layers") -> tuple[int, ...]:
     Numbers count from 0 and ranges include both ends. Raises RecipeError at `where` for everything else: nothing
     listed, a range that runs backwards, a negative or fractional number, more than MAX_LAYERS layers.
     """
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    if not parts:
-        raise _refusal(where, "an empty list of layers.", "Name at least one layer, or leave `layers` out to take all.")
-    layers: list[int] = []
-    for one in (one for part in parts for one in _split(part)):
-        layers += _parse_one(one, where)
-        if len(layers) > MAX_LAYERS:
-            raise _refusal(where, f"more than {MAX_LAYERS} layers asked for.", "List fewer layers.")
-    return tuple(layers)
+    return expand(read_ranges(value, where))
 
 
 def format_layers(layers: Sequence[int]) -> str:
@@ -40,31 +33,53 @@ def format_layers(layers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs if run) or "none"
 
 
+def read_ranges(value: object, where: str = "layers") -> tuple[range, ...]:
+    """As `parse_layers`, not yet counted out: what the door keeps until it knows how many layers there are in all."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if not parts:
+        raise _refusal(where, "an empty list of layers.", "Name at least one layer, or leave `layers` out to take all.")
+    ranges = tuple(_read_one(one, where) for part in parts for one in _split(part))
+    if count(ranges) > MAX_LAYERS:
+        raise _refusal(where, f"{count(ranges)} layers in one list; {MAX_LAYERS} is the limit.", "List fewer layers.")
+    return ranges
+
+
+def count(ranges: Sequence[range]) -> int:
+    """How many layers `ranges` list in all."""
+    return sum(len(one) for one in ranges)
+
+
+def expand(ranges: Sequence[range]) -> tuple[int, ...]:
+    """`ranges` counted out, in order."""
+    return tuple(layer for one in ranges for layer in one)
+
+
 def _split(part: object) -> Sequence[object]:
     return [text.strip() for text in part.split(",")] if isinstance(part, str) else [part]
 
 
-def _parse_one(part: object, where: str) -> range:
-    if isinstance(part, str):
-        return _parse_text(part, where)
-    if isinstance(part, int) and not isinstance(part, bool):
-        if part < 0:
-            raise _refusal(where, f"layer {part}; layers count from 0.", "Count from the first layer, which is 0.")
-        return _check_limit(range(part, part + 1), where)
-    raise _refusal(where, f"{part!r} is not a layer.", _FORMS)
+def _read_one(one: object, where: str) -> range:
+    if isinstance(one, str):
+        return _read_text(one, where)
+    if not isinstance(one, int) or isinstance(one, bool):
+        raise _refusal(where, f"{show(one)} is not a layer.", _FORMS)
+    if one < 0:
+        raise _refusal(where, f"layer {one} does not exist; layers count from 0.", _FORMS)
+    return _check_limit(range(one, one + 1), where)
 
 
-def _parse_text(text: str, where: str) -> range:
+def _read_text(text: str, where: str) -> range:
     if _ONE.fullmatch(text):
         return _check_limit(range(int(text), int(text) + 1), where)
     if ends := _RANGE.fullmatch(text):
         first, last = int(ends[1]), int(ends[2])
         if first > last:
-            raise _refusal(where, f"{text} runs backwards.", "List layers one by one for another order: [2, 1, 0].")
+            fix = f"Write {last}..{first}, or list the layers one by one for another order: [2, 1, 0]."
+            raise _refusal(where, f"layers {text} run backwards.", fix)
         return _check_limit(range(first, last + 1), where)
     if ends := _LOOSE_RANGE.fullmatch(text):
-        raise _refusal(where, f"{text!r} is not a range.", f"Write it as {ends[1]}..{ends[2]}; both ends are included.")
-    raise _refusal(where, f"{text!r} is not a layer or a range of layers.", _FORMS)
+        raise _refusal(where, f"{show(text)} is not a range of layers.", f"Write it as {ends[1]}..{ends[2]}.")
+    raise _refusal(where, f"{show(text)} is not a layer or a range of layers.", _FORMS)
 
 
 def _check_limit(layers: range, where: str) -> range:

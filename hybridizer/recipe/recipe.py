@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from hybridizer.recipe.layers import format_layers
+from hybridizer.recipe.tree import KeyPath, locate
 
-KeyPath: TypeAlias = tuple[str | int, ...]
 Boundary: TypeAlias = float | int
 ParameterValue: TypeAlias = float | int | bool
 Parameters: TypeAlias = tuple[tuple[str, ParameterValue], ...]
@@ -120,13 +120,6 @@ class Recipe:
             "layout": _layout_values(self.layout),
             "output": {"dtype": self.output.dtype, "max_shard_bytes": self.output.max_shard_bytes},
         }
-
-
-def locate(places: Mapping[KeyPath, str], path: KeyPath) -> str:
-    """The place of `path`, or of its nearest ancestor that has one; the root `()` always has one."""
-    while path not in places:
-        path = path[:-1]
-    return places[path]
 
 
 def _layout_values(layout: Layout) -> dict[str, Any]:

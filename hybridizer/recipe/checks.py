@@ -1,0 +1,151 @@
+"""Rules that hold between keys: names that must be donors, keys that exclude each other, blends whose sides must match.
+
+They read the plain values, right or wrong, so that a mistake in one place does not hide a mistake in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hybridizer.errors import RecipeError, nearest
+from hybridizer.recipe.fields import read_name
+from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges
+from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of
+
+_DIAL = ("deep", "shallow", "boundary")
+
+
+def check(tree: Tree, default_name: str) -> Iterator[Finding]:
+    """Every broken rule in `tree`, whose root is a dict; `default_name` names the run where the recipe does not."""
+    if "name" not in tree.values:
+        yield from _check_default_name(default_name)
+    layout, donors = tree.values.get("layout"), _section(tree.values, "donors")
+    if isinstance(layout, dict):
+        pieces = list(_walk_slices(layout))
+        yield from _check_dial(layout, tree)
+        yield from _check_host(layout, donors)
+        yield from _check_names(layout, pieces, donors)
+        for path, piece in pieces:
+            yield from _check_slice(path, piece)
+        yield from _check_total(pieces)
+
+
+def _check_default_name(name: str) -> Iterator[Finding]:
+    try:
+        read_name(name)
+    except RecipeError as error:
+        what = f"there is no `name`, and the file's own will not do: {error.problems[0].what}"
+        yield Finding((), what, "Add `name`: letters, digits, - and _.")
+
+
+def _walk_slices(layout: Mapping[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    slices = layout.get("slices")
+    for index, piece in enumerate(slices if isinstance(slices, list) else []):
+        if isinstance(piece, dict):
+            yield ("layout", "slices", index), piece
+
+
+def _walk_sources(path: KeyPath, piece: Mapping[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    sources = _section(piece, "blend").get("sources")
+    for index, source in enumerate(sources if isinstance(sources, list) else []):
+        if isinstance(source, dict):
+            yield (*path, "blend", "sources", index), source
+
+
+def _walk_names(
+    layout: Mapping[str, Any], pieces: list[tuple[KeyPath, dict[str, Any]]]
+) -> Iterator[tuple[KeyPath, Any]]:
+    for key in ("host", "deep", "shallow"):
+        yield ("layout", key), layout.get(key)
+    for path, piece in pieces:
+        yield (*path, "donor"), piece.get("donor")
+        yield (*path, "blend", "base"), _section(piece, "blend").get("base")
+        for source_path, source in _walk_sources(path, piece):
+            yield (*source_path, "donor"), source.get("donor")
+
+
+def _check_host(layout: Mapping[str, Any], donors: Mapping[str, Any]) -> Iterator[Finding]:
+    if "host" not in layout and len(donors) > 1:
+        what = f"`layout` has no `host`, and there are {len(donors)} donors."
+        fix = f"Add `host`, the donor that gives embeddings, final norm, head and tokenizer: {clip(', '.join(donors))}."
+        yield Finding(("layout",), what, fix)
+
+
+def _check_names(
+    layout: Mapping[str, Any], pieces: list[tuple[KeyPath, dict[str, Any]]], donors: Mapping[str, Any]
+) -> Iterator[Finding]:
+    for path, name in _walk_names(layout, pieces):
+        if isinstance(name, str) and name and donors and name not in donors:
+            yield Finding(path, f"{name_of(path)} names '{clip(name)}', which is no donor here.", nearest(name, donors))
+
+
+def _check_dial(layout: Mapping[str, Any], tree: Tree) -> Iterator[Finding]:
+    dial = [key for key in _DIAL if key in layout]
+    if "slices" in layout and dial:
+        places = ", ".join(f"`{key}` at {locate(tree.places, ('layout', key))}" for key in dial)
+        fix = f"Keep one way: delete `slices`, or delete {' and '.join(f'`{key}`' for key in dial)}."
+        yield Finding(("layout", "slices"), f"`slices` says the layout in full, and so does the dial: {places}.", fix)
+    elif "slices" not in layout:
+        missing = [key for key in ("deep", "shallow") if key not in layout]
+        if len(missing) == 2:
+            fix = "Add `deep` and `shallow`, each with a donor's name, or list the layers in full under `slices`."
+            yield Finding(("layout",), "`layout` does not say which donor gives which layer.", fix)
+        elif missing:
+            what = f"`layout` has `{dial[0]}` and no `{missing[0]}`."
+            yield Finding(("layout",), what, f"Add `{missing[0]}` with a donor's name; it may be the same donor.")
+
+
+def _check_slice(path: KeyPath, piece: Mapping[str, Any]) -> Iterator[Finding]:
+    if "donor" in piece and "blend" in piece:
+        what = f"{name_of(path)} has both `donor` and `blend`."
+        yield Finding((*path, "blend"), what, "Make two entries of it, or move the donor into the blend's `sources`.")
+    elif "blend" in piece and "layers" in piece:
+        what = f"{name_of(path)} has `layers` beside `blend`, where they do nothing."
+        yield Finding((*path, "layers"), what, "Give each of the blend's sources its own `layers`.")
+    elif "donor" not in piece and "blend" not in piece:
+        yield Finding(path, f"{name_of(path)} names no donor.", "Add `donor` with a donor's name, or a `blend`.")
+    sources = list(_walk_sources(path, piece))
+    yield from _check_lengths(path, sources)
+    yield from _check_base(path, piece, sources)
+
+
+def _check_lengths(path: KeyPath, sources: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Finding]:
+    counts = {where: count(ranges) for where, source in sources if (ranges := _ranges(source)) is not None}
+    if len(set(counts.values())) > 1:
+        first, *others = counts
+        for other in others:
+            if counts[other] != counts[first]:
+                what = f"{name_of(other)} has {counts[other]} layers, entry {first[-1]} has {counts[first]}."
+                yield Finding((*other, "layers"), what, "The sources of a blend have the same number of layers each.")
+
+
+def _check_base(
+    path: KeyPath, piece: Mapping[str, Any], sources: list[tuple[KeyPath, dict[str, Any]]]
+) -> Iterator[Finding]:
+    base = _section(piece, "blend").get("base")
+    num_named = [source.get("donor") for _, source in sources].count(base)
+    if isinstance(base, str) and sources and num_named != 1:
+        what = f"`base` is '{clip(base)}', the donor of {num_named or 'none'} of the blend's sources."
+        yield Finding((*path, "blend", "base"), what, "Let it be the donor of exactly one source.")
+
+
+def _check_total(pieces: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Finding]:
+    parts = [part for path, piece in pieces for part in (piece, *(source for _, source in _walk_sources(path, piece)))]
+    total = sum(count(_ranges(part) or ()) for part in parts)
+    if total > MAX_LAYERS:
+        what = f"the slices list {total} layers in all; {MAX_LAYERS} is the limit."
+        yield Finding(("layout", "slices"), what, "List fewer layers.")
+
+
+def _section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    section = values.get(key)
+    return section if isinstance(section, dict) else {}
+
+
+def _ranges(part: Mapping[str, Any]) -> tuple[range, ...] | None:
+    # A list of layers that cannot be read is reported by the models.
+    try:
+        return read_ranges(part["layers"]) if "layers" in part else None
+    except RecipeError:
+        return None

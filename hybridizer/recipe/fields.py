@@ -1,0 +1,109 @@
+"""The kinds of value that recipe keys take and pydantic has no word for, each with its part of the JSON Schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import PlainValidator, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from hybridizer.errors import Problem, RecipeError
+from hybridizer.recipe.layers import MAX_LAYERS, read_ranges
+from hybridizer.recipe.recipe import Boundary, ParameterValue
+from hybridizer.recipe.sizes import parse_size
+from hybridizer.recipe.tree import clip, show
+
+# No separators, no signs that a shell or a file system takes for its own, no dot or blank at either end.
+_SIGNS = r"/\\:*?\"<>|\x00-\x1f\x7f"
+_NAME = re.compile(rf"[^.\- {_SIGNS}]([^{_SIGNS}]{{0,98}}[^. {_SIGNS}])?")
+_DONOR_NAME = re.compile(r"\w([\w-]{0,62}\w)?")
+
+
+def _at_door(read: Callable[[Any], Any]) -> PlainValidator:
+    """A validator that takes `read`'s word for a value, and its RecipeError for a refusal."""
+
+    def validate(value: Any) -> Any:
+        try:
+            return read(value)
+        except RecipeError as error:
+            problem = error.problems[0]
+            raise PydanticCustomError("refusal", "refused", {"what": problem.what, "fix": problem.fix}) from None
+
+    return PlainValidator(validate)
+
+
+def _refusal(what: str, fix: str) -> RecipeError:
+    # Without a place: the door knows the path, and the tree knows where that path was written.
+    return RecipeError(Problem("", what, fix))
+
+
+def read_name(value: object) -> str:
+    """`value` if it is text that can name a folder on any file system. Raises RecipeError otherwise."""
+    if not isinstance(value, str):
+        raise _refusal(f"`name` takes text, found {show(value)}.", f"Quote it: '{clip(str(value))}'.")
+    if not _NAME.fullmatch(value) or len(value.encode()) > 200:
+        fix = "Take letters, digits, - and _, at most 100 of them, beginning with a letter or a digit."
+        raise _refusal(f"the name {show(value)} cannot be a folder's name.", fix)
+    return value
+
+
+def _read_donor_name(value: str) -> str:
+    if not _DONOR_NAME.fullmatch(value):
+        fix = "Take letters, digits, - and _, at most 64 of them, beginning with a letter or a digit."
+        raise _refusal(f"{show(value)} cannot be a donor's name.", fix)
+    return value
+
+
+def _read_boundary(value: object) -> Boundary:
+    fix = "Write a share of the depth such as 0.5, or the first deep layer such as 15."
+    if isinstance(value, str) and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
+        raise _refusal(f"`boundary` takes a number, found the text '{clip(value)}'.", "Write it without the quotes.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _refusal(f"`boundary` takes a share of the depth or a layer, found {show(value)}.", fix)
+    if isinstance(value, float) and not 0 < value < 1:
+        raise _refusal(f"a boundary of {value} is not a share between 0 and 1.", f"{fix} A layer has no decimal point.")
+    if value < 1 and isinstance(value, int):
+        raise _refusal(f"a boundary at layer {value} leaves the shallow donor no layer.", fix)
+    if value >= MAX_LAYERS:
+        raise _refusal(f"a boundary at layer {value}; no layer past {MAX_LAYERS - 1} is taken.", fix)
+    return value
+
+
+def _read_parameter(value: object) -> ParameterValue:
+    if not isinstance(value, (bool, int, float)):
+        raise _refusal(
+            f"a parameter is a number, true or false; found {show(value)}.", "Write a number without quotes."
+        )
+    return value
+
+
+def _either(*kinds: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": list(kinds)})
+
+
+_LAYER = {"type": "integer", "minimum": 0, "maximum": MAX_LAYERS - 1}
+_LAYERS_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\s*\.\.\s*[0-9]+)?(\s*,\s*[0-9]+(\s*\.\.\s*[0-9]+)?)*\s*$"}
+_SIZE_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT][iI]?)?[bB]\s*$"}
+_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+
+TextField: TypeAlias = Annotated[str, StringConstraints(min_length=1)]
+NameField: TypeAlias = Annotated[
+    str | None, _at_door(read_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})
+]
+DonorNameField: TypeAlias = Annotated[
+    str, _at_door(_read_donor_name), WithJsonSchema({"type": "string", "pattern": f"^{_DONOR_NAME.pattern}$"})
+]
+LayersField: TypeAlias = Annotated[
+    tuple[range, ...] | None,
+    _at_door(read_ranges),
+    _either(_LAYER, _LAYERS_TEXT, {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}}),
+]
+BoundaryField: TypeAlias = Annotated[
+    Boundary | None, _at_door(_read_boundary), _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": 9999})
+]
+ParameterField: TypeAlias = Annotated[
+    ParameterValue, _at_door(_read_parameter), _either({"type": "number"}, {"type": "boolean"})
+]
+SizeField: TypeAlias = Annotated[int, _at_door(parse_size), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)]

@@ -1,0 +1,118 @@
+"""A recipe file and its overrides into a frozen Recipe, or every problem in them at once."""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hybridizer.errors import Problem, RecipeError, nearest
+from hybridizer.recipe.checks import check
+from hybridizer.recipe.models import RecipeModel
+from hybridizer.recipe.overrides import apply
+from hybridizer.recipe.problems import rewrite
+from hybridizer.recipe.recipe import Recipe
+from hybridizer.recipe.tree import Finding, Tree, locate, show
+from hybridizer.recipe.yaml_text import read_yaml
+
+MAX_FILE_BYTES = 1_000_000
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in `path` with `overrides` ("a.b=value") put in, the later ones last.
+
+    Donors are not looked up, so no path in the recipe needs to exist. Raises RecipeError with every problem found, each
+    at its "file:line" or at its "--set a.b=value", in the order of the file and then of the overrides.
+    """
+
+    def where(line: int) -> str:
+        return f"{path}:{line}"
+
+    tree = Tree()
+    text = _decode(_read_bytes(path), where)
+    tree.values = read_yaml(text, tree, where)
+    if not isinstance(tree.values, dict):
+        found = "is empty" if tree.values is None else f"holds {show(tree.values)}"
+        fix = "Write `key: value` lines; `hybridize init` writes a recipe to start from."
+        raise RecipeError(*tree.problems, Problem(where(1), f"the recipe {found}.", fix))
+    _apply_all(tree, overrides)
+    model, findings = _validate(tree.values)
+    findings += check(tree, path.stem)
+    problems = tree.problems + [Problem(locate(tree.places, f.path), f.what, f.fix) for f in _fresh(tree, findings)]
+    if problems or model is None:
+        raise RecipeError(*sorted(problems, key=_line))
+    return model.freeze(path, tree.places)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(Problem(str(path), "there is no such recipe.", _suggest(path))) from None
+    except OSError as error:
+        what = f"the recipe cannot be read: {error.strerror}."
+        raise RecipeError(Problem(str(path), what, "Name a YAML file that you may read.")) from None
+    if len(content) > MAX_FILE_BYTES:
+        what = f"more than {MAX_FILE_BYTES // 1_000_000} MB of text; recipes are a few kB."
+        raise RecipeError(Problem(str(path), what, "Name the recipe, not a weights or data file."))
+    return content
+
+
+def _suggest(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"There is no folder {path.parent} either."
+    return nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+
+
+def _decode(content: bytes, where: Callable[[int], str]) -> str:
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"the byte 0x{content[error.start]:02x} is not UTF-8 text."
+        raise RecipeError(Problem(where(line), what, "Save the file as UTF-8.")) from None
+
+
+def _apply_all(tree: Tree, overrides: Sequence[str]) -> None:
+    _expand_donors(tree.values)
+    for override in overrides:
+        try:
+            apply(tree, override)
+        except RecipeError as error:
+            tree.problems += error.problems
+        _expand_donors(tree.values)
+
+
+def _expand_donors(values: dict[str, Any]) -> None:
+    """`domain: donors/domain` is short for `domain: {source: donors/domain}`."""
+    donors = values.get("donors")
+    if isinstance(donors, dict):
+        short = {name: {"source": donor} for name, donor in donors.items() if isinstance(donor, str)}
+        donors.update(short)
+
+
+def _validate(values: dict[str, Any]) -> tuple[RecipeModel | None, list[Finding]]:
+    try:
+        return RecipeModel.model_validate(values), []
+    except ValidationError as error:
+        return None, [rewrite(one) for one in error.errors(include_url=False)]
+
+
+def _fresh(tree: Tree, findings: list[Finding]) -> Iterator[Finding]:
+    """The findings that are not about a value which the reading has refused already."""
+    lists = {refused[:-1] for refused in tree.refused if refused and isinstance(refused[-1], int)}
+    for finding in findings:
+        upwards = (finding.path[:end] for end in range(len(finding.path) + 1))
+        if finding.path not in lists and tree.refused.isdisjoint(upwards):
+            yield finding
+
+
+def _line(problem: Problem) -> float:
+    # Overrides come after the file, in their own order, which sorting keeps.
+    line = problem.where.rpartition(":")[2]
+    return int(line) if line.isdigit() and not problem.where.startswith("--set ") else math.inf

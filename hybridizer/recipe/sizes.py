@@ -1,0 +1,31 @@
+"""Sizes in bytes as people write them: 5GB, 500MB, 2GiB."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from hybridizer.errors import Problem, RecipeError
+from hybridizer.recipe.tree import clip, show
+
+_UNITS = {"b": 1, **{f"{p}b": 1000 ** (i + 1) for i, p in enumerate("kmgt")}}
+_BINARY_UNITS = {f"{p}ib": 1024 ** (i + 1) for i, p in enumerate("kmgt")}
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]?i?b)", re.IGNORECASE)
+MAX_BYTES = 2**63 - 1
+
+
+def parse_size(value: object, where: str = "size") -> int:
+    """Bytes, at least 1: from a whole number, or text with a unit, decimal (kB, MB, GB, TB) or binary (KiB to TiB).
+
+    Raises RecipeError at `where` for anything else.
+    """
+    fix = "Write a number of bytes, or one with its unit: 500MB, 5GB, 2GiB."
+    if isinstance(value, str) and (parts := _SIZE.fullmatch(value.strip())) and parts[2].lower() != "ib":
+        size = int(Fraction(parts[1]) * (_UNITS | _BINARY_UNITS)[parts[2].lower()])
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        raise RecipeError(Problem(where, f"{show(value)} is not a size.", fix))
+    if not 1 <= size <= MAX_BYTES:
+        raise RecipeError(Problem(where, f"a size of {clip(str(value))} is out of range.", fix))
+    return size
