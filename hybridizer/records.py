@@ -39,7 +39,9 @@ def to_jsonable(value: Any) -> Any:
 
 def content_hash(value: Any) -> str:
     """`sha256:<hex>` over the canonical JSON of `value` (sorted keys, no spaces): equal values, equal hash, anywhere."""
-    canonical = json.dumps(to_jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    canonical = json.dumps(
+        to_jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -51,11 +53,15 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises CheckpointError naming file and line when it is missing, not UTF-8 or not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(Problem(str(path), "this file was expected and is not there.", "Restore or rebuild it.")) from None
+        raise CheckpointError(
+            Problem(str(path), "this file was expected and is not there.", "Restore or rebuild it.")
+        ) from None
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
         raise CheckpointError(Problem(where, f"not valid JSON: {error.msg}.", "Restore or rebuild the file.")) from None
     except UnicodeDecodeError as error:
-        raise CheckpointError(Problem(str(path), f"not UTF-8 text at byte {error.start}.", "Restore the file.")) from None
+        raise CheckpointError(
+            Problem(str(path), f"not UTF-8 text at byte {error.start}.", "Restore the file.")
+        ) from None

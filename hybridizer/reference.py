@@ -19,7 +19,9 @@ from hybridizer.errors import DonorError, Problem
 
 _HUB = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _PACKAGE = re.compile(r"(?P<package>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)/(?P<inner>.+)", re.ASCII)
-_FORMS = "A donor is a folder, a GGUF file, org/name@revision on the hub, or pkg:package/path inside an installed package."
+_FORMS = (
+    "A donor is a folder, a GGUF file, org/name@revision on the hub, or pkg:package/path inside an installed package."
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ def parse_reference(text: str, base: Path, where: str = "donor") -> Reference:
 
 
 def _as_path(text: str, path: Path) -> Reference:
-    return Reference(text, "gguf" if path.suffix.lower() == ".gguf" and not path.is_dir() else "folder", path=path.absolute())
+    return Reference(
+        text, "gguf" if path.suffix.lower() == ".gguf" and not path.is_dir() else "folder", path=path.absolute()
+    )
 
 
 def _parse_hub(text: str, rest: str, where: str) -> Reference:

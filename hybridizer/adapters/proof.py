@@ -1,0 +1,73 @@
+"""A finished model folder, loaded through transformers the way a user would, and asked what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridizer.errors import Problem, VerificationError
+
+LOAD_FAULTS = (OSError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded model with what the loader had to say: names it missed, did not expect, or found in another shape."""
+
+    model: Any
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+
+def load_reporting(folder: Path, *, remote_code: bool = False) -> Loaded:
+    """Load the causal LM in `folder` in its own dtype, offline. Raises VerificationError when it does not load at all."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", local_files_only=True, trust_remote_code=remote_code, output_loading_info=True
+        )
+    except LOAD_FAULTS as error:
+        what = f"transformers does not load it: {type(error).__name__}: {str(error).strip()[:400]}"
+        raise VerificationError(
+            Problem(str(folder), what, "This should not have been published; report it.")
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    lists = (
+        tuple(sorted(str(key) for key in report[kind]))
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    )
+    return Loaded(model.eval(), *lists)
+
+
+def compute_logits(model: Any, ids: Sequence[int]) -> Any:
+    """The logits (1, time, vocabulary) of one forward pass over token ids, without a cache."""
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
+
+
+def generate_text(folder: Path, model: Any, prompt: str, num_tokens: int) -> str | None:
+    """What the model writes after `prompt`, greedily, `num_tokens` at most; None when the folder has no tokenizer."""
+    import torch
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        output = model.generate(
+            **inputs, max_new_tokens=num_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id or 0
+        )
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -1,0 +1,157 @@
+"""The order of the stages. A stage whose inputs have not changed is skipped and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridizer.checkpoint.publish import begin_output
+from hybridizer.durable import write_file
+from hybridizer.errors import DonorError, OutputError, Problem
+from hybridizer.monitor import Monitor
+from hybridizer.planning.donor import Donor
+from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
+from hybridizer.planning.plan import Plan
+from hybridizer.recipe.load import load_recipe
+from hybridizer.recipe.recipe import Recipe
+from hybridizer.records import write_json
+from hybridizer.reference import parse_reference
+from hybridizer.stages.donors import Access, open_donor, open_donors, scan_donors
+from hybridizer.stages.export import export
+from hybridizer.stages.plan import make_plan
+from hybridizer.stages.splice import splice
+from hybridizer.stages.verify import Proof, verify
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` found good. `plan` is None while a donor still has to be fetched, which `waiting` names."""
+
+    recipe: Recipe
+    plan: Plan | None
+    waiting: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished run: its folder, plan, manifest, and what was proved of the model."""
+
+    folder: Path
+    plan: Plan
+    manifest: Manifest
+    proofs: tuple[Proof, ...]
+
+
+def check(path: Path, overrides: tuple[str, ...], monitor: Monitor, *, deep: bool) -> Checked:
+    """Everything that can be known of a recipe without its weights; with `deep`, the weights are scanned for NaN too.
+
+    Raises RecipeError, DonorError, CheckpointError or PlanError with all problems of the first stage that has any.
+    """
+    recipe = load_recipe(path, overrides)
+    donors = open_donors(recipe, monitor, fetch=deep, fingerprint=False)
+    ready = {name: donor for name, donor in donors.items() if donor is not None}
+    if len(ready) < len(donors):
+        return Checked(recipe, None, tuple(sorted(donors.keys() - ready.keys())))
+    if deep:
+        scan_donors(ready, monitor)
+    return Checked(recipe, make_plan(recipe, ready), ())
+
+
+def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> tuple[Recipe, Plan, dict[str, Donor]]:
+    """The recipe, its plan with every donor pinned by fingerprint, and the donors. Fetches and dequantises donors."""
+    recipe = load_recipe(path, overrides)
+    donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
+    return recipe, make_plan(recipe, donors), donors
+
+
+def _all(donors: Mapping[str, Donor | None]) -> dict[str, Donor]:
+    found = {name: donor for name, donor in donors.items() if donor is not None}
+    assert len(found) == len(donors), "donors that may be fetched are there afterwards"
+    return found
+
+
+def build(
+    path: Path, overrides: tuple[str, ...], runs: Path, monitor: Monitor, *, replace: bool, deep: bool, load: bool
+) -> Built:
+    """The whole line, from a recipe to a verified model in `runs`/<name>/model.
+
+    A model that is there already and was built from the same plan is kept, and verified. One from another plan raises
+    OutputError unless `replace`; it stays in place until the new one is complete.
+    """
+    recipe, plan, donors = plan_recipe(path, overrides, monitor)
+    folder = runs / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    if deep:
+        scan_donors(donors, monitor)
+    if _is_built(folder / "model", plan, replace):
+        monitor.note(f"splice: unchanged, {folder / 'model'} was built from this plan")
+    else:
+        write_records(folder, recipe, plan)
+        with begin_output(folder / "model", replace=replace) as partial:
+            export(plan, donors, splice(plan, donors, partial, monitor), partial)
+        monitor.note(f"splice: wrote {len(plan.tensors)} tensors to {folder / 'model'}")
+    manifest, proofs = verify(folder / "model", monitor, find_donor=donors.get, load=load)
+    write_json(folder / FILE_NAME, manifest.to_json())
+    return Built(folder, plan, manifest, proofs)
+
+
+def _is_built(model: Path, plan: Plan, replace: bool) -> bool:
+    if not (model / FILE_NAME).is_file():
+        return False
+    built = read_manifest(model)
+    if built.plan_hash == plan.hash:
+        return True
+    if replace:
+        return False
+    what = f"a model of another plan is here ({built.plan_hash[:19]}..., this one is {plan.hash[:19]}...)."
+    raise OutputError(
+        Problem(str(model), what, "Give the recipe another name, or pass --replace to lose the old model.")
+    )
+
+
+def write_records(folder: Path, recipe: Recipe, plan: Plan) -> None:
+    """Write recipe.resolved.yaml, donors.json and plan.json into the run folder."""
+    from hybridizer.recipe.load import to_yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = recipe.resolved()
+    for entry in recipe.donors:
+        reference = parse_reference(entry.source, recipe.folder)
+        if reference.kind in ("folder", "gguf"):
+            resolved["donors"][entry.name]["source"] = f"folder:{reference.path}"
+    write_file(folder / "recipe.resolved.yaml", to_yaml(resolved))
+    write_json(folder / "donors.json", {"schema": "hybridizer.donors/1", "donors": plan.donors})
+    write_json(folder / "plan.json", plan.to_json())
+
+
+def find_model(folder: Path) -> Path:
+    """The model folder that `folder` is, or that the run in `folder` holds."""
+    return folder / "model" if (folder / "model" / FILE_NAME).is_file() else folder
+
+
+def read_model_manifest(folder: Path) -> Manifest:
+    """The manifest of a model folder or a run. Raises VerificationError when there is none."""
+    return read_manifest(find_model(folder))
+
+
+def verify_folder(folder: Path, monitor: Monitor, *, load: bool) -> tuple[Manifest, tuple[Proof, ...]]:
+    """Verify a model folder, or the model of a run. An identity splice is compared with its donor where that is at hand."""
+    model = find_model(folder)
+    return verify(model, monitor, find_donor=_finder(model, monitor), load=load)
+
+
+def _finder(model: Path, monitor: Monitor) -> Callable[[str], Donor | None]:
+    def find(name: str) -> Donor | None:
+        resolved = model.parent / "recipe.resolved.yaml"
+        if not resolved.is_file():
+            return None
+        recipe = load_recipe(resolved)
+        try:
+            reference = parse_reference(recipe.donor(name).source, recipe.folder)
+            access = Access(fetch=False, fingerprint=True, allow=recipe.donor(name).allow)
+            return open_donor(name, reference, access, f"donor '{name}'", monitor)
+        except DonorError:
+            return None
+
+    return find

@@ -1,0 +1,14 @@
+"""The folder for what can be made again: dequantised donors, file hashes, traces."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """HYBRIDIZER_CACHE, or `hybridizer` in XDG_CACHE_HOME (by default ~/.cache). May not exist yet."""
+    own = os.environ.get("HYBRIDIZER_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybridizer"

@@ -1,0 +1,73 @@
+"""The model card of a spliced model: what it is, which layer came from where, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+
+from hybridizer.planning.plan import LayerRow, Plan
+
+
+def write_card(plan: Plan, licenses: Mapping[str, str | None]) -> str:
+    """README.md for the model folder, with the front matter that model hubs read."""
+    return f"""---
+{_front_matter(plan, licenses)}
+---
+# {plan.name}
+
+A hybrid of {_count(len(plan.donors), "donor")}: {len(plan.layers)} layers, {plan.num_parameters:,} parameters stored.
+Embeddings, final norm, head, tokenizer and chat template come from the host, `{plan.host}`.
+
+| layers | from | kind |
+|---|---|---|
+{chr(10).join(_layer_lines(plan.layers))}
+
+| donor | reference | fingerprint |
+|---|---|---|
+{chr(10).join(_donor_lines(plan))}
+
+Load it with `transformers.AutoModelForCausalLM.from_pretrained`. The origin of every tensor is in `manifest.json`
+(plan `{plan.hash}`); `hybridize verify` checks this folder against it.
+"""
+
+
+def _front_matter(plan: Plan, licenses: Mapping[str, str | None]) -> str:
+    lines = ["library_name: transformers", "tags:", "- hybridizer", "- merge"]
+    bases = [pin.reference for pin in plan.donors.values() if pin.revision is not None]
+    if bases:
+        lines += ["base_model:", *(f"- {reference.partition('@')[0].removeprefix('hub:')}" for reference in bases)]
+    found = {licenses.get(name) for name in plan.donors}
+    if len(found) == 1 and None not in found:
+        lines.append(f"license: {found.pop()}")
+    return "\n".join(lines)
+
+
+def _layer_lines(rows: Iterable[LayerRow]) -> list[str]:
+    lines = []
+    for (source, kind), group in groupby(rows, key=lambda row: (_donors_of(row), row.kind)):
+        run = list(group)
+        first, last = run[0], run[-1]
+        span = f"{first.layer}" if first is last else f"{first.layer}..{last.layer}"
+        donor_layers = ", ".join(_layer_number(row) for row in run)
+        lines.append(f"| {span} | {source}: {donor_layers} | {kind} |")
+    return lines
+
+
+def _donors_of(row: LayerRow) -> str:
+    names = " + ".join(f"`{source.partition('@')[0]}`" for source in row.sources)
+    return names if row.method == "copy" else f"{row.method} of {names}"
+
+
+def _layer_number(row: LayerRow) -> str:
+    return "+".join(source.rpartition(" ")[2] for source in row.sources)
+
+
+def _donor_lines(plan: Plan) -> list[str]:
+    return [
+        f"| `{name}` | `{pin.reference}`{f' at `{pin.revision}`' if pin.revision else ''} | `{pin.fingerprint}` |"
+        for name, pin in plan.donors.items()
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

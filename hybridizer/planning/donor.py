@@ -1,0 +1,41 @@
+"""A donor that can be read, as the donors stage hands it to the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridizer.anatomy.structure import Anatomy
+from hybridizer.checkpoint.folder import Checkpoint
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A donor's files, what they hold, and what pins it.
+
+    `reference` is the user's text; `revision` the commit a hub reference was resolved to; `fingerprint` is
+    `sha256:<hex>` over content, None where it was not asked for. `companions` are the tokenizer, template, generation
+    and licence files by name. `allow` is what the recipe lets pass for this donor.
+    """
+
+    name: str
+    reference: str
+    revision: str | None
+    folder: Path
+    config: Mapping[str, Any]
+    checkpoint: Checkpoint
+    anatomy: Anatomy
+    companions: Mapping[str, Path]
+    fingerprint: str | None = None
+    license: str | None = None
+    allow: tuple[str, ...] = ()
+
+    @property
+    def main_dtype(self) -> str:
+        """The safetensors dtype that holds most of the donor's bytes, such as "BF16"."""
+        num_bytes: dict[str, int] = {}
+        for entry in self.checkpoint.tensors.values():
+            num_bytes[entry.dtype] = num_bytes.get(entry.dtype, 0) + entry.num_bytes
+        return max(sorted(num_bytes), key=lambda dtype: num_bytes[dtype])

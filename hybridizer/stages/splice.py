@@ -1,0 +1,64 @@
+"""Plan -> safetensors: copies byte ranges, and blends or converts only the tensors whose plan says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from hybridizer.checkpoint.header import TensorEntry
+from hybridizer.checkpoint.writer import (
+    OutputTensor,
+    WrittenCheckpoint,
+    check_free_space,
+    required_bytes,
+    write_checkpoint,
+)
+from hybridizer.monitor import Monitor
+from hybridizer.planning.donor import Donor
+from hybridizer.planning.plan import BlendUse, Plan, PlannedTensor
+
+
+def splice(plan: Plan, donors: Mapping[str, Donor], folder: Path, monitor: Monitor) -> WrittenCheckpoint:
+    """Write the plan's tensors into the existing `folder`, which the caller publishes.
+
+    Copied tensors are bit-exact. Memory stays constant, but for a blend, which holds one tensor of each source. Imports no
+    torch unless something is blended or converted. Raises OutputError when the disk is too small or fills up.
+    """
+    tensors = [_output_tensor(plan, tensor, donors) for tensor in plan.tensors]
+    needed = required_bytes(tensors)
+    check_free_space(folder, needed)
+    with monitor.task("splice", needed, "bytes") as advance:
+        return write_checkpoint(
+            folder,
+            tensors,
+            max_shard_bytes=plan.max_shard_bytes,
+            metadata={"format": "pt", "hybridizer_plan": plan.hash},
+            on_progress=advance,
+        )
+
+
+def _output_tensor(plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor]) -> OutputTensor:
+    entries = [donors[origin.donor].checkpoint.tensors[origin.tensor] for origin in tensor.origins]
+    return OutputTensor(tensor.name, tensor.dtype, tensor.shape, _source(plan, tensor, entries))
+
+
+def _source(
+    plan: Plan, tensor: PlannedTensor, entries: list[TensorEntry]
+) -> TensorEntry | Callable[[], Iterable[memoryview]]:
+    if tensor.blend is not None:
+        use = plan.blends[tensor.blend]
+        return lambda: _blended(use, tensor, entries, plan.seed)
+    if entries[0].dtype == tensor.dtype:
+        return entries[0]
+    from hybridizer.adapters.tensors import converted_chunks
+
+    return lambda: converted_chunks(entries[0], tensor.dtype)
+
+
+def _blended(use: BlendUse, tensor: PlannedTensor, entries: list[TensorEntry], seed: int) -> Iterable[memoryview]:
+    from hybridizer.adapters.blending import blend
+    from hybridizer.adapters.tensors import read_tensor, tensor_bytes, torch_dtype
+
+    sources = [read_tensor(entry) for entry in entries]
+    mixed = blend(use.method, sources, use.parameters, use.per_source, use.base, tensor.name, seed)
+    yield tensor_bytes(mixed.to(torch_dtype(tensor.dtype)))

@@ -1,0 +1,134 @@
+"""A model folder -> proof that it is what its manifest says, and that it loads and computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridizer.anatomy.structure import Anatomy, read_anatomy
+from hybridizer.checkpoint.fingerprint import hash_file
+from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
+from hybridizer.errors import Problem, VerificationError
+from hybridizer.monitor import Monitor
+from hybridizer.planning.donor import Donor
+from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
+from hybridizer.records import read_json
+
+PROMPT = "The capital of France is"
+_NUM_PROBE_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One check that held, with what it found."""
+
+    check: str
+    found: str
+
+
+def verify(
+    folder: Path, monitor: Monitor, *, find_donor: Callable[[str], Donor | None], load: bool = True
+) -> tuple[Manifest, tuple[Proof, ...]]:
+    """The manifest of the model in `folder` and everything that was proved of it.
+
+    `find_donor` gives the donor a manifest names, or None where it is not on this machine; it is asked only for an
+    identity splice, whose logits are compared with the donor's bit for bit. Without `load` no torch is imported and
+    what needs the model in memory is left out. Raises VerificationError with what failed.
+    """
+    manifest = read_manifest(folder)
+    proofs = [_check_files(folder, manifest, monitor)]
+    checkpoint = open_checkpoint(folder)
+    config = read_json(folder / "config.json")
+    proofs.append(_check_tensors(folder, checkpoint, manifest))
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+    proofs.append(_check_anatomy(folder, read_anatomy(config, shapes, where=str(folder)), manifest))
+    if load:
+        proofs += _check_loaded(folder, config, manifest, find_donor)
+    return manifest, tuple(proofs)
+
+
+def _fail(where: Path | str, what: str, fix: str = "Build it again.") -> VerificationError:
+    return VerificationError(Problem(str(where), what, fix))
+
+
+def _check_files(folder: Path, manifest: Manifest, monitor: Monitor) -> Proof:
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {FILE_NAME}
+    lost, foreign = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
+    if lost:
+        raise _fail(folder, f"{len(lost)} files of the manifest are not there: {', '.join(lost[:5])}.")
+    if foreign:
+        fix = "Move them out: a loader may prefer them to the model's own files."
+        raise _fail(folder, f"{len(foreign)} files are not in the manifest: {', '.join(foreign[:5])}.", fix)
+    num_bytes = sum((folder / name).stat().st_size for name in manifest.files)
+    with monitor.task("re-hash", num_bytes, "bytes") as advance:
+        for name, expected in manifest.files.items():
+            found = hash_file(folder / name)
+            if found != expected:
+                raise _fail(
+                    folder / name, f"its content hashes to {found[:16]}..., the manifest says {expected[:16]}...."
+                )
+            advance((folder / name).stat().st_size)
+    return Proof("files", f"{len(manifest.files)} files, {num_bytes:,} bytes: every sha256 is the manifest's")
+
+
+def _check_tensors(folder: Path, checkpoint: Checkpoint, manifest: Manifest) -> Proof:
+    found = {name: (entry.dtype, entry.shape) for name, entry in checkpoint.tensors.items()}
+    expected = {name: (tensor.dtype, tensor.shape) for name, tensor in manifest.tensors.items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise _fail(folder, f"tensor '{name}' is {found.get(name)}, the manifest says {expected.get(name)}.")
+    origins = {origin.partition(":")[0] for tensor in manifest.tensors.values() for origin in tensor.origins}
+    return Proof("tensors", f"{len(found)} tensors, each with its origin in {', '.join(sorted(origins))}")
+
+
+def _check_anatomy(folder: Path, anatomy: Anatomy, manifest: Manifest) -> Proof:
+    expected = tuple(row.kind for row in manifest.layers)
+    if anatomy.kinds != expected:
+        first = next(i for i, kind in enumerate(expected) if anatomy.kinds[i : i + 1] != (kind,))
+        what = f"layer {first} is '{anatomy.kinds[first]}' by the config, '{expected[first]}' by the manifest."
+        raise _fail(folder / "config.json", what)
+    ties = "head tied to the embeddings" if anatomy.tied else "head and embeddings apart"
+    return Proof("config", f"{anatomy.num_layers} layers of {anatomy.family}, per-layer settings in order, {ties}")
+
+
+def _check_loaded(
+    folder: Path, config: dict[str, Any], manifest: Manifest, find_donor: Callable[[str], Donor | None]
+) -> Iterator[Proof]:
+    from hybridizer.adapters.proof import compute_logits, generate_text, load_reporting
+
+    remote_code = any(name.endswith(".py") for name in manifest.files)
+    loaded = load_reporting(folder, remote_code=remote_code)
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = getattr(loaded, kind)
+        if names:
+            raise _fail(folder, f"transformers finds {len(names)} tensors {kind}: {', '.join(names[:5])}.")
+    yield Proof("loads", f"{type(loaded.model).__name__}: no tensor missing, unexpected or of another shape")
+    ids = [1 + 37 * i % (config.get("vocab_size", 32000) - 1) for i in range(_NUM_PROBE_TOKENS)]
+    logits = compute_logits(loaded.model, ids)
+    if not bool(logits.isfinite().all()):
+        raise _fail(folder, "its logits are not all finite.", "Scan the donors: hybridize check RECIPE --deep-check")
+    yield Proof("computes", f"finite logits over {len(ids)} tokens")
+    if manifest.identity_of is not None:
+        yield _check_identity(folder, manifest, ids, logits, find_donor(manifest.identity_of))
+    text = generate_text(folder, loaded.model, PROMPT, 16)
+    if text is not None:
+        yield Proof("generates", f"{PROMPT!r} -> {text!r}")
+
+
+def _check_identity(folder: Path, manifest: Manifest, ids: list[int], logits: Any, donor: Donor | None) -> Proof:
+    from hybridizer.adapters.proof import compute_logits, load_reporting
+
+    name = manifest.identity_of
+    if donor is None:
+        return Proof("identity", f"not compared: the donor '{name}' is not on this machine")
+    if donor.fingerprint != manifest.donors[donor.name].fingerprint:
+        return Proof("identity", f"not compared: the donor '{name}' at {donor.reference} has changed since")
+    expected = compute_logits(load_reporting(donor.folder, remote_code="remote_code" in donor.allow).model, ids)
+    if not bool((logits == expected).all()):
+        raise _fail(
+            folder,
+            f"an identity splice of '{name}' whose logits differ by up to {float((logits - expected).abs().max()):.3g}.",
+        )
+    return Proof("identity", f"logits equal those of '{name}' bit for bit")

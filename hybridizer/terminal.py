@@ -1,0 +1,87 @@
+"""How records look in a terminal: progress bars and tables. Everything is drawn on the console it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hybridizer.planning.manifest import Manifest
+from hybridizer.planning.plan import LayerRow, Plan
+from hybridizer.stages.verify import Proof
+
+
+class ConsoleMonitor:
+    """Progress on a console: notes as lines, tasks as bars with the time left. Bars are drawn on terminals only."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(escape(text), highlight=False)
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Draw a bar for `total` units while the block runs; yields the function that advances it."""
+        count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            identifier = progress.add_task(label, total=total)
+            yield lambda advance: progress.advance(identifier, advance)
+
+
+def plan_table(plan: Plan) -> Table:
+    """One row per output layer, with the plan's hash and size as the caption."""
+    table = Table(title=f"{plan.name}: {len(plan.layers)} layers on host '{plan.host}'", title_justify="left")
+    for heading in ("layer", "from", "how", "kind", "parameters", "dtype"):
+        table.add_column(heading, justify="right" if heading in ("layer", "parameters") else "left")
+    for row in plan.layers:
+        sources = escape(" + ".join(row.sources))
+        table.add_row(str(row.layer), sources, row.method, row.kind, f"{row.parameters:,}", row.dtype)
+    table.caption = f"{plan.num_parameters:,} parameters in {len(plan.tensors)} tensors, plan {plan.hash}"
+    table.caption_justify = "left"
+    return table
+
+
+def unused_lines(plan: Plan) -> list[str]:
+    """One line for each reason why tensors of a donor are left out, with their number."""
+    lines = []
+    for donor, reasons in plan.unused.items():
+        for reason in sorted(set(reasons.values())):
+            count = sum(1 for given in reasons.values() if given == reason)
+            lines.append(f"left out of '{donor}': {count} tensors: {reason}")
+    return lines
+
+
+def origins_table(manifest: Manifest) -> Table:
+    """A finished model's layers by runs of one origin and kind."""
+    table = Table(
+        title=f"{manifest.name}: {len(manifest.layers)} layers on host '{manifest.host}'", title_justify="left"
+    )
+    for heading in ("layers", "from", "donor layers", "how", "kind", "parameters"):
+        table.add_column(heading, justify="right" if heading == "parameters" else "left")
+    for (donors, method, kind), group in groupby(manifest.layers, key=_run_key):
+        rows = list(group)
+        numbers = ", ".join("+".join(source.rpartition(" ")[2] for source in row.sources) for row in rows)
+        span = f"{rows[0].layer}" if len(rows) == 1 else f"{rows[0].layer}..{rows[-1].layer}"
+        total = f"{sum(row.parameters for row in rows):,}"
+        table.add_row(span, escape(donors), numbers, method, kind, total)
+    return table
+
+
+def _run_key(row: LayerRow) -> tuple[str, str, str]:
+    return " + ".join(source.rpartition(" ")[0] for source in row.sources), row.method, row.kind
+
+
+def proofs_table(proofs: Iterable[Proof]) -> Table:
+    """The checks that held."""
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    for proof in proofs:
+        table.add_row("[green]ok[/green]", proof.check, escape(proof.found))
+    return table
