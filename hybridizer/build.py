@@ -136,7 +136,7 @@ def read_model_manifest(folder: Path) -> Manifest:
 
 
 def verify_folder(folder: Path, monitor: Monitor, *, load: bool) -> tuple[Manifest, tuple[Proof, ...]]:
-    """Verify a model folder, or the model of a run. An identity splice is compared with its donor where that is at hand."""
+    """Verify a model folder, or the model of a run; an identity splice against its donor, where that is at hand."""
     model = find_model(folder)
     return verify(model, monitor, find_donor=_finder(model, monitor), load=load)
 

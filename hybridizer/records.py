@@ -38,7 +38,7 @@ def to_jsonable(value: Any) -> Any:
 
 
 def content_hash(value: Any) -> str:
-    """`sha256:<hex>` over the canonical JSON of `value` (sorted keys, no spaces): equal values, equal hash, anywhere."""
+    """`sha256:<hex>` over the canonical JSON of `value` (sorted keys, no spaces): equal for equal values, anywhere."""
     canonical = json.dumps(
         to_jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
@@ -51,7 +51,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises CheckpointError naming file and line when it is missing, not UTF-8 or not JSON."""
+    """The JSON value in `path`. Raises CheckpointError with file and line when it is missing, not UTF-8 or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -15,4 +15,4 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path, monkeypat
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_file(path, "new")
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+    assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]

@@ -1,1 +1,1 @@
-"""What an output model is made of: which donor gives each layer, whether the joins hold, one source for every tensor."""
+"""What an output model is made of: the donor of each layer, whether the joins hold, one source for every tensor."""

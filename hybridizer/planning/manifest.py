@@ -1,4 +1,4 @@
-"""The manifest: what a finished model folder holds and where each tensor came from. Written last; no manifest, not finished."""
+"""The manifest: what a model folder holds and where each tensor came from. Written last; no manifest, not finished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan: one source for every output tensor, a use or a reason for every donor tensor. Printed, hashed, run later."""
+"""The plan: one source for every output tensor, a use or a reason for every donor tensor. Printed, hashed, then run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class BlendUse:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """An output tensor. One origin is copied (and converted where `dtype` differs); several go through blend `blend`."""
+    """An output tensor. One origin is copied, and converted where `dtype` differs; several go through blend `blend`."""
 
     name: str
     dtype: str

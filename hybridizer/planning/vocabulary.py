@@ -14,8 +14,8 @@ _OTHER_FORMATS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 def compare_vocabularies(host: Donor, donor: Donor) -> str | None:
     """One sentence that names the first difference between the two vocabularies; None when they agree.
 
-    They agree when every token both know has one id, and neither has regular tokens the other lacks. Special tokens that
-    only one side has do no harm, since the host's tokenizer is the one that is kept.
+    They agree when every token both know has one id, and neither has regular tokens the other lacks. Special tokens
+    that only one side has do no harm, since the host's tokenizer is the one that is kept.
     """
     if donor.anatomy.vocab_size != host.anatomy.vocab_size:
         return (

@@ -21,8 +21,8 @@ from hybridizer.planning.plan import BlendUse, Plan, PlannedTensor
 def splice(plan: Plan, donors: Mapping[str, Donor], folder: Path, monitor: Monitor) -> WrittenCheckpoint:
     """Write the plan's tensors into the existing `folder`, which the caller publishes.
 
-    Copied tensors are bit-exact. Memory stays constant, but for a blend, which holds one tensor of each source. Imports no
-    torch unless something is blended or converted. Raises OutputError when the disk is too small or fills up.
+    Copied tensors are bit-exact. Memory stays constant, but for a blend, which holds one tensor of each source.
+    Imports no torch unless something is blended or converted. Raises OutputError when the disk is too small or fills up.
     """
     tensors = [_output_tensor(plan, tensor, donors) for tensor in plan.tensors]
     needed = required_bytes(tensors)

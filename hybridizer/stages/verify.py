@@ -127,8 +127,6 @@ def _check_identity(folder: Path, manifest: Manifest, ids: list[int], logits: An
         return Proof("identity", f"not compared: the donor '{name}' at {donor.reference} has changed since")
     expected = compute_logits(load_reporting(donor.folder, remote_code="remote_code" in donor.allow).model, ids)
     if not bool((logits == expected).all()):
-        raise _fail(
-            folder,
-            f"an identity splice of '{name}' whose logits differ by up to {float((logits - expected).abs().max()):.3g}.",
-        )
+        apart = float((logits - expected).abs().max())
+        raise _fail(folder, f"an identity splice of '{name}' whose logits differ by up to {apart:.3g}.")
     return Proof("identity", f"logits equal those of '{name}' bit for bit")
