@@ -16,9 +16,11 @@ from hybridizer.recipe.sizes import parse_size
 from hybridizer.recipe.tree import clip, show
 
 # No separators, no signs that a shell or a file system takes for its own, no dot or blank at either end.
-_SIGNS = r"/\\:*?\"<>|\x00-\x1f\x7f"
+_SIGNS = r'/\\:*?"<>|\x00-\x1f\x7f'
 _NAME = re.compile(rf"[^.\- {_SIGNS}]([^{_SIGNS}]{{0,98}}[^. {_SIGNS}])?")
 _DONOR_NAME = re.compile(r"\w([\w-]{0,62}\w)?")
+# Editors' \w knows ASCII only; theirs is the wider net: no blanks, and of ASCII punctuation only - and _.
+_DONOR_NAME_FOR_EDITORS = r"^[^\s!-,./:-@\[-\^`{-~]{1,64}$"
 
 
 def _at_door(read: Callable[[Any], Any]) -> PlainValidator:
@@ -93,7 +95,7 @@ NameField: TypeAlias = Annotated[
     str | None, _at_door(read_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})
 ]
 DonorNameField: TypeAlias = Annotated[
-    str, _at_door(_read_donor_name), WithJsonSchema({"type": "string", "pattern": f"^{_DONOR_NAME.pattern}$"})
+    str, _at_door(_read_donor_name), WithJsonSchema({"type": "string", "pattern": _DONOR_NAME_FOR_EDITORS})
 ]
 LayersField: TypeAlias = Annotated[
     tuple[range, ...] | None,

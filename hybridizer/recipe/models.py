@@ -42,7 +42,13 @@ class Section(BaseModel):
     """A part of a recipe: no other keys, no conversions ("true" is not 1), no changes."""
 
     # Built at first use, and then only the root with everything inside it: a third of the time of one by one.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        defer_build=True,
+        model_title_generator=lambda model: model.__name__.removesuffix("Model"),
+    )
 
 
 class DonorModel(Section):
@@ -127,7 +133,9 @@ class LayoutModel(Section):
     deep: TextField | None = Field(default=None, description="the donor of the layers near the output")
     shallow: TextField | None = Field(default=None, description="the donor of the layers near the input")
     boundary: BoundaryField = Field(
-        default=None, description="where deep begins: a share of the depth such as 0.5, or its first layer such as 15"
+        default=None,
+        description="where deep begins: a share of the depth such as 0.5, or its first layer such as 15",
+        json_schema_extra={"default": DEFAULT_BOUNDARY},
     )
     slices: list[SliceModel] | None = Field(
         default=None, min_length=1, description="the output layers from shallow to deep, in full"

@@ -11,7 +11,7 @@ from hybridizer.recipe.tree import clip, show
 _UNITS = {"b": 1, **{f"{p}b": 1000 ** (i + 1) for i, p in enumerate("kmgt")}}
 _BINARY_UNITS = {f"{p}ib": 1024 ** (i + 1) for i, p in enumerate("kmgt")}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]?i?b)", re.IGNORECASE)
-MAX_BYTES = 2**63 - 1
+MAX_BYTES = 10**18 - 1  # as many digits as a recipe's numbers may have
 
 
 def parse_size(value: object, where: str = "size") -> int:

@@ -1,0 +1,33 @@
+"""The JSON Schema of recipes, for editors: it accepts every recipe that loads, and some that loading refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from hybridizer.recipe.models import RecipeModel
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema (draft 2020-12) with titles, descriptions, defaults, choices and patterns."""
+    schema = RecipeModel.model_json_schema(schema_generator=_Generator)
+    donors = schema["properties"]["donors"]
+    ((pattern, donor),) = donors["patternProperties"].items()
+    source = schema["$defs"]["DonorModel"]["properties"]["source"]
+    donors["patternProperties"] = {pattern: {"anyOf": [source, donor]}}
+    donors["additionalProperties"] = False
+    return {"$schema": DIALECT} | schema
+
+
+class _Generator(GenerateJsonSchema):
+    """A key that may be left out may not be null: in the models None stands for what was left out."""
+
+    def nullable_schema(self, schema: Any) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: Any) -> JsonSchemaValue:
+        inner = super().default_schema(schema)
+        return {key: value for key, value in inner.items() if (key, value) != ("default", None)}
