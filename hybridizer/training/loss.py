@@ -1,0 +1,127 @@
+"""Cross-entropy over a vocabulary of any size without ever holding all logits.
+
+Logits exist for a few hundred tokens at a time. The loss is the root of the graph, so its gradient is known up to one
+factor while the logits are at hand: the backward pass only multiplies, and no product is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+IGNORED = -100
+CHUNK_BYTES = 64 * 2**20  # of float32 logits; in cache-sized pieces a CPU spends a fifth of the time on the softmax
+
+Head = Callable[[Tensor], Tensor]
+
+
+def cross_entropy_sum(
+    hidden: Tensor, head: Head, parameters: Sequence[Tensor], targets: Tensor, chunk_bytes: int = CHUNK_BYTES
+) -> Tensor:
+    """Sum over tokens of -ln p(target), a float32 scalar in nats; tokens whose target is -100 count nothing.
+
+    `hidden` (tokens, width) goes through `head` -> (tokens, vocabulary), whatever that does: a bare `nn.Linear` takes a
+    faster path, a head with biases, scales or soft-caps is differentiated chunk by chunk by autograd. `parameters` are
+    those of the head; they get gradients if they require them. Softmax and sum are in float32 whatever comes in. The
+    same input gives the same bits. `targets` is (tokens,) of int64. At most `chunk_bytes` of float32 logits exist.
+    """
+    assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
+    loss: Tensor
+    if type(head) is nn.Linear and head.bias is None:
+        chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
+        loss = _LinearLoss.apply(hidden, head.weight, targets, chunk_tokens)  # type: ignore[no-untyped-call]
+    else:
+        loss = _HeadLoss.apply(hidden, targets, head, chunk_bytes, *parameters)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _LinearLoss(torch.autograd.Function):
+    """The loss behind `hidden @ weight.T`, softmax in place, gradients written out by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        weight_cast = weight.to(hidden.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        buffer = hidden.new_empty((min(chunk_tokens, len(hidden)), len(weight)))
+        for start in range(0, len(hidden), chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            piece, counted = hidden[rows], targets[rows] != IGNORED
+            target = targets[rows].clamp_min(0)[:, None]
+            logits = torch.mm(piece, weight_cast.T, out=buffer[: len(piece)]).float()
+            losses = _softmax_(logits, target)
+            total += torch.where(counted, losses, 0.0).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            logits.scatter_add_(-1, target, logits.new_full((1, 1), -1.0).expand_as(target))
+            slope = logits if logits.dtype == hidden.dtype else buffer[: len(piece)].copy_(logits)
+            if grad_hidden is not None:
+                torch.mm(slope, weight_cast, out=grad_hidden[rows])
+                grad_hidden[rows].mul_(counted[:, None])
+            if grad_weight is not None:
+                grad_weight += slope.T @ (piece * counted[:, None])
+        ctx.grads = grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_scale(ctx.grads, grad_outputs[0]), None, None)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """The loss behind any head function, by autograd within each chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, chunk_bytes: int, *parameters: Tensor) -> Tensor:
+        wanted = [p for p, needed in zip(parameters, ctx.needs_input_grad[4:], strict=True) if needed]
+        sums = [torch.zeros_like(p, dtype=torch.float32) for p in wanted]
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        chunk_tokens = max(1, chunk_bytes // (4 * _vocabulary(head, hidden)))
+        for start in range(0, len(hidden), chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            piece = hidden[rows].detach().requires_grad_(grad_hidden is not None)
+            with torch.set_grad_enabled(bool(wanted) or grad_hidden is not None):
+                loss = functional.cross_entropy(
+                    head(piece).float(), targets[rows], ignore_index=IGNORED, reduction="sum"
+                )
+            total += loss.detach()
+            leaves = ([] if grad_hidden is None else [piece]) + wanted
+            grads = list(torch.autograd.grad(loss, leaves)) if leaves else []
+            if grad_hidden is not None:
+                grad_hidden[rows] = grads.pop(0)
+            for grad_sum, grad in zip(sums, grads, strict=True):
+                grad_sum.add_(grad)
+        found = iter(total_grad.to(p.dtype) for total_grad, p in zip(sums, wanted, strict=True))
+        ctx.grads = (grad_hidden, *(next(found) if needed else None for needed in ctx.needs_input_grad[4:]))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, *rest = _scale(ctx.grads, grad_outputs[0])
+        return (grad_hidden, None, None, None, *rest)
+
+
+def _softmax_(logits: Tensor, target: Tensor) -> Tensor:
+    """Replace `logits` (tokens, vocabulary) by their softmax; -ln p(target) of each token, finite for any logits.
+
+    -ln p is taken from the largest entry, which never underflows, and not from p(target), which does.
+    """
+    top, wanted = logits.amax(-1), logits.gather(-1, target)[:, 0]
+    torch.softmax(logits, -1, out=logits)
+    return top - logits.amax(-1).log() - wanted
+
+
+def _vocabulary(head: Head, hidden: Tensor) -> int:
+    with torch.no_grad():
+        return head(hidden[:1]).shape[-1]
+
+
+def _scale(grads: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+    return [None if grad is None else grad.mul_(factor) for grad in grads]

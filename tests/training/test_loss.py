@@ -1,0 +1,114 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hybridizer.training.loss import IGNORED, cross_entropy_sum
+
+TOKENS, WIDTH, VOCABULARY = 37, 24, 301
+
+
+class SoftCapped(nn.Module):
+    """A head as Gemma and Cohere have them: scaled, biased, capped."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, hidden):
+        return 5 * torch.tanh(self.linear(hidden) * 0.7 / 5)
+
+
+def case(head, dtype=torch.float32):
+    torch.manual_seed(0)
+    head = head.to(dtype)
+    hidden = torch.randn(TOKENS, WIDTH, dtype=dtype, requires_grad=True)
+    targets = torch.randint(VOCABULARY, (TOKENS,))
+    targets[[0, 5, 36]] = IGNORED
+    return head, hidden, targets
+
+
+def gradients(loss, head, hidden):
+    return torch.autograd.grad(loss, [hidden, *head.parameters()])
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 64])
+@pytest.mark.parametrize("make_head", [lambda: nn.Linear(WIDTH, VOCABULARY, bias=False), SoftCapped])
+def test_value_and_gradients_are_those_of_torch_cross_entropy(make_head, chunk_tokens):
+    head, hidden, targets = case(make_head())
+    loss = cross_entropy_sum(hidden, head, list(head.parameters()), targets, chunk_bytes=4 * VOCABULARY * chunk_tokens)
+    expected = functional.cross_entropy(head(hidden), targets, ignore_index=IGNORED, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    ours, theirs = gradients(0.3 * loss, head, hidden), gradients(0.3 * expected, head, hidden)
+    for our, their in zip(ours, theirs, strict=True):
+        # Two float32 sums of a few hundred terms of size 1 in another order.
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make_head", [lambda: nn.Linear(WIDTH, VOCABULARY, bias=False), SoftCapped])
+def test_bfloat16_stays_within_its_own_rounding_of_float32(make_head):
+    head, hidden, targets = case(make_head(), torch.bfloat16)
+    loss = cross_entropy_sum(hidden, head, list(head.parameters()), targets)
+    assert loss.dtype == torch.float32
+    ours = gradients(loss, head, hidden)
+    exact = functional.cross_entropy(head(hidden).float(), targets, ignore_index=IGNORED, reduction="sum")
+    torch.testing.assert_close(loss, exact, rtol=1e-5, atol=0)
+    for our, their in zip(ours, gradients(exact, head, hidden), strict=True):
+        assert our.dtype == torch.bfloat16
+        # bfloat16 keeps 8 bits: one rounding of the slopes (2**-8) and one of the sum.
+        assert (our - their).float().norm() <= 2**-7 * their.float().norm()
+
+
+def test_the_same_input_gives_the_same_bits():
+    head, hidden, targets = case(nn.Linear(WIDTH, VOCABULARY, bias=False))
+    runs = []
+    for _ in range(2):
+        loss = cross_entropy_sum(hidden, head, list(head.parameters()), targets, chunk_bytes=4 * VOCABULARY * 8)
+        runs.append((loss, *gradients(loss, head, hidden)))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_a_frozen_head_gets_no_gradient_and_none_is_computed():
+    head, hidden, targets = case(nn.Linear(WIDTH, VOCABULARY, bias=False))
+    head.requires_grad_(False)
+    cross_entropy_sum(hidden, head, list(head.parameters()), targets).backward()
+    assert head.weight.grad is None
+    assert hidden.grad.abs().sum() > 0
+
+
+def test_a_low_precision_frozen_head_serves_float32_activations():
+    head, hidden, targets = case(nn.Linear(WIDTH, VOCABULARY, bias=False))
+    low = nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    head.weight.data = low.weight.float()
+    same = cross_entropy_sum(hidden, low, [low.weight], targets)
+    assert torch.equal(same, cross_entropy_sum(hidden, head, [head.weight], targets))
+
+
+def test_ignored_tokens_have_no_loss_and_no_gradient():
+    head, hidden, _ = case(nn.Linear(WIDTH, VOCABULARY, bias=False))
+    loss = cross_entropy_sum(hidden, head, [head.weight], torch.full((TOKENS,), IGNORED))
+    loss.backward()
+    assert loss == 0 and not hidden.grad.any() and not head.weight.grad.any()
+
+
+def test_hopeless_tokens_have_a_finite_loss():
+    head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+    head.weight.data.zero_()
+    head.weight.data[3] = 1e4
+    loss = cross_entropy_sum(torch.ones(1, WIDTH), head, [head.weight], torch.tensor([4]))
+    assert loss == WIDTH * 1e4
+
+
+def test_no_gradient_work_without_gradients():
+    head, hidden, targets = case(nn.Linear(WIDTH, VOCABULARY, bias=False))
+    with torch.no_grad():
+        silent = cross_entropy_sum(hidden, head, [head.weight], targets)
+    assert torch.equal(silent, cross_entropy_sum(hidden, head, [head.weight], targets).detach())
+
+
+def test_all_logits_never_exist_at_once(monkeypatch):
+    head, hidden, targets = case(SoftCapped())
+    seen = []
+    head.linear.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    cross_entropy_sum(hidden, head, list(head.parameters()), targets, chunk_bytes=4 * VOCABULARY * 8)
+    assert max(seen) == 8 and sum(seen) == TOKENS + 1  # one token asks how wide the vocabulary is
