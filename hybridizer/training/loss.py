@@ -33,7 +33,7 @@ def cross_entropy_sum(
     loss: Tensor
     if type(head) is nn.Linear and head.bias is None:
         chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
-        loss = _LinearLoss.apply(hidden, head.weight, targets, chunk_tokens)  # type: ignore[no-untyped-call]
+        loss = _LinearLoss.apply(hidden, head.weight, targets, chunk_tokens)
     else:
         loss = _HeadLoss.apply(hidden, targets, head, chunk_bytes, *parameters)  # type: ignore[no-untyped-call]
     return loss
