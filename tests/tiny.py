@@ -61,8 +61,8 @@ SIZES: Mapping[str, Any] = {
     "ssm_state_size": 16, "state_size": 16, "n_groups": 1, "n_mamba_heads": 2, "chunk_size": 16,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
     "d_rel": 8, "rel_extent": 16, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16,
-    "linear_head_dim": 16, "linear_num_heads": 4, "conv_L_cache": 3, "block_auto_adjust_ff_dim": False, "use_mem_rank": 8,
-    "adapter_rank": 8, "dim_model_base": 64,
+    "linear_head_dim": 16, "linear_num_heads": 4, "conv_L_cache": 3, "use_mem_rank": 8,
+    "adapter_rank": 8, "dim_model_base": 64, "block_auto_adjust_ff_dim": False,
 }  # fmt: skip
 
 # What a family needs beyond its sizes, chosen so that every kind of layer occurs and neighbours differ.
@@ -203,8 +203,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
 }
 
 # Causal-LM families of transformers 5.23 that `make_tiny` builds and that are decoders of one list of layers.
-FAMILIES = tuple(
-    """
+_FAMILIES = """
     afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba biogpt bitnet bloom codegen cohere cohere2
     cohere2_moe cohere_compass_text ctrl cwm dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 diffllama
     doge dots1 dots3_note_text ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba
@@ -218,8 +217,8 @@ FAMILIES = tuple(
     persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next
     qwen4_exp_text recurrent_gemma rwkv seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm xlstm
     youtu zamba zamba2 zaya
-    """.split()
-)
+"""
+FAMILIES = tuple(_FAMILIES.split())
 
 
 def tiny_config(model_type: str, **overrides: Any) -> Any:
