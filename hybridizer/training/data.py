@@ -1,0 +1,207 @@
+"""Which tokens the model sees at which step: a pure function of sources, weights, seed and step.
+
+Nothing is read ahead of time and nothing is consumed: the state of the data is the number of the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hybridizer.errors import InputError, Problem, RecipeError
+from hybridizer.records import content_hash
+from hybridizer.training.loss import IGNORED
+from hybridizer.training.packing import Pieces, cut_documents, pack, padded_rows
+from hybridizer.training.shards import Shard
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How much is drawn and how it is laid out.
+
+    `tokens` in all (the last step rounds up), in rows of `sequence` tokens, `rows_per_step` rows to one optimizer step.
+    `heldout_share` (0..1) of the documents, by their hash, never train. `packed` puts several documents into a row.
+    """
+
+    tokens: int
+    sequence: int = 1024
+    rows_per_step: int = 8
+    heldout_share: float = 0.02
+    seed: int = 0
+    packed: bool = True
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards that belong together and the share of the training tokens they give, relative to the other sources."""
+
+    name: str
+    shards: tuple[Shard, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one source gave: the tokens it has for training, those taken, and how often it was gone through."""
+
+    name: str
+    tokens: int
+    tokens_taken: int
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one micro-batch: int64 tensors of shape (rows, sequence).
+
+    `position_ids` restart at 0 where a document begins: that is what keeps documents apart. `targets` hold the next
+    token, and IGNORED at the last token of each piece and on padding.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    targets: Tensor
+
+
+class TrainingData:
+    """The rows of a whole run. `identity` names sources, settings and order: equal identity, equal batches."""
+
+    def __init__(self, sources: Sequence[Source], settings: DataSettings, pad_id: int = 0) -> None:
+        _refuse_bad_settings(sources, settings)
+        self.settings, self._pad_id = settings, pad_id
+        shards = [shard for source in sources for shard in source.shards]
+        self._tokens = [shard.tokens for shard in shards]
+        self._offsets = np.cumsum([0, *(len(shard.tokens) for shard in shards)])
+        generator = np.random.default_rng(settings.seed)
+        pieces, self.drawn = self._draw(sources, generator)
+        size = settings.sequence
+        self.packed = pack(pieces, size, generator) if settings.packed else padded_rows(pieces, size)
+        self.num_steps = -(-self.packed.num_rows // settings.rows_per_step)
+        facts = [(source.name, source.weight, [shard.folder.name for shard in source.shards]) for source in sources]
+        self.identity = content_hash([settings, facts, pad_id])
+
+    def batches(self, step: int, rank: int = 0, num_ranks: int = 1, rows_per_batch: int | None = None) -> list[Batch]:
+        """The micro-batches of one step for one of `num_ranks` processes, `rows_per_batch` rows each at most.
+
+        Every process gets the same number of rows; when rows run out in the last step, empty ones fill up.
+        """
+        per_rank = self.settings.rows_per_step // num_ranks
+        first = step * self.settings.rows_per_step + rank * per_rank
+        size = rows_per_batch or per_rank
+        return [self._batch(range(at, min(at + size, first + per_rank))) for at in range(first, first + per_rank, size)]
+
+    def num_targets(self, step: int) -> int:
+        """How many tokens are predicted in one step, over all processes: what the loss is divided by."""
+        rows = self.settings.rows_per_step
+        starts = self.packed.starts[step * rows : (step + 1) * rows + 1]
+        return int((self.packed.pieces[starts[0] : starts[-1], 1] - 1).sum())
+
+    def _batch(self, rows: range) -> Batch:
+        shape = (len(rows), self.settings.sequence)
+        ids = np.full(shape, self._pad_id, np.int64)
+        positions = np.tile(np.arange(shape[1]), (len(rows), 1))
+        targets = np.full(shape, IGNORED, np.int64)
+        for line, row in enumerate(rows):
+            at = 0
+            for begin, length in self._row(row):
+                piece = self._read(int(begin), int(length))
+                ids[line, at : at + length] = piece
+                positions[line, at:] = np.arange(shape[1] - at)
+                targets[line, at : at + length - 1] = piece[1:]
+                at += length
+            positions[line, at:] = np.arange(shape[1] - at)
+        return Batch(*(torch.from_numpy(array) for array in (ids, positions, targets)))
+
+    def _row(self, row: int) -> Pieces:
+        if row >= self.packed.num_rows:
+            return np.empty((0, 2), np.int64)
+        pieces: Pieces = self.packed.pieces[self.packed.starts[row] : self.packed.starts[row + 1]]
+        return pieces
+
+    def _read(self, begin: int, length: int) -> npt.NDArray[np.int64]:
+        shard = int(np.searchsorted(self._offsets, begin, side="right")) - 1
+        start = begin - int(self._offsets[shard])
+        return np.asarray(self._tokens[shard][start : start + length], np.int64)
+
+    def _draw(self, sources: Sequence[Source], generator: np.random.Generator) -> tuple[Pieces, tuple[Drawn, ...]]:
+        """Pieces of all sources in one shuffled order, each source with its share of the tokens."""
+        total_weight = sum(source.weight for source in sources)
+        drawn, kept, first_shard = [], [], 0
+        for source in sources:
+            offsets = self._offsets[first_shard : first_shard + len(source.shards)]
+            first_shard += len(source.shards)
+            pieces = _training_pieces(source, offsets, self.settings)
+            budget = round(self.settings.tokens * source.weight / total_weight)
+            taken, facts = _take(source.name, pieces, budget, generator)
+            kept.append(taken)
+            drawn.append(facts)
+        pieces = np.concatenate(kept)
+        return pieces[generator.permutation(len(pieces))], tuple(drawn)
+
+
+def heldout_documents(shard: Shard, share: float) -> npt.NDArray[np.bool_]:
+    """True for the documents of `shard` that are held out: a question of their text alone, the same in every run."""
+    return shard.keys < np.uint64(int(share * 2**64)) if share > 0 else np.zeros(len(shard.keys), bool)
+
+
+def _training_pieces(source: Source, offsets: npt.NDArray[np.int64], settings: DataSettings) -> Pieces:
+    pieces = []
+    for shard, offset in zip(source.shards, offsets, strict=True):
+        ends = np.asarray(shard.ends)
+        begins = np.concatenate([[0], ends[:-1]])
+        train = ~heldout_documents(shard, settings.heldout_share)
+        pieces.append(cut_documents(begins[train] + offset, (ends - begins)[train], settings.sequence))
+    found = np.concatenate(pieces)
+    if not len(found):
+        what = (
+            f"nothing to train on: no document of two tokens or more outside the held-out {settings.heldout_share:g}."
+        )
+        raise InputError(Problem(source.name, what, "Give more text, or lower the held-out share."))
+    return found
+
+
+def _take(name: str, pieces: Pieces, budget: int, generator: np.random.Generator) -> tuple[Pieces, Drawn]:
+    """Whole pieces of at least `budget` tokens, gone through as often as needed, shuffled anew each time."""
+    available = int(pieces[:, 1].sum())
+    epochs = -(-budget // available)
+    order = np.concatenate([generator.permutation(len(pieces)) for _ in range(max(epochs, 1))])
+    totals = np.cumsum(pieces[order, 1])
+    count = int(np.searchsorted(totals, budget)) + 1
+    taken = pieces[order[:count]]
+    tokens = int(taken[:, 1].sum())
+    return taken, Drawn(name, available, tokens, tokens / available)
+
+
+def _refuse_bad_settings(sources: Sequence[Source], settings: DataSettings) -> None:
+    wrong = {
+        "tokens": settings.tokens < 1,
+        "sequence": settings.sequence < 2,
+        "rows_per_step": settings.rows_per_step < 1,
+        "heldout_share": not 0 <= settings.heldout_share < 1,
+        "data": not sources or any(not source.weight > 0 for source in sources),
+    }
+    problems = [
+        Problem(
+            f"train.{name}",
+            f"{getattr(settings, name, 'no source, or a weight that is not above 0')} is out of range.",
+            fix,
+        )
+        for name, fix in _RANGES.items()
+        if wrong[name]
+    ]
+    if problems:
+        raise RecipeError(*problems)
+
+
+_RANGES = {
+    "tokens": "Give a positive number of tokens.",
+    "sequence": "Give at least 2 tokens a row.",
+    "rows_per_step": "Give at least one row a step.",
+    "heldout_share": "Give a share from 0 up to but not including 1.",
+    "data": "Give at least one source, each with a weight above 0.",
+}

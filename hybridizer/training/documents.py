@@ -1,0 +1,198 @@
+"""Files of text, one document after the other, with every record that cannot be used counted and named.
+
+A `.txt` or `.md` file is one document; `.jsonl` holds one a line in a named field; `.parquet` one a row in a named
+column. Each may be compressed (.gz, .bz2, .xz, and .zst where the package `zstandard` is installed).
+"""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from hybridizer.errors import InputError, Problem
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst")
+MAX_LISTED = 20
+
+
+@dataclass
+class BadRecords:
+    """Records left out: how many for each reason, and where the first MAX_LISTED of each reason are."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    listed: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str) -> None:
+        """Count one record as left out for `reason`."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        if self.counts[reason] <= MAX_LISTED:
+            self.listed.setdefault(reason, []).append(where)
+
+
+def find_files(pattern: str, folder: Path) -> tuple[Path, ...]:
+    """The files that `pattern` (a path or a glob with ** for any depth, relative to `folder`) names, sorted.
+
+    Raises InputError when there is none, or when one is of a kind that cannot be read.
+    """
+    names = glob.glob(str(folder / pattern), recursive=True)  # noqa: PTH207 -- Path.glob takes no absolute pattern
+    found = sorted(path for path in map(Path, names) if path.is_file())
+    if not found:
+        raise InputError(Problem(pattern, f"no file in {folder} matches.", "Check the path; ** matches any depth."))
+    problems = [problem for path in found if (problem := _kind_problem(path)) is not None]
+    if problems:
+        raise InputError(*problems)
+    return tuple(found)
+
+
+def read_documents(path: Path, text_field: str, max_bytes: int, bad: BadRecords) -> Iterator[str]:
+    """The documents of one file, in order; what is empty, not UTF-8, too long, or lacks the field goes to `bad`.
+
+    `max_bytes` limits one document in UTF-8. Raises InputError when the file as a whole cannot be read: damaged
+    compression, damaged Parquet.
+    """
+    for where, text in _records(path, text_field, bad):
+        if not text.strip():
+            bad.add("empty", where)
+        elif len(text) * 4 > max_bytes and len(text.encode(errors="replace")) > max_bytes:
+            bad.add(f"longer than {max_bytes} bytes", where)
+        elif not _encodable(text):
+            bad.add("not UTF-8", where)
+        else:
+            yield text
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of the file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _records(path: Path, text_field: str, bad: BadRecords) -> Iterator[tuple[str, str]]:
+    kind, opener = _kind(path), _opener(path)
+    try:
+        if kind == ".parquet":
+            yield from _parquet_rows(path, text_field, bad)
+            return
+        with opener(path) as file:
+            yield from _json_lines(path, file, text_field, bad) if kind == ".jsonl" else _whole(path, file, bad)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        fix = "Restore the file, or leave it out of `data`."
+        raise InputError(Problem(str(path), f"cannot be read: {error}.", fix)) from error
+
+
+def _whole(path: Path, file: BinaryIO, bad: BadRecords) -> Iterator[tuple[str, str]]:
+    text = _decoded(file.read(), str(path), bad)
+    if text is not None:
+        yield str(path), text.removeprefix("\ufeff")
+
+
+def _json_lines(path: Path, file: BinaryIO, text_field: str, bad: BadRecords) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(file, start=1):
+        where = f"{path}:{number}"
+        text = _decoded(line, where, bad)
+        if text is None:
+            continue
+        if not text.strip():
+            bad.add("empty", where)
+            continue
+        try:
+            record = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            bad.add("not JSON", where)
+            continue
+        value = record.get(text_field) if isinstance(record, dict) else None
+        if isinstance(value, str):
+            yield where, value
+        else:
+            bad.add(f"no text in field '{text_field}'", where)
+
+
+def _parquet_rows(path: Path, text_field: str, bad: BadRecords) -> Iterator[tuple[str, str]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if text_field not in names:
+            found = f"has no column '{text_field}'; it has {', '.join(names)}."
+            raise InputError(Problem(str(path), found, "Name one of its columns as `field`."))
+        number = 0
+        for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                if isinstance(value, str):
+                    yield f"{path}:row {number}", value
+                else:
+                    bad.add(f"no text in field '{text_field}'", f"{path}:row {number}")
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(Problem(str(path), f"damaged Parquet: {error}.", "Restore the file.")) from error
+
+
+def _decoded(data: bytes, where: str, bad: BadRecords) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        bad.add("not UTF-8", where)
+        return None
+
+
+def _encodable(text: str) -> bool:
+    """Whether `text` has no lone surrogates, which JSON escapes can smuggle in and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says how records lie in the file, compression looked through."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in _openers() else path.suffix.lower()
+
+
+def _kind_problem(path: Path) -> Problem | None:
+    known = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
+    if _kind(path) not in known:
+        fix = f"Give {', '.join(known)}, or one of these compressed with {', '.join(_openers())}."
+        return Problem(str(path), f"'{_kind(path) or path.name}' is no kind of text file known here.", fix)
+    missing = {".parquet": "pyarrow", ".zst": "zstandard"}
+    for suffix, package in missing.items():
+        if suffix in (_kind(path), path.suffix.lower()) and not _installed(package):
+            return Problem(str(path), f"reading {suffix} needs the package {package}.", f"pip install {package}")
+    return None
+
+
+def _installed(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
+
+
+def _opener(path: Path) -> Callable[[Path], BinaryIO]:
+    return _openers().get(path.suffix.lower(), lambda plain: plain.open("rb"))
+
+
+def _openers() -> dict[str, Callable[[Path], BinaryIO]]:
+    return {
+        ".gz": lambda path: io.BufferedReader(gzip.open(path)),
+        ".bz2": lambda path: io.BufferedReader(bz2.open(path)),
+        ".xz": lambda path: io.BufferedReader(lzma.open(path)),
+        ".zst": _open_zstandard,
+    }
+
+
+def _open_zstandard(path: Path) -> BinaryIO:
+    import zstandard
+
+    return io.BufferedReader(zstandard.open(path))

@@ -1,0 +1,95 @@
+"""Best-fit packing: pieces of documents into rows of exactly the training length, with as little padding as can be.
+
+Only documents longer than a row are cut, and only at multiples of the row length. Source of the method: arXiv
+2404.10830, which packs a whole corpus at once; we pack a window of pieces at a time, so that memory stays bounded and
+the order stays close to the shuffled one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+WINDOW_PIECES = 16_384
+MIN_PIECE = 2  # a single token predicts nothing
+
+Pieces = npt.NDArray[np.int64]  # (pieces, 2): where a piece starts in the concatenated sources, and its length
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of pieces: row r holds `pieces[starts[r]:starts[r + 1]]`, of together at most `row_tokens` tokens."""
+
+    pieces: Pieces
+    starts: npt.NDArray[np.int64]
+    row_tokens: int
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return len(self.starts) - 1
+
+    @property
+    def fill(self) -> float:
+        """The share of positions that hold a token of a document, 0..1."""
+        return float(self.pieces[:, 1].sum() / (self.num_rows * self.row_tokens)) if self.num_rows else 0.0
+
+
+def cut_documents(begins: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], row_tokens: int) -> Pieces:
+    """Documents as pieces of at most `row_tokens`, in their order; a rest of fewer than MIN_PIECE tokens is dropped."""
+    counts = np.maximum(-(-lengths // row_tokens), 1)
+    owner = np.repeat(np.arange(len(lengths)), counts)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begin = begins[owner] + number * row_tokens
+    length = np.minimum(lengths[owner] - number * row_tokens, row_tokens)
+    pieces = np.stack([begin, length], axis=1).astype(np.int64)
+    kept: Pieces = pieces[length >= MIN_PIECE]
+    return kept
+
+
+def pack(pieces: Pieces, row_tokens: int, generator: np.random.Generator) -> Packed:
+    """All `pieces` in rows, windows of WINDOW_PIECES in the order given, rows shuffled within each window.
+
+    Deterministic for a generator in the same state. Rows of a window that are less than half full join the next one.
+    """
+    rows: list[list[int]] = []
+    waiting: list[int] = []
+    for first in range(0, len(pieces), WINDOW_PIECES):
+        window = [*waiting, *range(first, min(first + WINDOW_PIECES, len(pieces)))]
+        packed = best_fit([int(pieces[i, 1]) for i in window], row_tokens)
+        found = [[window[i] for i in row] for row in packed]
+        last = first + WINDOW_PIECES >= len(pieces)
+        full = [row for row in found if last or 2 * pieces[row, 1].sum() >= row_tokens]
+        waiting = [] if last else [i for row in found if 2 * pieces[row, 1].sum() < row_tokens for i in row]
+        rows += [full[i] for i in generator.permutation(len(full))]
+    order = np.fromiter((i for row in rows for i in row), np.int64, len(pieces))
+    starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return Packed(pieces[order], starts, row_tokens)
+
+
+def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Indices of `lengths` in rows of at most `row_tokens`: longest first, each into the fullest row that takes it."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        assert 0 < length <= row_tokens, (length, row_tokens)
+        place = bisect_left(room, (length, -1))
+        if place == len(room):
+            rows.append([])
+            free, row = row_tokens, len(rows) - 1
+        else:
+            free, row = room.pop(place)
+        rows[row].append(index)
+        if free > length:
+            insort(room, (free - length, row))
+    return rows
+
+
+def padded_rows(pieces: Pieces, row_tokens: int) -> Packed:
+    """One piece a row, in the order given: for models whose layers cannot keep documents apart inside a row."""
+    return Packed(pieces, np.arange(len(pieces) + 1, dtype=np.int64), row_tokens)

@@ -1,0 +1,25 @@
+"""A tokenizer of one id a byte and shards made with it, for tests that must not load a real tokenizer."""
+
+import json
+
+from hybridizer.monitor import SilentMonitor
+from hybridizer.training.shards import ReadSettings, tokenise_file
+
+END = 256
+
+
+class ByteEncoder:
+    """Ids 0..255 are the bytes of the text; 256 ends a document."""
+
+    vocab_size = 257
+    identity = "bytes"
+
+    def encode(self, texts):
+        return [[*text.encode(), END] for text in texts]
+
+
+def shard_of(texts, folder, name="a", encoder=None):
+    """The shard of a JSONL file with `texts`, cached in folder/cache."""
+    path = folder / f"{name}.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return tokenise_file(path, encoder or ByteEncoder(), ReadSettings(), folder / "cache", SilentMonitor())
