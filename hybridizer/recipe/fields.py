@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import PlainValidator, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, PlainValidator, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from hybridizer.errors import Problem, RecipeError
@@ -23,8 +23,8 @@ _DONOR_NAME = re.compile(r"\w([\w-]{0,62}\w)?")
 _DONOR_NAME_FOR_EDITORS = r"^[^\s!-,./:-@\[-\^`{-~]{1,64}$"
 
 
-def _at_door(read: Callable[[Any], Any]) -> PlainValidator:
-    """A validator that takes `read`'s word for a value, and its RecipeError for a refusal."""
+def _at_door(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`read` as a validator of pydantic's: its RecipeError becomes an error that `problems.rewrite` reads back."""
 
     def validate(value: Any) -> Any:
         try:
@@ -33,7 +33,7 @@ def _at_door(read: Callable[[Any], Any]) -> PlainValidator:
             problem = error.problems[0]
             raise PydanticCustomError("refusal", "refused", {"what": problem.what, "fix": problem.fix}) from None
 
-    return PlainValidator(validate)
+    return validate
 
 
 def _refusal(what: str, fix: str) -> RecipeError:
@@ -41,10 +41,8 @@ def _refusal(what: str, fix: str) -> RecipeError:
     return RecipeError(Problem("", what, fix))
 
 
-def read_name(value: object) -> str:
-    """`value` if it is text that can name a folder on any file system. Raises RecipeError otherwise."""
-    if not isinstance(value, str):
-        raise _refusal(f"`name` takes text, found {show(value)}.", f"Quote it: '{clip(str(value))}'.")
+def read_name(value: str) -> str:
+    """`value` if it can name a folder on any file system. Raises RecipeError otherwise."""
     if not _NAME.fullmatch(value) or len(value.encode()) > 200:
         fix = "Take letters, digits, - and _, at most 100 of them, beginning with a letter or a digit."
         raise _refusal(f"the name {show(value)} cannot be a folder's name.", fix)
@@ -92,20 +90,26 @@ _SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 
 TextField: TypeAlias = Annotated[str, StringConstraints(min_length=1)]
 NameField: TypeAlias = Annotated[
-    str | None, _at_door(read_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})
+    str, AfterValidator(_at_door(read_name)), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})
 ]
 DonorNameField: TypeAlias = Annotated[
-    str, _at_door(_read_donor_name), WithJsonSchema({"type": "string", "pattern": _DONOR_NAME_FOR_EDITORS})
+    str,
+    AfterValidator(_at_door(_read_donor_name)),
+    WithJsonSchema({"type": "string", "pattern": _DONOR_NAME_FOR_EDITORS}),
 ]
 LayersField: TypeAlias = Annotated[
     tuple[range, ...] | None,
-    _at_door(read_ranges),
+    PlainValidator(_at_door(read_ranges)),
     _either(_LAYER, _LAYERS_TEXT, {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}}),
 ]
 BoundaryField: TypeAlias = Annotated[
-    Boundary | None, _at_door(_read_boundary), _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": 9999})
+    Boundary | None,
+    PlainValidator(_at_door(_read_boundary)),
+    _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": 9999}),
 ]
 ParameterField: TypeAlias = Annotated[
-    ParameterValue, _at_door(_read_parameter), _either({"type": "number"}, {"type": "boolean"})
+    ParameterValue, PlainValidator(_at_door(_read_parameter)), _either({"type": "number"}, {"type": "boolean"})
 ]
-SizeField: TypeAlias = Annotated[int, _at_door(parse_size), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)]
+SizeField: TypeAlias = Annotated[
+    int, PlainValidator(_at_door(parse_size)), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)
+]

@@ -170,7 +170,9 @@ class RecipeModel(Section):
             "then": {"properties": {"layout": {"required": ["host"]}}},
         }
     )
-    name: NameField = Field(default=None, description="the name of the run and its folder; the file's name if left out")
+    name: NameField | None = Field(
+        default=None, description="the name of the run and its folder; the file's name if left out"
+    )
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(default=0, description="the seed of everything random")
     donors: dict[DonorNameField, DonorModel] = Field(
         min_length=1, description="the checkpoints to build from, each under a name of your choice"

@@ -6,7 +6,7 @@ from typing import Any
 
 from hybridizer.errors import Problem, RecipeError
 from hybridizer.recipe.tree import KeyPath, Tree, clip, name_of, show
-from hybridizer.recipe.yaml_text import read_yaml
+from hybridizer.recipe.yaml_text import find_unprintable, read_yaml
 
 _FORM = "Write --set key.key=value, for example --set layout.boundary=0.5 or --set layout.slices.0.layers=0..3."
 
@@ -18,6 +18,8 @@ def apply(tree: Tree, override: str) -> None:
     that holds no keys. Whether the keys exist is left to the checks that the whole tree goes through.
     """
     where = f"--set {clip(override)}"
+    if strange := find_unprintable(override, lambda _line: where):
+        raise RecipeError(strange)
     keys, equals, text = override.partition("=")
     if not equals:
         raise RecipeError(Problem(where, "an override without `=`.", _FORM))

@@ -100,8 +100,7 @@ def _too_high(path: KeyPath, value: object, context: Context) -> Words:
 
 def _no_choice(path: KeyPath, value: object, context: Context) -> Words:
     choices = re.findall(r"'([^']*)'", context["expected"])
-    what = f"{name_of(path)} cannot be {show(value)}; it takes {', '.join(choices)}."
-    return what, nearest(value, choices) if isinstance(value, str) else "Take one of those."
+    return f"{name_of(path)} cannot be {show(value)}.", nearest(str(value), choices)
 
 
 def _too_few(path: KeyPath, _value: object, context: Context) -> Words:

@@ -34,11 +34,19 @@ def read_yaml(text: str, tree: Tree, where: Callable[[int], str], root: KeyPath 
     too large.
     """
     tree.places[root] = where(1)
-    if strange := _UNPRINTABLE.search(text):
-        line = text.count("\n", 0, strange.start()) + 1
-        what = f"the character U+{ord(strange[0]):04X} cannot stand in YAML text."
-        raise RecipeError(*tree.problems, Problem(where(line), what, "Delete it; it may be invisible in the editor."))
+    if strange := find_unprintable(text, where):
+        raise RecipeError(*tree.problems, strange)
     return _Reader(text, tree, where, root).read_document()
+
+
+def find_unprintable(text: str, where: Callable[[int], str]) -> Problem | None:
+    """The first character of `text` that YAML does not allow, not even in quotes."""
+    strange = _UNPRINTABLE.search(text)
+    if strange is None:
+        return None
+    line = text.count("\n", 0, strange.start()) + 1
+    what = f"the character U+{ord(strange[0]):04X} cannot stand in YAML text."
+    return Problem(where(line), what, "Delete it; it may be invisible in the editor.")
 
 
 class _Reader:

@@ -1,0 +1,169 @@
+"""The JSON Schema: valid itself, true to what loads, and against what cannot load."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from hybridizer.errors import RecipeError
+from hybridizer.recipe.load import load_recipe
+from hybridizer.recipe.schema import json_schema
+from hybridizer.recipe.starter import starter
+from hybridizer.recipe.tree import Tree
+from hybridizer.recipe.yaml_text import read_yaml
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+VALUES: dict[str, Any] = {
+    "name": "mix",
+    "seed": 7,
+    "donors": {"a": {"source": "x", "allow": ["pickle"]}, "b": "y"},
+    "layout": {
+        "host": "a",
+        "slices": [
+            {"donor": "a", "layers": "0..2"},
+            {"donor": "b", "layers": [5, "3..4"]},
+            {
+                "blend": {
+                    "method": "ties",
+                    "base": "a",
+                    "parameters": {"lambda": 0.5},
+                    "sources": [
+                        {"donor": "a", "layers": 1},
+                        {"donor": "b", "layers": 2, "parameters": {"weight": True}},
+                    ],
+                }
+            },
+        ],
+    },
+    "output": {"dtype": "keep", "max_shard_bytes": "5GB"},
+}
+STRANGERS = (
+    0,
+    1,
+    -1,
+    15,
+    0.5,
+    1.5,
+    True,
+    "a",
+    "",
+    "0..3",
+    "5GB",
+    "no",
+    " x",
+    [],
+    ["a"],
+    [1, "4"],
+    {},
+    {"a": "x"},
+    {"t": 1},
+)
+
+
+@pytest.fixture(scope="module")
+def validator() -> jsonschema.Draft202012Validator:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def plain(text: str) -> Any:
+    return read_yaml(text, Tree(), str)
+
+
+def test_recipes_and_starter_are_valid(validator) -> None:
+    for text in [starter(), *(path.read_text() for path in RECIPES.glob("*.yaml"))]:
+        validator.validate(plain(text))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("sed",), 3),
+        (("seed",), None),
+        (("layout", "host"), None),
+        (("seed",), -1),
+        (("name",), "a/b"),
+        (("donors",), {}),
+        (("donors", "a.b"), "x"),
+        (("donors", "a", "allow"), ["pickel"]),
+        (("donors", "a"), {}),
+        (("layout", "deep"), "a"),
+        (("layout", "boundary"), 0.5),
+        (("layout", "slices"), []),
+        (("layout", "slices", 0, "layers"), "3-4"),
+        (("layout", "slices", 0, "layers"), []),
+        (("layout", "slices", 0, "blend"), VALUES["layout"]["slices"][2]["blend"]),
+        (("layout", "slices", 2, "layers"), 3),
+        (("layout", "slices", 2, "blend", "sources"), [{"donor": "a"}]),
+        (("layout", "slices", 2, "blend", "parameters", "t"), "x"),
+        (("output", "dtype"), "fp16"),
+        (("output", "max_shard_bytes"), "5 gigs"),
+    ],
+)
+def test_known_mistakes_are_invalid(validator, path: tuple[Any, ...], value: Any) -> None:
+    assert validator.is_valid(VALUES)
+    assert not validator.is_valid(changed(VALUES, path, value))
+
+
+def test_both_ways_to_lay_out_exclude_each_other(validator) -> None:
+    dial = {"host": "a", "deep": "a", "shallow": "b"}
+    assert validator.is_valid(VALUES | {"layout": dial})
+    assert not validator.is_valid(VALUES | {"layout": {"host": "a", "deep": "a"}})
+    assert not validator.is_valid(VALUES | {"layout": {"deep": "a", "shallow": "b"}})
+    assert validator.is_valid({"donors": {"a": "x"}, "layout": {"deep": "a", "shallow": "a"}})
+
+
+def test_every_key_is_described(validator) -> None:
+    sections = [validator.schema, *validator.schema["$defs"].values()]
+    for section in sections:
+        assert section["additionalProperties"] is False
+        assert section["title"] and not section["title"].endswith("Model")
+        for key, value in section["properties"].items():
+            assert value.get("description"), key
+
+
+def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
+    dial = VALUES | {"layout": {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}}
+    keys = {key for section in [validator.schema, *validator.schema["$defs"].values()] for key in section["properties"]}
+    assert keys <= {step for values in (VALUES, dial) for path in paths(values) for step in path}
+    num_loaded = 0
+    starts = [
+        *((VALUES, path) for path in paths(VALUES)),
+        *((dial, path) for path in paths(dial) if path[0] == "layout"),
+    ]
+    for start, path in starts:
+        for stranger in STRANGERS:
+            values = changed(start, path, stranger)
+            file = tmp_path / "recipe.yaml"
+            file.write_text(json.dumps(values))
+            try:
+                load_recipe(file)
+            except RecipeError as error:
+                assert all(problem.where and problem.what and problem.fix for problem in error.problems)
+            else:
+                num_loaded += 1
+                assert validator.is_valid(values), (path, stranger)
+    assert num_loaded > 30
+
+
+def paths(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        yield (*path, key)
+        if isinstance(value, (dict, list)):
+            yield from paths(value, (*path, key))
+
+
+def changed(values: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    values = copy.deepcopy(values)
+    holder: Any = values
+    for step in path[:-1]:
+        holder = holder[step]
+    holder[path[-1]] = value
+    return values

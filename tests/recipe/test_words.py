@@ -1,0 +1,146 @@
+"""The exact messages for the mistakes people make: where, what was asked and found, and what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+RECIPE = """\
+donors:
+  instruct: donors/instruct
+  domain: donors/domain
+layout:
+  host: instruct
+  deep: instruct
+  shallow: domain
+  boundary: 0.5
+output:
+  dtype: keep
+"""
+SLICES = """\
+donors:
+  a: donors/a
+  b: donors/b
+layout:
+  host: a
+  slices:
+    - {donor: a, layers: 0..14}
+    - blend:
+        method: slerp
+        base: a
+        parameters: {t: 0.5}
+        sources:
+          - {donor: a, layers: 15..16}
+          - {donor: b, layers: 15..16}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("boundary", "bondary", "recipe.yaml:8: `layout` has no key `bondary`.\n  Did you mean 'boundary'?"),
+        (
+            "output:\n  dtype: keep",
+            "train:\n  lr: 1",
+            "recipe.yaml:9: the recipe has no key `train`.\n  Known here: donors, layout, name, output, seed.",
+        ),
+        ("host: instruct", "host: instuct", "recipe.yaml:5: `host` names 'instuct', which is no donor here.\n"
+         "  Did you mean 'instruct'?"),
+        ("  host: instruct\n", "", "recipe.yaml:4: `layout` has no `host`, and there are 2 donors.\n"
+         "  Add `host`, the donor that gives embeddings, final norm, head and tokenizer: instruct, domain."),
+        ("  shallow: domain\n", "", "recipe.yaml:4: `layout` has `deep` and no `shallow`.\n"
+         "  Add `shallow` with a donor's name; it may be the same donor."),
+        ("  deep: instruct\n  shallow: domain\n", "",
+         "recipe.yaml:4: `layout` does not say which donor gives which layer.\n"
+         "  Add `deep` and `shallow`, each with a donor's name, or list the layers in full under `slices`."),
+        ("0.5", "'0.5'", "recipe.yaml:8: `boundary` takes a number, found the text '0.5'.\n"
+         "  Write it without the quotes."),
+        ("0.5", "1.0", "recipe.yaml:8: a boundary of 1.0 is not a share between 0 and 1.\n"
+         "  Write a share of the depth such as 0.5, or the first deep layer such as 15. A layer has no decimal point."),
+        ("0.5", "50%", "recipe.yaml:8: `boundary` takes a share of the depth or a layer, found '50%'.\n"
+         "  Write a share of the depth such as 0.5, or the first deep layer such as 15."),
+        ("0.5", "0", "recipe.yaml:8: a boundary at layer 0 leaves the shallow donor no layer.\n"
+         "  Write a share of the depth such as 0.5, or the first deep layer such as 15."),
+        ("0.5", ".5.", "recipe.yaml:8: `boundary` takes a share of the depth or a layer, found '.5.'.\n"
+         "  Write a share of the depth such as 0.5, or the first deep layer such as 15."),
+        ("boundary: 0.5", "boundary:", "recipe.yaml:8: `boundary` has no value.\n  Give it one, or delete the line."),
+        ("dtype: keep", "dtype: fp16", "recipe.yaml:10: `dtype` cannot be 'fp16'.\n"
+         "  Known here: bfloat16, float16, float32, keep."),
+        ("dtype: keep", "dtype: bfloat", "recipe.yaml:10: `dtype` cannot be 'bfloat'.\n  Did you mean 'bfloat16'?"),
+        ("dtype: keep", "max_shard_bytes: 5G", "recipe.yaml:10: '5G' is not a size.\n"
+         "  Write a number of bytes, or one with its unit: 500MB, 5GB, 2GiB."),
+        ("output:", "seed: true\noutput:", "recipe.yaml:9: `seed` takes a whole number, found true.\n"
+         "  Write digits only, without quotes."),
+        ("output:", "seed: -1\noutput:", "recipe.yaml:9: `seed` is -1; the least is 0.\n  Write a larger number."),
+        ("output:", "name: 3.1\noutput:", "recipe.yaml:9: `name` takes text, found the number 3.1.\n"
+         "  Put it in quotes to make it text: '3.1'."),
+        ("donors/domain", "{allow: [pickle]}", "recipe.yaml:3: `domain` has no `source`.\n"
+         "  Add `source`: a folder, a GGUF file, a hub id with @revision, or pkg:package/file."),
+        ("donors/domain", "{source: x, allow: pickle}", "recipe.yaml:3: `allow` takes a list, found 'pickle'.\n"
+         "  Write it as [a, b], or as indented lines that begin with `- `."),
+        ("domain: donors", "no: donors",
+         "recipe.yaml:3: the key `no` is text to some YAML readers and false to others.\n"
+         "  Quote the key: 'no'."),
+        ("  domain: donors/domain", "  instruct: donors/domain",
+         "recipe.yaml:3: `instruct` is given twice, first at recipe.yaml:2.\n  Keep one of the two."),
+        ("  deep", "\tdeep", "recipe.yaml:6: a tab in the indentation; YAML takes only spaces there.\n"
+         "  Replace the tab by spaces."),
+        ("  deep", "   deep", "recipe.yaml:6: a colon where no key can stand.\n"
+         "  Line the key up with its neighbours, or quote text that holds a colon and a space."),
+        ("output:\n", "output: float16\n  #", "recipe.yaml:9: `output` takes a section of keys, found 'float16'.\n"
+         "  Write `key: value` lines, indented below it. Its keys: dtype, max_shard_bytes."),
+    ],
+)  # fmt: skip
+def test_mistakes_with_the_dial(refuse, old: str, new: str, message: str) -> None:
+    assert old in RECIPE
+    problems = refuse(RECIPE.replace(old, new, 1))
+    assert message in [str(problem) for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("0..14", "14..0", "recipe.yaml:7: layers 14..0 run backwards.\n"
+         "  Write 0..14, or list the layers one by one for another order: [2, 1, 0]."),
+        ("0..14", "[]", "recipe.yaml:7: an empty list of layers.\n"
+         "  Name at least one layer, or leave `layers` out to take all."),
+        ("0..14", "0-14", "recipe.yaml:7: '0-14' is not a range of layers.\n  Write it as 0..14."),
+        ("0..14", "0..14, 20", "recipe.yaml:7: the key `20` is the number 20 to YAML; keys are text.\n"
+         "  Quote the key: '20'. If it belongs to a list of layers, put the list in brackets: [0..14, 20]."),
+        ("- {donor: a, layers: 0..14}", "- {layers: 0..14}", "recipe.yaml:7: entry 0 of `slices` names no donor.\n"
+         "  Add `donor` with a donor's name, or a `blend`."),
+        ("{donor: b, layers: 15..16}", "{donor: b, layers: 15..17}",
+         "recipe.yaml:14: entry 1 of `sources` has 3 layers, entry 0 has 2.\n"
+         "  The sources of a blend have the same number of layers each."),
+        ("base: a", "base: c", "recipe.yaml:10: `base` names 'c', which is no donor here.\n  Known here: a, b."),
+        ("{donor: a, layers: 15..16}", "{donor: b, layers: 0..1}",
+         "recipe.yaml:10: `base` is 'a', the donor of none of the blend's sources.\n"
+         "  Let it be the donor of exactly one source."),
+        ("          - {donor: b, layers: 15..16}\n", "", "recipe.yaml:12: `sources` lists 1, and needs at least 2.\n"
+         "  It takes two donors or more, each with its layers."),
+        ("t: 0.5", "t: half", "recipe.yaml:11: a parameter is a number, true or false; found 'half'.\n"
+         "  Write a number without quotes."),
+        ("    - blend:", "    - layers: 3\n      blend:",
+         "recipe.yaml:8: entry 1 of `slices` has `layers` beside `blend`, where they do nothing.\n"
+         "  Give each of the blend's sources its own `layers`."),
+        ("    - blend:", "    - donor: a\n      blend:",
+         "recipe.yaml:9: entry 1 of `slices` has both `donor` and `blend`.\n"
+         "  Make two entries of it, or move the donor into the blend's `sources`."),
+        ("  host: a\n", "  host: a\n  deep: a\n  boundary: 3\n",
+         "recipe.yaml:8: `slices` says the layout in full, and so does the dial: `deep` at recipe.yaml:6, "
+         "`boundary` at recipe.yaml:7.\n  Keep one way: delete `slices`, or delete `deep` and `boundary`."),
+        (SLICES.partition("  slices:")[2], " []\n", "recipe.yaml:6: `slices` lists nothing, and needs at least 1.\n"
+         "  It takes the output layers from shallow to deep, in full."),
+    ],
+)  # fmt: skip
+def test_mistakes_in_slices(refuse, old: str, new: str, message: str) -> None:
+    assert old in SLICES
+    problems = refuse(SLICES.replace(old, new, 1))
+    assert message in [str(problem) for problem in problems]
+
+
+def test_a_file_name_that_can_name_no_run(refuse) -> None:
+    (problem,) = refuse(RECIPE, name="a:b.yaml")
+    assert str(problem) == (
+        "a:b.yaml:1: there is no `name`, and the file's own will not do: the name 'a:b' cannot be a folder's name.\n"
+        "  Add `name`: letters, digits, - and _."
+    )
