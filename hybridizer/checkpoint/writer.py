@@ -1,0 +1,165 @@
+"""Safetensors checkpoints written from byte ranges of other files, in constant memory, whatever the model's size."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from hybridizer.checkpoint.copying import copy_range, write_all
+from hybridizer.checkpoint.disk import to_output_error
+from hybridizer.checkpoint.fingerprint import HASH_THREADS, hash_file
+from hybridizer.checkpoint.folder import INDEX_NAME
+from hybridizer.checkpoint.header import TensorEntry
+from hybridizer.checkpoint.layout import (
+    OutputTensor,
+    encode_header,
+    encode_index,
+    name_shards,
+    plan_shards,
+    required_bytes,
+)
+from hybridizer.durable import flush_folder, write_file
+from hybridizer.errors import OutputError, Problem
+
+MAX_UNSEALED_SHARDS: Final = 8  # files held open: a small max_shard_bytes must not use up the process's descriptors
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenCheckpoint:
+    """What was written: sha256 (64 hex digits) by file name, the index's name if there is one, bytes of all files."""
+
+    files: dict[str, str]
+    index: str | None
+    num_bytes: int
+
+
+def write_checkpoint(
+    folder: Path,
+    tensors: Sequence[OutputTensor],
+    *,
+    max_shard_bytes: int,
+    metadata: Mapping[str, str],
+    on_progress: Callable[[int], None],
+) -> WrittenCheckpoint:
+    """Write `tensors` as `model.safetensors`, or as shards of at most `max_shard_bytes` of data and an index.
+
+    `folder` exists and holds no checkpoint; publishing it is the caller's part. The same tensors give the same bytes.
+    A tensor larger than a shard gets one of its own. `on_progress` is called with the number of bytes just written;
+    the calls add up to the tensors' bytes. Files have mode 0644 and are flushed to disk. Each sha256 is of what the
+    file holds when it is read back, computed beside the copying of the next shard.
+    Raises OutputError when the disk is full, a source changed since its header was read, or a callable gives more or
+    fewer bytes than its tensor takes.
+    """
+    _check_arguments(tensors, max_shard_bytes)
+    shards = plan_shards(tensors, max_shard_bytes)
+    by_name = dict(zip(name_shards(len(shards)), shards, strict=True))
+    try:
+        hashes = _write_shards(folder, by_name, metadata, on_progress)
+        if len(shards) > 1:
+            write_file(folder / INDEX_NAME, encode_index(by_name))
+            hashes[INDEX_NAME] = hash_file(folder / INDEX_NAME)
+        flush_folder(folder)
+        num_bytes = sum((folder / name).stat().st_size for name in hashes)
+        return WrittenCheckpoint(hashes, INDEX_NAME if len(shards) > 1 else None, num_bytes)
+    except OSError as error:
+        raise to_output_error(error, folder, required_bytes(tensors)) from error
+
+
+def write_shard(
+    target: int, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], on_progress: Callable[[int], None]
+) -> None:
+    """Write one safetensors file of `tensors`, in their order, to the file descriptor `target`; nothing is flushed."""
+    write_all(target, encode_header(tensors, metadata))
+    for part in _coalesce(tensors):
+        if isinstance(part, OutputTensor):
+            _write_chunks(part, target, on_progress)
+        else:
+            copy_range(part.file, part.begin, part.end, target, on_progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    file: Path
+    begin: int
+    end: int
+
+
+def _check_arguments(tensors: Sequence[OutputTensor], max_shard_bytes: int) -> None:
+    assert tensors, "a checkpoint needs a tensor"
+    assert max_shard_bytes > 0, f"max_shard_bytes is {max_shard_bytes}"
+    assert len({tensor.name for tensor in tensors}) == len(tensors), "two tensors have one name"
+    for tensor in tensors:
+        source = tensor.source
+        if isinstance(source, TensorEntry):
+            same = (source.dtype, source.num_bytes) == (tensor.dtype, tensor.num_bytes)
+            assert same, f"{tensor.name} cannot be the bytes of {source}"
+
+
+def _write_shards(
+    folder: Path,
+    shards: Mapping[str, Sequence[OutputTensor]],
+    metadata: Mapping[str, str],
+    on_progress: Callable[[int], None],
+) -> dict[str, str]:
+    """The sha256 of every shard. Each is flushed and hashed in other threads while this one copies the next."""
+    stop = threading.Event()
+    sealed: list[Future[str]] = []
+    pool = ThreadPoolExecutor(HASH_THREADS)
+    with contextlib.ExitStack() as open_files:
+        try:
+            for number, (name, tensors) in enumerate(shards.items()):
+                if number >= MAX_UNSEALED_SHARDS:
+                    sealed[number - MAX_UNSEALED_SHARDS].result()
+                file = open_files.enter_context((folder / name).open("xb", buffering=0))
+                write_shard(file.fileno(), tensors, metadata, on_progress)
+                sealed.append(pool.submit(_seal, file, folder / name, stop))
+            return {name: future.result() for name, future in zip(shards, sealed, strict=True)}
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _seal(file: FileIO, path: Path, stop: threading.Event) -> str:
+    # Flushed through the descriptor that wrote: only that one is sure to hear of a failed write.
+    with file:
+        os.fchmod(file.fileno(), 0o644)
+        os.fsync(file.fileno())
+    return hash_file(path, stop)
+
+
+def _coalesce(tensors: Sequence[OutputTensor]) -> list[OutputTensor | _Range]:
+    """The parts of a shard in order: donor ranges, neighbours joined, and the tensors that a callable yields."""
+    parts: list[OutputTensor | _Range] = []
+    for tensor in tensors:
+        source = tensor.source
+        last = parts[-1] if parts else None
+        if not isinstance(source, TensorEntry):
+            parts.append(tensor)
+        elif isinstance(last, _Range) and (last.file, last.end) == (source.file, source.begin):
+            parts[-1] = _Range(last.file, last.begin, source.end)
+        else:
+            parts.append(_Range(source.file, source.begin, source.end))
+    return parts
+
+
+def _write_chunks(tensor: OutputTensor, target: int, on_progress: Callable[[int], None]) -> None:
+    assert not isinstance(tensor.source, TensorEntry)
+    written = 0
+    for chunk in tensor.source():
+        data = memoryview(chunk)
+        written += data.nbytes
+        if written > tensor.num_bytes:
+            break
+        write_all(target, data)
+        on_progress(data.nbytes)
+    if written != tensor.num_bytes:
+        found = f"more than that ({written} and counting)" if written > tensor.num_bytes else f"{written}"
+        what = f"{tensor.dtype} of shape {list(tensor.shape)} takes {tensor.num_bytes} bytes, its source gave {found}."
+        raise OutputError(Problem(f"tensor {tensor.name}", what, "This is a fault in what computes the tensor."))
