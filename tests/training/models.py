@@ -16,7 +16,7 @@ def tiny_model(model_type="llama", seed=0, **overrides):
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides))
     assert sum(p.numel() for p in model.parameters()) < MAX_PARAMETERS
     return model.train()
 

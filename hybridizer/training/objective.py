@@ -1,0 +1,133 @@
+"""The next-token loss of a causal language model, taken from the input of its head so that no full logits exist.
+
+The model runs by its own code. A hook at the head takes the hidden states and hands an empty slice on; the chunked loss
+does the rest. Families whose logits are more than `head(hidden)` (scaled, soft-capped) go through their own code there
+as well, which is recognised by comparing, not by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.adapters.causal_lm import MODEL_FAULTS, first_floating
+from hybridizer.errors import InputError, Problem
+from hybridizer.training.freeze import ModelParts
+from hybridizer.training.loss import CHUNK_BYTES, IGNORED, Head, cross_entropy_sum
+
+
+class TrainableParts(ModelParts, Protocol):
+    """Parts whose layers may give tuples: `tuple_sizes[i]` is 0 where layer i gives the bare tensor."""
+
+    @property
+    def tuple_sizes(self) -> tuple[int, ...]: ...
+
+
+class Objective(nn.Module):
+    """Sum of -ln p over the targets of a batch, in nats and float32, as a module that can be wrapped and sharded."""
+
+    def __init__(self, model: nn.Module, parts: TrainableParts, chunk_bytes: int = CHUNK_BYTES) -> None:
+        """Raises InputError when the model has no head module, or its logits do not come from one."""
+        super().__init__()
+        if parts.head is None:
+            what = "the output head is no module of its own, so its input cannot be read."
+            raise InputError(Problem(type(model).__name__, what, "Train a model with an output head module."))
+        self.model, self._parts, self._chunk_bytes = model, parts, chunk_bytes
+        self.bare_head = self._is_bare_head(parts.head)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, targets: Tensor) -> Tensor:
+        """The loss sum of one batch; all three of shape (rows, tokens), targets IGNORED where nothing is predicted."""
+        hidden = self.hidden(input_ids, position_ids).flatten(0, 1)
+        flat = targets.flatten()
+        counted = flat != IGNORED
+        if 10 * int(counted.sum()) < 9 * len(flat):  # padding: not worth a head's work, and worth a copy
+            hidden, flat = hidden[counted], flat[counted]
+        module = self._parts.head
+        assert module is not None
+        head: Head = module if self.bare_head else self._tail
+        return cross_entropy_sum(hidden, head, list(module.parameters()), flat, self._chunk_bytes)
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """What the head is given, (rows, tokens, width)."""
+        assert self._parts.head is not None
+        taken: list[Tensor] = []
+
+        def take(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+            taken.append(args[0])
+            return (args[0][:, :0],)
+
+        hook = self._parts.head.register_forward_pre_hook(take)
+        try:
+            self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        finally:
+            hook.remove()
+        return taken[-1]
+
+    def _tail(self, hidden: Tensor) -> Tensor:
+        """The logits (tokens, vocabulary) that the model's own code makes of `hidden` (tokens, width) at its head."""
+        assert self._parts.head is not None
+        hook = self._parts.head.register_forward_pre_hook(lambda _module, _args: (hidden[None],))
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        try:
+            with _layers_skipped(self._parts):
+                logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            hook.remove()
+        return logits[0]
+
+    @torch.no_grad()
+    def _is_bare_head(self, head: nn.Module) -> bool:
+        """Whether the logits are what the head gives, bit for bit. Raises InputError when the head is not reached."""
+        weight = next(head.parameters())
+        width = weight.shape[-1]
+        probe = torch.linspace(-3, 3, 2 * width, device=weight.device).view(2, width).to(weight.dtype)
+        try:
+            logits = self._tail(probe)
+        except MODEL_FAULTS as error:
+            what = f"its logits cannot be taken from its head alone: {type(error).__name__}: {str(error)[:200]}"
+            raise InputError(Problem(type(self.model).__name__, what, "This family cannot be trained here.")) from error
+        return torch.equal(logits, head(probe))
+
+
+@torch.no_grad()
+def documents_leak(objective: Objective, vocab_size: int) -> bool:
+    """Whether a document in a packed row changes what the model makes of the document after it.
+
+    Tried on the model itself, with two arbitrary documents behind three different first ones, and compared bit for bit:
+    attention that restarts with the positions keeps documents apart, recurrences and convolutions usually do not.
+    """
+    device = next(objective.parameters()).device
+    lengths = (7, 9)
+    position_ids = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(vocab_size, (3, sum(lengths)), generator=generator).to(device)
+    rows[:, lengths[0] :] = rows[0, lengths[0] :]
+    seconds = [objective.hidden(row[None], position_ids)[:, lengths[0] :] for row in rows]
+    return not all(torch.equal(seconds[0], other) for other in seconds[1:])
+
+
+@contextmanager
+def _layers_skipped(parts: TrainableParts) -> Iterator[None]:
+    """While it lasts, every layer hands on what it is given without running."""
+
+    def skip(size: int) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = first_floating((*args, *kwargs.values()))
+            return (hidden, *[None] * (size - 1)) if size else hidden
+
+        return forward
+
+    saved = [vars(layer).get("forward") for layer in parts.layers]
+    try:
+        for layer, size in zip(parts.layers, parts.tuple_sizes, strict=True):
+            layer.forward = skip(size)
+        yield
+    finally:
+        for layer, forward in zip(parts.layers, saved, strict=True):
+            vars(layer).pop("forward", None)
+            if forward is not None:
+                layer.forward = forward
