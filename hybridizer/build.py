@@ -15,6 +15,7 @@ from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.planning.plan import Plan
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
+from hybridizer.recipe.to_yaml import to_yaml
 from hybridizer.records import write_json
 from hybridizer.reference import parse_reference
 from hybridizer.stages.donors import Access, open_donor, open_donors, scan_donors
@@ -112,8 +113,6 @@ def _is_built(model: Path, plan: Plan, replace: bool) -> bool:
 
 def write_records(folder: Path, recipe: Recipe, plan: Plan) -> None:
     """Write recipe.resolved.yaml, donors.json and plan.json into the run folder."""
-    from hybridizer.recipe.load import to_yaml
-
     folder.mkdir(parents=True, exist_ok=True)
     resolved = recipe.resolved()
     for entry in recipe.donors:

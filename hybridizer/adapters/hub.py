@@ -9,11 +9,14 @@ from hybridizer.errors import DonorError, Problem
 WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
 
 
-def find_snapshot(repository: str, revision: str | None, where: str, *, download: bool, extra: list[str]) -> Path:
+def find_snapshot(
+    repository: str, revision: str | None, where: str, *, download: bool, extra: list[str]
+) -> Path | None:
     """The local folder of one snapshot; its name is the commit that `revision` (branch, tag, commit) stands for.
 
-    With `download` the hub is asked and missing files are fetched; without a network, or without `download`, the cache
-    answers. `extra` adds file patterns (pickle weights, remote code) to those fetched. Raises DonorError.
+    With `download` the hub is asked and missing files are fetched; without a network the cache answers. Without
+    `download` only the cache is looked at, and None says that the snapshot is not there. `extra` adds file patterns
+    (pickle weights, remote code) to those fetched. Raises DonorError for what cannot be had.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -38,7 +41,9 @@ def find_snapshot(repository: str, revision: str | None, where: str, *, download
     except RepositoryNotFoundError:
         what, fix = "is not on the hub, or is private", "Check the spelling; for a private model, `hf auth login`."
     except LocalEntryNotFoundError:
-        what = "is not in the local cache" + (", and the hub could not be reached" if download else "")
+        if not download:
+            return None
+        what = "is not in the local cache, and the hub could not be reached"
         fix = "Run with a network once, or give a local folder (./ in front)."
     except HfHubHTTPError as error:
         what, fix = f"could not be fetched: {str(error).splitlines()[0]}", "Try again; finished files are kept."

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridizer.adapters.causal_lm import MODEL_FAULTS
 from hybridizer.errors import Problem, VerificationError
 
-# What a loader may throw on files it does not take. Bugs of ours show in the tests, not here.
-LOAD_FAULTS = (
-    OSError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError
-)  # fmt: skip
+LOAD_FAULTS = (OSError, *MODEL_FAULTS)
 
 
 @dataclass(frozen=True)

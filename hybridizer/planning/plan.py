@@ -68,14 +68,16 @@ class LayerRow:
 class Plan:
     """Everything that decides the output's bytes, and nothing about where files lie.
 
-    `unused` gives, for every donor, its tensors that are left out and why. `config` is the output's config.json;
-    `companions` the files taken over from the host, by name, with their sha256.
+    `identity_of` names the donor that the output reproduces tensor for tensor; None for a new model. `unused` gives,
+    for every donor, its tensors that are left out and why. `config` is the output's config.json; `companions` are the
+    files taken over from the host, by name, with their sha256.
     """
 
     name: str
     host: str
     seed: int
     executor: str
+    identity_of: str | None
     donors: Mapping[str, DonorPin]
     layers: tuple[LayerRow, ...]
     tensors: tuple[PlannedTensor, ...]
@@ -99,15 +101,6 @@ class Plan:
     def num_parameters(self) -> int:
         """Parameters of the output, tied tensors counted once."""
         return sum(count_elements(tensor.shape) for tensor in self.tensors)
-
-    @property
-    def identity_of(self) -> str | None:
-        """The donor that the output reproduces tensor for tensor under the same names; None when it is a new model."""
-        names = {origin.donor for tensor in self.tensors for origin in tensor.origins}
-        same = all(len(t.origins) == 1 and t.origins[0].tensor == t.name for t in self.tensors)
-        if len(names) != 1 or not same or self.unused.get(next(iter(names))):
-            return None
-        return next(iter(names))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values, with its schema and hash."""
@@ -133,6 +126,7 @@ def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:
             host=value["host"],
             seed=value["seed"],
             executor=value["executor"],
+            identity_of=value["identity_of"],
             donors={name: DonorPin(**pin) for name, pin in value["donors"].items()},
             layers=tuple(LayerRow(**{**row, "sources": tuple(row["sources"])}) for row in value["layers"]),
             tensors=tuple(_tensor(tensor) for tensor in value["tensors"]),

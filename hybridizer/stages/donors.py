@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.anatomy.structure import read_anatomy
+from hybridizer.anatomy.reading import read_anatomy
+from hybridizer.anatomy.structure import Anatomy
 from hybridizer.cache import cache_folder
+from hybridizer.checkpoint.compare import same_bytes
 from hybridizer.checkpoint.deep_check import find_nonfinite
-from hybridizer.checkpoint.fingerprint import fingerprint_files, hash_file_cached
+from hybridizer.checkpoint.fingerprint import fingerprint_files
 from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
 from hybridizer.checkpoint.gguf_header import read_gguf_header
 from hybridizer.checkpoint.publish import begin_output
@@ -20,7 +22,7 @@ from hybridizer.monitor import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.refusals import refuse_quantised, refuse_remote_code
 from hybridizer.recipe.recipe import Recipe
-from hybridizer.records import content_hash, read_json
+from hybridizer.records import read_json
 from hybridizer.reference import Reference, parse_reference
 
 COMPANION_PATTERNS = (
@@ -101,6 +103,7 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
     refuse_quantised(folder, config, {tensor: entry.dtype for tensor, entry in checkpoint.tensors.items()})
     shapes = {tensor: entry.shape for tensor, entry in checkpoint.tensors.items()}
     anatomy = read_anatomy(config, shapes, where=str(folder))
+    _check_tie(anatomy, checkpoint)
     return Donor(
         name=name,
         reference=str(reference),
@@ -116,6 +119,16 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
     )
 
 
+def _check_tie(anatomy: Anatomy, checkpoint: Checkpoint) -> None:
+    if not anatomy.tie_in_doubt:
+        return
+    head = next(name for name in anatomy.head if name.endswith(".weight"))
+    if not same_bytes(checkpoint.tensors[head], checkpoint.tensors[anatomy.embedding[0]]):
+        what = f"tie_word_embeddings is true, and '{head}' in the files is not the embedding: which counts is a guess."
+        fix = "Set tie_word_embeddings to false to use the head, or remove the head from the files."
+        raise CheckpointError(Problem(str(checkpoint.folder / "config.json"), what, fix))
+
+
 def locate(reference: Reference, access: Access, where: str, monitor: Monitor) -> Located:
     """Find the reference's files on this machine, fetching or dequantising them first where `access` allows it.
 
@@ -127,6 +140,8 @@ def locate(reference: Reference, access: Access, where: str, monitor: Monitor) -
         assert reference.repository is not None
         extra = [p for a, p in (("pickle", "*.bin"), ("remote_code", "*.py")) if a in access.allow]
         folder = find_snapshot(reference.repository, reference.revision, where, download=access.fetch, extra=extra)
+        if folder is None or not (access.fetch or any(folder.glob("*.safetensors"))):
+            return Located(reference, None)
         return _as_checkpoint(Located(reference, folder, revision=folder.name), access, monitor)
     path = _find_in_package(reference, where) if reference.kind == "package" else reference.path
     assert path is not None
@@ -165,7 +180,7 @@ def _as_checkpoint(located: Located, access: Access, monitor: Monitor) -> Locate
     files = sorted(located.folder.glob("pytorch_model*.bin"))
     if not files:
         return located
-    key = content_hash([hash_file_cached(file, cache_folder()) for file in files]).removeprefix("sha256:")
+    key = _key({file.name: file for file in files})
     target = cache_folder() / "pickles" / key
     if not target.is_dir():
         if not access.fetch:
@@ -179,8 +194,7 @@ def _as_checkpoint(located: Located, access: Access, monitor: Monitor) -> Locate
 
 def _dequantised(path: Path, access: Access, monitor: Monitor) -> Path | None:
     read_gguf_header(path)
-    digest = hash_file_cached(path, cache_folder())
-    target = cache_folder() / "gguf" / digest
+    target = cache_folder() / "gguf" / _key({"gguf": path})
     if target.is_dir() or not access.fetch:
         return target if target.is_dir() else None
     from hybridizer.adapters.gguf import dequantise_gguf
@@ -190,6 +204,10 @@ def _dequantised(path: Path, access: Access, monitor: Monitor) -> Path | None:
     with begin_output(target) as partial:
         dequantise_gguf(path, partial)
     return target
+
+
+def _key(files: Mapping[str, Path]) -> str:
+    return fingerprint_files(files, cache_folder()).removeprefix("sha256:")
 
 
 def _read_config(folder: Path, where: str) -> Mapping[str, Any]:
@@ -219,7 +237,7 @@ def _read_license(folder: Path) -> str | None:
 
 def _fingerprint(located: Located, checkpoint: Checkpoint, companions: Mapping[str, Path]) -> str:
     if located.gguf is not None:  # the file itself, since what a dequantiser writes around it differs by version
-        return "sha256:" + hash_file_cached(located.gguf, cache_folder())
+        return fingerprint_files({"gguf": located.gguf}, cache_folder())
     files = {"config.json": checkpoint.folder / "config.json", **{file.name: file for file in checkpoint.files}}
     return fingerprint_files(files | dict(companions), cache_folder())
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from hybridizer.checkpoint.disk import check_free_space
 from hybridizer.checkpoint.header import TensorEntry
-from hybridizer.checkpoint.writer import (
-    OutputTensor,
-    WrittenCheckpoint,
-    check_free_space,
-    required_bytes,
-    write_checkpoint,
-)
+from hybridizer.checkpoint.layout import OutputTensor, required_bytes
+from hybridizer.checkpoint.writer import WrittenCheckpoint, write_checkpoint
 from hybridizer.monitor import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.plan import BlendUse, Plan, PlannedTensor
@@ -22,7 +18,7 @@ def splice(plan: Plan, donors: Mapping[str, Donor], folder: Path, monitor: Monit
     """Write the plan's tensors into the existing `folder`, which the caller publishes.
 
     Copied tensors are bit-exact. Memory stays constant, but for a blend, which holds one tensor of each source.
-    Imports no torch unless something is blended or converted. Raises OutputError when the disk is too small or fills up.
+    Imports no torch unless something is blended or converted. Raises OutputError when the disk is full.
     """
     tensors = [_output_tensor(plan, tensor, donors) for tensor in plan.tensors]
     needed = required_bytes(tensors)

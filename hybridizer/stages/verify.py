@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.anatomy.structure import Anatomy, read_anatomy
+from hybridizer.anatomy.reading import read_anatomy
+from hybridizer.anatomy.structure import Anatomy
 from hybridizer.checkpoint.fingerprint import hash_file
 from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
 from hybridizer.errors import Problem, VerificationError

@@ -1,0 +1,49 @@
+"""Do the donors of a plan fit together? What layers share is anatomy's to say; here: vocabulary, ties, dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hybridizer.anatomy.joins import check_joins
+from hybridizer.errors import Problem
+from hybridizer.planning.donor import Donor
+from hybridizer.planning.vocabulary import compare_vocabularies
+
+
+def find_join_problems(
+    host: Donor, guests: Sequence[Donor], where: Mapping[str, str], target_dtype: str | None
+) -> tuple[list[Problem], list[str]]:
+    """Every reason why layers of `guests` cannot live in a model of `host`, and what only deserves a warning.
+
+    `where` gives the line of each donor in the recipe; `target_dtype` the dtype everything is converted to, if any.
+    """
+    problems: list[Problem] = []
+    warnings: list[str] = []
+    for guest in guests:
+        place = where[guest.name]
+        if guest.anatomy.family != host.anatomy.family:
+            what = f"donor '{guest.name}' is {guest.anatomy.family}, the host '{host.name}' is {host.anatomy.family}."
+            fix = "Layers of one family go into one model; choose donors of one family."
+            problems.append(Problem(place, what, fix))
+            continue
+        problems += check_joins(host, guest, place)
+        side = _compare_embedding_side(host, guest)
+        if "vocabulary" in guest.allow:
+            warnings += side
+        else:
+            fix = "Use donors of one vocabulary, or add `allow: [vocabulary]`: only the host's embedding side is kept."
+            problems += [Problem(place, what, fix) for what in side]
+        if target_dtype is None and guest.main_dtype != host.main_dtype:
+            what = f"donor '{guest.name}' holds {guest.main_dtype}, the host '{host.name}' {host.main_dtype}."
+            problems.append(Problem(place, what, "Set `output: {dtype: bfloat16}`, or another dtype, to convert both."))
+    return problems, warnings
+
+
+def _compare_embedding_side(host: Donor, guest: Donor) -> list[str]:
+    found = []
+    if guest.anatomy.tied != host.anatomy.tied:
+        words = {True: "ties its head to its embeddings", False: "has a head of its own"}
+        ours, theirs = words[host.anatomy.tied], words[guest.anatomy.tied]
+        found.append(f"donor '{guest.name}' {theirs}, the host '{host.name}' {ours}.")
+    difference = compare_vocabularies(host, guest)
+    return [*found, difference] if difference else found

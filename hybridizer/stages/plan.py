@@ -1,0 +1,139 @@
+"""Recipe and donors -> plan: one source for every output tensor, a use or a reason for every donor tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hybridizer.adapters.blending import check_blend
+from hybridizer.anatomy.splice import Source, splice_config
+from hybridizer.checkpoint.fingerprint import hash_file
+from hybridizer.errors import PlanError, Problem, RecipeError
+from hybridizer.planning.config import set_config_dtype
+from hybridizer.planning.donor import Donor
+from hybridizer.planning.joins import find_join_problems
+from hybridizer.planning.layers import LayerSource, lay_out, list_used
+from hybridizer.planning.plan import DonorPin, LayerRow, Plan, PlannedTensor, count_elements
+from hybridizer.planning.tensors import explain_unused, plan_tensors
+from hybridizer.recipe.recipe import Blend, Recipe
+
+SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def make_plan(recipe: Recipe, donors: Mapping[str, Donor]) -> Plan:
+    """The plan of `recipe`, whose donors are open. Nothing is written and no weight is read.
+
+    Raises RecipeError for layers that are not there and blends that mergekit would misread, PlanError for donors that
+    cannot be joined; each with all its problems at once, at their lines of the recipe.
+    """
+    sources = lay_out(recipe, {name: donor.anatomy.num_layers for name, donor in donors.items()})
+    _check_blends(recipe)
+    _check_kinds(recipe, sources, donors)
+    host = donors[recipe.layout.host]
+    used = list_used(sources, donors)
+    target = SAFETENSORS_DTYPES.get(recipe.output.dtype)
+    warnings = _check_joins(recipe, host, donors, used, target)
+    firsts = [source.parts[0] for source in sources]
+    config = splice_config(host.anatomy, [Source(donors[part.donor].anatomy, part.layer) for part in firsts])
+    if target is not None:
+        set_config_dtype(config, recipe.output.dtype)
+    tensors, blends = plan_tensors(host, donors, sources, target)
+    return Plan(
+        name=recipe.name,
+        host=host.name,
+        seed=recipe.seed,
+        executor="same family",
+        identity_of=host.name if _is_identity(host, tensors, config) else None,
+        donors={name: _pin(donor) for name, donor in donors.items()},
+        layers=_rows(sources, donors, tensors, host),
+        tensors=tensors,
+        blends=blends,
+        unused=explain_unused(host, donors, used),
+        config=config,
+        companions={name: hash_file(path) for name, path in host.companions.items()},
+        max_shard_bytes=recipe.output.max_shard_bytes,
+        warnings=tuple(warnings),
+    )
+
+
+def _check_blends(recipe: Recipe) -> None:
+    problems = []
+    for index, piece in enumerate(recipe.layout.slices):
+        if not isinstance(piece, Blend):
+            continue
+        names = [source.donor for source in piece.sources]
+        base = names.index(piece.base) if piece.base is not None else None
+        found = check_blend(piece.method, dict(piece.parameters), [dict(s.parameters) for s in piece.sources], base)
+        where = recipe.locate(("layout", "slices", index, "blend"))
+        problems += [Problem(where, what, fix) for what, fix in found]
+    if problems:
+        raise RecipeError(*problems)
+
+
+def _check_kinds(recipe: Recipe, sources: Sequence[LayerSource], donors: Mapping[str, Donor]) -> None:
+    for layer, source in enumerate(sources):
+        kinds = [donors[part.donor].anatomy.kinds[part.layer] for part in source.parts]
+        if len(set(kinds)) > 1:
+            parts = " with ".join(
+                f"'{part.donor}' layer {part.layer} ({kind})" for part, kind in zip(source.parts, kinds, strict=True)
+            )
+            what = f"output layer {layer} would blend {parts}: layers of different kinds."
+            fix = "Blend layers of one kind, or copy them."
+            raise PlanError(Problem(recipe.locate(("layout", "slices")), what, fix))
+
+
+def _check_joins(
+    recipe: Recipe, host: Donor, donors: Mapping[str, Donor], used: Mapping[str, set[int]], target: str | None
+) -> list[str]:
+    guests = [donor for name, donor in donors.items() if donor is not host and used[name]]
+    where = {name: recipe.locate(("donors", name)) for name in donors}
+    problems, warnings = find_join_problems(host, guests, where, target)
+    if problems:
+        raise PlanError(*problems)
+    idle = [name for name in donors if not used[name] and name != host.name]
+    return [*warnings, *(f"donor '{name}' gives no layer to the output" for name in idle)]
+
+
+def _is_identity(host: Donor, tensors: Sequence[PlannedTensor], config: Mapping[str, object]) -> bool:
+    entries = host.checkpoint.tensors
+    same = all(
+        len(t.origins) == 1
+        and t.origins[0].donor == host.name
+        and t.origins[0].tensor == t.name
+        and t.dtype == entries[t.name].dtype
+        for t in tensors
+    )
+    return same and len(tensors) == len(entries) and config == host.config
+
+
+def _pin(donor: Donor) -> DonorPin:
+    anatomy = donor.anatomy
+    return DonorPin(donor.reference, donor.revision, donor.fingerprint, anatomy.family, anatomy.num_layers)
+
+
+def _rows(
+    sources: Sequence[LayerSource], donors: Mapping[str, Donor], tensors: Sequence[PlannedTensor], host: Donor
+) -> tuple[LayerRow, ...]:
+    by_layer: dict[str, list[PlannedTensor]] = {}
+    prefix = host.anatomy.layer_prefix
+    for tensor in tensors:
+        if tensor.name.startswith(prefix):
+            by_layer.setdefault(tensor.name.removeprefix(prefix).partition(".")[0], []).append(tensor)
+    rows = []
+    for layer, source in enumerate(sources):
+        own = by_layer[str(layer)]
+        first = source.parts[0]
+        rows.append(
+            LayerRow(
+                layer=layer,
+                sources=tuple(f"{part.donor}@{_short(donors[part.donor])} {part.layer}" for part in source.parts),
+                method="copy" if source.blend is None else source.blend.method,
+                kind=donors[first.donor].anatomy.kinds[first.layer],
+                parameters=sum(count_elements(tensor.shape) for tensor in own),
+                dtype="+".join(sorted({tensor.dtype for tensor in own})),
+            )
+        )
+    return tuple(rows)
+
+
+def _short(donor: Donor) -> str:
+    return (donor.fingerprint or "unpinned").removeprefix("sha256:")[:8]

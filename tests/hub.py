@@ -1,0 +1,67 @@
+"""A stand-in for the model hub on this machine: one repository, served the way huggingface_hub asks for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextmanager
+def serve_repository(repository: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The endpoint that serves `folder` as `repository`, branch `main` and tag `v1`, and the paths asked of it."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def _answer(self, body: bool) -> None:
+            path = self.path.partition("?")[0]
+            asked.append(path)
+            for revision in ("main", "v1", COMMIT):
+                if path == f"/api/models/{repository}/revision/{revision}":
+                    files = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
+                    info = {"_id": "0", "id": repository, "sha": COMMIT, "siblings": files, "tags": []}
+                    return self._send(200, json.dumps(info).encode(), body)
+                if path == f"/api/models/{repository}/tree/{revision}":
+                    files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in folder.iterdir()]
+                    return self._send(200, json.dumps(files).encode(), body)
+                prefix = f"/{repository}/resolve/{revision}/"
+                if path.startswith(prefix) and (folder / path.removeprefix(prefix)).is_file():
+                    return self._send(200, (folder / path.removeprefix(prefix)).read_bytes(), body)
+            known = path.startswith((f"/api/models/{repository}/", f"/{repository}/"))
+            self._send(404, b"", body, error="RevisionNotFound" if known else "RepoNotFound")
+
+        def _send(self, status: int, data: bytes, body: bool, error: str | None = None) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            if error:
+                self.send_header("X-Error-Code", error)
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
