@@ -21,13 +21,13 @@ def check_free_space(folder: Path, needed: int) -> None:
         raise OutputError(Problem(str(folder), what, _MAKE_ROOM))
 
 
-def to_output_error(error: OSError, folder: Path, needed: int) -> OutputError:
-    """What to raise for an `error` met while `needed` bytes were being written into `folder`."""
+def to_output_error(error: OSError, folder: Path, needed: int | None = None) -> OutputError:
+    """What to raise for an `error` met while `needed` bytes (None: some) were being written into `folder`."""
     if error.errno in _NO_ROOM:
         free = shutil.disk_usage(folder).free
-        what = f"{error.strerror} while writing {_show(needed)}; {_show(free)} are free now."
-        return OutputError(Problem(str(folder), what, _MAKE_ROOM))
-    where = str(error.filename or folder)
+        asked = "" if needed is None else f" while writing {_show(needed)}"
+        return OutputError(Problem(str(folder), f"{error.strerror}{asked}; {_show(free)} are free now.", _MAKE_ROOM))
+    where = str(error.filename2 or error.filename or folder)
     return OutputError(Problem(where, f"{error.strerror}.", "Check the disk and the permissions, then run again."))
 
 

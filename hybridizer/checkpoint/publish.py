@@ -1,0 +1,184 @@
+"""Output folders that appear under their name complete and flushed, or not at all.
+
+A run writes into a hidden sibling, `.<name>.<random>.partial`, which is renamed when all is done. A lock file beside
+it, `.<name>.lock`, keeps a second run out; what a killed run left behind is removed by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from hybridizer.checkpoint.disk import to_output_error
+from hybridizer.durable import flush_folder
+from hybridizer.errors import OutputError, Problem
+
+MANIFEST_NAME: Final = "manifest.json"
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def begin_output(final: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A hidden folder to fill, which becomes `final` when the block ends, and is removed when the block raises.
+
+    `final` may be missing or an empty folder. With `replace` it may also be a finished output (one that holds a
+    manifest.json): the two are swapped in one step where the system can (Linux), else the old one is moved away just
+    before, so that a kill in between leaves nothing under the name. Missing parent folders are made.
+    Raises OutputError when `final` is occupied, is a mount point, or is being written by another run, and when the
+    file system refuses.
+    """
+    final = Path(os.path.abspath(final))  # noqa: PTH100  resolve() would follow the link that is to be refused
+    with _as_output_errors(final):
+        _make_parents(final)
+    with _lock(final):
+        with _as_output_errors(final):
+            _check_vacant(final, replace=replace)
+            _remove_stale(final)
+            temporary = _hidden_name(final)
+            temporary.mkdir()
+        try:
+            yield temporary
+            with _as_output_errors(final):
+                _flush_tree(temporary)
+                left_over = _publish(temporary, final, replace=replace)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # the error that ended the run is the one to hear about
+            raise
+        if left_over:
+            shutil.rmtree(left_over, ignore_errors=True)  # hidden; the next run tries again
+
+
+@contextlib.contextmanager
+def _as_output_errors(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise to_output_error(error, final.parent) from error
+
+
+def _make_parents(final: Path) -> None:
+    missing = [parent for parent in final.parents if not parent.exists()]
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for parent in missing:
+        flush_folder(parent.parent)
+
+
+def _hidden_name(final: Path) -> Path:
+    return final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
+
+
+@contextlib.contextmanager
+def _lock(final: Path) -> Iterator[None]:
+    path = final.with_name(f".{final.name}.lock")
+    descriptor = -1
+    while descriptor < 0:
+        with _as_output_errors(final):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A run that just ended may have removed the file between the two calls: then this locks a nameless file.
+            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.close(descriptor)
+                descriptor = -1
+        except OSError as error:
+            os.close(descriptor)
+            raise _not_locked(final, error) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _not_locked(final: Path, error: OSError) -> OutputError:
+    if isinstance(error, BlockingIOError):
+        what = "another run is writing this folder now."
+        return OutputError(Problem(str(final), what, "Wait for it to end, or choose another output folder."))
+    what = f"this folder cannot be locked against other runs: {error.strerror}."
+    return OutputError(Problem(str(final), what, "Choose an output folder on a file system that has file locks."))
+
+
+def _check_vacant(final: Path, *, replace: bool) -> None:
+    if final.is_symlink() or (final.exists() and not final.is_dir()):
+        kind = "a symbolic link" if final.is_symlink() else "a file"
+        raise OutputError(Problem(str(final), f"{kind} of that name is there.", "Choose another output folder."))
+    if not final.exists():
+        return
+    if final.is_mount():
+        what = "is a mount point, which cannot be swapped for a finished folder."
+        raise OutputError(Problem(str(final), what, "Name a new folder inside it."))
+    names = sorted(entry.name for entry in final.iterdir())
+    if not names or (replace and MANIFEST_NAME in names):
+        return
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    if replace:
+        what = f"holds no {MANIFEST_NAME}, so it is no finished output that may be replaced; it holds {shown}."
+        raise OutputError(Problem(str(final), what, "Choose another output folder, or remove this one yourself."))
+    fix = "Choose another output folder, or ask for this one to be replaced."
+    raise OutputError(Problem(str(final), f"the folder exists and holds {shown}.", fix))
+
+
+def _remove_stale(final: Path) -> None:
+    # No live run can own these: this one holds the lock. "a" must not take ".a.b.01234567.partial", which is of "a.b".
+    pattern = re.compile(re.escape(f".{final.name}.") + r"[0-9a-f]{8}\.partial")
+    for path in final.parent.iterdir():
+        if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            flush_folder(path)
+        elif path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _publish(temporary: Path, final: Path, *, replace: bool) -> Path | None:
+    """Gives the finished folder its name, durably. Returns where the folder that it replaced is now, if it did."""
+    left_over = None
+    if replace and final.exists():
+        left_over = temporary if _exchange(temporary, final) else _move_aside(temporary, final)
+    else:
+        temporary.rename(final)
+    flush_folder(final.parent)
+    return left_over
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one step. False where kernel or file system cannot, and then nothing has changed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    names = (ctypes.c_int(_AT_FDCWD), os.fsencode(one), ctypes.c_int(_AT_FDCWD), os.fsencode(other))
+    if libc.renameat2(*names, ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _move_aside(temporary: Path, final: Path) -> Path:
+    aside = _hidden_name(final)
+    final.rename(aside)
+    try:
+        temporary.rename(final)
+    except OSError:
+        aside.rename(final)
+        raise
+    return aside
