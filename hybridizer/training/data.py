@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hybridizer.errors import InputError, Problem, RecipeError
-from hybridizer.records import content_hash
+from hybridizer.records import to_jsonable
 from hybridizer.training.loss import IGNORED
 from hybridizer.training.packing import Pieces, cut_documents, pack, padded_rows
 from hybridizer.training.shards import Shard
@@ -69,7 +70,7 @@ class Batch:
 
 
 class TrainingData:
-    """The rows of a whole run. `identity` names sources, settings and order: equal identity, equal batches."""
+    """The rows of a whole run. `facts` holds all that decides them, as plain values: equal facts, equal batches."""
 
     def __init__(self, sources: Sequence[Source], settings: DataSettings, pad_id: int = 0) -> None:
         _refuse_bad_settings(sources, settings)
@@ -82,8 +83,8 @@ class TrainingData:
         size = settings.sequence
         self.packed = pack(pieces, size, generator) if settings.packed else padded_rows(pieces, size)
         self.num_steps = -(-self.packed.num_rows // settings.rows_per_step)
-        facts = [(source.name, source.weight, [shard.folder.name for shard in source.shards]) for source in sources]
-        self.identity = content_hash([settings, facts, pad_id])
+        shares = {source.name: (source.weight, [shard.folder.name for shard in source.shards]) for source in sources}
+        self.facts: dict[str, Any] = {**to_jsonable(settings), "sources": to_jsonable(shares), "pad_id": pad_id}
 
     def batches(self, step: int, rank: int = 0, num_ranks: int = 1, rows_per_batch: int | None = None) -> list[Batch]:
         """The micro-batches of one step for one of `num_ranks` processes, `rows_per_batch` rows each at most.
@@ -95,11 +96,19 @@ class TrainingData:
         size = rows_per_batch or per_rank
         return [self._batch(range(at, min(at + size, first + per_rank))) for at in range(first, first + per_rank, size)]
 
+    def num_tokens(self, step: int) -> int:
+        """How many tokens of documents, padding aside, one step holds over all processes."""
+        return int(self._lengths(step).sum())
+
     def num_targets(self, step: int) -> int:
         """How many tokens are predicted in one step, over all processes: what the loss is divided by."""
+        return int((self._lengths(step) - 1).sum())
+
+    def _lengths(self, step: int) -> npt.NDArray[np.int64]:
         rows = self.settings.rows_per_step
         starts = self.packed.starts[step * rows : (step + 1) * rows + 1]
-        return int((self.packed.pieces[starts[0] : starts[-1], 1] - 1).sum())
+        lengths: npt.NDArray[np.int64] = self.packed.pieces[starts[0] : starts[-1], 1]
+        return lengths
 
     def _batch(self, rows: range) -> Batch:
         shape = (len(rows), self.settings.sequence)

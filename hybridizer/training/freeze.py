@@ -102,38 +102,48 @@ def check_freeze(model: nn.Module, plan: FreezePlan) -> None:
 class FreezeProof:
     """Bytes before against bytes after: every trained tensor moved, every frozen one did not.
 
-    Made before the first optimizer step, from the float32 masters of the trained tensors and the frozen tensors as
-    they are. Costs one pass over the weights here, one after the first step, and one over the frozen ones at the end.
+    Made of the parameters (name -> tensor) as they come, before any cast. Costs one pass over the weights here, and one
+    over the frozen ones at the end; `begin` and `check_first_step` cost another two over all that takes part.
     """
 
-    def __init__(self, plan: FreezePlan, trained: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> None:
-        self._plan, self._trained, self._frozen = plan, trained, frozen
-        self._before = {name: checksum(tensor) for name, tensor in {**trained, **frozen}.items()}
-        self.frozen_sha256 = {name: tensor_sha256(tensor) for name, tensor in frozen.items()}
+    def __init__(self, plan: FreezePlan, parameters: Mapping[str, Tensor]) -> None:
+        self._plan = plan
+        self.frozen_sha256 = {name: tensor_sha256(parameters[name]) for name in plan.frozen}
+        self._before: dict[str, int] = {}
 
-    def check_first_step(self, reached: Collection[str]) -> tuple[str, ...]:
-        """The trained tensors that no gradient reached (`reached` names the others), after the first optimizer step.
+    def begin(self, masters: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+        """Remember the float32 masters of what trains and the frozen parameters as they take part."""
+        self._before = {name: checksum(tensor) for name, tensor in self._taking_part(masters, parameters).items()}
+
+    def check_first_step(
+        self, masters: Mapping[str, Tensor], parameters: Mapping[str, Tensor], reached: Collection[str]
+    ) -> tuple[str, ...]:
+        """The trained tensors that no gradient reached (`reached` names the others), after one step from `begin`.
 
         A mixture of experts leaves some out of one batch; a layer without any gradient is an error. Raises RunError
         for that, for a tensor that had a gradient and did not move, and for a frozen one that changed.
         """
-        still = [name for name, tensor in self._trained.items() if checksum(tensor) == self._before[name]]
-        stuck = [name for name in still if name in reached]
+        now = self._taking_part(masters, parameters)
+        same = {name for name, tensor in now.items() if checksum(tensor) == self._before[name]}
+        stuck = [name for name in self._plan.trained if name in same and name in reached]
         if stuck:
             fix = "The learning rate is too small for these weights' precision, or the optimizer does not hold them."
             raise RunError(Problem("first step", f"had a gradient and did not move: {_list(stuck)}.", fix))
-        self._refuse_dead_places(set(still))
-        _refuse_changed("first step", [n for n, tensor in self._frozen.items() if checksum(tensor) != self._before[n]])
-        return tuple(still)
+        self._refuse_dead_places(same)
+        _refuse_changed("first step", [name for name in self._plan.frozen if name not in same])
+        return tuple(name for name in self._plan.trained if name in same)
 
-    def check_end(self) -> None:
-        """Return if the frozen tensors hash as they did before training; raise RunError naming those that changed."""
+    def check_end(self, parameters: Mapping[str, Tensor]) -> None:
+        """Return if the frozen tensors hash as they did at the beginning; raise RunError naming those that changed."""
         hashes = self.frozen_sha256
-        _refuse_changed("end of training", [n for n, t in self._frozen.items() if tensor_sha256(t) != hashes[n]])
+        _refuse_changed("end of training", [n for n in hashes if tensor_sha256(parameters[n]) != hashes[n]])
+
+    def _taking_part(self, masters: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**masters, **{name: parameters[name] for name in self._plan.frozen}}
 
     def _refuse_dead_places(self, still: set[str]) -> None:
         by_place: dict[str, list[str]] = defaultdict(list)
-        for name in self._trained:
+        for name in self._plan.trained:
             by_place[self._plan.trained[name]].append(name)
         dead = [place for place, names in by_place.items() if still.issuperset(names)]
         if dead:
@@ -152,9 +162,8 @@ def tensor_sha256(tensor: Tensor) -> str:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    local = tensor.detach()
-    if isinstance(local, torch.distributed.tensor.DTensor):
-        local = local.to_local()
+    shard = getattr(tensor, "to_local", None)  # of a tensor that is spread over processes
+    local: Tensor = tensor.detach() if shard is None else shard().detach()
     return local.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 

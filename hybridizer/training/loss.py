@@ -31,7 +31,7 @@ def cross_entropy_sum(
     """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
     loss: Tensor
-    if type(head) is nn.Linear and head.bias is None:
+    if isinstance(head, nn.Linear) and head.bias is None:
         chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
         loss = _LinearLoss.apply(hidden, head.weight, targets, chunk_tokens)
     else:

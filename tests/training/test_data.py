@@ -56,7 +56,7 @@ def test_a_step_knows_how_many_tokens_it_predicts(shard):
 
 def test_batches_are_a_pure_function_of_seed_and_step(shard):
     one, two, other = data_of(shard), data_of(shard), data_of(shard, seed=1)
-    assert one.identity == two.identity != other.identity
+    assert one.facts == two.facts != other.facts
     for step in (3, 0, 2):  # asked in any order
         assert torch.equal(one.batches(step)[0].input_ids, two.batches(step)[0].input_ids)
     assert not torch.equal(one.batches(0)[0].input_ids, other.batches(0)[0].input_ids)

@@ -31,9 +31,22 @@ def take_step(model, lr=1e-3, tokens=None):
     return reached
 
 
-def proof_of(model, plan):
-    parameters = dict(model.named_parameters())
-    return FreezeProof(plan, {n: parameters[n] for n in plan.trained}, {n: parameters[n] for n in plan.frozen})
+class Proof:
+    """A proof bound to a model whose parameters are their own masters."""
+
+    def __init__(self, model, plan):
+        self._parameters, self._plan = dict(model.named_parameters()), plan
+        self._proof = FreezeProof(plan, self._parameters)
+        self._proof.begin(self._masters(), self._parameters)
+
+    def _masters(self):
+        return {name: self._parameters[name] for name in self._plan.trained}
+
+    def check_first_step(self, reached):
+        return self._proof.check_first_step(self._masters(), self._parameters, reached)
+
+    def check_end(self):
+        self._proof.check_end(self._parameters)
 
 
 def test_freezing_deep_splits_every_tensor_by_its_module(model):
@@ -87,7 +100,7 @@ def test_a_named_part_that_the_model_lacks_is_refused(model):
 def test_after_one_step_every_trained_tensor_moved_and_no_frozen_one(model):
     plan = freeze(model)
     before = {name: tensor_sha256(p) for name, p in model.named_parameters()}
-    proof = proof_of(model, plan)
+    proof = Proof(model, plan)
     assert proof.check_first_step(take_step(model)) == ()
     after = {name: tensor_sha256(p) for name, p in model.named_parameters()}
     assert {name for name in before if before[name] != after[name]} == set(plan.trained)
@@ -104,7 +117,7 @@ def test_reregistering_a_frozen_tensor_makes_it_trainable_and_is_caught(model):
 
 def test_a_reregistered_tensor_that_trains_is_caught_by_its_bytes(model):
     plan = freeze(model)
-    proof = proof_of(model, plan)
+    proof = Proof(model, plan)
     model.model.layers[3].mlp.up_proj.weight.requires_grad_(True)
     with pytest.raises(RunError, match=r"frozen, and changed all the same: model\.layers\.3\.mlp\.up_proj\.weight"):
         proof.check_first_step(take_step(model))
@@ -112,7 +125,7 @@ def test_a_reregistered_tensor_that_trains_is_caught_by_its_bytes(model):
 
 def test_one_changed_bit_in_a_frozen_tensor_fails_the_end_check(model):
     plan = freeze(model)
-    proof = proof_of(model, plan)
+    proof = Proof(model, plan)
     proof.check_end()
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight.view(torch.int32)[5, 7] ^= 1
@@ -122,14 +135,14 @@ def test_one_changed_bit_in_a_frozen_tensor_fails_the_end_check(model):
 
 def test_a_step_too_small_to_move_a_weight_is_an_error(model):
     plan = freeze(model)
-    proof = proof_of(model, plan)
+    proof = Proof(model, plan)
     with pytest.raises(RunError, match="had a gradient and did not move"):
         proof.check_first_step(take_step(model, lr=1e-30))
 
 
 def test_a_layer_that_no_gradient_reaches_is_an_error(model):
     plan = freeze(model)
-    proof = proof_of(model, plan)
+    proof = Proof(model, plan)
     model.model.layers[0].register_forward_hook(lambda module, inputs, output: output.detach())
     with pytest.raises(RunError, match="no gradient reached embedding, layer 0"):
         proof.check_first_step(take_step(model))
@@ -137,7 +150,7 @@ def test_a_layer_that_no_gradient_reaches_is_an_error(model):
 
 def test_a_tensor_without_a_gradient_in_a_live_layer_is_reported(model):
     plan = freeze(model)
-    proof = proof_of(model, plan)
+    proof = Proof(model, plan)
     model.model.layers[1].mlp.up_proj.weight.register_hook(torch.zeros_like)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tokens = torch.arange(32)[None]

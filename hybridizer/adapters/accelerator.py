@@ -1,0 +1,94 @@
+"""Devices and processes through accelerate: one loop for a laptop, a GPU, and many nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.errors import InputError, Problem
+
+
+class Runtime:
+    """The processes that train together, and this one's device. Precision is the caller's: nothing is autocast here."""
+
+    def __init__(self, trackers: tuple[str, ...] = (), folder: Path | None = None, cpu: bool = False) -> None:
+        """`trackers` are accelerate's (tensorboard, wandb, ...), logging into `folder`. `cpu` ignores accelerators.
+
+        Raises InputError for a tracker that is unknown or not installed.
+        """
+        from accelerate import Accelerator
+        from accelerate.tracking import get_available_trackers
+
+        available = [str(name) for name in get_available_trackers()]
+        missing = [name for name in trackers if name not in available]
+        if missing:
+            what = f"no tracker {', '.join(missing)} here; installed: {', '.join(available) or 'none'}."
+            raise InputError(Problem("train.trackers", what, "Install its package, or leave it out."))
+        self._accelerator = Accelerator(cpu=cpu, log_with=list(trackers) or None, project_dir=folder)
+        self._tracks = bool(trackers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self._accelerator.device
+        return device
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        return int(self._accelerator.process_index)
+
+    @property
+    def num_ranks(self) -> int:
+        """How many processes train together."""
+        return int(self._accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return bool(self._accelerator.is_main_process)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` on this device, its gradients averaged over the processes. Parameter objects stay the same."""
+        wrapped: nn.Module = self._accelerator.prepare_model(module)
+        return wrapped
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of `loss`."""
+        self._accelerator.backward(loss)
+
+    def without_sync(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """A context in which the backward pass leaves gradients local, but for the `last` before a step."""
+        return nullcontext() if last else self._accelerator.no_sync(module)
+
+    def sum(self, *values: float) -> list[float]:
+        """Each of `values` summed over all processes."""
+        if self.num_ranks == 1:
+            return list(values)
+        total: Tensor = self._accelerator.reduce(torch.tensor(values, dtype=torch.float64).to(self.device), "sum")
+        return [float(value) for value in total]
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        self._accelerator.wait_for_everyone()
+
+    def start_tracking(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Open the trackers; `settings` are shown beside the curves, structured ones as text."""
+        if self._tracks:
+            plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+            self._accelerator.init_trackers(name, config=plain)
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Hand `values` to the trackers."""
+        if self._tracks:
+            self._accelerator.log(dict(values), step=step)
+
+    def stop_tracking(self) -> None:
+        """Close the trackers."""
+        if self._tracks:
+            self._accelerator.end_training()

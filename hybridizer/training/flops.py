@@ -1,0 +1,75 @@
+"""What one training token costs in floating-point operations, from sizes alone, and what a device can give.
+
+With N parameters in matrices and a trained share t, training the shallow part costs (4 + 2t)N, the deep part (2 + 4t)N,
+everything 6N; attention over the context comes on top.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hybridizer.training.selectors import FreezeChoice
+
+
+@dataclass(frozen=True)
+class TokenFlops:
+    """Floating-point operations (a multiply-add counts two) for one token, attention included in each."""
+
+    forward: float
+    activation_gradients: float
+    weight_gradients: float
+
+    @property
+    def total(self) -> float:
+        """All three together."""
+        return self.forward + self.activation_gradients + self.weight_gradients
+
+
+def count_token_flops(
+    choice: FreezeChoice, layer_parameters: Sequence[int], head_parameters: int, attention_width: int, context: float
+) -> TokenFlops:
+    """The cost of one token under `choice`.
+
+    `layer_parameters` are the matrix parameters that work on a token in each layer (of experts, those chosen);
+    `attention_width` is heads x head size, 0 for a model without attention; `context` the mean number of tokens that a
+    token attends to: half the row length for causal attention, half the mean document length when documents are packed.
+    Activation gradients stop below the first trained layer.
+    """
+    attention = 4 * attention_width * context  # scores and their sum over values; twice that backwards
+    forward = sum(2 * n + attention for n in layer_parameters) + 2 * head_parameters
+    lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=choice.num_layers)
+    crossed = [n for layer, n in enumerate(layer_parameters) if layer >= lowest]
+    activation = sum(2 * n + 2 * attention for n in crossed) + 2 * head_parameters
+    trained = sum(2 * layer_parameters[layer] for layer in choice.trained_layers)
+    return TokenFlops(forward, activation, trained + (0 if choice.frozen_head else 2 * head_parameters))
+
+
+def full_training(choice: FreezeChoice) -> FreezeChoice:
+    """The choice that trains everything in the same model: what a freeze is compared with."""
+    return FreezeChoice(choice.num_layers, choice.boundary, (), False, False, False)
+
+
+def measure_peak(device: str, dtype: str, rows: int = 2048, width: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of the matrix product (rows, width) x (width, width) on `device`, the best of several within `seconds`."""
+    import torch
+
+    place = torch.device(device)
+    a, b = (torch.ones(n, width, dtype=getattr(torch, dtype), device=place) for n in (rows, width))
+    best, deadline = float("inf"), time.perf_counter() + seconds
+    torch.mm(a, b)
+    while time.perf_counter() < deadline:
+        _wait(place.type)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        _wait(place.type)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * width * width / best
+
+
+def _wait(kind: str) -> None:
+    import torch
+
+    if kind != "cpu":
+        getattr(torch, kind).synchronize()

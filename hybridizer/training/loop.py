@@ -1,0 +1,316 @@
+"""The training loop: from a model, a freeze plan and data to trained float32 tensors, killed and resumed at will.
+
+A run on one device with the same settings gives the same bits, whether it was interrupted or not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.adapters.accelerator import Runtime
+from hybridizer.monitor import Monitor
+from hybridizer.records import content_hash
+from hybridizer.training.data import Batch, TrainingData
+from hybridizer.training.flops import TokenFlops
+from hybridizer.training.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
+from hybridizer.training.guard import LossGuard
+from hybridizer.training.journal import Journal
+from hybridizer.training.layers import compile_layers_, recomputing
+from hybridizer.training.loss import CHUNK_BYTES
+from hybridizer.training.memory import peak_memory_bytes
+from hybridizer.training.objective import Objective, TrainableParts
+from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
+from hybridizer.training.precision import Precision, WorkingPrecision, choose_dtype
+from hybridizer.training.schedule import ScheduleSettings, rate_factor
+from hybridizer.training.state import State, read_checkpoint, write_checkpoint
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a run computes and when it ends; how much it reads is the data's business.
+
+    `rows_per_batch` rows go through the model at a time (0: all of a step), gradients add up over the step.
+    `max_steps` and `max_minutes` end a run early. A checkpoint is written every `checkpoint_minutes` and at the end.
+    """
+
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    precision: Precision = "auto"
+    rows_per_batch: int = 0
+    recompute_layers: bool = False
+    compile_layers: bool = False
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    checkpoint_minutes: float = 5.0
+    loss_chunk_bytes: int = CHUNK_BYTES
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DeviceFigures:
+    """What throughput is measured against: a token's cost, and FLOP/s of a plain matrix product here (0: unknown)."""
+
+    token_flops: TokenFlops
+    peak_flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended: `stopped_by` is tokens, steps or minutes; losses in nats a token.
+
+    `unreached` lists trained tensors that no gradient had reached in the first step of this process.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+    stopped_by: str
+    dtype: str
+    unreached: tuple[str, ...]
+    frozen_sha256: Mapping[str, str]
+
+
+def train(
+    model: nn.Module,
+    parts: TrainableParts,
+    plan: FreezePlan,
+    data: TrainingData,
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    plan_hash: str,
+    runtime: Runtime,
+    monitor: Monitor,
+    figures: DeviceFigures,
+    clock: Callable[[], float] = time.monotonic,
+) -> TrainResult:
+    """Train `model` in place as planned, from the newest checkpoint in `folder` if there is one.
+
+    Afterwards the trained parameters of `model` are float32 and the frozen ones hold the bytes they came with, which is
+    checked. `plan_hash` names what the model was made of. `folder` gets checkpoints/ and log.jsonl. Raises InputError
+    for a checkpoint of another run, RunError when the loss explodes or the freeze does not hold.
+    """
+    with ExitStack() as stack, torch.random.fork_rng(devices=[]):
+        run = _Run(model, parts, plan, data, settings, folder, plan_hash, runtime, figures, clock, stack)
+        with monitor.task("train", data.num_steps, "step") as advance:
+            advance(run.step)
+            stopped_by = run.to_end(advance, monitor)
+        stack.close()
+        return run.finish(stopped_by)
+
+
+class _Run:
+    """One process of one training: everything that lives from its first step to its last."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: TrainableParts,
+        plan: FreezePlan,
+        data: TrainingData,
+        settings: TrainSettings,
+        folder: Path,
+        plan_hash: str,
+        runtime: Runtime,
+        figures: DeviceFigures,
+        clock: Callable[[], float],
+        stack: ExitStack,
+    ) -> None:
+        self._model, self._plan, self._data, self._settings = model, plan, data, settings
+        self._folder, self._runtime, self._figures, self._clock = folder, runtime, figures, clock
+        self._facts: dict[str, Any] = {
+            "plan": plan_hash,
+            "freeze": content_hash([plan.trained, plan.frozen]),
+            "data": data.facts,
+            "train": {k: v for k, v in asdict(settings).items() if k not in _FREE},
+            "processes": runtime.num_ranks,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        model.to(runtime.device).train()
+        apply_freeze_(model, plan)
+        self._proof = FreezeProof(plan, dict(model.named_parameters()))
+        self._dtype = choose_dtype(settings.precision, runtime.device)
+        working = WorkingPrecision(model, plan, self._dtype)
+        stack.callback(working.restore_)
+        if settings.compile_layers:
+            compile_layers_(parts.layers)
+        if settings.recompute_layers:
+            stack.enter_context(recomputing(parts.layers))
+        self._objective = runtime.wrap(Objective(model, parts, settings.loss_chunk_bytes))
+        check_freeze(model, plan)
+        self._masters = Masters(model, plan)
+        self._optimizer = make_optimizer(self._masters.tensors, settings.optimizer)
+        self._guard = LossGuard()
+        self.step, self._tokens, self._seconds = 0, 0, 0.0
+        self._first_loss = self._last_loss = float("nan")
+        self._unreached: tuple[str, ...] = ()
+        self._resume()
+        self._proof.begin(self._masters.tensors, self._parameters())
+        self._started, self._first_step = clock(), self.step
+        self._saved_at = self._started
+        self._journal = Journal(folder / "log.jsonl", self.step) if runtime.is_main else None
+
+    def to_end(self, advance: Callable[[int], None], monitor: Monitor) -> str:
+        """Take steps until the data, the steps or the minutes are used up; which of them it was."""
+        last_step = min(self._data.num_steps, self._settings.max_steps or self._data.num_steps)
+        self._runtime.start_tracking("train", self._facts["train"])
+        while self.step < last_step:
+            self._take_step()
+            advance(1)
+            out_of_time, save = self._runtime.sum(*self._clock_decisions())
+            if save or out_of_time or self.step == last_step:
+                self._save()
+            if out_of_time:
+                monitor.note(f"stopped after {self._settings.max_minutes:g} minutes, at step {self.step}")
+                return "minutes"
+        return "tokens" if last_step == self._data.num_steps else "steps"
+
+    def finish(self, stopped_by: str) -> TrainResult:
+        """Put the float32 masters into the model, prove the frozen tensors untouched, and sum up."""
+        self._runtime.stop_tracking()
+        parameters = self._parameters()
+        for name, master in self._masters.tensors.items():
+            parameters[name].data = master.data
+            parameters[name].grad = None
+        self._proof.check_end(parameters)
+        return TrainResult(
+            self.step,
+            self._tokens,
+            self._elapsed(),
+            self._first_loss,
+            self._last_loss,
+            stopped_by,
+            str(self._dtype).removeprefix("torch."),
+            self._unreached,
+            self._proof.frozen_sha256,
+        )
+
+    def _take_step(self) -> None:
+        """One optimizer step: all micro-batches, the guard, the update, the log."""
+        began = self._clock()
+        torch.manual_seed(self._settings.seed + 1_000_003 * self.step + self._runtime.rank)  # dropout, the same anew
+        lr = self._settings.optimizer.lr * rate_factor(self._settings.schedule, self.step, self._data.num_steps)
+        set_rate_(self._optimizer, lr)
+        loss = self._backward()
+        norms = self._masters.gradient_norms()
+        self._guard.check(self.step, loss, norms["total"], lr, self._where_saved())
+        clip = self._settings.optimizer.clip_norm
+        if clip and norms["total"] > clip:
+            self._masters.scale_gradients_(clip / norms["total"])
+        proving = self.step == self._first_step
+        reached = self._masters.reached() if proving else set()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._masters.publish_()
+        if proving:
+            self._unreached = self._proof.check_first_step(self._masters.tensors, self._parameters(), reached)
+        self._first_loss = loss if self.step == 0 else self._first_loss
+        self._last_loss = loss
+        self._tokens += self._data.num_tokens(self.step)
+        self._log(loss, lr, norms, self._clock() - began)
+        self.step += 1
+
+    def _backward(self) -> float:
+        """Gradients of the step's mean loss in the masters; the loss in nats a token, over all processes."""
+        ranks, rank = self._runtime.num_ranks, self._runtime.rank
+        targets = self._data.num_targets(self.step)
+        batches = self._data.batches(self.step, rank, ranks, self._settings.rows_per_batch or None)
+        total = 0.0
+        for number, batch in enumerate(batches, start=1):
+            # Low-precision gradients move to the masters after each batch, so they must be the processes' mean by then.
+            last = number == len(batches) or self._dtype != torch.float32
+            with self._runtime.without_sync(self._objective, last):
+                loss = self._objective(*self._on_device(batch))
+                self._runtime.backward(loss * (ranks / targets))  # the wrapper averages over processes
+            self._masters.collect_gradients_()
+            total += float(loss.detach())
+        return self._runtime.sum(total)[0] / targets
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        tensors = (batch.input_ids, batch.position_ids, batch.targets)
+        ids, positions, targets = (tensor.to(self._runtime.device, non_blocking=True) for tensor in tensors)
+        return ids, positions, targets
+
+    def _log(self, loss: float, lr: float, norms: Mapping[str, float], seconds: float) -> None:
+        if self._journal is None:
+            return
+        tokens = self._data.num_tokens(self.step)
+        flops = self._figures.token_flops.total * tokens / seconds
+        left = (
+            (self._clock() - self._started)
+            / (self.step + 1 - self._first_step)
+            * (self._data.num_steps - self.step - 1)
+        )
+        values = {
+            "loss": loss,
+            "lr": lr,
+            "tokens": self._tokens,
+            "tokens_per_second": tokens / seconds,
+            "flops_per_second": flops,
+            "share_of_peak": flops / self._figures.peak_flops if self._figures.peak_flops else 0.0,
+            **{f"gradient_norm_{side}": norm for side, norm in norms.items()},
+            "memory_bytes": peak_memory_bytes(self._runtime.device),
+            "seconds": self._elapsed(),
+            "seconds_left": left,
+        }
+        self._journal.write(self.step, values)
+        self._runtime.track(values, self.step)
+
+    def _clock_decisions(self) -> tuple[float, float]:
+        """Out of time, and due for a checkpoint: the main process's clock decides for all of them."""
+        if not self._runtime.is_main:
+            return 0.0, 0.0
+        limit = self._settings.max_minutes
+        over = limit is not None and self._elapsed() >= 60 * limit
+        due = self._clock() - self._saved_at >= 60 * self._settings.checkpoint_minutes
+        return float(over), float(due)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self._model.named_parameters())
+
+    def _elapsed(self) -> float:
+        return self._seconds + self._clock() - self._started
+
+    def _where_saved(self) -> str:
+        found = sorted((self._folder / "checkpoints").glob("step-*"))
+        return f"The last good state is {found[-1]}." if found else "No checkpoint was written yet; nothing is lost."
+
+    def _save(self) -> None:
+        self._saved_at = self._clock()
+        if self._runtime.is_main:
+            figures = {
+                "tokens": self._tokens,
+                "seconds": self._elapsed(),
+                "first_loss": self._first_loss,
+                "last_loss": self._last_loss,
+                "smoothed": self._guard.smoothed,
+                "lowest": self._guard.lowest,
+            }
+            state = State(self.step, self._masters.state(self._optimizer), figures)
+            write_checkpoint(self._folder / "checkpoints", state, self._facts)
+        self._runtime.wait()
+
+    def _resume(self) -> None:
+        state = read_checkpoint(self._folder / "checkpoints", self._facts)
+        self._runtime.wait()
+        if state is None:
+            return
+        self._masters.load_(self._optimizer, state.tensors)
+        figures = state.figures
+        self._guard = LossGuard(figures["smoothed"], figures["lowest"])
+        self.step, self._tokens, self._seconds = state.step, figures["tokens"], figures["seconds"]
+        self._first_loss, self._last_loss = figures["first_loss"], figures["last_loss"]
+
+
+# Settings that may change between one start of a run and the next: they do not touch the numbers.
+_FREE = {"max_steps", "max_minutes", "checkpoint_minutes"}

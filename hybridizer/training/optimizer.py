@@ -1,0 +1,147 @@
+"""AdamW over float32 masters of the trained tensors, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.errors import InputError, Problem, RecipeError, nearest
+from hybridizer.training.freeze import FreezePlan
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """`name` is adamw or adamw8bit (needs bitsandbytes). `lr` is the peak rate; weight decay skips vectors.
+
+    `clip_norm` bounds the norm of all gradients together; 0 turns clipping off.
+    """
+
+    name: str = "adamw"
+    lr: float = 3e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+
+class Masters:
+    """The trained tensors in float32: the parameters themselves where they are float32, copies where they are not."""
+
+    def __init__(self, model: nn.Module, plan: FreezePlan) -> None:
+        parameters = dict(model.named_parameters())
+        self._parameters = {name: parameters[name] for name in plan.trained}
+        self.tensors: Mapping[str, Tensor] = {name: _master(p) for name, p in self._parameters.items()}
+        self._low = [name for name, p in self._parameters.items() if p.dtype != torch.float32]
+        self._sides = {name: plan.side(name) for name in plan.trained}
+
+    @torch.no_grad()
+    def collect_gradients_(self) -> None:
+        """Add the gradients of low-precision parameters to their masters', in float32, and free them."""
+        for name in self._low:
+            parameter, master = self._parameters[name], self.tensors[name]
+            if parameter.grad is None:
+                continue
+            grad = parameter.grad.float()
+            master.grad = grad if master.grad is None else master.grad.add_(grad)
+            parameter.grad = None
+
+    @torch.no_grad()
+    def publish_(self) -> None:
+        """Round the masters into the parameters that compute."""
+        if self._low:
+            torch._foreach_copy_([self._parameters[n] for n in self._low], [self.tensors[n] for n in self._low])
+
+    def reached(self) -> set[str]:
+        """The tensors whose gradient is there and not all zero."""
+        return {name for name, tensor in self.tensors.items() if tensor.grad is not None and bool(tensor.grad.any())}
+
+    def gradient_norms(self) -> dict[str, float]:
+        """The L2 norm of the gradients of each side (`shallow`, `deep`) that trains, and of all (`total`)."""
+        norms = {}
+        for side in sorted(set(self._sides.values())):
+            grads = [t.grad for n, t in self.tensors.items() if self._sides[n] == side and t.grad is not None]
+            norms[side] = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        norms["total"] = sum(norm**2 for norm in norms.values()) ** 0.5
+        return norms
+
+    @torch.no_grad()
+    def scale_gradients_(self, factor: float) -> None:
+        """Multiply every gradient by `factor`."""
+        torch._foreach_mul_([t.grad for t in self.tensors.values() if t.grad is not None], factor)
+
+    def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Masters and the optimizer's tensors for them, by name: `master.<name>`, `exp_avg.<name>` and so on."""
+        tensors = {f"master.{name}": tensor.detach() for name, tensor in self.tensors.items()}
+        for name, tensor in self.tensors.items():
+            kept = optimizer.state[tensor]
+            tensors |= {f"{key}.{name}": value for key, value in kept.items() if isinstance(value, Tensor)}
+        return tensors
+
+    @torch.no_grad()
+    def load_(self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave, and publish it."""
+        for key, value in tensors.items():
+            kind, name = key.split(".", 1)
+            master = self.tensors[name]
+            if kind == "master":
+                master.copy_(value)
+            else:
+                optimizer.state[master][kind] = value if kind == "step" else value.to(master.device)
+        self.publish_()
+
+
+def make_optimizer(masters: Mapping[str, Tensor], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimizer over `masters`, fused where torch has it. Raises RecipeError for an unknown name or values out of
+    range, InputError when bitsandbytes is asked for and missing."""
+    _refuse_bad_settings(settings)
+    decayed = [tensor for tensor in masters.values() if tensor.ndim >= 2]
+    plain = [tensor for tensor in masters.values() if tensor.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if settings.name == "adamw8bit":
+        return _eight_bit(groups, settings)
+    fused = all(t.device.type in {"cpu", "cuda", "mps", "xpu"} for t in masters.values())
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def set_rate_(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group of `optimizer` the learning rate `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _master(parameter: nn.Parameter) -> Tensor:
+    return parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_(True)
+
+
+def _eight_bit(groups: list[dict[str, object]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        fix = "pip install bitsandbytes, or use adamw."
+        raise InputError(Problem("train.optimizer", "adamw8bit needs the package bitsandbytes.", fix)) from None
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return optimizer
+
+
+def _refuse_bad_settings(settings: OptimizerSettings) -> None:
+    names = ("adamw", "adamw8bit")
+    if settings.name not in names:
+        raise RecipeError(Problem("train.optimizer", f"no optimizer '{settings.name}'.", nearest(settings.name, names)))
+    ranges = {
+        "lr": settings.lr > 0,
+        "betas": all(0 <= beta < 1 for beta in settings.betas),
+        "eps": settings.eps > 0,
+        "weight_decay": settings.weight_decay >= 0,
+        "clip_norm": settings.clip_norm >= 0,
+    }
+    problems = [
+        Problem(f"train.optimizer.{name}", f"{getattr(settings, name)} is out of range.", "Give a usual value.")
+        for name, good in ranges.items()
+        if not good
+    ]
+    if problems:
+        raise RecipeError(*problems)

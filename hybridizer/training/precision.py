@@ -1,0 +1,110 @@
+"""Which precision computes, and how tensors kept in another one take part in it.
+
+Frozen tensors stay in the checkpoint's precision: a linear layer casts its frozen weight when it needs it and keeps no
+cast copy for the backward pass. Trained tensors live in the compute precision, with float32 masters in the optimizer.
+There is no autocast, so nothing is cast twice in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hybridizer.training.freeze import FreezePlan
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype to compute in: as asked, or for `auto` bfloat16 where the device has it in hardware, else float32."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run in hardware. A CPU without it emulates them, three times slower here."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has it, 2.6 has not
+        return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return True
+
+
+class MixedLinear(nn.Linear):
+    """A linear layer with a frozen weight in a precision of its own; it computes in that of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`input` (..., in_features) to (..., out_features) in the dtype of `input`."""
+        if self.weight.dtype == input.dtype:
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        output: Tensor = _FrozenProduct.apply(input, self.weight)  # type: ignore[no-untyped-call]
+        return output if bias is None else output + bias
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """`input @ weight.T` with a frozen weight that is cast in each direction and never kept in the cast form."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return functional.linear(input, weight.to(input.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return grad_outputs[0] @ weight.to(grad_outputs[0].dtype), None
+
+
+class WorkingPrecision:
+    """A model set up to compute in one dtype; `restore_` gives every frozen tensor its own bytes back."""
+
+    def __init__(self, model: nn.Module, plan: FreezePlan, dtype: torch.dtype) -> None:
+        """Changes `model` in place and keeps every parameter object."""
+        self._model, self._kept = model, dict[str, Tensor]()
+        stays = {id(parameter) for module in model.modules() for parameter in _kept_low(module)}
+        for name, parameter in model.named_parameters():
+            if parameter.dtype == dtype or (name in plan.frozen and id(parameter) in stays):
+                continue
+            if name in plan.frozen:
+                self._kept[name] = parameter.data
+            parameter.data = parameter.data.to(dtype)
+        self._hooks = [hook for module in model.modules() if (hook := _adapt_(module, dtype)) is not None]
+
+    def restore_(self) -> None:
+        """Undo everything but the dtype of trained tensors, which the optimizer's masters replace anyway."""
+        for name, parameter in self._model.named_parameters():
+            if name in self._kept:
+                parameter.data = self._kept[name]
+        for module in self._model.modules():
+            if type(module) is MixedLinear:
+                _as_class_(module, nn.Linear)
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _kept_low(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of `module` that can take part in their own precision."""
+    plain = type(module) in (nn.Linear, nn.Embedding)
+    return list(module.parameters(recurse=False)) if plain else []
+
+
+def _adapt_(module: nn.Module, dtype: torch.dtype) -> Any:
+    """Let a module of frozen low-precision weights compute in `dtype`; a hook to remove later, if one was needed."""
+    if not any(parameter.dtype != dtype for parameter in _kept_low(module)):
+        return None
+    if type(module) is nn.Linear:
+        _as_class_(module, MixedLinear)
+        return None
+    return module.register_forward_hook(lambda _module, _args, output: output.to(dtype))
+
+
+def _as_class_(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Give `module` another forward pass. It stays the same module with the same parameter objects."""
+    module.__class__ = kind

@@ -1,0 +1,132 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from training.models import plain_model
+from training.runs import SETTINGS, bytes_of, data_in, run
+
+from hybridizer.errors import InputError, RunError
+from hybridizer.training.freeze import tensor_sha256
+from hybridizer.training.optimizer import OptimizerSettings
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_lowers_the_loss_moves_the_shallow_side_and_nothing_else(tmp_path):
+    before = {name: tensor_sha256(p) for name, p in plain_model()[0].named_parameters()}
+    model, result = run(tmp_path)
+    after = {name: tensor_sha256(p) for name, p in model.named_parameters()}
+    moved = {name for name in before if before[name] != after[name]}
+    assert moved == {name for name in before if name.startswith(("embedding", "layers.0", "layers.1"))}
+    assert result.frozen_sha256 == {name: after[name] for name in before if name not in moved}
+    assert result.last_loss < result.first_loss - 0.5
+    assert (result.stopped_by, result.unreached) == ("tokens", ())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stop", [1, 5])
+def test_stopped_and_resumed_equals_run_through_bit_for_bit(tmp_path, precision, stop):
+    settings = replace(SETTINGS, precision=precision)
+    straight, _ = run(tmp_path / "a", settings)
+    run(tmp_path / "b", replace(settings, max_steps=stop))
+    resumed, result = run(tmp_path / "b", settings)
+    assert bytes_of(resumed) == bytes_of(straight)
+    assert [line["step"] for line in lines_of(tmp_path / "b")] == list(range(result.steps))
+    assert [x["loss"] for x in lines_of(tmp_path / "a")] == [x["loss"] for x in lines_of(tmp_path / "b")]
+
+
+def test_gradient_accumulation_and_recomputation_change_rounding_only(tmp_path):
+    whole = run(tmp_path / "a")[1]
+    for name, change in {"b": {"rows_per_batch": 1}, "c": {"recompute_layers": True}}.items():
+        other = run(tmp_path / name, replace(SETTINGS, **change))[1]
+        # Dropout draws other numbers for other batches; recomputation draws the same.
+        assert other.last_loss == pytest.approx(whole.last_loss, rel=0.1 if name == "b" else 1e-4)
+
+
+def test_bfloat16_trains_with_float32_masters(tmp_path):
+    model, result = run(tmp_path, replace(SETTINGS, precision="bfloat16"))
+    reference = run(tmp_path / "exact")[1]
+    assert result.dtype == "bfloat16"
+    trained = model.layers[0].qkv.weight
+    assert trained.dtype == torch.float32 and not torch.equal(trained, trained.bfloat16().float())
+    assert result.last_loss == pytest.approx(reference.last_loss, rel=0.1)
+    assert all(p.dtype == torch.float32 for p in model.parameters())  # the frozen ones came in float32
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference_named(tmp_path):
+    data = data_in(tmp_path / "data")
+    run(tmp_path, replace(SETTINGS, max_steps=2), data)
+    cases = {
+        r"plan is 'sha256:other' now and was 'sha256:plan' there": {"plan_hash": "sha256:other"},
+        r"train\.optimizer\.lr is 0\.002 now and was 0\.01": {
+            "settings": replace(SETTINGS, optimizer=OptimizerSettings(lr=2e-3))
+        },
+        r"data\.seed is 1 now and was 0": {"data": data_in(tmp_path / "data", seed=1)},
+        r"data\.sequence is 32 now and was 64": {"data": data_in(tmp_path / "data", sequence=32)},
+        r"freeze is": {"freeze": "shallow"},
+    }
+    for message, change in cases.items():
+        with pytest.raises(InputError, match=message):
+            run(tmp_path, **{"data": data, **change})
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    _, result = run(tmp_path)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"step-{step:08d}" for step in (result.steps - 1, result.steps)]
+
+
+def test_stop_conditions_say_which_one_it_was(tmp_path):
+    data = data_in(tmp_path / "data")
+    assert run(tmp_path / "steps", replace(SETTINGS, max_steps=3), data)[1].stopped_by == "steps"
+    ticks = iter(range(10_000))
+    result = run(tmp_path / "minutes", replace(SETTINGS, max_minutes=0.5), data, clock=lambda: next(ticks))[1]
+    assert result.stopped_by == "minutes" and 0 < result.steps < data.num_steps
+    assert run(tmp_path / "minutes", SETTINGS, data)[1].stopped_by == "tokens"  # and can be gone on with
+
+
+def test_every_step_leaves_a_line_with_all_its_figures(tmp_path):
+    _, result = run(tmp_path)
+    lines = lines_of(tmp_path)
+    assert len(lines) == result.steps
+    assert set(lines[0]) == {
+        "step", "loss", "lr", "tokens", "tokens_per_second", "flops_per_second", "share_of_peak",
+        "gradient_norm_shallow", "gradient_norm_total", "memory_bytes", "seconds", "seconds_left",
+    }  # fmt: skip
+    assert lines[-1]["tokens"] == result.tokens
+    assert lines[-1]["seconds_left"] == 0
+    assert lines[0]["gradient_norm_total"] == pytest.approx(lines[0]["gradient_norm_shallow"])
+
+
+def broken_after(model, step, value):
+    """Spoil the loss of `model` from optimizer step `step` on."""
+    calls = iter(range(10_000))
+    model.norm.register_forward_hook(lambda m, i, out: out * (value if next(calls) >= step + 1 else 1.0))
+
+
+@pytest.mark.parametrize("value, words", [(float("nan"), "not finite"), (1e3, "the loss exploded")])
+def test_a_loss_gone_wrong_stops_the_run_and_names_the_last_good_state(tmp_path, value, words):
+    model, parts = plain_model()
+    broken_after(model, 4, value)
+    with pytest.raises(RunError, match=f"training step 4: .*{words}") as caught:
+        run(tmp_path, model=(model, parts))
+    assert "Lower `lr`" in str(caught.value)
+    assert f"The last good state is {tmp_path}/checkpoints/step-00000004" in str(caught.value)
+
+
+def test_trackers_get_the_curves(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from hybridizer.adapters.accelerator import Runtime
+
+    run(tmp_path, runtime=Runtime(("tensorboard",), tmp_path, cpu=True))
+    assert list(tmp_path.glob("train/**/events.out.tfevents.*"))
+
+
+def test_an_unknown_tracker_is_refused():
+    from hybridizer.adapters.accelerator import Runtime
+
+    with pytest.raises(InputError, match="no tracker abacus here"):
+        Runtime(("abacus",), cpu=True)
