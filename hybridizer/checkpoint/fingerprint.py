@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,6 +49,14 @@ def hash_file(path: Path, stop: threading.Event | None = None) -> str:
     return digest.hexdigest()
 
 
+def hash_files(files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    """(name, sha256) of each file in the order given; several are read at once.
+
+    Raises OSError as the file system gives it. One who stops asking stops the reading.
+    """
+    return _side_by_side(hash_file, files)
+
+
 def fingerprint_files(files: Mapping[str, Path], cache_folder: Path, clock_ns: Callable[[], int] = time.time_ns) -> str:
     """`sha256:<hex>` over the names in `files` and the content of each: the same wherever the files lie.
 
@@ -56,14 +64,25 @@ def fingerprint_files(files: Mapping[str, Path], cache_folder: Path, clock_ns: C
     before it was read is not kept: the next change could fall into the same tick of the clock and go unseen.
     Raises CheckpointError when a file cannot be read, or changes while it is.
     """
+
+    def hash_one(path: Path, stop: threading.Event) -> str:
+        return _hash_cached(path, cache_folder, clock_ns, stop)
+
+    return content_hash(dict(_side_by_side(hash_one, files)))
+
+
+def _side_by_side(
+    hash_one: Callable[[Path, threading.Event], str], files: Mapping[str, Path]
+) -> Iterator[tuple[str, str]]:
     stop = threading.Event()
-    with ThreadPoolExecutor(HASH_THREADS) as pool:
-        futures = {name: pool.submit(_hash_cached, path, cache_folder, clock_ns, stop) for name, path in files.items()}
-        try:
-            return content_hash({name: future.result() for name, future in futures.items()})
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ThreadPoolExecutor(HASH_THREADS)
+    try:
+        futures = {name: pool.submit(hash_one, path, stop) for name, path in files.items()}
+        for name, future in futures.items():
+            yield name, future.result()
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def _hash_cached(path: Path, cache_folder: Path, clock_ns: Callable[[], int], stop: threading.Event) -> str:

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from hybridizer.checkpoint import fingerprint
-from hybridizer.checkpoint.fingerprint import RACY_NS, fingerprint_files, hash_file
+from hybridizer.checkpoint.fingerprint import RACY_NS, fingerprint_files, hash_file, hash_files
 from hybridizer.errors import CheckpointError
 
 
@@ -50,6 +50,20 @@ def test_hashing_gives_up_when_asked(tmp_path):
     stop = threading.Event()
     stop.set()
     assert hash_file(tmp_path / "file", stop) == hashlib.sha256().hexdigest()
+
+
+def test_many_files_are_hashed_in_their_order(tmp_path):
+    files = write(tmp_path / "model", c=b"1" * 3_000_000, a=b"22", b=b"")
+    expected = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files.items()]
+    assert list(hash_files(files)) == expected
+
+
+def test_no_more_is_read_after_a_failure(tmp_path, cache, hashed, monkeypatch):
+    monkeypatch.setattr(fingerprint, "HASH_THREADS", 1)
+    files = {"gone": tmp_path / "gone", **write(tmp_path / "model", **{f"f{n}": b"1" for n in range(50)})}
+    with pytest.raises(CheckpointError):
+        fingerprint_files(files, cache)
+    assert len(hashed) < 50
 
 
 def test_a_fingerprint_is_golden(tmp_path, cache):
