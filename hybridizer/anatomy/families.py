@@ -1,0 +1,129 @@
+"""What the layers of each causal-LM family of transformers 5.23 may differ in, and which of them cannot be moved.
+
+Made by reading every configuration_*.py for lists and rules over layers and every modeling_*.py for what depends on a
+layer's place; tests/anatomy/test_families.py and scripts/family_table.py hold it against the real models. A family that
+is in none of the tables is unknown: its layers may not leave their model and their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from hybridizer.anatomy import attention, mlp
+from hybridizer.anatomy.rules import always, by_place, every, residual_scale
+from hybridizer.anatomy.spellings import Config, Listed, OneOrList, Overrides
+from hybridizer.anatomy.traits import Trait
+
+# Families whose layers are all alike, say nothing of their own in the config, and do not depend on their place.
+_PLAIN_NAMES = """
+    apertus arcee aria_text biogpt bitnet bloom codegen cohere ctrl dbrx doge ernie4_5 falcon flex_olmo gemma glm glm4
+    gpt-sw3 gpt_bigcode gpt_neox gptj granite granitemoe granitemoeshared helium hunyuan_v1_dense hyperclovax internlm3
+    iquestcoder jais2 jetmoe llama longcat_flash ministral ministral3 mistral mixtral mpt nanochat nemotron olmo olmo2
+    olmoe openai-gpt opt persimmon phi phi3 phimoe seed_oss solar_open stablelm starcoder2 xglm youtu
+"""
+PLAIN = frozenset(_PLAIN_NAMES.split())
+
+
+def _place(name: str, style: str, value: Callable[[int, int, Config], object], chained: str = "") -> Trait:
+    return Trait(name, (by_place(style, value),), chained=frozenset({chained} - {""}))
+
+
+def _one_or_list(key: str) -> Trait:
+    return Trait(f"`{key}`", (OneOrList(key), always("the family's default")))
+
+
+def _rope_theta(layer: int, num_layers: int, config: Config) -> object:
+    parameters = config.get("rope_parameters")
+    return parameters.get("rope_theta") if isinstance(parameters, Mapping) else config.get("rope_theta", 10000.0)
+
+
+# `no_rope_layers` says 1 for a layer with rotary positions, whatever its name suggests.
+_ROPE = Trait(
+    "rotary positions",
+    (
+        Listed("no_rope_layers", names={1: "rope", 0: "no rope"}),
+        every("no_rope_layer_interval", 4, "no rope", "rope"),
+    ),
+)
+_ROPE_THETA = Trait("rope_theta", (Listed("layer_rope_theta"), by_place("by one `rope_theta`", _rope_theta)))
+_OVERRIDES = Trait("overrides", (Overrides(), always("{}")))
+_OWN_OVERRIDES = Trait("overrides", (Overrides(), always("what the family derives from the layer types")))
+# A "shared" layer reuses the choice of tokens that the last "full" layer before it made.
+_INDEXER = Trait(
+    "indexer",
+    (
+        Listed("indexer_types"),
+        by_place("by a full one at 0, 1, 5, 9, ...", lambda i, *_: "shared" if i and (i - 1) % 4 else "full"),
+    ),
+    chained=frozenset({"shared"}),
+)
+
+_MORE: Mapping[str, tuple[Trait, ...]] = {
+    "diffllama": (_place("lambda_init", "by a function of the layer's place", lambda i, *_: i),),
+    "dots3_note_text": (_OWN_OVERRIDES,),
+    "gemma3n_text": (_one_or_list("intermediate_size"), _one_or_list("activation_sparsity_pattern")),
+    "gemma4_text": (_OWN_OVERRIDES,),
+    "gemma4_unified_text": (_OWN_OVERRIDES,),
+    "glm_moe_dsa": (Trait("indexer", (Listed("indexer_types"), always("full")), chained=frozenset({"shared"})),),
+    "gpt2": (
+        _place(
+            "attention scale",
+            "by the layer's place (`scale_attn_by_inverse_layer_idx`)",
+            lambda i, _, config: i if config.get("scale_attn_by_inverse_layer_idx") else "alike",
+        ),
+    ),
+    "gpt_neox_japanese": (
+        _place("attention bias", "by the last layer alone having one", lambda i, n, _: "yes" if i == n - 1 else "no"),
+    ),
+    "granite_swa": (_ROPE_THETA,),
+    "granitemoe_swa": (_ROPE_THETA,),
+    "hunyuan_v1_moe": tuple(
+        _one_or_list(key) for key in ("num_experts", "moe_topk", "moe_intermediate_size", "num_shared_expert")
+    ),
+    "hy_v4": (_INDEXER,),
+    "laguna": (
+        Trait(
+            "attention heads",
+            (
+                Listed("num_attention_heads_per_layer"),
+                by_place("by one `num_attention_heads`", lambda i, n, config: config.get("num_attention_heads")),
+            ),
+        ),
+    ),
+    "llama4_text": (_ROPE,),
+    "minicpm3": (Trait("residual scale", (residual_scale(),)),),
+    "modernbert-decoder": (_place("first norm", "by layer 0 alone having none", lambda i, *_: "yes" if i else "no"),),
+    "rwkv": (_place("input norm", "by layer 0 alone having one", lambda i, *_: "no" if i else "yes"),),
+    "smollm3": (_ROPE,),
+    "zaya": (_place("router", "by layer 0 alone starting a chain", lambda i, *_: "next" if i else "first", "next"),),
+}
+
+
+def read_traits(family: str) -> tuple[Trait, ...]:
+    """What layers of `family` may differ in: its own traits, and what transformers lets every family say."""
+    own, mlp_trait = _MORE.get(family, ()), mlp.mlp_of(family)
+    overrides = () if _OWN_OVERRIDES in own else (_OVERRIDES,)
+    return (*own, attention.attention_of(family), *([mlp_trait] if mlp_trait else []), *overrides)
+
+
+def is_known(family: str) -> bool:
+    """Whether the tables were made with this family in view."""
+    return family in PLAIN or family in attention.KNOWN or family in mlp.KNOWN or family in _MORE
+
+
+def why_bound(family: str, config: Config) -> str | None:
+    """Why layers of this model cannot leave the model and the place they were trained in; None when they can."""
+    reason = None
+    if not is_known(family):
+        reason = "hybridizer does not know how its layers depend on their place"
+    elif family in ("zamba", "zamba2"):
+        reason = "its hybrid layers share one attention block"
+    elif family == "inkling2_text":
+        reason = "they attend to the residuals of all blocks before them (`n_layers_per_attn_res_block`)"
+    elif family == "qwen4_exp_text" and config.get("ple_layer_ids"):
+        reason = "their n-gram embeddings are hashed by the layer's place (`ple_layer_ids`)"
+    elif family == "gemma3n_text" or (family == "gemma4_text" and config.get("hidden_size_per_layer_input", 256)):
+        reason = "each reads columns of its own in embeddings that belong to the whole model (per-layer embeddings)"
+    elif family.startswith("gemma4") and config.get("num_kv_shared_layers"):
+        reason = "later layers reuse keys and values of earlier ones (`num_kv_shared_layers`)"
+    return reason

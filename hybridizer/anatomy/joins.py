@@ -1,0 +1,111 @@
+"""Why layers of several donors cannot live in one model.
+
+By principle rather than by list: one config describes all layers, so every key in which a donor's config differs from
+the host's is a problem, unless the key is known to mean nothing to layers or is carried per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hybridizer.anatomy.families import read_traits
+from hybridizer.anatomy.keys import SAME_AS, default_of, is_harmless
+from hybridizer.anatomy.reading import DEPTH_NAMES
+from hybridizer.anatomy.rope import ROPE_KEYS, read_rope
+from hybridizer.anatomy.spellings import Config
+from hybridizer.anatomy.structure import Anatomy, Source
+from hybridizer.errors import Problem
+
+
+def check_joins(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
+    """Everything in which the donors of these layers disagree with the host, naming both sides; empty when they agree.
+
+    Vocabulary and tokenizer are not compared: layers do not see them.
+    """
+    donors = {id(source.donor): source.donor for source in sources if source.donor is not host}
+    problems = []
+    for donor in donors.values():
+        if donor.text_family != host.text_family:
+            what = f"a donor of family '{donor.text_family}', and {host.where} is of family '{host.text_family}'."
+            fix = "One config describes one family: take donors of the same family."
+            problems.append(Problem(donor.where, what, fix))
+            continue
+        layers = [source.layer for source in sources if source.donor is donor]
+        problems += list(_compare_configs(host, donor)) or list(_compare_shapes(host, donor, layers))[:1]
+    return problems
+
+
+def _compare_configs(host: Anatomy, donor: Anatomy) -> Iterator[Problem]:
+    ours, theirs = _meaning(host), _meaning(donor)
+    for key in sorted(ours.keys() | theirs.keys()):
+        mine, other = ours.get(key, default_of(key, ours)), theirs.get(key, default_of(key, theirs))
+        if mine != other and not (_is_nothing(mine) and _is_nothing(other)):
+            what = f"`{key}` is {_show(other)}, and {_show(mine)} in {host.where}."
+            fix = "One config describes all layers: take donors that agree, or correct the config that is wrong."
+            yield Problem(f"{donor.where}/config.json", what, fix)
+
+
+def _meaning(anatomy: Anatomy) -> dict[str, Any]:
+    """The config as layers see it: one name for one thing, rotary settings made comparable, the harmless left out."""
+    text = anatomy.text_config
+    carried = {key for trait in read_traits(anatomy.text_family) for key in trait.keys}
+    flat = {
+        key: value
+        for key, value in _flatten(text)
+        if key not in carried and key.partition(".")[0] not in ROPE_KEYS and key not in DEPTH_NAMES
+    }
+    named = {SAME_AS.get(key, key): value for key, value in flat.items() if SAME_AS.get(key) not in flat}
+    meaning = {key: value for key, value in named.items() if not is_harmless(key)}
+    rope = read_rope(text, anatomy.text_family)
+    return meaning | {f"rotary positions: {key}": value for key, value in rope.items()}
+
+
+def _flatten(config: Config, start: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and "__float__" in value:
+            yield f"{start}{key}", float(value["__float__"])
+        elif isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{start}{key}.")
+        else:
+            yield f"{start}{key}", _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Lists with transformers' spelling of infinities replaced by what they mean."""
+    if isinstance(value, list):
+        return [
+            float(item["__float__"]) if isinstance(item, Mapping) and "__float__" in item else item for item in value
+        ]
+    return value
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or value in ([], {}, "")
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is None else repr(value)
+
+
+def _compare_shapes(host: Anatomy, donor: Anatomy, layers: Sequence[int]) -> Iterator[Problem]:
+    """Layers of one kind, seen from both configs, need the same tensors in the same shapes."""
+    for layer in dict.fromkeys(layers):
+        twin = _find_twin(host, donor, layer)
+        if twin is None:
+            continue
+        ours = {suffix: host.shapes[name] for suffix, name in host.layers[twin].items()}
+        theirs = {suffix: donor.shapes[name] for suffix, name in donor.layers[layer].items()}
+        for suffix in sorted(ours.keys() | theirs.keys()):
+            if ours.get(suffix) != theirs.get(suffix):
+                what = f"'{suffix}' of layer {layer} is {_show(theirs.get(suffix))}, and {_show(ours.get(suffix))} in "
+                what += f"layer {twin} of {host.where}, which is of the same kind."
+                yield Problem(donor.where, what, "Their configs do not say why: one of them is wrong.")
+
+
+def _find_twin(host: Anatomy, donor: Anatomy, layer: int) -> int | None:
+    """A layer of the host that its config describes in the same words, or None."""
+    for twin in range(host.num_layers):
+        if all(host.traits[name][twin] == values[layer] for name, values in donor.traits.items()):
+            return twin
+    return None

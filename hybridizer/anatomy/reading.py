@@ -1,0 +1,188 @@
+"""Taking a checkpoint apart: from config.json and the names and shapes of its tensors to an `Anatomy`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hybridizer.anatomy.families import read_traits, why_bound
+from hybridizer.anatomy.names import (
+    EMBEDDINGS,
+    FINAL_NORMS,
+    HEADS,
+    NameTable,
+    Shapes,
+    is_draft_head,
+    is_recomputed,
+    layer_lists,
+    pick,
+    sort_names,
+)
+from hybridizer.anatomy.spellings import Config, Values
+from hybridizer.anatomy.structure import Anatomy, Extra
+from hybridizer.errors import CheckpointError, Problem
+
+# How families call the number of layers, the width, and the layers of a draft head.
+DEPTH_NAMES = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_blocks")
+WIDTH_NAMES = ("hidden_size", "n_embd", "d_model", "n_embed", "embedding_dim")
+DRAFT_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+
+
+def read_anatomy(config: Mapping[str, Any], shapes: Shapes, where: str) -> Anatomy:
+    """Take a checkpoint apart. `config` is config.json as it is on disk, `shapes` every tensor's shape by name.
+
+    Reads no weights and imports nothing heavy. Raises CheckpointError, naming `where`, when config and files contradict
+    each other: another number of layers, a layer that lacks what its like have, no embedding, a head that is missing.
+    """
+    text_path, text, family, text_family = _read_family(config, where)
+    num_layers, depth_name = _read_depth(text, text_family, where)
+    table = sort_names({name: shape for name, shape in shapes.items() if not is_recomputed(name, shape)})
+    prefix, layers = _find_layers(layer_lists(table), num_layers, text, where)
+    traits = _read_traits(text, text_family, num_layers, where)
+    if not why_bound(text_family, text):
+        _check_siblings(layers, traits, shapes, where)
+    embedding, final_norm, head = _find_ends(table, prefix)
+    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", not head)))
+    _check_ends(embedding, head, tied, where)
+    named = {*embedding, *final_norm, *head, *(name for layer in layers for name in layer.values())}
+    return Anatomy(
+        where=where,
+        family=family,
+        text_family=text_family,
+        architecture=next(iter(config.get("architectures") or ()), None),
+        config=config,
+        text_path=text_path,
+        shapes=shapes,
+        num_layers=num_layers,
+        depth_key=(*text_path, depth_name),
+        layer_prefix=prefix,
+        layers=layers,
+        embedding=embedding,
+        final_norm=final_norm,
+        head=head,
+        extra=tuple(_explain(name, shapes, prefix) for name in shapes if name not in named),
+        tied=tied,
+        hidden_size=next((text[name] for name in WIDTH_NAMES if isinstance(text.get(name), int)), 0),
+        vocab_size=text.get("vocab_size") or config.get("vocab_size") or 0,
+        traits=traits,
+        kinds=_name_kinds(text_family, traits, num_layers),
+    )
+
+
+def _contradiction(where: str, what: str, fix: str) -> CheckpointError:
+    return CheckpointError(Problem(where, what, fix))
+
+
+def _read_family(config: Config, where: str) -> tuple[tuple[str, ...], Config, str, str]:
+    """The path to the decoder's part of the config, that part, the model's family and the decoder's."""
+    family = config.get("model_type")
+    if not isinstance(family, str) or not family:
+        fix = "transformers names the family there; take the config.json of the original model."
+        raise _contradiction(f"{where}/config.json", f"`model_type` is {family!r}, not a family's name.", fix)
+    for key in TEXT_CONFIGS:
+        text = config.get(key)
+        if isinstance(text, Mapping):
+            return (key,), text, family, str(text.get("model_type") or f"{family}_text")
+    return (), config, family, family
+
+
+def _read_depth(text: Config, family: str, where: str) -> tuple[int, str]:
+    """The number of layers and the key that says it; from the per-layer lists where no key does (Nemotron-H)."""
+    said = {name: text[name] for name in DEPTH_NAMES if isinstance(text.get(name), int)}
+    if family == "longcat_flash":  # its `num_hidden_layers` counts the two attentions of each layer
+        said = {name: said[name] for name in said if name == "num_layers"}
+    if family == "nemotron_h" or not said:
+        keys = sorted(key for trait in read_traits(family) for key in trait.keys)
+        said = {key: len(text[key]) for key in keys if text.get(key) and isinstance(text[key], list | str)} or said
+    if not said or len(set(said.values())) > 1 or min(said.values()) < 1:
+        found = " and ".join(f"`{name}` {value}" for name, value in said.items()) or "no key that says how many"
+        raise _contradiction(
+            f"{where}/config.json", f"the number of layers: {found}.", "One number, at least 1, is needed: correct it."
+        )
+    return next(iter(said.values())), next(iter(said))
+
+
+def _find_layers(
+    lists: Mapping[str, Mapping[int, Mapping[str, str]]], num_layers: int, text: Config, where: str
+) -> tuple[str, tuple[Mapping[str, str], ...]]:
+    """The one list of tensors that has the config's number of layers, plus what a draft head may append to it."""
+    drafts = next((text[name] for name in DRAFT_COUNTS if isinstance(text.get(name), int)), 0)
+    fitting = {
+        prefix: places
+        for prefix, places in lists.items()
+        if places.keys() >= set(range(num_layers)) and places.keys() <= set(range(num_layers + drafts))
+    }
+    if len(fitting) == 1:
+        prefix, places = next(iter(fitting.items()))
+        return prefix, tuple(places[place] for place in range(num_layers))
+    found = ", ".join(f"{prefix}* ({_describe(places)})" for prefix, places in lists.items()) or "no list of layers"
+    what = f"the config says {num_layers} layers, and the files hold {found}."
+    if len(fitting) > 1:
+        raise _contradiction(where, what, "Which list is the decoder cannot be told; this family is not supported.")
+    raise _contradiction(where, what, "Files and config are not of the same model, or files are missing.")
+
+
+def _describe(places: Mapping[int, Any]) -> str:
+    missing = sorted(set(range(max(places))) - places.keys())
+    return f"{len(places)} layers" + (f" without {', '.join(map(str, missing[:5]))}" if missing else "")
+
+
+def _read_traits(text: Config, family: str, num_layers: int, where: str) -> dict[str, Values]:
+    traits = {}
+    for trait in read_traits(family):
+        try:
+            traits[trait.name] = trait.decode(text, num_layers)
+        except ValueError as error:
+            fix = "Correct the config, or take the original one."
+            raise _contradiction(f"{where}/config.json", str(error), fix) from None
+    return traits
+
+
+def _check_siblings(
+    layers: tuple[Mapping[str, str], ...], traits: Mapping[str, Values], shapes: Shapes, where: str
+) -> None:
+    """Layers of one kind have the same tensors in the same shapes; anything else is a damaged or unusual checkpoint."""
+    models: dict[tuple[Any, ...], int] = {}
+    for layer, tensors in enumerate(layers):
+        model = models.setdefault(tuple(values[layer] for values in traits.values()), layer)
+        if lacking := sorted(layers[model].keys() ^ tensors.keys()):
+            owner, other = (model, layer) if lacking[0] in layers[model] else (layer, model)
+            what = f"layer {other} has no tensor '{lacking[0]}', and layer {owner}, of the same kind, has one."
+            raise _contradiction(where, what, "The checkpoint is incomplete, or its config describes another model.")
+        for suffix, name in tensors.items():
+            if shapes[name] != shapes[layers[model][suffix]]:
+                what = f"'{name}' has shape {shapes[name]}, and layer {model}, of the same kind, has "
+                what += f"{shapes[layers[model][suffix]]}."
+                raise _contradiction(where, what, "The config does not say in what the two differ; correct it.")
+
+
+def _find_ends(table: NameTable, prefix: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The names of embedding, final norm and head: weight, and bias where there is one."""
+    module = prefix.rstrip(".").rpartition(".")[0]
+    stem = f"{module}." if module else ""
+    beside_layers = [name for name in table.single if name.count(".") == stem.count(".") + 1]
+    embedding = pick(table.single, EMBEDDINGS, stem) or pick(table.single, EMBEDDINGS)
+    return embedding, pick(beside_layers, FINAL_NORMS, stem), pick(table.single, HEADS)
+
+
+def _check_ends(embedding: tuple[str, ...], head: tuple[str, ...], tied: bool, where: str) -> None:
+    if not embedding:
+        what = f"no tensor is an embedding (one of {', '.join(EMBEDDINGS)})."
+        raise _contradiction(where, what, "The checkpoint is incomplete: take all of its files.")
+    if not tied and not head:
+        what = "`tie_word_embeddings` is false, and no tensor is an output head."
+        raise _contradiction(where, what, "A head would be made up at load: take a checkpoint that has one.")
+
+
+def _explain(name: str, shapes: Shapes, prefix: str) -> Extra:
+    if is_recomputed(name, shapes[name]):
+        return Extra(name, False, "a buffer that every reader recomputes")
+    if name.startswith(prefix) or is_draft_head(name):
+        return Extra(name, False, "draft head for multi-token prediction, trained for another last layer")
+    return Extra(name, True, "belongs to the whole model")
+
+
+def _name_kinds(family: str, traits: Mapping[str, Values], num_layers: int) -> tuple[str, ...]:
+    shown = [traits[trait.name] for trait in read_traits(family) if trait.shown]
+    return tuple("+".join(str(values[layer]) for values in shown) for layer in range(num_layers))

@@ -1,0 +1,284 @@
+"""The ways in which a config.json says one thing about every layer: lists, letters, indices, overrides, rules.
+
+Every spelling reads values out of a config (`decode`) and says what to edit so that the config means other values
+(`encode`), or that it cannot. Which family uses which is written out in families.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+Config = Mapping[str, Any]
+Edits = dict[str, Any]
+Values = tuple[Any, ...]
+
+REMOVED: Final = object()
+
+
+class CannotExpress(Exception):
+    """A spelling, or a whole family, has no way to say these values in this order."""
+
+
+class Spelling(Protocol):
+    """One way to write a trait into a config."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The config keys this spelling writes; dotted where the key sits in a nested dict."""
+
+    def said(self, config: Config) -> bool:
+        """Whether this config uses the spelling."""
+
+    def decode(self, config: Config, num_layers: int) -> Values | None:
+        """One value per layer; None when the config does not use the spelling. Raises ValueError for nonsense."""
+
+    def encode(self, config: Config, values: Values) -> Edits:
+        """The edits that make this spelling say `values`. Raises CannotExpress."""
+
+
+def integer(config: Config, key: str, default: int) -> int:
+    """The whole number under `key`, or `default` where it is absent or null. Raises ValueError for anything else."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int):
+        raise ValueError(f"`{key}` is {value!r}, where a whole number is expected.")
+    return value
+
+
+def listed(config: Config, key: str, num_layers: int) -> list[Any] | None:
+    """The list under `key`, one entry per layer; None when absent, null or empty. Raises ValueError otherwise."""
+    value = config.get(key)
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"`{key}` is {value!r}, where a list with one entry per layer is expected.")
+    if len(value) != num_layers:
+        raise ValueError(f"`{key}` has {len(value)} entries, and the model has {num_layers} layers.")
+    return list(value)
+
+
+def apply_edits(config: Config, edits: Edits) -> dict[str, Any]:
+    """A copy of `config` with the edits in place; a key whose edit is REMOVED is gone."""
+    return {key: value for key, value in {**config, **edits}.items() if value is not REMOVED}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A list with one entry per layer. `names` translates from file to trait and back; `old_names` are names that
+    earlier versions wrote: they are understood, and written again where the file itself still uses them."""
+
+    key: str
+    names: Mapping[Any, Any] = field(default_factory=dict)
+    old_names: Mapping[Any, Any] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def said(self, config: Config) -> bool:
+        return bool(config.get(self.key))
+
+    def decode(self, config: Config, num_layers: int) -> Values | None:
+        entries = listed(config, self.key, num_layers)
+        if entries is None:
+            return None
+        for entry in entries:
+            if not isinstance(entry, str | int | float):
+                raise ValueError(f"`{self.key}` holds {entry!r}, where a name or a number is expected.")
+        return tuple({**self.names, **self.old_names}.get(entry, entry) for entry in entries)
+
+    def encode(self, config: Config, values: Values) -> Edits:
+        in_file = {value: name for name, value in self.names.items()}
+        if set(config.get(self.key) or ()) & set(self.old_names):
+            in_file |= {value: name for name, value in self.old_names.items()}
+        return {self.key: [in_file.get(value, value) for value in values]}
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A text with one letter per layer, as in Nemotron-H's `hybrid_override_pattern` "M-M*"."""
+
+    key: str
+    alphabet: Mapping[str, str]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def said(self, config: Config) -> bool:
+        return isinstance(config.get(self.key), str)
+
+    def decode(self, config: Config, num_layers: int) -> Values | None:
+        text = config.get(self.key)
+        if text is None:
+            return None
+        if not isinstance(text, str) or set(text) - set(self.alphabet):
+            known = " ".join(self.alphabet)
+            raise ValueError(f"`{self.key}` is {text!r}, where one letter per layer out of {known} is expected.")
+        if len(text) != num_layers:
+            raise ValueError(f"`{self.key}` has {len(text)} letters, and the model has {num_layers} layers.")
+        return tuple(self.alphabet[letter] for letter in text)
+
+    def encode(self, config: Config, values: Values) -> Edits:
+        letters = {value: letter for letter, value in self.alphabet.items()}
+        if unknown := sorted(set(values) - set(letters)):
+            raise CannotExpress(f"by one letter per layer, with no letter for {', '.join(map(str, unknown))}")
+        return {self.key: "".join(letters[value] for value in values)}
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A list of the layers that are `hit`, counted from `first`; the others are `miss`."""
+
+    key: str
+    hit: str
+    miss: str
+    first: int = 0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def said(self, config: Config) -> bool:
+        return config.get(self.key) is not None
+
+    def decode(self, config: Config, num_layers: int) -> Values | None:
+        indices = config.get(self.key)
+        if indices is None:
+            return None
+        if not isinstance(indices, list | tuple) or not all(
+            isinstance(index, int) and 0 <= index - self.first < num_layers for index in indices
+        ):
+            last = num_layers - 1 + self.first
+            raise ValueError(f"`{self.key}` is {indices!r}, where layers {self.first}..{last} are expected.")
+        return tuple(self.hit if layer + self.first in indices else self.miss for layer in range(num_layers))
+
+    def encode(self, config: Config, values: Values) -> Edits:
+        if unknown := sorted(set(values) - {self.hit, self.miss}):
+            raise CannotExpress(f"by listing the {self.hit} layers, which leaves no room for {', '.join(unknown)}")
+        return {self.key: [layer for layer, value in enumerate(values, self.first) if value == self.hit]}
+
+
+@dataclass(frozen=True)
+class OneOrList:
+    """One value for all layers, or a list with one per layer."""
+
+    key: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def said(self, config: Config) -> bool:
+        return config.get(self.key) is not None
+
+    def decode(self, config: Config, num_layers: int) -> Values | None:
+        value = config.get(self.key)
+        if value is None:
+            return None
+        return tuple(listed(config, self.key, num_layers) or ()) if isinstance(value, list) else (value,) * num_layers
+
+    def encode(self, config: Config, values: Values) -> Edits:
+        uniform = values.count(values[0]) == len(values) and not isinstance(config.get(self.key), list)
+        return {self.key: values[0] if uniform else list(values)}
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """`per_layer_config`: a dict from layer (text, zero-padded) to the config keys that are different there.
+
+    A value is the canonical JSON of one layer's overrides.
+    """
+
+    key: str = "per_layer_config"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def said(self, config: Config) -> bool:
+        return config.get(self.key) is not None
+
+    def decode(self, config: Config, num_layers: int) -> Values | None:
+        entries = config.get(self.key)
+        if entries is None:
+            return None
+        if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):
+            raise ValueError(f"`{self.key}` is {entries!r}, where a dict of dicts by layer is expected.")
+        by_layer = {str(int(name)) if str(name).isdecimal() else str(name): entries[name] for name in entries}
+        if strange := sorted(by_layer.keys() - {str(layer) for layer in range(num_layers)}):
+            raise ValueError(f"`{self.key}` names layer {strange[0]}, and the model has {num_layers} layers.")
+        return tuple(json.dumps(by_layer.get(str(layer), {}), sort_keys=True) for layer in range(num_layers))
+
+    def encode(self, config: Config, values: Values) -> Edits:
+        if not all(isinstance(value, str) and value.startswith("{") for value in values):
+            raise CannotExpress("by overrides that are written out, and a donor leaves them to its family's defaults")
+        overrides = {layer: entry for layer, value in enumerate(values) if (entry := json.loads(value))}
+        digits = len(str(max(overrides, default=0)))
+        return {self.key: {str(layer).zfill(digits): entry for layer, entry in overrides.items()}}
+
+
+def _no_solution(config: Config, values: Values) -> Iterable[Edits]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A rule `value(layer, num_layers, config)`, with parameters under `keys` or with none at all.
+
+    `solve` proposes parameters for wanted values; the rule itself decides whether a proposal is right. A rule without
+    parameters and without proposals ties what it describes to the layer's place.
+    """
+
+    keys: tuple[str, ...]
+    style: str
+    value: Callable[[int, int, Config], Any]
+    solve: Callable[[Config, Values], Iterable[Edits]] = _no_solution
+
+    def said(self, config: Config) -> bool:
+        return any(config.get(key) is not None for key in self.keys)
+
+    def decode(self, config: Config, num_layers: int) -> Values | None:
+        return tuple(self.value(layer, num_layers, config) for layer in range(num_layers))
+
+    def encode(self, config: Config, values: Values) -> Edits:
+        for edits in ({}, *self.solve(config, values)):
+            if self._means(apply_edits(config, edits), values):
+                return edits
+        raise CannotExpress(self.style)
+
+    def _means(self, config: Config, values: Values) -> bool:
+        try:
+            return self.decode(config, len(values)) == values
+        except ValueError:  # parameters that were right for another depth
+            return False
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A spelling inside a nested dict: `Nested("linear_attn_config", Indexed(...))`."""
+
+    key: str
+    inner: Spelling
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(f"{self.key}.{key}" for key in self.inner.keys)
+
+    def said(self, config: Config) -> bool:
+        return self.inner.said(self._inside(config))
+
+    def decode(self, config: Config, num_layers: int) -> Values | None:
+        return self.inner.decode(self._inside(config), num_layers)
+
+    def encode(self, config: Config, values: Values) -> Edits:
+        inside = self._inside(config)
+        return {self.key: apply_edits(inside, self.inner.encode(inside, values))}
+
+    def _inside(self, config: Config) -> Config:
+        inside = config.get(self.key)
+        return inside if isinstance(inside, Mapping) else {}

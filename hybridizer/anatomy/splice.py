@@ -1,0 +1,145 @@
+"""The config of a model whose layers come from several donors: edited from the host's, never made anew."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from hybridizer.anatomy.families import read_traits, why_bound
+from hybridizer.anatomy.joins import check_joins
+from hybridizer.anatomy.reading import DEPTH_NAMES, DRAFT_COUNTS
+from hybridizer.anatomy.spellings import CannotExpress, Config, Values
+from hybridizer.anatomy.structure import Anatomy, Source
+from hybridizer.anatomy.traits import Trait
+from hybridizer.errors import PlanError, Problem
+
+# Lists that may happen to be as long as the model is deep, and are about the whole model.
+_GLOBAL_LISTS = frozenset(
+    {
+        "architectures",
+        "eos_token_id",
+        "bos_token_id",
+        "pad_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "bad_words_ids",
+        "keys_to_ignore_at_inference",
+        "L_bp_cycles",
+        "mlp_multipliers",
+        "ssm_multipliers",
+        "time_step_limit",
+        "mtp_layers_block_type",
+        "mtp_layer_types",
+        "mtp_mlp_layer_types",
+        "mtp_local_layer_ids",
+    }
+)
+
+
+def splice_config(host: Anatomy, sources: Sequence[Source]) -> dict[str, Any]:
+    """The host's config.json, edited so that output layer i is what `sources[i]` is in its donor.
+
+    The depth and every spelling of every per-layer trait are rewritten, all else is kept as it is on disk. Raises
+    PlanError, with everything that is wrong, when the family cannot have these layers in this order.
+    """
+    problems = _check_range(host, sources) or check_joins(host, sources) or _check_places(host, sources)
+    text = dict(host.text_config)
+    if not problems:
+        text |= _depth_edits(host, len(sources))
+        for trait in read_traits(host.text_family):
+            values = tuple(source.donor.traits[trait.name][source.layer] for source in sources)
+            try:
+                text = trait.encode(text, values)
+            except CannotExpress as error:
+                problems.append(_cannot_express(host, trait, values, error))
+    if problems:
+        raise PlanError(*problems)
+    return _replace_text(host, copy.deepcopy(text))
+
+
+def _check_range(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
+    if not sources:
+        return [Problem(host.where, "no layers were asked for.", "A model needs at least one layer.")]
+    return [
+        Problem(
+            source.donor.where,
+            f"layer {source.layer} asked of a donor with {source.donor.num_layers} layers.",
+            f"Give a layer inside 0..{source.donor.num_layers - 1}.",
+        )
+        for source in sources
+        if not 0 <= source.layer < source.donor.num_layers
+    ]
+
+
+def _is_identity(host: Anatomy, sources: Sequence[Source]) -> bool:
+    """Every layer of the host in its own place, and nothing else."""
+    return [source.layer for source in sources] == list(range(host.num_layers)) and all(
+        source.donor.layers is host.layers for source in sources
+    )
+
+
+def _check_places(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
+    """Problems of layers that may not leave their model, their place, or the layer before them."""
+    if _is_identity(host, sources):
+        return []
+    for donor in (host, *(source.donor for source in sources)):
+        if reason := why_bound(donor.text_family, donor.text_config):
+            what = f"layers of '{donor.text_family}' cannot be moved: {reason}."
+            return [
+                Problem(donor.where, what, "Take donors of another family, or all layers of one model as they are.")
+            ]
+    for donor in (host, *(source.donor for source in sources)):
+        if unexplained := _unexplained_lists(donor):
+            what = (
+                f"`{unexplained[0]}` looks like a list over layers, and '{donor.text_family}' is not known to have it."
+            )
+            return [Problem(f"{donor.where}/config.json", what, "Remove it if it has no effect.")]
+    return _check_chains(host, sources)
+
+
+def _check_chains(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
+    for trait in read_traits(host.text_family):
+        for place, source in enumerate(sources):
+            if source.donor.traits[trait.name][source.layer] in trait.chained:
+                before = sources[place - 1] if place else None
+                if before is None or (before.donor.where, before.layer) != (source.donor.where, source.layer - 1):
+                    what = f"layer {source.layer} uses the {trait.name} of the layer before it, and would follow "
+                    what += f"{before}." if before else "no layer."
+                    fix = f"Keep it behind layer {source.layer - 1} of the same donor."
+                    return [Problem(source.donor.where, what, fix)]
+    return []
+
+
+def _unexplained_lists(donor: Anatomy) -> list[str]:
+    explained = {key for trait in read_traits(donor.text_family) for key in trait.keys} | _GLOBAL_LISTS
+    return sorted(
+        key
+        for key, value in donor.text_config.items()
+        if isinstance(value, list) and len(value) == donor.num_layers and key not in explained
+    )
+
+
+def _depth_edits(host: Anatomy, num_layers: int) -> dict[str, Any]:
+    """The depth under each of its names, and no draft layers where the draft head is left behind."""
+    text = host.text_config
+    edits: dict[str, Any] = {name: num_layers for name in DEPTH_NAMES if isinstance(text.get(name), int)}
+    if host.text_family == "longcat_flash" and "num_hidden_layers" in edits:
+        edits["num_hidden_layers"] = 2 * num_layers
+    if any(not extra.kept and "draft" in extra.reason for extra in host.extra):
+        edits |= {name: 0 for name in DRAFT_COUNTS if text.get(name)}
+    return edits
+
+
+def _cannot_express(host: Anatomy, trait: Trait, values: Values, error: CannotExpress) -> Problem:
+    order = ", ".join(map(str, values))
+    what = f"the {trait.name} of the layers would be {order}; family '{host.text_family}' says it {error}."
+    return Problem(host.where, what, "Choose layers in an order that the family can say, or another family of host.")
+
+
+def _replace_text(host: Anatomy, text: Config) -> dict[str, Any]:
+    config = dict(host.config)
+    if not host.text_path:
+        return dict(text)
+    config[host.text_path[0]] = dict(text)
+    return config

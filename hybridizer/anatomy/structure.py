@@ -1,0 +1,86 @@
+"""The record of what one checkpoint is made of, and how its layers' tensors are named elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hybridizer.anatomy.names import Shapes
+from hybridizer.anatomy.spellings import Config, Values
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A tensor that is in no layer and is not embedding, final norm or head; `kept` when an output needs it."""
+
+    name: str
+    kept: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One checkpoint taken apart: where every tensor belongs and what its layers are.
+
+    `layers[j]` maps a suffix ("self_attn.q_proj.weight") to the full tensor name in layer j. `traits` holds, for each
+    trait of the family, one value per layer; `kinds` puts those that people care for into words. `text_path` leads to
+    the part of the config that describes the decoder: () or ("text_config",).
+    """
+
+    where: str
+    family: str
+    text_family: str
+    architecture: str | None
+    config: Config = field(repr=False)
+    text_path: tuple[str, ...]
+    shapes: Shapes = field(repr=False)
+    num_layers: int
+    depth_key: tuple[str, ...]
+    layer_prefix: str
+    layers: tuple[Mapping[str, str], ...]
+    embedding: tuple[str, ...]
+    final_norm: tuple[str, ...]
+    head: tuple[str, ...]
+    extra: tuple[Extra, ...]
+    tied: bool
+    hidden_size: int
+    vocab_size: int
+    traits: Mapping[str, Values]
+    kinds: tuple[str, ...]
+
+    @property
+    def text_config(self) -> Config:
+        """The part of the config that describes the decoder."""
+        config = self.config
+        for key in self.text_path:
+            config = config[key]
+        return config
+
+    @property
+    def tie_in_doubt(self) -> bool:
+        """The config ties head and embedding, and the files hold a head of their own: the bytes must decide."""
+        return self.tied and any(name.endswith(".weight") for name in self.head)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one output layer comes from: layer `layer` (from 0) of `donor`."""
+
+    donor: Anatomy
+    layer: int
+
+    def __str__(self) -> str:
+        return f"{self.donor.where} layer {self.layer}"
+
+
+def layer_suffix(name: str, anatomy: Anatomy) -> tuple[int, str]:
+    """The layer and the suffix of a layer's tensor name. Raises KeyError for a tensor that is in no layer."""
+    place, _, suffix = name.removeprefix(anatomy.layer_prefix).partition(".")
+    if not name.startswith(anatomy.layer_prefix) or not place.isdecimal():
+        raise KeyError(name)
+    return int(place), suffix
+
+
+def renumber(name: str, donor: Anatomy, host: Anatomy, new_layer: int) -> str:
+    """The name under which a donor's layer tensor stands in the host's layout, as part of layer `new_layer`."""
+    return f"{host.layer_prefix}{new_layer}.{layer_suffix(name, donor)[1]}"

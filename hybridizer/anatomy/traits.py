@@ -1,0 +1,94 @@
+"""What the layers of one model may differ in, and how the config says so for another order of layers.
+
+A *trait* is the kind of attention, a dense or a sparse MLP, rotary positions or none. A config may write one trait down
+in several spellings, old and new, for readers of several ages: all of those that a file uses are rewritten together,
+and whatever is written is read back before it is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hybridizer.anatomy.spellings import CannotExpress, Config, Spelling, Values, apply_edits
+
+
+def _any_order(values: Values) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Trait:
+    """Something that layers of one family may differ in, and its spellings, those that readers obey first coming first.
+
+    `shown` traits make up a layer's kind as people read it. Values in `chained` belong to layers that use what the
+    layer before them computed: they may only follow their own predecessor. `rule` says what is wrong with an order.
+    """
+
+    name: str
+    spellings: tuple[Spelling, ...]
+    shown: bool = False
+    chained: frozenset[str] = frozenset()
+    rule: Callable[[Values], str | None] = _any_order
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every config key (dotted when nested) in which this trait is written."""
+        return frozenset(key for spelling in self.spellings for key in spelling.keys)
+
+    def decode(self, config: Config, num_layers: int) -> Values:
+        """One value per layer. Raises ValueError when the config does not say, or says nonsense."""
+        for spelling in self.spellings:
+            values = spelling.decode(config, num_layers)
+            if values is not None:
+                return values
+        keys = " or ".join(f"`{key}`" for key in sorted(self.keys))
+        raise ValueError(f"{keys} is missing, so the {self.name} of the layers is unknown.")
+
+    def encode(self, config: Config, values: Values) -> dict[str, Any]:
+        """A copy of `config` that says `values`, in every spelling it already uses. Raises CannotExpress.
+
+        A spelling that is too weak for the new order is taken out if a stronger one can say it: a config never says
+        two things.
+        """
+        if complaint := self.rule(values):
+            raise CannotExpress(complaint)
+        edited, reasons = dict(config), []
+        for spelling in self.spellings:
+            if spelling.said(config) and not _says(spelling, config, values):
+                try:
+                    edited = apply_edits(edited, spelling.encode(edited, values))
+                except CannotExpress as error:
+                    reasons.append(str(error))
+                    edited = _without(edited, spelling.keys)
+        if _says(self, edited, values):
+            return edited
+        for spelling in reversed(self.spellings):  # the oldest spelling that suffices is understood by most readers
+            try:
+                attempt = apply_edits(edited, spelling.encode(edited, values))
+            except CannotExpress as error:
+                reasons.append(str(error))
+                continue
+            if _says(self, attempt, values):
+                return attempt
+        raise CannotExpress(", or ".join(dict.fromkeys(reasons)))
+
+
+def _says(reader: Spelling | Trait, config: Config, values: Values) -> bool:
+    try:
+        return reader.decode(config, len(values)) == values
+    except ValueError:
+        return False
+
+
+def _without(config: Config, keys: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of `config` without these keys; a dotted key goes one level down."""
+    trimmed = dict(config)
+    for key in keys:
+        outer, _, inner = key.partition(".")
+        if inner and isinstance(trimmed.get(outer), Mapping):
+            trimmed[outer] = {name: value for name, value in trimmed[outer].items() if name != inner}
+        elif not inner:
+            trimmed.pop(outer, None)
+    return trimmed
