@@ -116,9 +116,13 @@ def write_records(folder: Path, recipe: Recipe, plan: Plan) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     resolved = recipe.resolved()
     for entry in recipe.donors:
+        pin, values = plan.donors[entry.name], resolved["donors"][entry.name]
         reference = parse_reference(entry.source, recipe.folder)
-        if reference.kind in ("folder", "gguf"):
-            resolved["donors"][entry.name]["source"] = f"folder:{reference.path}"
+        if reference.path is not None and reference.package is None:
+            values["source"] = f"folder:{reference.path}"
+        elif reference.repository is not None:
+            values["source"] = f"hub:{reference.repository}@{pin.revision}"
+        values["fingerprint"] = pin.fingerprint
     write_file(folder / "recipe.resolved.yaml", to_yaml(resolved))
     write_json(folder / "donors.json", {"schema": "hybridizer.donors/1", "donors": plan.donors})
     write_json(folder / "plan.json", plan.to_json())

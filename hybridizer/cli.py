@@ -67,11 +67,9 @@ def _print_json(value: Any) -> None:
 
 
 def _monitor() -> Any:
-    from rich.console import Console
+    from hybridizer.progress import ConsoleMonitor
 
-    from hybridizer.terminal import ConsoleMonitor
-
-    return ConsoleMonitor(Console(stderr=True))
+    return ConsoleMonitor()
 
 
 def _draw(*renderables: Any) -> None:

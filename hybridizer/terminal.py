@@ -1,39 +1,17 @@
-"""How records look in a terminal: progress bars and tables. Everything is drawn on the console it is given."""
+"""How records look in a terminal: tables and lines, for the command line to print."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import groupby
 
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hybridizer.planning.manifest import Manifest
-from hybridizer.planning.plan import LayerRow, Plan
+from hybridizer.planning.plan import LayerRow, Plan, donor_layers
+from hybridizer.recipe.layers import format_layers
 from hybridizer.stages.verify import Proof
-
-
-class ConsoleMonitor:
-    """Progress on a console: notes as lines, tasks as bars with the time left. Bars are drawn on terminals only."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def note(self, text: str) -> None:
-        """Print one line."""
-        self.console.print(escape(text), highlight=False)
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Draw a bar for `total` units while the block runs; yields the function that advances it."""
-        count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-        columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            identifier = progress.add_task(label, total=total)
-            yield lambda advance: progress.advance(identifier, advance)
 
 
 def plan_table(plan: Plan) -> Table:
@@ -68,7 +46,7 @@ def origins_table(manifest: Manifest) -> Table:
         table.add_column(heading, justify="right" if heading == "parameters" else "left")
     for (donors, method, kind), group in groupby(manifest.layers, key=_run_key):
         rows = list(group)
-        numbers = ", ".join("+".join(source.rpartition(" ")[2] for source in row.sources) for row in rows)
+        numbers = " + ".join(format_layers(column) for column in donor_layers(rows))
         span = f"{rows[0].layer}" if len(rows) == 1 else f"{rows[0].layer}..{rows[-1].layer}"
         total = f"{sum(row.parameters for row in rows):,}"
         table.add_row(span, escape(donors), numbers, method, kind, total)

@@ -37,7 +37,9 @@ def serve_repository(repository: str, folder: Path) -> Iterator[tuple[str, list[
                     info = {"_id": "0", "id": repository, "sha": COMMIT, "siblings": files, "tags": []}
                     return self._send(200, json.dumps(info).encode(), body)
                 if path == f"/api/models/{repository}/tree/{revision}":
-                    files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in folder.iterdir()]
+                    files = [
+                        {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in folder.iterdir()
+                    ]
                     return self._send(200, json.dumps(files).encode(), body)
                 prefix = f"/{repository}/resolve/{revision}/"
                 if path.startswith(prefix) and (folder / path.removeprefix(prefix)).is_file():

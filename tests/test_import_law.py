@@ -20,14 +20,14 @@ LAYERS = [  # a layer may import itself only within one subpackage, and everythi
     {"planning", "tracer", "allocation", "training", "stack"},
     {"stages"},
     {"build"},
-    {"terminal"},
+    {"terminal", "progress"},
     {"cli"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 OUTSIDE = {"transformers", "mergekit", "lm_eval", "accelerate", "gguf", "datasets", "peft", "huggingface_hub"}
 NO_TORCH = {"errors", "durable", "cache", "monitor", "records", "recipe", "reference", "anatomy", "checkpoint"}
-NO_TORCH |= {"planning", "stages", "build", "terminal", "cli"}
+NO_TORCH |= {"planning", "stages", "build", "terminal", "progress", "cli"}
 
 
 def modules():

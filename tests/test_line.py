@@ -160,6 +160,14 @@ def test_the_resolved_recipe_builds_the_same_plan_from_anywhere(bench):
     assert hybridize_json("plan", bench / "runs/x/recipe.resolved.yaml")["hash"] == first
 
 
+def test_a_donor_that_changed_under_a_pinned_recipe_is_refused(bench):
+    recipe = recipe_of(bench, {"host": "a", "slices": SLICES})
+    hybridize("plan", recipe)
+    make_donor(bench / "b", seed=3)
+    stderr = hybridize("plan", bench / "runs/x/recipe.resolved.yaml", code=2).stderr
+    assert "donor 'b' is pinned to sha256:" in stderr and "recipe.resolved.yaml:" in stderr
+
+
 def test_a_model_folder_travels_alone_and_every_file_may_be_read(bench):
     hybridize("build", recipe_of(bench, {"host": "a", "slices": SLICES}))
     moved = bench / "moved model"
@@ -167,13 +175,16 @@ def test_a_model_folder_travels_alone_and_every_file_may_be_read(bench):
     assert {oct(path.stat().st_mode & 0o777) for path in moved.rglob("*") if path.is_file()} == {"0o644"}
     hybridize("verify", moved)
     card = (moved / "README.md").read_text()
-    assert "| 0..1 | `b`: 2, 3 |" in card and "library_name: transformers" in card
+    assert "| 0..1 | `b`: 2..3 |" in card and "library_name: transformers" in card
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-1] + b"\x01"), "hashes to"),
+        (
+            lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-1] + b"\x01"),
+            "hashes to",
+        ),
         (lambda m: (m / "config.json").unlink(), "not there: config.json"),
         (lambda m: (m / "model-00001-of-00002.safetensors").touch(), "not in the manifest"),
         (lambda m: (m / "manifest.json").unlink(), "no manifest.json"),

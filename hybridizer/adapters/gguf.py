@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hybridizer.adapters.quiet import without_bars
 from hybridizer.errors import CheckpointError, Problem
 
 
@@ -15,12 +16,11 @@ def dequantise_gguf(file: Path, folder: Path) -> None:
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        with without_bars():
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(
             Problem(
@@ -29,8 +29,6 @@ def dequantise_gguf(file: Path, folder: Path) -> None:
                 "Use the original safetensors checkpoint, or a GGUF of an architecture transformers supports.",
             )
         ) from error
-    finally:
-        logging.enable_progress_bar()
     settings = model.config.to_dict()
     settings.pop("quantization_config", None)
     config = AutoConfig.for_model(**settings)
@@ -38,5 +36,6 @@ def dequantise_gguf(file: Path, folder: Path) -> None:
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = GenerationConfig.from_model_config(config)
-    plain.save_pretrained(folder)
+    with without_bars():
+        plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -19,6 +19,7 @@ def convert_pickles(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from hybridizer.adapters.proof import LOAD_FAULTS
+    from hybridizer.adapters.quiet import without_bars
 
     for file in sorted(source.glob("pytorch_model*.bin")):
         try:
@@ -36,4 +37,5 @@ def convert_pickles(source: Path, folder: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name:
             shutil.copyfile(path, folder / path.name)
-    model.save_pretrained(folder)
+    with without_bars():
+        model.save_pretrained(folder)

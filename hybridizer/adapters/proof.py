@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridizer.adapters.causal_lm import MODEL_FAULTS
+from hybridizer.adapters.quiet import without_bars
 from hybridizer.errors import Problem, VerificationError
 
 LOAD_FAULTS = (OSError, *MODEL_FAULTS)
@@ -29,12 +30,12 @@ def load_reporting(folder: Path, *, remote_code: bool = False) -> Loaded:
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # the loader's table of missing names; they come back in the report
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, trust_remote_code=remote_code, output_loading_info=True
-        )
+        with without_bars():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", local_files_only=True, trust_remote_code=remote_code, output_loading_info=True
+            )
     except LOAD_FAULTS as error:
         what = f"transformers does not load it: {type(error).__name__}: {str(error).strip()[:400]}"
         raise VerificationError(
@@ -42,7 +43,6 @@ def load_reporting(folder: Path, *, remote_code: bool = False) -> Loaded:
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
     lists = (
         tuple(sorted(str(key) for key in report[kind]))
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")

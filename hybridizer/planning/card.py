@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 
-from hybridizer.planning.plan import LayerRow, Plan
+from hybridizer.planning.plan import LayerRow, Plan, donor_layers
+from hybridizer.recipe.layers import format_layers
 
 
 def write_card(plan: Plan, licenses: Mapping[str, str | None]) -> str:
@@ -48,18 +49,14 @@ def _layer_lines(rows: Iterable[LayerRow]) -> list[str]:
         run = list(group)
         first, last = run[0], run[-1]
         span = f"{first.layer}" if first is last else f"{first.layer}..{last.layer}"
-        donor_layers = ", ".join(_layer_number(row) for row in run)
-        lines.append(f"| {span} | {source}: {donor_layers} | {kind} |")
+        numbers = " + ".join(format_layers(column) for column in donor_layers(run))
+        lines.append(f"| {span} | {source}: {numbers} | {kind} |")
     return lines
 
 
 def _donors_of(row: LayerRow) -> str:
     names = " + ".join(f"`{source.partition('@')[0]}`" for source in row.sources)
     return names if row.method == "copy" else f"{row.method} of {names}"
-
-
-def _layer_number(row: LayerRow) -> str:
-    return "+".join(source.rpartition(" ")[2] for source in row.sources)
 
 
 def _donor_lines(plan: Plan) -> list[str]:

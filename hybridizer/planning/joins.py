@@ -5,35 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hybridizer.anatomy.joins import check_joins
+from hybridizer.anatomy.structure import Source
 from hybridizer.errors import Problem
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.vocabulary import compare_vocabularies
 
 
 def find_join_problems(
-    host: Donor, guests: Sequence[Donor], where: Mapping[str, str], target_dtype: str | None
+    host: Donor,
+    guests: Mapping[str, Sequence[int]],
+    donors: Mapping[str, Donor],
+    where: Mapping[str, str],
+    convert: bool,
 ) -> tuple[list[Problem], list[str]]:
     """Every reason why layers of `guests` cannot live in a model of `host`, and what only deserves a warning.
 
-    `where` gives the line of each donor in the recipe; `target_dtype` the dtype everything is converted to, if any.
+    `guests` gives the layers that are taken of each donor but the host, `where` the line of each donor in the recipe.
+    With `convert` all weights get one dtype anyway.
     """
     problems: list[Problem] = []
     warnings: list[str] = []
-    for guest in guests:
-        place = where[guest.name]
-        if guest.anatomy.family != host.anatomy.family:
-            what = f"donor '{guest.name}' is {guest.anatomy.family}, the host '{host.name}' is {host.anatomy.family}."
-            fix = "Layers of one family go into one model; choose donors of one family."
-            problems.append(Problem(place, what, fix))
+    for name, layers in guests.items():
+        guest, place = donors[name], where[name]
+        foreign = check_joins(host.anatomy, [Source(guest.anatomy, layer) for layer in layers])
+        problems += [Problem(place, f"donor {problem.where}: {problem.what}", problem.fix) for problem in foreign]
+        if guest.anatomy.text_family != host.anatomy.text_family:
             continue
-        problems += check_joins(host, guest, place)
         side = _compare_embedding_side(host, guest)
         if "vocabulary" in guest.allow:
             warnings += side
         else:
             fix = "Use donors of one vocabulary, or add `allow: [vocabulary]`: only the host's embedding side is kept."
             problems += [Problem(place, what, fix) for what in side]
-        if target_dtype is None and guest.main_dtype != host.main_dtype:
+        if not convert and guest.main_dtype != host.main_dtype:
             what = f"donor '{guest.name}' holds {guest.main_dtype}, the host '{host.name}' {host.main_dtype}."
             problems.append(Problem(place, what, "Set `output: {dtype: bfloat16}`, or another dtype, to convert both."))
     return problems, warnings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,12 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values, with its schema and hash."""
         return {"schema": SCHEMA, "hash": self.hash, **to_jsonable(self)}
+
+
+def donor_layers(rows: Sequence[LayerRow]) -> list[tuple[int, ...]]:
+    """For each source of a run of like rows, its donor layers in order."""
+    columns = zip(*(row.sources for row in rows), strict=True)
+    return [tuple(int(source.rpartition(" ")[2]) for source in column) for column in columns]
 
 
 def count_elements(shape: tuple[int, ...]) -> int:

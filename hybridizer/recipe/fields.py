@@ -19,6 +19,7 @@ from hybridizer.recipe.tree import clip, show
 _SIGNS = r'/\\:*?"<>|\x00-\x1f\x7f'
 _NAME = re.compile(rf"[^.\- {_SIGNS}]([^{_SIGNS}]{{0,98}}[^. {_SIGNS}])?")
 _DONOR_NAME = re.compile(r"\w([\w-]{0,62}\w)?")
+_FINGERPRINT = r"sha256:[0-9a-f]{64}"
 # Editors' \w knows ASCII only; theirs is the wider net: no blanks, and of ASCII punctuation only - and _.
 _DONOR_NAME_FOR_EDITORS = r"^[^\s!-,./:-@\[-\^`{-~]{1,64}$"
 
@@ -53,6 +54,14 @@ def _read_donor_name(value: str) -> str:
     if not _DONOR_NAME.fullmatch(value):
         fix = "Take letters, digits, - and _, at most 64 of them, beginning with a letter or a digit."
         raise _refusal(f"{show(value)} cannot be a donor's name.", fix)
+    return value
+
+
+def _read_fingerprint(value: str) -> str:
+    if not re.fullmatch(_FINGERPRINT, value):
+        raise _refusal(
+            f"{show(value)} is no fingerprint.", "Copy it from donors.json of a run: sha256: and 64 hex digits."
+        )
     return value
 
 
@@ -96,6 +105,11 @@ DonorNameField: TypeAlias = Annotated[
     str,
     AfterValidator(_at_door(_read_donor_name)),
     WithJsonSchema({"type": "string", "pattern": _DONOR_NAME_FOR_EDITORS}),
+]
+FingerprintField: TypeAlias = Annotated[
+    str,
+    AfterValidator(_at_door(_read_fingerprint)),
+    WithJsonSchema({"type": "string", "pattern": f"^{_FINGERPRINT}$"}),
 ]
 LayersField: TypeAlias = Annotated[
     tuple[range, ...] | None,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hybridizer.recipe.fields import (
     BoundaryField,
     DonorNameField,
+    FingerprintField,
     LayersField,
     NameField,
     ParameterField,
@@ -55,12 +56,15 @@ class DonorModel(Section):
     """A checkpoint that gives layers."""
 
     source: TextField = Field(description="a folder, a GGUF file, a hub id with @revision, or pkg:package/file")
-    allow: list[Literal["pickle", "remote_code"]] = Field(
-        default=[], description="what this donor may do that is refused otherwise"
+    allow: list[Literal["pickle", "remote_code", "vocabulary"]] = Field(
+        default=[], description="what is let pass for this donor and refused otherwise"
+    )
+    fingerprint: FingerprintField | None = Field(
+        default=None, description="the content this donor must have, as plans show it"
     )
 
     def freeze(self, name: str) -> DonorEntry:
-        return DonorEntry(name, self.source, tuple(sorted(set(self.allow))))
+        return DonorEntry(name, self.source, tuple(sorted(set(self.allow))), self.fingerprint)
 
 
 class BlendSourceModel(Section):

@@ -23,13 +23,14 @@ Parameters: TypeAlias = tuple[tuple[str, ParameterValue], ...]
 class DonorEntry:
     """A donor as the recipe names it: the text of its reference, and what was allowed for it by name.
 
-    `source` is not parsed here; a relative folder in it counts from `Recipe.folder`. `allow` holds none, one or both of
-    "pickle" and "remote_code", sorted.
+    `source` is not parsed here; a relative folder in it counts from `Recipe.folder`. `allow` holds what is
+    let pass of "pickle", "remote_code" and "vocabulary", sorted. `fingerprint` pins the content, where it is given.
     """
 
     name: str
     source: str
     allow: tuple[str, ...] = ()
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,15 @@ class Recipe:
         return {
             "name": self.name,
             "seed": self.seed,
-            "donors": {entry.name: {"source": entry.source, "allow": list(entry.allow)} for entry in self.donors},
+            "donors": {entry.name: _donor_values(entry) for entry in self.donors},
             "layout": _layout_values(self.layout),
             "output": {"dtype": self.output.dtype, "max_shard_bytes": self.output.max_shard_bytes},
         }
+
+
+def _donor_values(entry: DonorEntry) -> dict[str, Any]:
+    pin = {} if entry.fingerprint is None else {"fingerprint": entry.fingerprint}
+    return {"source": entry.source, "allow": list(entry.allow), **pin}
 
 
 def _layout_values(layout: Layout) -> dict[str, Any]:

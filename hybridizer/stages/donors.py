@@ -66,7 +66,10 @@ def open_donors(recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: b
         try:
             reference = parse_reference(entry.source, recipe.folder, where)
             access = Access(fetch, fingerprint, entry.allow)
-            donors[name] = open_donor(name, reference, access, where, monitor)
+            donor = open_donor(name, reference, access, where, monitor)
+            if donor is not None:
+                _check_pin(donor, entry.fingerprint, recipe.locate(("donors", name, "fingerprint")))
+            donors[name] = donor
         except (DonorError, CheckpointError) as error:
             problems += [_at(problem, where, name) for problem in error.problems]
     if problems:
@@ -74,10 +77,17 @@ def open_donors(recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: b
     return donors
 
 
+def _check_pin(donor: Donor, expected: str | None, where: str) -> None:
+    if expected is not None and donor.fingerprint not in (None, expected):
+        what = f"donor '{donor.name}' is pinned to {expected[:19]}..., {donor.folder} holds {donor.fingerprint}."
+        raise DonorError(Problem(where, what, "Restore the donor, or pin the fingerprint that it has now."))
+
+
 def _at(problem: Problem, where: str, name: str) -> Problem:
     if problem.where == where:
         return problem
-    return Problem(where, f"donor '{name}': {problem.where}: {problem.what}", problem.fix)
+    who = "donor" if problem.where.startswith(f"'{name}'") else f"donor '{name}':"
+    return Problem(where, f"{who} {problem.where}: {problem.what}", problem.fix)
 
 
 def open_donor(name: str, reference: Reference, access: Access, where: str, monitor: Monitor) -> Donor | None:
@@ -102,7 +112,7 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
     checkpoint = open_checkpoint(folder)
     refuse_quantised(folder, config, {tensor: entry.dtype for tensor, entry in checkpoint.tensors.items()})
     shapes = {tensor: entry.shape for tensor, entry in checkpoint.tensors.items()}
-    anatomy = read_anatomy(config, shapes, where=str(folder))
+    anatomy = read_anatomy(config, shapes, where=f"'{name}' ({folder})")
     _check_tie(anatomy, checkpoint)
     return Donor(
         name=name,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hybridizer.adapters.blending import check_blend
-from hybridizer.anatomy.splice import Source, splice_config
+from hybridizer.anatomy.splice import splice_config
+from hybridizer.anatomy.structure import Source
 from hybridizer.checkpoint.fingerprint import hash_file
 from hybridizer.errors import PlanError, Problem, RecipeError
 from hybridizer.planning.config import set_config_dtype
@@ -84,9 +85,9 @@ def _check_kinds(recipe: Recipe, sources: Sequence[LayerSource], donors: Mapping
 def _check_joins(
     recipe: Recipe, host: Donor, donors: Mapping[str, Donor], used: Mapping[str, set[int]], target: str | None
 ) -> list[str]:
-    guests = [donor for name, donor in donors.items() if donor is not host and used[name]]
+    guests = {name: sorted(layers) for name, layers in used.items() if layers and name != host.name}
     where = {name: recipe.locate(("donors", name)) for name in donors}
-    problems, warnings = find_join_problems(host, guests, where, target)
+    problems, warnings = find_join_problems(host, guests, donors, where, convert=target is not None)
     if problems:
         raise PlanError(*problems)
     idle = [name for name in donors if not used[name] and name != host.name]

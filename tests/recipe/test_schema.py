@@ -22,7 +22,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 VALUES: dict[str, Any] = {
     "name": "mix",
     "seed": 7,
-    "donors": {"a": {"source": "x", "allow": ["pickle"]}, "b": "y"},
+    "donors": {"a": {"source": "x", "allow": ["pickle"], "fingerprint": f"sha256:{64 * 'a'}"}, "b": "y"},
     "layout": {
         "host": "a",
         "slices": [
@@ -103,6 +103,7 @@ def test_recipes_and_starter_are_valid(validator) -> None:
         (("layout", "slices", 2, "layers"), 3),
         (("layout", "slices", 2, "blend", "sources"), [{"donor": "a"}]),
         (("layout", "slices", 2, "blend", "parameters", "t"), "x"),
+        (("donors", "a", "fingerprint"), "sha256:abc"),
         (("output", "dtype"), "fp16"),
         (("output", "max_shard_bytes"), "5 gigs"),
     ],

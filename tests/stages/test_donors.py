@@ -125,7 +125,6 @@ def _lie(folder):
         (lambda f: edit_config(f, auto_map={"AutoModel": "evil.Model"}), "asks to run code .*evil.py"),
         (lambda f: edit_config(f, quantization_config={"quant_method": "gptq"}), r"quantised \(gptq\)"),
         (lambda f: edit_config(f, num_hidden_layers=5), "layers"),
-        (lambda f: edit_config(f, model_type="unheard_of"), "unheard_of"),
         (lambda f: torch.save({}, f / "pytorch_model.bin") or _remove_weights(f), "pickle"),
         (_remove_weights, "safetensors"),
         (_truncate, "model.safetensors"),
@@ -143,7 +142,7 @@ def test_shards_that_are_missing_are_all_named(bench):
     weights = {"model.embed_tokens.weight": "model-00001-of-00002.safetensors", "x": "model-00002-of-00002.safetensors"}
     _remove_weights(bench / "a")
     (bench / "a/model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
-    with pytest.raises(CheckpointError, match=r"model-00001-of-00002.safetensors, model-00002-of-00002.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002.*model-00002-of-00002"):
         donor(bench)
 
 
@@ -191,6 +190,8 @@ def test_a_damaged_gguf_file_is_refused_before_anything_is_loaded(bench):
 
 
 def test_problems_of_all_donors_come_at_once_each_with_its_line(bench):
-    recipe = write_recipe(bench / "x.yaml", donors={"a": "./one", "b": "./two"}, layout={"host": "a", "slices": [{"donor": "b"}]})
+    recipe = write_recipe(
+        bench / "x.yaml", donors={"a": "./one", "b": "./two"}, layout={"host": "a", "slices": [{"donor": "b"}]}
+    )
     stderr = hybridize("check", recipe, code=2).stderr
     assert "x.yaml:2: './one' is not there" in stderr and "x.yaml:3: './two' is not there" in stderr

@@ -4,7 +4,6 @@ import hashlib
 import json
 
 import pytest
-from tiny import tiny_tokenizer
 
 from hybridizer.errors import InputError
 from hybridizer.tracer.probes import (
@@ -20,6 +19,7 @@ from hybridizer.tracer.probes import (
     load_probes,
     read_probes,
 )
+from tiny import tiny_tokenizer
 
 SHA256 = {
     "antonyms-en": "19375b16a643e399cc94f02b0017d9452e152d6647a95da2f735cbb4062560ae",

@@ -1,0 +1,44 @@
+"""Progress on a console. rich is imported at the first thing to say, so that quick commands do not wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class ConsoleMonitor:
+    """Notes as lines on standard error, tasks as bars with the time left; bars are drawn on terminals only."""
+
+    @cached_property
+    def console(self) -> Console:
+        """Standard error as a rich console."""
+        from rich.console import Console
+
+        return Console(stderr=True)
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, highlight=False, markup=False)
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Draw a bar for `total` units while the block runs; yields the function that advances it."""
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            identifier = progress.add_task(label, total=total)
+            yield lambda advance: progress.advance(identifier, advance)
