@@ -10,7 +10,7 @@ from hybridizer.errors import CheckpointError, Problem
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-_MOST_KEYS, _LONGEST_TEXT = 100_000, 1 << 24
+_MOST_KEYS, _MOST_ITEMS, _LONGEST_TEXT = 100_000, 1 << 28, 1 << 24
 
 
 class _Malformed(Exception):
@@ -20,7 +20,7 @@ class _Malformed(Exception):
 def read_gguf_header(path: Path) -> dict[str, Any]:
     """The scalar and text metadata of a GGUF file by key, such as `llama.block_count`; arrays are passed over.
 
-    Takes milliseconds where the package `gguf` takes seconds, because it stops before the tensors and keeps no vocabulary.
+    Takes milliseconds where the package `gguf` takes seconds: it stops before the tensors and keeps no vocabulary.
     Raises CheckpointError when the file is no GGUF file or ends early.
     """
     try:
@@ -35,6 +35,8 @@ def read_gguf_header(path: Path) -> dict[str, Any]:
             return dict(entry for entry in (_read_entry(file) for _ in range(num_keys)) if entry[1] is not None)
     except FileNotFoundError:
         raise CheckpointError(Problem(str(path), "there is no such file.", "Check the path.")) from None
+    except OSError as error:
+        raise CheckpointError(Problem(str(path), f"cannot be read: {error.strerror}.", "Check the path.")) from None
     except (_Malformed, UnicodeDecodeError) as error:
         raise CheckpointError(
             Problem(str(path), f"not a readable GGUF file: {error}.", "Fetch the file again.")
@@ -55,6 +57,8 @@ def _read_value(file: BinaryIO, kind: int) -> Any:
     if kind != _ARRAY:
         raise _Malformed(f"value type {kind} is unknown")
     item, count = struct.unpack("<IQ", _exactly(file, 12))
+    if count > _MOST_ITEMS:
+        raise _Malformed(f"an array of {count} items in the header")
     if item in _SCALARS:
         file.seek(count * struct.calcsize(_SCALARS[item]), 1)
     elif item == _STRING:

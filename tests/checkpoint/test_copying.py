@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,12 @@ def fail_with(code):
 @pytest.mark.parametrize(("begin", "end"), [(0, len(CONTENT)), (7, 8), (300, 9001), (5, 5)])
 def test_a_range_is_copied(source, begin, end):
     assert copied(source, begin, end) == CONTENT[begin:end]
+
+
+def test_no_file_stays_open(source):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    copied(source, 0, 10)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize(

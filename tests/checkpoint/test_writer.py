@@ -207,6 +207,21 @@ def test_a_source_that_gives_too_much_or_too_little_is_named(tmp_path, chunks, w
         write(tmp_path / "out", [made("w", "F32", (1,), *chunks)])
 
 
+def test_mistakes_of_the_caller_are_caught_before_a_byte_is_written(tmp_path, donor):
+    a = donor["a"]
+    for wrong in [
+        [],
+        [copied(a), copied(a)],
+        [OutputTensor("a", "F16", a.shape, a)],
+        [OutputTensor("a", "BF16", (5,), a)],
+    ]:
+        with pytest.raises(AssertionError):
+            write(tmp_path / "out", wrong)
+    with pytest.raises(AssertionError, match="max_shard_bytes is 0"):
+        write(tmp_path / "out", [copied(a)], max_shard_bytes=0)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_source_that_never_ends_is_stopped(tmp_path):
     def endless():
         while True:
