@@ -102,7 +102,7 @@ def test_every_tensor_starts_at_a_multiple_of_its_element_size(tmp_path):
 
 
 def test_shards_and_index_hold_every_tensor_once(tmp_path, donor):
-    tensors = [copied(donor["a"]), copied(donor["b"]), copied(donor["c"]), made("d", "U8", (20,), b"d" * 20)]
+    tensors = [copied(donor["b"]), copied(donor["a"]), copied(donor["c"]), made("d", "U8", (20,), b"d" * 20)]
     written = write(tmp_path / "out", tensors, max_shard_bytes=16)
     names = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
     assert list(written.files) == [*names, INDEX_NAME]
@@ -111,6 +111,7 @@ def test_shards_and_index_hold_every_tensor_once(tmp_path, donor):
     index = json.loads((tmp_path / "out" / INDEX_NAME).read_text())
     expected = {"a": names[0], "b": names[0], "c": names[1], "d": names[2]}
     assert index == {"metadata": {"total_size": 40}, "weight_map": expected}
+    assert list(index["weight_map"]) == ["a", "b", "c", "d"]
     found = open_checkpoint(tmp_path / "out").tensors
     assert {name: entry.file.name for name, entry in found.items()} == expected
     assert {name: entry.file.read_bytes()[entry.begin : entry.end] for name, entry in found.items()} == {
