@@ -73,6 +73,10 @@ def _qwen2_moe(layer: int, num_layers: int, config: Config) -> str:
     return SLIDING if windowed and layer % 2 == 0 else FULL
 
 
+def _olmo_hybrid(layer: int, num_layers: int, config: Config) -> str:
+    return FULL if (layer + 1) % 4 == 0 or layer + 1 == num_layers < 4 else LINEAR
+
+
 def has_rope(config: Config, layer: int) -> bool:
     """Whether the layer has rotary positions, by `no_rope_layers` (1 means that it has) or the interval."""
     flags = config.get("no_rope_layers")
@@ -164,7 +168,7 @@ _WITHOUT_LIST: Mapping[str, tuple[Spelling, ...]] = {
     ),
     "modernbert-decoder": (rules.every("global_attn_every_n_layers", 3, FULL, SLIDING, from_first=True),),
     "olmo3": (_full_every(4),),
-    "olmo_hybrid": (_fixed("by a full layer after every 3", lambda i: LINEAR if (i + 1) % 4 else FULL),),
+    "olmo_hybrid": (by_place("by a full layer after every 3", _olmo_hybrid),),
     "qwen2": (_WINDOW_FROM,),
     "qwen2_moe": (by_place("by windows in turn", _qwen2_moe),),
     "qwen3": (_WINDOW_FROM,),

@@ -50,7 +50,7 @@ def read_anatomy(config: Mapping[str, Any], shapes: Shapes, where: str) -> Anato
         where=where,
         family=family,
         text_family=text_family,
-        architecture=next(iter(config.get("architectures") or ()), None),
+        architecture=_read_architecture(config),
         config=config,
         text_path=text_path,
         shapes=shapes,
@@ -63,8 +63,8 @@ def read_anatomy(config: Mapping[str, Any], shapes: Shapes, where: str) -> Anato
         head=head,
         extra=tuple(_explain(name, shapes, prefix) for name in shapes if name not in named),
         tied=tied,
-        hidden_size=next((text[name] for name in WIDTH_NAMES if isinstance(text.get(name), int)), 0),
-        vocab_size=text.get("vocab_size") or config.get("vocab_size") or 0,
+        hidden_size=_first_number(text, WIDTH_NAMES),
+        vocab_size=_first_number(text, ("vocab_size",)) or _first_number(config, ("vocab_size",)),
         traits=traits,
         kinds=_name_kinds(text_family, traits, num_layers),
     )
@@ -76,7 +76,7 @@ def _contradiction(where: str, what: str, fix: str) -> CheckpointError:
 
 def _read_family(config: Config, where: str) -> tuple[tuple[str, ...], Config, str, str]:
     """The path to the decoder's part of the config, that part, the model's family and the decoder's."""
-    family = config.get("model_type")
+    family = config.get("model_type") if isinstance(config, Mapping) else None
     if not isinstance(family, str) or not family:
         fix = "transformers names the family there; take the config.json of the original model."
         raise _contradiction(f"{where}/config.json", f"`model_type` is {family!r}, not a family's name.", fix)
@@ -85,6 +85,15 @@ def _read_family(config: Config, where: str) -> tuple[tuple[str, ...], Config, s
         if isinstance(text, Mapping):
             return (key,), text, family, str(text.get("model_type") or f"{family}_text")
     return (), config, family, family
+
+
+def _read_architecture(config: Config) -> str | None:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
+
+
+def _first_number(config: Config, names: tuple[str, ...]) -> int:
+    return next((config[name] for name in names if isinstance(config.get(name), int)), 0)
 
 
 def _read_depth(text: Config, family: str, where: str) -> tuple[int, str]:
@@ -107,7 +116,7 @@ def _find_layers(
     lists: Mapping[str, Mapping[int, Mapping[str, str]]], num_layers: int, text: Config, where: str
 ) -> tuple[str, tuple[Mapping[str, str], ...]]:
     """The one list of tensors that has the config's number of layers, plus what a draft head may append to it."""
-    drafts = next((text[name] for name in DRAFT_COUNTS if isinstance(text.get(name), int)), 0)
+    drafts = _first_number(text, DRAFT_COUNTS)
     fitting = {
         prefix: places
         for prefix, places in lists.items()

@@ -95,6 +95,8 @@ def sparse_step(dense_by_default: tuple[int, ...]) -> Computed:
     def value(layer: int, num_layers: int, config: Config) -> str:
         num_experts = integer(config, "num_experts", integer(config, "num_local_experts", 1))
         dense = config.get(only)
+        if not isinstance(dense, list | tuple | None):
+            raise ValueError(f"`{only}` is {dense!r}, where a list of layers is expected.")
         listed_dense = layer in (dense_by_default if dense is None else dense)
         return MOE if num_experts > 0 and not listed_dense and _on_step(layer, config) else DENSE
 
@@ -169,7 +171,9 @@ def residual_scale() -> Computed:
 
     def value(layer: int, num_layers: int, config: Config) -> float:
         scale = config.get(key)
-        return 1.0 if scale is None else float(scale) / math.sqrt(num_layers)
+        if not isinstance(scale, int | float | None):
+            raise ValueError(f"`{key}` is {scale!r}, where a number is expected.")
+        return 1.0 if scale is None else scale / math.sqrt(num_layers)
 
     def solve(config: Config, values: Values) -> Iterable[Edits]:
         middle = values[0] * math.sqrt(len(values))
