@@ -1,0 +1,209 @@
+"""Donors ranked by how stable the layers are that would be spliced, and by whether they can do the task at all.
+
+    score       = stability x competence
+    stability   = 1 - mean dJS over the layers that would be spliced (LAYERTRACER's measure; dJS as in arXiv 2605.11416)
+    competence  = (above_chance(accuracy) + above_chance(target_prob)) / 2
+    above_chance(x) = max(0, (x - chance) / (1 - chance)), chance = the share of the commonest target among the probes
+
+All of it is ours, for these reasons. A model that ignores its input is perfectly stable, so stability must not buy back
+what competence lacks: a product, not a sum. A model that always says the commonest word is right as often as `chance`,
+so that much is worth nothing. Accuracy alone knows no confidence and moves in steps of 1/n; probability alone rewards a
+sharp model for being sharp: the mean of both. What this costs: dJS of a layer is a few hundredths of a bit, so that
+competence decides between donors that differ in it, and stability between those that do not. The parts are shown.
+
+Both are measured on the same prompts for all donors, competence on those whose target is one token for every donor.
+Intervals are 95%, by the bootstrap over prompts, the same resamples for all donors. Overlap means a tie.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridizer.errors import InputError, Problem
+from hybridizer.records import to_jsonable
+
+SCHEMA = "hybridizer.ranking/1"
+
+Array: TypeAlias = NDArray[np.float64]
+Interval: TypeAlias = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PerPrompt:
+    """What a trace measured on each of n prompts, in the order of the probes.
+
+    `js` (n, L+1) is JS(0)..JS(L) in bits. `hit` (n,) is 1 where the model's next token is the probe's target, else 0;
+    `answer_prob` (n,) is that target's probability. Both are NaN where a prompt has no target of one token.
+    """
+
+    js: Array
+    hit: Array
+    answer_prob: Array
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A donor to be ranked, and which of its layers, within 1..L, would be spliced."""
+
+    donor: str
+    per_prompt: PerPrompt
+    layers: range
+
+
+@dataclass(frozen=True)
+class RankedDonor:
+    """One donor: `score` and its parts, 0..1, each with its 95% interval.
+
+    `tied_with` names the donors whose score interval overlaps this one's: their order says nothing.
+    """
+
+    donor: str
+    score: float
+    score_ci: Interval
+    stability: float
+    stability_ci: Interval
+    competence: float
+    competence_ci: Interval
+    accuracy: float
+    accuracy_ci: Interval
+    target_prob: float
+    target_prob_ci: Interval
+    first_layer: int
+    last_layer: int
+    tied_with: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Donors, best first. `n` prompts stand behind stability and `answered_n` of them behind competence."""
+
+    n: int
+    answered_n: int
+    chance: float
+    seed: int
+    num_resamples: int
+    ranking: tuple[RankedDonor, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The ranking as the plain JSON object of the contract, `schema` first."""
+        return {"schema": SCHEMA, **to_jsonable(self)}
+
+
+def rank_donors(
+    candidates: Sequence[Candidate], targets: Sequence[str | None], *, seed: int = 0, num_resamples: int = 1000
+) -> Ranking:
+    """The candidates, best first, by the formula above. `targets` are the probes' targets, in order.
+
+    Raises InputError for donors of the same name or traced on other prompts, for layers that a donor does not have, and
+    for probes that cannot tell competence from chance: none with a target all donors can give, or all the same one.
+    """
+    _check(candidates, targets)
+    answered = np.array([target is not None for target in targets])
+    for candidate in candidates:
+        answered &= ~np.isnan(candidate.per_prompt.hit)
+    chance = _chance([target for target, known in zip(targets, answered, strict=True) if known])
+    generator = np.random.default_rng(seed)
+    n = len(targets)
+    weights = generator.multinomial(n, np.full(n, 1 / n), size=num_resamples) / n
+    scored = [_score(candidate, answered, chance, weights) for candidate in candidates]
+    ordered = sorted(scored, key=lambda donor: (-donor.score, donor.donor))
+    ranked = tuple(_with_ties(donor, ordered) for donor in ordered)
+    return Ranking(n, int(answered.sum()), chance, seed, num_resamples, ranked)
+
+
+def region_stability(js: Array, layers: range, weights: Array) -> tuple[float, Array]:
+    """1 - mean dJS over `layers` of JS (n, L+1), and its bootstrap samples (m,) for resampling weights (m, n).
+
+    dJS is |JS(l) - JS(l-1)| of means over prompts. Noise pushes an absolute value away from 0, in the samples more than
+    in the estimate, so the samples are shifted back to have the estimate as their mean.
+    """
+    chosen = np.array(layers) - 1
+    estimate = 1 - float(np.abs(np.diff(js.mean(axis=0)))[chosen].mean())
+    samples = 1 - np.abs(np.diff(weights @ js, axis=1))[:, chosen].mean(axis=1)
+    return estimate, np.clip(samples - samples.mean() + estimate, 0, 1)
+
+
+def above_chance(share: Array, chance: float) -> Array:
+    """Shares (...) on a scale on which `chance` and everything below it is 0, and 1 is 1."""
+    return np.maximum(0, (share - chance) / (1 - chance))
+
+
+def _score(candidate: Candidate, answered: NDArray[np.bool_], chance: float, weights: Array) -> RankedDonor:
+    seen = candidate.per_prompt
+    stability, stability_samples = region_stability(seen.js, candidate.layers, weights)
+    accuracy, accuracy_samples = _mean(seen.hit[answered], weights[:, answered])
+    prob, prob_samples = _mean(seen.answer_prob[answered], weights[:, answered])
+    competence = (above_chance(accuracy, chance) + above_chance(prob, chance)) / 2
+    competence_samples = (above_chance(accuracy_samples, chance) + above_chance(prob_samples, chance)) / 2
+    return RankedDonor(
+        donor=candidate.donor,
+        score=float(stability * competence),
+        score_ci=_interval(stability_samples * competence_samples),
+        stability=stability,
+        stability_ci=_interval(stability_samples),
+        competence=float(competence),
+        competence_ci=_interval(competence_samples),
+        accuracy=float(accuracy),
+        accuracy_ci=_interval(accuracy_samples),
+        target_prob=float(prob),
+        target_prob_ci=_interval(prob_samples),
+        first_layer=candidate.layers[0],
+        last_layer=candidate.layers[-1],
+        tied_with=(),
+    )
+
+
+def _mean(values: Array, weights: Array) -> tuple[Array, Array]:
+    """The mean of `values` (k,), an array of no axes, and its bootstrap samples, NaN where a resample drew none."""
+    mass = weights.sum(axis=1)
+    return np.asarray(values.mean()), (weights @ values) / np.where(mass > 0, mass, np.nan)
+
+
+def _interval(samples: Array) -> Interval:
+    low, high = np.nanquantile(samples, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _with_ties(donor: RankedDonor, others: Sequence[RankedDonor]) -> RankedDonor:
+    tied = tuple(
+        other.donor for other in others if other.donor != donor.donor and _overlap(donor.score_ci, other.score_ci)
+    )
+    return RankedDonor(**{**vars(donor), "tied_with": tied})
+
+
+def _overlap(one: Interval, other: Interval) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def _chance(targets: Sequence[str | None]) -> float:
+    counts = Counter(targets)
+    if len(counts) < 2:
+        what = "no probe has a target that every donor could give" if not counts else "every probe has the same target"
+        fix = "Give probes with different one-token targets; by stability alone a random model would rank first."
+        raise InputError(Problem("probes", f"{what}, so nothing tells competence from chance.", fix))
+    return max(counts.values()) / len(targets)
+
+
+def _check(candidates: Sequence[Candidate], targets: Sequence[str | None]) -> None:
+    problems = []
+    for name, count in Counter(candidate.donor for candidate in candidates).items():
+        if count > 1:
+            problems.append(Problem("donors", f"'{name}' is named {count} times.", "Name each donor once."))
+    for candidate in candidates:
+        seen, num_layers = candidate.per_prompt, candidate.per_prompt.js.shape[1] - 1
+        if not len(seen.js) == len(seen.hit) == len(seen.answer_prob) == len(targets):
+            what = f"'{candidate.donor}' was traced on {len(seen.js)} prompts, and there are {len(targets)} probes."
+            problems.append(Problem("donors", what, "Trace all donors on the same probes."))
+        if not candidate.layers or min(candidate.layers) < 1 or max(candidate.layers) > num_layers:
+            what = f"layers {candidate.layers} asked of '{candidate.donor}', which has layers 1..{num_layers}."
+            problems.append(Problem("donors", what, "Give layers that the donor has."))
+    if not candidates:
+        problems.append(Problem("donors", "there is no donor to rank.", "Name at least one."))
+    if problems:
+        raise InputError(*problems)
