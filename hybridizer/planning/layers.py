@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from hybridizer.errors import Problem, RecipeError
 from hybridizer.planning.donor import Donor
 from hybridizer.recipe.layers import format_layers
-from hybridizer.recipe.recipe import Blend, BlendSource, KeyPath, Layout, Recipe, Slice
+from hybridizer.recipe.recipe import Blend, BlendSource, Layout, Recipe, Slice
+from hybridizer.recipe.tree import KeyPath
 
 
 @dataclass(frozen=True)

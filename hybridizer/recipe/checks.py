@@ -11,6 +11,7 @@ from typing import Any
 from hybridizer.errors import RecipeError, nearest
 from hybridizer.recipe.fields import read_name
 from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges
+from hybridizer.recipe.recipe import AUTO
 from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of
 
 _DIAL = ("deep", "shallow", "boundary")
@@ -76,7 +77,11 @@ def _check_names(
     layout: Mapping[str, Any], pieces: list[tuple[KeyPath, dict[str, Any]]], donors: Mapping[str, Any]
 ) -> Iterator[Finding]:
     for path, name in _walk_names(layout, pieces):
-        if isinstance(name, str) and name and donors and name not in donors:
+        if path == ("layout", "deep") and name == AUTO:
+            if AUTO in donors:
+                what = "`deep` is auto, which is also a donor's name."
+                yield Finding(path, what, "Give the donor another name.")
+        elif isinstance(name, str) and name and donors and name not in donors:
             yield Finding(path, f"{name_of(path)} names '{clip(name)}', which is no donor here.", nearest(name, donors))
 
 
@@ -116,8 +121,9 @@ def _check_lengths(path: KeyPath, sources: list[tuple[KeyPath, dict[str, Any]]])
         first, *others = counts
         for other in others:
             if counts[other] != counts[first]:
-                what = f"{name_of(other)} has {counts[other]} layers, entry {first[-1]} has {counts[first]}."
-                yield Finding((*other, "layers"), what, "The sources of a blend have the same number of layers each.")
+                differ = f"{counts[other]} in {name_of(other)}, {counts[first]} in entry {first[-1]}"
+                fix = "Give every source of the blend equally many."
+                yield Finding((*other, "layers"), f"the number of layers differs: {differ}.", fix)
 
 
 def _check_base(

@@ -9,9 +9,9 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, PlainValidator, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from hybridizer.errors import Problem, RecipeError
+from hybridizer.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.layers import MAX_LAYERS, read_ranges
-from hybridizer.recipe.recipe import Boundary, ParameterValue
+from hybridizer.recipe.recipe import STRATEGIES, Boundary, ParameterValue
 from hybridizer.recipe.sizes import parse_size
 from hybridizer.recipe.tree import clip, show
 
@@ -69,6 +69,10 @@ def _read_boundary(value: object) -> Boundary:
     fix = "Write a share of the depth such as 0.5, or the first deep layer such as 15."
     if isinstance(value, str) and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
         raise _refusal(f"`boundary` takes a number, found the text '{clip(value)}'.", "Write it without the quotes.")
+    if isinstance(value, str) and value[:1].isalpha():
+        if value not in STRATEGIES:
+            raise _refusal(f"there is no boundary strategy '{clip(value)}'.", nearest(value, STRATEGIES))
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _refusal(f"`boundary` takes a share of the depth or a layer, found {show(value)}.", fix)
     if isinstance(value, float) and not 0 < value < 1:
@@ -78,6 +82,12 @@ def _read_boundary(value: object) -> Boundary:
     if value >= MAX_LAYERS:
         raise _refusal(f"a boundary at layer {value}; no layer past {MAX_LAYERS - 1} is taken.", fix)
     return value
+
+
+def _read_share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise _refusal(f"a share is a number from 0 to 1; found {show(value)}.", "Write it as 0.3, without quotes.")
+    return float(value)
 
 
 def _read_parameter(value: object) -> ParameterValue:
@@ -119,7 +129,10 @@ LayersField: TypeAlias = Annotated[
 BoundaryField: TypeAlias = Annotated[
     Boundary | None,
     PlainValidator(_at_door(_read_boundary)),
-    _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": 9999}),
+    _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": 9999}, {"enum": list(STRATEGIES)}),
+]
+ShareField: TypeAlias = Annotated[
+    float, PlainValidator(_at_door(_read_share)), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})
 ]
 ParameterField: TypeAlias = Annotated[
     ParameterValue, PlainValidator(_at_door(_read_parameter)), _either({"type": "number"}, {"type": "boolean"})

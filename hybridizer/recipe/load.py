@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -71,7 +70,7 @@ def _suggest(path: Path) -> str:
 
 def _decode(content: bytes, where: Callable[[int], str]) -> str:
     try:
-        return content.removeprefix(codecs.BOM_UTF8).decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         what = f"the byte 0x{content[error.start]:02x} is not UTF-8 text."

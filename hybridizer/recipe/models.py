@@ -19,6 +19,7 @@ from hybridizer.recipe.fields import (
     LayersField,
     NameField,
     ParameterField,
+    ShareField,
     SizeField,
     TextField,
 )
@@ -33,6 +34,7 @@ from hybridizer.recipe.recipe import (
     ParameterValue,
     Recipe,
     Slice,
+    Trace,
 )
 from hybridizer.recipe.tree import KeyPath
 
@@ -134,11 +136,13 @@ class LayoutModel(Section):
     host: TextField | None = Field(
         default=None, description="the donor that gives embeddings, final norm, head and tokenizer"
     )
-    deep: TextField | None = Field(default=None, description="the donor of the layers near the output")
+    deep: TextField | None = Field(
+        default=None, description="the donor of the layers near the output, or auto for the one that ranks first"
+    )
     shallow: TextField | None = Field(default=None, description="the donor of the layers near the input")
     boundary: BoundaryField = Field(
         default=None,
-        description="where deep begins: a share of the depth such as 0.5, or its first layer such as 15",
+        description="where deep begins: a share of the depth, its first layer, or a strategy such as auto",
         json_schema_extra={"default": DEFAULT_BOUNDARY},
     )
     slices: list[SliceModel] | None = Field(
@@ -165,6 +169,26 @@ class OutputModel(Section):
         return Output(self.dtype, self.max_shard_bytes)
 
 
+class TraceModel(Section):
+    """How donors are traced."""
+
+    probes: TextField = Field(default=Trace.probes, description="antonyms-en, antonyms-zh, or a JSON Lines file")
+    perturb: Literal["context", "layer", "both"] = Field(
+        default=Trace.perturb, description="what is disturbed: tokens of the context, the output of a layer, or both"
+    )
+    mask_share: ShareField = Field(default=Trace.mask_share, description="the share of context tokens that is masked")
+    mask_with: TextField = Field(default=Trace.mask_with, description="the token put there, or auto")
+    lens: Literal["plain", "tuned"] = Field(default=Trace.lens, description="the logit lens, or a tuned lens")
+    tau: ShareField = Field(default=Trace.tau, description="the least ratio by which a task particle rises")
+    p_min: ShareField = Field(default=Trace.p_min, description="the least probability of a task particle")
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = Field(
+        default=Trace.dtype, description="the precision that donors are traced in"
+    )
+
+    def freeze(self) -> Trace:
+        return Trace(**self.model_dump())
+
+
 class RecipeModel(Section):
     """A recipe for one hybrid model."""
 
@@ -183,6 +207,7 @@ class RecipeModel(Section):
     )
     layout: LayoutModel = Field(description="which donor gives which layer")
     output: OutputModel = Field(default={}, validate_default=True, description="how the model is written")
+    trace: TraceModel | None = Field(default=None, description="how donors are traced")
 
     def freeze(self, path: Path, places: Mapping[KeyPath, str]) -> Recipe:
         """The recipe as frozen values. Call it only when `checks.check` found nothing."""
@@ -193,6 +218,7 @@ class RecipeModel(Section):
             donors=donors,
             layout=self.layout.freeze(donors[0].name),
             output=self.output.freeze(),
+            trace=None if self.trace is None else self.trace.freeze(),
             path=path,
             places=places,
         )

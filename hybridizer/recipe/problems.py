@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
 def rewrite(error: ErrorDetails) -> Finding:
     """One entry of `ValidationError.errors()` in our words; a kind that has none here is a KeyError, and a bug."""
-    path = error["loc"]
-    if error["type"] == "refusal" and path[-1] == "[key]":
-        path = path[:-1]
-    what, fix = _WORDS[error["type"]](path, error["input"], error.get("ctx", {}))
-    return Finding(path, what, fix)
+    what, fix = _WORDS[error["type"]](error["loc"], error["input"], error.get("ctx", {}))
+    return Finding(error["loc"], what, fix)
 
 
 def section_at(path: KeyPath) -> type[BaseModel]:

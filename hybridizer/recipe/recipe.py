@@ -6,6 +6,7 @@ depth, its shapes) is left to the plan; `Recipe.locate` gives the plan the line 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,14 @@ from typing import Any, TypeAlias
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.tree import KeyPath, locate
 
-Boundary: TypeAlias = float | int
+Boundary: TypeAlias = float | int | str
 ParameterValue: TypeAlias = float | int | bool
 Parameters: TypeAlias = tuple[tuple[str, ParameterValue], ...]
+
+
+AUTO = "auto"
+# Names that a boundary may have; each is a function of hybridizer.allocation.strategies, by its name there.
+STRATEGIES = (AUTO, "knee", "midpoint", "s-maximal", "task-particle")
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Layout:
     """Which donor gives which layer: by the dial (`deep`, `shallow`, `boundary`) or in full (`slices`), never both.
 
     With the dial `slices` is empty; with slices the three are None. A float boundary is a share of the depth, above
-    0 and below 1; an int one is the first layer of the deep side, at least 1. `host` is always filled in.
+    0 and below 1; an int one is the first layer of the deep side, at least 1; a text is one of STRATEGIES. `deep` may
+    be "auto", for the donor that ranks first. `host` is always filled in.
     """
 
     host: str
@@ -77,6 +84,28 @@ class Layout:
     shallow: str | None = None
     boundary: Boundary | None = None
     slices: tuple[Slice | Blend, ...] = ()
+
+    @property
+    def needs_trace(self) -> bool:
+        """Whether donors must be traced before the layers can be counted out."""
+        return self.deep == AUTO or (isinstance(self.boundary, str) and self.boundary != "midpoint")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How donors are traced; the names are those of hybridizer.tracer.settings.TraceSettings.
+
+    `probes` is the name of a built-in set, or a JSON Lines file as the recipe names it; `lens` is "plain" or "tuned".
+    """
+
+    probes: str = "antonyms-en"
+    perturb: str = "context"
+    mask_share: float = 0.3
+    mask_with: str = "auto"
+    lens: str = "plain"
+    tau: float = 0.5
+    p_min: float = 0.1
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -96,6 +125,7 @@ class Recipe:
     donors: tuple[DonorEntry, ...]
     layout: Layout
     output: Output
+    trace: Trace | None
     path: Path = field(compare=False)
     places: Mapping[KeyPath, str] = field(compare=False, repr=False)
 
@@ -120,6 +150,7 @@ class Recipe:
             "donors": {entry.name: _donor_values(entry) for entry in self.donors},
             "layout": _layout_values(self.layout),
             "output": {"dtype": self.output.dtype, "max_shard_bytes": self.output.max_shard_bytes},
+            **({} if self.trace is None else {"trace": dataclasses.asdict(self.trace)}),
         }
 
 

@@ -24,9 +24,10 @@ donors:
 # Which donor gives which layer. Shallow is near the input, deep is near the output.
 layout:
   host: instruct         # gives embeddings, final norm, head and tokenizer
-  deep: instruct
+  deep: instruct         # a donor, or auto: the donor that ranks first when all are traced
   shallow: domain
-  boundary: 0.5          # where deep begins: a share of the depth, or its first layer, such as 15
+  boundary: 0.5          # where deep begins: a share of the depth, its first layer (15), or by a trace of the deep
+                         # donor: auto, knee, s-maximal, task-particle, midpoint
 
   # Or all layers in full, from shallow to deep, in place of deep, shallow and boundary:
   # slices:
@@ -41,6 +42,17 @@ layout:
   #       sources:
   #         - {{donor: instruct, layers: 10..12}}
   #         - {{donor: domain, layers: 10..12}}
+
+# How donors are traced, where `deep` or `boundary` asks for it.
+trace:
+  probes: antonyms-en    # or antonyms-zh, or a file of {{"prompt": ..., "target": ...}} lines
+  perturb: context       # context: mask tokens of the prompt; layer: disturb one layer's output; both
+  mask_share: 0.3
+  mask_with: auto        # a token's text, or auto: the tokenizer's mask, unknown or padding token, or another word
+  lens: plain            # or tuned: a map per layer, for donors whose early layers the plain lens cannot read
+  tau: 0.5               # a task particle rises by this ratio or more, ...
+  p_min: 0.1             # ... to this probability or more
+  dtype: float32
 
 output:
   dtype: keep            # as each donor has it, or float32, bfloat16, float16

@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from hybridizer.recipe.load import MAX_FILE_BYTES, load_recipe
+from hybridizer.recipe.models import OutputModel
 from hybridizer.recipe.recipe import Blend, BlendSource, DonorEntry, Layout, Output, Recipe, Slice
 from hybridizer.recipe.to_yaml import to_yaml
 
@@ -107,6 +109,25 @@ def test_a_resolved_recipe_leaves_no_default_open(load) -> None:
     }
 
 
+def test_the_host_need_not_be_the_first_donor(load) -> None:
+    assert load("donors: {a: x, b: y}\nlayout: {host: b, deep: a, shallow: a}\n").layout.host == "b"
+
+
+def test_a_name_makes_up_for_a_file_name_that_is_none(load) -> None:
+    assert load("name: good\n" + DIAL, name="a:b.yaml").name == "good"
+
+
+def test_the_door_is_frozen_too() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        OutputModel().dtype = "float16"
+
+
+@pytest.mark.parametrize("layers", ["[1_000]", "[0x1F, 3]", "no", "0..3, 20"])
+def test_what_the_reading_refused_is_not_refused_again(refuse, layers: str) -> None:
+    problems = refuse(f"donors: {{a: x}}\nlayout: {{slices: [{{donor: a, layers: {layers}}}]}}\n")
+    assert [problem.where for problem in problems] == ["recipe.yaml:2"]
+
+
 def test_values_are_located_by_line(load, tmp_path: Path) -> None:
     recipe: Recipe = load(FULL)
     file = tmp_path / "recipe.yaml"
@@ -147,6 +168,7 @@ def test_names_that_are_no_donor_are_refused(refuse, name: str) -> None:
     [
         (b"", "the recipe is empty."),
         (b"# nothing yet\n", "the recipe is empty."),
+        (b"\xef\xbb\xbf", "the recipe is empty."),
         (b"---\n...\n", "the recipe is empty."),
         (b"- a\n", "the recipe holds a list."),
         (b"a\n", "the recipe holds 'a'."),
@@ -176,7 +198,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, load) -> None:
 
 def test_every_problem_is_reported_in_the_order_of_the_file(refuse) -> None:
     text = FULL.replace("seed: 7", "seed: no").replace("0..2", "2..0").replace("method: ties", "metod: ties")
-    text = text.replace("host: instruct", "host: instuct").replace("bfloat16", "bf16") + "trace: {}\n"
+    text = text.replace("host: instruct", "host: instuct").replace("bfloat16", "bf16") + "frieze: {}\n"
     found = refuse(text, "layout.deep=domain", "output.dtype=float23", "x")
     assert [problem.where for problem in found] == [
         *(f"recipe.yaml:{line}" for line in (2, 8, 9, 10, 13, 14, 21)),

@@ -87,6 +87,15 @@ def test_positions_outside_a_list_are_refused(refuse, position: str) -> None:
     assert "`slices` is a list with entries 0..1" in problems or "has an empty part" in problems
 
 
+def test_a_value_refused_in_reading_is_reported_once(refuse) -> None:
+    assert [problem.where for problem in refuse(TEXT, "layout.boundary=1_0")] == ["--set layout.boundary=1_0"]
+
+
+def test_a_file_and_its_override_are_both_reported_in_that_order(refuse) -> None:
+    wheres = [problem.where for problem in refuse(TEXT + "  boundary: 1_0\nseed: x\n", "layout.boundary=a:3")]
+    assert wheres == ["recipe.yaml:8", "recipe.yaml:9", "--set layout.boundary=a:3"]
+
+
 def test_one_bad_override_does_not_hide_another(refuse) -> None:
     wheres = [problem.where for problem in refuse(TEXT, "x", "seed=a", "layout.boundary=1.5", "seed.b=1")]
     assert sorted(wheres) == ["--set layout.boundary=1.5", "--set seed.b=1", "--set seed=a", "--set x"]

@@ -42,6 +42,16 @@ VALUES: dict[str, Any] = {
         ],
     },
     "output": {"dtype": "keep", "max_shard_bytes": "5GB"},
+    "trace": {
+        "probes": "antonyms-zh",
+        "perturb": "both",
+        "mask_share": 0.5,
+        "mask_with": "auto",
+        "lens": "tuned",
+        "tau": 0,
+        "p_min": 1,
+        "dtype": "keep",
+    },
 }
 STRANGERS = (
     0,
@@ -105,6 +115,8 @@ def test_recipes_and_starter_are_valid(validator) -> None:
         (("layout", "slices", 2, "blend", "parameters", "t"), "x"),
         (("donors", "a", "fingerprint"), "sha256:abc"),
         (("output", "dtype"), "fp16"),
+        (("trace", "mask_share"), 1.5),
+        (("trace", "lens"), "logit"),
         (("output", "max_shard_bytes"), "5 gigs"),
     ],
 )

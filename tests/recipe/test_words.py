@@ -40,8 +40,8 @@ layout:
         ("boundary", "bondary", "recipe.yaml:8: `layout` has no key `bondary`.\n  Did you mean 'boundary'?"),
         (
             "output:\n  dtype: keep",
-            "train:\n  lr: 1",
-            "recipe.yaml:9: the recipe has no key `train`.\n  Known here: donors, layout, name, output, seed.",
+            "frozen:\n  lr: 1",
+            "recipe.yaml:9: the recipe has no key `frozen`.\n  Known here: donors, layout, name, output, seed, trace.",
         ),
         ("host: instruct", "host: instuct", "recipe.yaml:5: `host` names 'instuct', which is no donor here.\n"
          "  Did you mean 'instruct'?"),
@@ -73,6 +73,10 @@ layout:
         ("output:", "seed: -1\noutput:", "recipe.yaml:9: `seed` is -1; the least is 0.\n  Write a larger number."),
         ("output:", "name: 3.1\noutput:", "recipe.yaml:9: `name` takes text, found the number 3.1.\n"
          "  Put it in quotes to make it text: '3.1'."),
+        ("output:", "name: true\noutput:", "recipe.yaml:9: `name` takes text, found true.\n"
+         "  Put it in quotes to make it text: 'true'."),
+        ("0.5", "10000", "recipe.yaml:8: a boundary at layer 10000; no layer past 9999 is taken.\n"
+         "  Write a share of the depth such as 0.5, or the first deep layer such as 15."),
         ("donors/domain", "{allow: [pickle]}", "recipe.yaml:3: `domain` has no `source`.\n"
          "  Add `source`: a folder, a GGUF file, a hub id with @revision, or pkg:package/file."),
         ("donors/domain", "{source: x, allow: pickle}", "recipe.yaml:3: `allow` takes a list, found 'pickle'.\n"
@@ -109,12 +113,19 @@ def test_mistakes_with_the_dial(refuse, old: str, new: str, message: str) -> Non
         ("- {donor: a, layers: 0..14}", "- {layers: 0..14}", "recipe.yaml:7: entry 0 of `slices` names no donor.\n"
          "  Add `donor` with a donor's name, or a `blend`."),
         ("{donor: b, layers: 15..16}", "{donor: b, layers: 15..17}",
-         "recipe.yaml:14: entry 1 of `sources` has 3 layers, entry 0 has 2.\n"
-         "  The sources of a blend have the same number of layers each."),
+         "recipe.yaml:14: the number of layers differs: 3 in entry 1 of `sources`, 2 in entry 0.\n"
+         "  Give every source of the blend equally many."),
         ("base: a", "base: c", "recipe.yaml:10: `base` names 'c', which is no donor here.\n  Known here: a, b."),
         ("{donor: a, layers: 15..16}", "{donor: b, layers: 0..1}",
          "recipe.yaml:10: `base` is 'a', the donor of none of the blend's sources.\n"
          "  Let it be the donor of exactly one source."),
+        ("{donor: b, layers: 15..16}", "{donor: a, layers: 15..16}",
+         "recipe.yaml:10: `base` is 'a', the donor of 2 of the blend's sources.\n"
+         "  Let it be the donor of exactly one source."),
+        ("{donor: b, layers: 15..16}", "{donor: c, layers: 15..16}",
+         "recipe.yaml:14: `donor` names 'c', which is no donor here.\n  Known here: a, b."),
+        ("    - {donor: a, layers: 0..14}", "    - {donor: a, layers: 0..5999}\n    - {donor: b, layers: 0..5999}",
+         "recipe.yaml:6: the slices list 12004 layers in all; 10000 is the limit.\n  List fewer layers."),
         ("          - {donor: b, layers: 15..16}\n", "", "recipe.yaml:12: `sources` lists 1, and needs at least 2.\n"
          "  It takes two donors or more, each with its layers."),
         ("t: 0.5", "t: half", "recipe.yaml:11: a parameter is a number, true or false; found 'half'.\n"
@@ -136,6 +147,13 @@ def test_mistakes_in_slices(refuse, old: str, new: str, message: str) -> None:
     assert old in SLICES
     problems = refuse(SLICES.replace(old, new, 1))
     assert message in [str(problem) for problem in problems]
+
+
+def test_only_the_source_that_differs_is_named(refuse) -> None:
+    text = SLICES + "          - {donor: b, layers: 3}\n"
+    assert [str(problem).splitlines()[0] for problem in refuse(text)] == [
+        "recipe.yaml:15: the number of layers differs: 1 in entry 2 of `sources`, 2 in entry 0."
+    ]
 
 
 def test_a_file_name_that_can_name_no_run(refuse) -> None:

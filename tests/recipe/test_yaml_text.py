@@ -50,6 +50,7 @@ def problems(text: str) -> str:
         ("2024-01-01", "2024-01-01"),
         ("y", "y"),
         ("tRue", "tRue"),
+        ("nO", "nO"),
         ("1e", "1e"),
         ("nan", "nan"),
         ("donors/x_1", "donors/x_1"),
