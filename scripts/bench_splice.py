@@ -299,7 +299,7 @@ def check_equal(name: str, expected: Path, out: Path) -> None:
     wanted = open_checkpoint(expected).tensors
     assert wanted.keys() == found.keys(), wanted.keys() ^ found.keys()
     differing = {tensor for tensor, entry in wanted.items() if not same_bytes(entry, found[tensor])}
-    assert differing == ({"model.embed_tokens.weight"} if name == "build" else set()), differing
+    assert differing <= ({"model.embed_tokens.weight"} if name == "build" else set()), differing
     print(f"  {len(wanted) - len(differing)} tensors are equal, byte for byte, to those of the reference splice")
 
 
