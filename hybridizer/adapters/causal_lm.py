@@ -1,0 +1,265 @@
+"""Causal language models through transformers: loading one from a folder, and finding its parts by watching it run.
+
+No family is known by name here. The decoder layers are the chain of modules that hands the residual stream on;
+where its batch and time axes lie, and what comes after the last layer, is read off two short runs of the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.errors import DonorError, Problem
+
+# What a model's own code may throw on an input it does not take. Bugs of ours show in the tests, not here.
+MODEL_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where one causal LM keeps what tracing needs.
+
+    The residual stream is the tensor that each of `layers` takes and gives, usually (batch, time, hidden); families
+    with several parallel streams have further axes. `batch_axis` and `time_axis` count from the end (-3 and -2).
+    `tuple_sizes[i]` is 0 where layer i gives the bare tensor, else the length of the tuple whose first item it is.
+    """
+
+    layers: tuple[nn.Module, ...]
+    layers_path: str
+    embedding: nn.Module
+    final_norm: nn.Module | None
+    head: nn.Module | None
+    batch_axis: int
+    time_axis: int
+    vocab_size: int
+    tuple_sizes: tuple[int, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token ids must be: with a device map, the embedding's device."""
+        return next(self.embedding.parameters()).device
+
+
+def load_causal_lm(
+    folder: Path,
+    dtype: torch.dtype | str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, Any]:
+    """The model (in eval mode, parameters without gradients) and the tokenizer in a local folder. Never asks a network.
+
+    `dtype` "auto" keeps the checkpoint's own. Raises DonorError when transformers cannot load the folder, when its
+    weights are no safetensors, and when the checkpoint lacks tensors, which transformers would fill at random.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except (OSError, *MODEL_FAULTS) as error:
+        what = f"transformers cannot load this folder: {type(error).__name__}: {str(error).strip()[:300]}"
+        fix = "Give a folder with config.json, safetensors weights and a tokenizer of a causal language model."
+        raise DonorError(Problem(str(folder), what, fix)) from error
+    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lost:
+        what = f"{len(lost)} tensors are missing or of the wrong shape and would be random: {', '.join(lost[:5])}."
+        raise DonorError(Problem(str(folder), what, "Repair the checkpoint, or its config.json."))
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def run_model(model: nn.Module, ids: Tensor) -> Tensor:
+    """The model's own logits for `ids` (batch, time), no padding, no cache."""
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+@torch.no_grad()
+def find_parts(model: nn.Module) -> Parts:
+    """The parts of `model`, found by running it on 3 x 11 and on 2 x 7 arbitrary tokens and watching every module.
+
+    Raises DonorError, with the reason, for a model that does not run on token ids alone, whose layers are not called
+    one after the other exactly once, or that lets a position see tokens to its right.
+    """
+    name = type(model).__name__
+    embedding = _embedding(model)
+    ids = arbitrary_ids(model, 3, 11)
+    long, short = _Watch(), _Watch()
+    try:
+        logits = _watched(model, ids, long)
+        _watched(model, ids[:2, :7], short)
+    except MODEL_FAULTS as error:
+        raise _refusal(
+            name, f"it does not run on token ids alone: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
+    path = _find_chain(model, long)
+    if path is None or path not in short.calls:
+        raise _refusal(name, "no list of modules is called one after the other, each once, on one residual stream")
+    layers = tuple(model.get_submodule(path).children())
+    last, last_short = long.calls[path][-1].given, short.calls[path][-1].given
+    axes = _find_axes(last.shape, last_short.shape)
+    if axes is None:
+        raise _refusal(name, f"its residual stream of shape {tuple(last.shape)} has no one batch and one time axis")
+    if not _same_start(last, last_short, *axes):
+        raise _refusal(name, "its positions see tokens to their right: it is not a causal language model")
+    norm, head = _find_tail(long, last, logits)
+    sizes = tuple(call.tuple_size for call in long.calls[path])
+    return Parts(layers, path, embedding, norm, head, axes[0] - last.ndim, axes[1] - last.ndim, logits.shape[-1], sizes)
+
+
+def arbitrary_ids(model: nn.Module, num_rows: int, num_tokens: int) -> Tensor:
+    """Token ids (num_rows, num_tokens) to try a model with: all different where the vocabulary allows, none special."""
+    special = set(_special_ids(model.config))
+    weight = next(_embedding(model).parameters())
+    size = len(weight)
+    usable = [token for token in range(min(size, 4 * num_rows * num_tokens + 64)) if token not in special]
+    chosen = [usable[i * 7919 % len(usable)] for i in range(num_rows * num_tokens)]  # 7919 is prime: spreads them
+    return torch.tensor(chosen, device=weight.device).view(num_rows, num_tokens)
+
+
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same up to the rounding of their dtype, for most of their elements.
+
+    The median, because one token that rounding sends to another expert must not condemn a mixture of experts.
+    """
+    scale = b.float().square().mean().sqrt()
+    error = (a.float() - b.float()).abs().median()
+    return bool(error <= scale * 8 * torch.finfo(b.dtype).eps)
+
+
+def _embedding(model: nn.Module) -> nn.Module:
+    found: nn.Module = model.get_input_embeddings()
+    return found
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a module: the floating tensors it took first and gave first; `tuple_size` as in Parts."""
+
+    module: nn.Module
+    taken: Tensor | None
+    given: Tensor
+    tuple_size: int
+
+
+@dataclass
+class _Watch:
+    """All calls of one run: in order of return, and those of list members by the list's path."""
+
+    order: list[_Call] = field(default_factory=list)
+    calls: dict[str, list[_Call]] = field(default_factory=dict)
+
+
+def _watched(model: nn.Module, ids: Tensor, watch: _Watch) -> Tensor:
+    with _watching(model, watch):
+        return run_model(model, ids)
+
+
+@contextmanager
+def _watching(model: nn.Module, watch: _Watch) -> Iterator[None]:
+    """Record every module call into `watch`, and take all hooks off again."""
+    member_of = {
+        id(member): path
+        for path, modules in model.named_modules()
+        if isinstance(modules, nn.ModuleList)
+        for member in modules
+    }
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given = first_floating(output)
+        if given is None:
+            return
+        size = len(output) if isinstance(output, (tuple, list)) else 0
+        call = _Call(module, first_floating((*args, *kwargs.values())), given, size)
+        watch.order.append(call)
+        if id(module) in member_of:
+            watch.calls.setdefault(member_of[id(module)], []).append(call)
+
+    hooks = [module.register_forward_hook(record, with_kwargs=True) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def first_floating(value: Any) -> Tensor | None:
+    """The tensor of floating-point numbers that `value` is, or the first one in it where it is a tuple or a list."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else None
+    items = value if isinstance(value, (tuple, list)) else ()
+    return next((item for item in items if isinstance(item, Tensor) and item.is_floating_point()), None)
+
+
+def _find_chain(model: nn.Module, watch: _Watch) -> str | None:
+    """The path of the longest outermost list whose members were called in order, each once, one feeding the next."""
+    chains = [
+        path
+        for path, calls in watch.calls.items()
+        if [call.module for call in calls] == list(model.get_submodule(path).children()) and _is_chain(calls)
+    ]
+    outermost = [path for path in chains if not any(path.startswith(f"{other}.") for other in chains)]
+    return max(outermost, key=lambda path: len(watch.calls[path]), default=None)
+
+
+def _is_chain(calls: list[_Call]) -> bool:
+    shapes = {call.given.shape for call in calls} | {call.taken.shape for call in calls if call.taken is not None}
+    fed_alike = any(a.taken is b.taken for a, b in itertools.pairwise(calls))
+    return len(shapes) == 1 and len(calls[0].given.shape) >= 3 and not fed_alike and calls[0].taken is not None
+
+
+def _find_axes(long: torch.Size, short: torch.Size) -> tuple[int, int] | None:
+    """Batch and time axis: those that went from 3 to 2 and from 11 to 7 between the two runs, if no other changed."""
+    changed = {(a, b): axis for axis, (a, b) in enumerate(zip(long, short, strict=True)) if a != b}
+    return (changed[3, 2], changed[11, 7]) if set(changed) == {(3, 2), (11, 7)} else None
+
+
+def _same_start(long: Tensor, short: Tensor, batch_axis: int, time_axis: int) -> bool:
+    """Whether the positions both runs share hold the same numbers, so that later tokens had no influence."""
+    start = long.narrow(batch_axis, 0, short.shape[batch_axis]).narrow(time_axis, 0, short.shape[time_axis])
+    return agree(start, short)
+
+
+def _find_tail(watch: _Watch, last: Tensor, logits: Tensor) -> tuple[nn.Module | None, nn.Module | None]:
+    """The module that takes the last layer's output without changing its shape, and the one that makes logits of it."""
+    takers = [call for call in watch.order if call.taken is last and not isinstance(call.module, nn.Dropout)]
+    norm = next((call.module for call in takers if call.given.shape == last.shape), None)
+    makers = [
+        call for call in watch.order if call.given.shape[-1] == logits.shape[-1] and not list(call.module.children())
+    ]
+    return norm, makers[-1].module if makers and makers[-1].module is not norm else None
+
+
+def _special_ids(config: Any) -> Iterator[int]:
+    """Every id that a config names as some `..._token_id`: placeholders for images and the like are refused as text."""
+    for key, value in config.to_dict().items():
+        if key.endswith(("_token_id", "_token_index")):
+            yield from value if isinstance(value, list) else [value]
+
+
+def _refusal(name: str, reason: str) -> DonorError:
+    return DonorError(Problem(name, f"this model cannot be traced: {reason}.", "Trace a causal language model."))
