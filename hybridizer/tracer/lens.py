@@ -1,0 +1,80 @@
+"""The lens: what the model would say next if its last layer had given this residual stream.
+
+P(l) = softmax(head(norm(h(l)))), by the model's own code from the last layer to the logits (arXiv 2605.11416).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.adapters.causal_lm import MODEL_FAULTS, Parts, agree, arbitrary_ids, first_floating, run_model
+from hybridizer.errors import DonorError, Problem
+from hybridizer.tracer.residual import bare_outputs, last_rows, read_outputs, replaced, run_tail
+
+
+class Translator(Protocol):
+    """What a tuned lens does to the residual stream of a layer before the model's tail reads it."""
+
+    def __call__(self, layer: int, rows: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The model's tail as a function of residual rows; with a `translator`, a tuned lens."""
+
+    model: nn.Module
+    parts: Parts
+    translator: Translator | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, and so of the residual stream and the logits."""
+        return next(self.model.parameters()).dtype
+
+    def layer_log_probs(self, hidden: Sequence[Tensor]) -> Tensor:
+        """log P(0)..log P(L), (n, L+1, vocab), natural, in float32, of h(0)..h(L), L+1 tensors (n, ..., hidden)."""
+        if self.translator is None:
+            return self.final_log_probs(hidden)
+        return self.final_log_probs(
+            [*(self.translator(layer, rows) for layer, rows in enumerate(hidden[:-1])), hidden[-1]]
+        )
+
+    def final_log_probs(self, rows: Sequence[Tensor]) -> Tensor:
+        """What the model says, (n, k, vocab) as above, when its last layer gives each of k tensors (n, ..., hidden)."""
+        stacked = torch.stack([row.to(rows[-1].device) for row in rows], dim=1)  # (n, k, ..., hidden)
+        logits = run_tail(self.model, self.parts, stacked.flatten(0, 1))
+        return torch.log_softmax(logits.float(), dim=-1).view(*stacked.shape[:2], -1)
+
+
+@torch.no_grad()
+def check_lens(model: nn.Module, parts: Parts) -> None:
+    """Prove on a short run that the lens at the last layer is the model's own next-token distribution.
+
+    Given its own h(L) and other token ids in a run of the same shape, the model must compute its own logits bit for
+    bit; the lens, which reads single positions, must agree up to rounding. Raises DonorError where either fails.
+    """
+    name = type(model).__name__
+    ids = arbitrary_ids(model, 2, 7)
+    try:
+        own = run_model(model, ids)
+        final = read_outputs(model, parts, ids, first_floating)[-1]
+        with replaced(parts, bare_outputs(parts, final)):
+            again = run_model(model, ids.flip(0, 1))
+        rows = run_tail(model, parts, last_rows(parts, final))
+    except MODEL_FAULTS as error:
+        raise _refusal(name, f"its tail does not run alone: {type(error).__name__}: {str(error)[:200]}") from error
+    if not torch.isfinite(own).any(dim=-1).all():
+        raise _refusal(name, f"its logits are not numbers in {own.dtype}")
+    if not torch.equal(own, again):
+        raise _refusal(name, "its logits depend on more than what the last layer gives, so that no lens can be exact")
+    if not agree(rows, own[:, -1]):
+        raise _refusal(name, "its logits at one position depend on other positions after the last layer")
+
+
+def _refusal(name: str, reason: str) -> DonorError:
+    return DonorError(Problem(name, f"this model cannot be traced: {reason}.", "Trace another donor."))

@@ -1,0 +1,101 @@
+"""The residual stream of a running model: read after every layer, or put in place of what a layer gives.
+
+Two small pieces of surgery that restore what they touched. The model's own code does all the rest: embeddings, masks
+and rotary tables before the layers; final norm, head, scaling and soft-capping after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.adapters.causal_lm import Parts, first_floating, run_model
+
+
+class _LastLayerReached(Exception):
+    """Thrown after the last layer to end a run whose norm, head and logits nobody reads."""
+
+
+def read_outputs(model: nn.Module, parts: Parts, ids: Tensor, keep: Callable[[Any], Any]) -> list[Any]:
+    """`keep` of what enters layer 1 (the embedding output) and of what layers 1..L give: L+1 items.
+
+    The run over `ids` (batch, time) ends after layer L. `keep` sees each output whole, tuples as tuples.
+    """
+    kept: list[Any] = []
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept.append(keep(first_floating((*args, *kwargs.values()))))
+
+    def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        kept.append(keep(output))
+        if len(kept) > parts.num_layers:
+            raise _LastLayerReached
+
+    hooks = [parts.layers[0].register_forward_pre_hook(enter, with_kwargs=True)]
+    hooks += [layer.register_forward_hook(leave) for layer in parts.layers]
+    try:
+        run_model(model, ids)
+    except _LastLayerReached:
+        return kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+    raise AssertionError("the last layer was never called")
+
+
+def read_last_rows(model: nn.Module, parts: Parts, ids: Tensor) -> list[Tensor]:
+    """h(0)..h(L) at the last position: L+1 tensors (batch, ..., hidden), in the model's dtype, where the layers are."""
+    return read_outputs(model, parts, ids, lambda output: last_rows(parts, output))
+
+
+def last_rows(parts: Parts, output: Any) -> Tensor:
+    """The last position of a layer's output as (batch, ..., hidden), copied so that the rest can be freed."""
+    hidden = first_floating(output)
+    assert hidden is not None
+    row = hidden.select(parts.time_axis, -1)
+    axis = parts.batch_axis + 1 if parts.batch_axis < parts.time_axis else parts.batch_axis
+    return row.movedim(axis, 0).clone()
+
+
+def run_tail(model: nn.Module, parts: Parts, rows: Tensor) -> Tensor:
+    """The logits (n, vocab) the model itself computes when its last layer gives `rows` (n, ..., hidden).
+
+    The model runs over n arbitrary one-token texts with every layer replaced by those rows, so that the family's own
+    code, whatever it is, leads from the residual stream to the logits.
+    """
+    axis = parts.batch_axis + 1 if parts.batch_axis < parts.time_axis else parts.batch_axis
+    stream = rows.movedim(0, axis).unsqueeze(parts.time_axis)
+    ids = torch.zeros(len(rows), 1, dtype=torch.long, device=parts.device)
+    with replaced(parts, bare_outputs(parts, stream)):
+        return run_model(model, ids)[:, -1]
+
+
+def bare_outputs(parts: Parts, stream: Tensor) -> list[Any]:
+    """`stream` as the output of every layer, in the shape each gives it: alone, or with None beside it in a tuple."""
+    return [(stream, *[None] * (size - 1)) if size else stream for size in parts.tuple_sizes]
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """A layer's output with its hidden states exchanged for `hidden`."""
+    return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
+
+
+@contextmanager
+def replaced(parts: Parts, outputs: Sequence[Any]) -> Iterator[None]:
+    """While it lasts, layer i gives outputs[i] without running, for the first len(outputs) layers."""
+    layers = parts.layers[: len(outputs)]
+    saved = [vars(layer).get("forward") for layer in layers]  # an instance's own `forward` is accelerate's, if there
+    try:
+        for layer, output in zip(layers, outputs, strict=True):
+            layer.forward = lambda *_args, _output=output, **_kwargs: _output
+        yield
+    finally:
+        for layer, forward in zip(layers, saved, strict=True):
+            if forward is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = forward
