@@ -1,0 +1,112 @@
+"""Which context tokens are masked, and what stands in their place.
+
+arXiv 2605.11416 masks a share of the context tokens and leaves open which, and with what; both are settings here.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridizer.errors import InputError, Problem
+from hybridizer.records import read_json
+
+AUTO = "auto"
+FILLERS = ("_", ".", " ", "?", "0")
+
+
+@dataclass(frozen=True)
+class MaskToken:
+    """The token that replaces a masked one: its id, its text in the vocabulary, and how it was chosen."""
+
+    id: int
+    text: str
+    chosen_as: str
+
+
+def choose_mask_token(tokenizer: Any, mask_with: str | int = AUTO) -> MaskToken:
+    """The token named by `mask_with`: an id (a number, also as text), the text of a token, or "auto".
+
+    "auto" takes the tokenizer's mask, unknown or padding token, the first there is; for a tokenizer with none of
+    them the first of FILLERS that is one token. Raises InputError for a text that is not exactly one token.
+    """
+    if mask_with == AUTO:
+        return _default_mask_token(tokenizer)
+    if isinstance(mask_with, int) or mask_with.isdecimal():
+        token = int(mask_with)
+        if token >= len(tokenizer):
+            what = f"there is no token {token}: the tokenizer has {len(tokenizer)}, numbered from 0."
+            raise InputError(Problem("mask_with", what, "Give an id below that, or a token's text."))
+        return MaskToken(token, tokenizer.convert_ids_to_tokens(token), "id")
+    found = _as_one_token(tokenizer, mask_with)
+    if found is None:
+        pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode(mask_with, add_special_tokens=False))
+        what = f"{mask_with!r} is not one token of this tokenizer but {pieces}."
+        raise InputError(Problem("mask_with", what, "Give a text that is one token, or a token's id."))
+    return MaskToken(found, tokenizer.convert_ids_to_tokens(found), "text")
+
+
+def draw_positions(ids: Sequence[int], special: frozenset[int], share: float, seed: int, index: int) -> tuple[int, ...]:
+    """The positions to mask in prompt number `index`, ascending: `share` of its context tokens, rounded, at least one.
+
+    Context tokens [ours]: all but special tokens (which carry no content and hold up attention) and the last token,
+    whose residual stream is the one that is read. Drawn per prompt, so that batches and resuming change nothing.
+    """
+    context = [position for position, token in enumerate(ids[:-1]) if token not in special]
+    count = min(len(context), max(1, math.floor(share * len(context) + 0.5))) if share > 0 else 0
+    return tuple(sorted(random.Random(f"{seed}:{index}").sample(context, count)))
+
+
+def mask(ids: Sequence[int], positions: Sequence[int], token: MaskToken) -> list[int]:
+    """`ids` with the token at each of `positions` replaced."""
+    hidden = set(positions)
+    return [token.id if position in hidden else kept for position, kept in enumerate(ids)]
+
+
+def read_positions(path: Path, lengths: Sequence[int]) -> list[tuple[int, ...]]:
+    """Given positions, one list a prompt, from a JSON file; `lengths` are the prompts' numbers of tokens.
+
+    Raises InputError for a file of another form, another number of lists, and positions that a prompt does not have.
+    """
+    lists = read_json(path)
+    fix = "Write one list of token positions a prompt, in file order, such as [[1, 3], [2]]."
+    if not isinstance(lists, list) or not all(isinstance(item, list) for item in lists):
+        raise InputError(Problem(str(path), "this is not a JSON list of lists.", fix))
+    if len(lists) != len(lengths):
+        raise InputError(Problem(str(path), f"{len(lists)} lists of positions for {len(lengths)} prompts.", fix))
+    problems = [
+        Problem(
+            f"{path}: list {number}", f"position {position!r} in a prompt of {length} tokens (0..{length - 1}).", fix
+        )
+        for number, (item, length) in enumerate(zip(lists, lengths, strict=True), start=1)
+        for position in item
+        if type(position) is not int or not 0 <= position < length
+    ]
+    if problems:
+        raise InputError(*problems[:20])
+    return [tuple(sorted(set(item))) for item in lists]
+
+
+def _default_mask_token(tokenizer: Any) -> MaskToken:
+    for kind in ("mask", "unk", "pad"):
+        token = getattr(tokenizer, f"{kind}_token_id", None)
+        if token is not None:
+            return MaskToken(token, tokenizer.convert_ids_to_tokens(token), f"{kind} token")
+    for filler in FILLERS:
+        token = _as_one_token(tokenizer, filler)
+        if token is not None:
+            return MaskToken(token, tokenizer.convert_ids_to_tokens(token), "filler")
+    what = f"the tokenizer has no mask, unknown or padding token, and none of {FILLERS} is one token."
+    raise InputError(Problem("mask_with", what, "Name the token to mask with, by text or id."))
+
+
+def _as_one_token(tokenizer: Any, text: str) -> int | None:
+    vocabulary = tokenizer.get_vocab()
+    if text in vocabulary:
+        return int(vocabulary[text])
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None

@@ -1,0 +1,57 @@
+"""Uncertainty by the bootstrap over prompts.
+
+One matrix of resampling weights serves every figure of a trace, so that figures that depend on each other are
+resampled together; the same seed and number of prompts give two donors the same weights, so that they can be paired.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+Interval: TypeAlias = tuple[float, float]
+
+LEVEL = 0.95
+
+
+def resampling_weights(num_prompts: int, num_resamples: int, seed: int) -> Array:
+    """Weights (num_resamples, num_prompts), each row summing to 1: how often a bootstrap sample drew each prompt."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=num_resamples) / num_prompts
+
+
+def interval(samples: Array) -> Interval:
+    """The middle 95% of bootstrap samples (num_resamples,)."""
+    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def intervals(samples: Array, num_prompts: int) -> list[Interval | None]:
+    """`interval` of each column of (num_resamples, k); None for a single prompt, which says nothing of its spread."""
+    if num_prompts < 2:
+        return [None] * samples.shape[1]
+    return [interval(column) for column in samples.T]
+
+
+def folded_interval(signed: Array) -> Interval:
+    """A 95% interval for |x| from bootstrap samples of the signed x.
+
+    The interval of x is taken first and folded at 0 afterwards: absolute values of samples are pushed away from 0 by
+    their own noise, and their quantiles may not even hold the estimate.
+    """
+    low, high = interval(signed)
+    nearest = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
+    return nearest, max(abs(low), abs(high))
+
+
+def mean_interval(values: Array, weights: Array) -> Interval | None:
+    """A 95% interval for the mean of `values` (n,), NaN entries left out; None for fewer than two entries."""
+    known = ~np.isnan(values)
+    if known.sum() < 2:
+        return None
+    mass = weights[:, known].sum(axis=1)
+    drawn = mass > 0
+    return interval((weights[drawn][:, known] @ values[known]) / mass[drawn])

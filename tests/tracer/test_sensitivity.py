@@ -1,0 +1,111 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridizer.tracer.sensitivity import (
+    boundary_at,
+    boundary_scores,
+    delta_js,
+    js_divergence,
+    kl_divergence,
+    kl_from_uniform,
+)
+
+
+def log_probs(*rows):
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+def random_log_probs(seed, size=1000, scale=8.0):
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * scale
+    return torch.log_softmax(logits, -1)
+
+
+def slow_js(log_p, log_q):
+    p, q = log_p.double().exp(), log_q.double().exp()
+    m = (p + q) / 2
+    kl = [torch.where(x > 0, x * (x / m).log2(), 0.0).sum() for x in (p, q)]
+    return float(sum(kl) / 2)
+
+
+def test_js_of_the_same_numbers_is_exactly_zero_even_among_denormals():
+    assert js_divergence(random_log_probs(0), random_log_probs(0)) == 0
+    tiny = torch.tensor([0.0, -101.0, -103.5, -200.0, -torch.inf])
+    assert js_divergence(tiny, tiny) == 0
+
+
+def test_js_of_disjoint_distributions_is_one_bit():
+    assert js_divergence(log_probs([1, 0]), log_probs([0, 1])) == 1
+
+
+def test_js_is_in_bits():
+    # half of one distribution is shared: 1 - 3/4 * h(1/3) = 0.311278...
+    assert js_divergence(log_probs([0.5, 0.5]), log_probs([1, 0])) == pytest.approx(0.3112781, abs=1e-6)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 2**31), st.floats(0.01, 30))
+def test_js_is_symmetric_bounded_and_the_double_precision_value(a, b, scale):
+    p, q = random_log_probs(a, 50, scale), random_log_probs(b, 50, scale)
+    js = float(js_divergence(p, q))
+    assert 0 <= js <= 1
+    assert js == pytest.approx(float(js_divergence(q, p)), abs=1e-6)
+    assert js == pytest.approx(slow_js(p, q), abs=1e-6)  # float32 sums
+
+
+def test_small_js_keeps_its_digits():
+    p = random_log_probs(0, scale=1.0)
+    q = torch.log_softmax(p + 1e-3 * torch.randn(1000, generator=torch.Generator().manual_seed(1)), -1)
+    assert float(js_divergence(p, q)) == pytest.approx(slow_js(p, q), rel=0.05)  # 1e-7 bits, at the rounding of float32
+
+
+def test_js_broadcasts_and_works_in_float32_from_half_precision():
+    p, q = random_log_probs(0).half(), torch.stack([random_log_probs(0), random_log_probs(1)]).half()
+    js = js_divergence(p[None], q)
+    assert js.dtype == torch.float32
+    assert js.shape == (2,)
+    assert js[0] == 0 < js[1]
+
+
+def test_nan_is_not_hidden():
+    assert js_divergence(torch.tensor([torch.nan, 0.0]), torch.tensor([-0.7, -0.7])).isnan()
+
+
+def test_kl_is_in_bits_and_infinite_only_where_it_must_be():
+    assert kl_divergence(log_probs([1, 0]), log_probs([0.25, 0.75])) == pytest.approx(2)
+    assert kl_divergence(log_probs([1, 0]), log_probs([1, 0])) == 0
+    assert kl_divergence(log_probs([1, 0]), log_probs([0, 1])) == math.inf
+
+
+def test_kl_from_uniform_is_what_the_entropy_lacks():
+    assert kl_from_uniform(log_probs([0.25] * 4)) == pytest.approx(0, abs=1e-6)
+    assert kl_from_uniform(log_probs([1.0, 0, 0, 0])) == pytest.approx(2)
+
+
+def test_delta_js_is_of_the_means_it_is_given():
+    assert delta_js(np.array([0.0, 0.3, 0.1])) == pytest.approx([0.3, 0.2])
+
+
+def test_boundary_score_by_hand():
+    # dJS = 0.4, 0.1, 0.2, 0.1
+    js = np.array([0.0, 0.4, 0.5, 0.3, 0.4])
+    assert boundary_scores(js) == pytest.approx([0.4 - 0.4 / 3, 0.25 - 0.15, 0.7 / 3 - 0.1])
+
+
+def test_boundary_scores_of_a_stack_are_those_of_its_rows():
+    js = np.random.default_rng(0).random((5, 7))
+    assert boundary_scores(js) == pytest.approx(np.stack([boundary_scores(row) for row in js]))
+
+
+def test_one_layer_has_no_boundary():
+    assert boundary_scores(np.array([0.0, 0.5])).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("share", "num_layers", "b"), [(0.33, 30, 10), (0.5, 30, 15), (0.66, 30, 20), (0.5, 3, 2), (0, 9, 1), (1, 9, 8)]
+)
+def test_a_share_of_the_depth_is_a_boundary_with_layers_on_both_sides(share, num_layers, b):
+    assert boundary_at(share, num_layers) == b
