@@ -1,0 +1,115 @@
+"""The layer perturbation: disturb what one layer gives, and watch the model's final distribution (arXiv 2604.20556).
+
+Ours, where the paper is silent: the disturbance is Gaussian noise on the output of the layer at every position, scaled
+to `noise_share` of the norm that the residual stream has there. A prompt meets the same draw of noise at every layer,
+so that layers differ by the layer and not by the luck of the draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.adapters.causal_lm import MODEL_FAULTS, Parts, agree, arbitrary_ids, first_floating
+from hybridizer.tracer.residual import last_rows, read_outputs, replaced, with_hidden
+
+
+def unit_noise(shape: Sequence[int], batch_axis: int, seeds: Sequence[int]) -> Tensor:
+    """Noise in the shape of a residual stream, float32, of norm 1 at every position.
+
+    Each prompt has a seed of its own, so that neither its batch nor the device that runs it changes its noise.
+    """
+    one = list(shape)
+    one[batch_axis] = 1
+    draws = [torch.randn(one, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    noise = torch.cat(draws, dim=batch_axis)
+    return noise / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
+
+
+def disturb(hidden: Tensor, noise: Tensor, noise_share: float) -> Tensor:
+    """`hidden` plus noise of `noise_share` times its own norm at each position, computed in float32, in its dtype."""
+    precise = hidden.float()
+    size = noise_share * torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
+    return (precise + size * noise.to(hidden.device)).to(hidden.dtype)
+
+
+@torch.no_grad()
+def disturbed_finals(
+    model: nn.Module, parts: Parts, ids: Tensor, noise_share: float, seeds: Sequence[int], reuse_prefix: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """h(0)..h(L) of the clean run, and h(L) of the runs disturbed at layer 0..L: 2 x L+1 tensors (batch, ..., hidden).
+
+    With `reuse_prefix` a run disturbed at layer l starts from the clean states there and costs L - l layers: all of
+    them cost half of L+1 full runs. For it the clean states of one batch, (L+1) x batch x time x hidden, are held.
+    """
+    outputs = read_outputs(model, parts, ids, lambda output: output)
+    noise = unit_noise(_hidden(outputs[0]).shape, parts.batch_axis, seeds)
+    finals = []
+    for layer, output in enumerate(outputs):
+        changed = disturb(_hidden(output), noise, noise_share)
+        if layer == parts.num_layers:
+            finals.append(last_rows(parts, changed))
+            continue
+        with _disturbed(parts, outputs, layer, changed, reuse_prefix):
+            finals.append(read_outputs(model, parts, ids, lambda output: last_rows(parts, output))[-1])
+    return [last_rows(parts, output) for output in outputs], finals
+
+
+@torch.no_grad()
+def can_reuse_prefix(model: nn.Module, parts: Parts) -> bool:
+    """Whether a run that starts from the clean states after any layer ends where the full run does.
+
+    It does not where layers hand each other more than the residual stream, such as shared keys and values.
+    """
+    ids = arbitrary_ids(model, 2, 5)
+    outputs = read_outputs(model, parts, ids, lambda output: output)
+    try:
+        for layer in range(1, parts.num_layers):
+            with replaced(parts, outputs[1 : layer + 1]):
+                final = read_outputs(model, parts, ids, first_floating)[-1]
+            if not agree(final, _hidden(outputs[-1])):
+                return False
+    except MODEL_FAULTS:
+        return False
+    return True
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden = first_floating(output)
+    assert hidden is not None
+    return hidden
+
+
+@contextmanager
+def _disturbed(parts: Parts, outputs: Sequence[Any], layer: int, changed: Tensor, reuse_prefix: bool) -> Iterator[None]:
+    """While it lasts, layer `layer` gives `changed`; layer 0 is what enters layer 1."""
+    if layer == 0:
+        hook = parts.layers[0].register_forward_pre_hook(_enter(changed), with_kwargs=True)
+    elif not reuse_prefix:
+        hook = parts.layers[layer - 1].register_forward_hook(lambda _m, _a, output: with_hidden(output, changed))
+    else:
+        with replaced(parts, [*outputs[1:layer], with_hidden(outputs[layer], changed)]):
+            yield
+        return
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _enter(changed: Tensor) -> Any:
+    """A hook that puts `changed` in place of the first floating tensor among a module's arguments."""
+
+    def swap(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        old = first_floating((*args, *kwargs.values()))
+        return tuple(changed if a is old else a for a in args), {
+            k: changed if v is old else v for k, v in kwargs.items()
+        }
+
+    return swap
