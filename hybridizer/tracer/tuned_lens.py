@@ -1,0 +1,235 @@
+"""The tuned lens: one affine map per layer into the basis of the last layer, before the model's own tail reads it.
+
+Source: arXiv 2303.08112. As there, a map is trained on the divergence KL(P(L) || lens(h(l))). Ours: training starts
+from the ridge solution that maps h(l) to h(L), which does most of the work, and of identity (the plain lens), ridge and
+trained map the one that is best on held-out tokens is kept, so that a tuned lens is never the worse one there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.adapters.causal_lm import Parts, first_floating
+from hybridizer.durable import write_file
+from hybridizer.errors import CheckpointError, InputError, Problem
+from hybridizer.records import content_hash
+from hybridizer.tracer.residual import read_outputs, run_tail
+from hybridizer.tracer.sensitivity import kl_divergence
+
+Map = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class TunedLensSettings:
+    """How a tuned lens is fitted; part of its key.
+
+    num_tokens positions are read from windows of window_tokens, the first skip_tokens of each left out (attention sinks
+    with norms of their own) and num_held_out of them kept for choosing. ridge: the pull to the identity, as a share of
+    the mean square of h(l). Training: num_steps of Adam on step_tokens each, learning rate falling from lr to 0.
+    """
+
+    num_tokens: int = 3072
+    num_held_out: int = 128
+    window_tokens: int = 64
+    skip_tokens: int = 8
+    ridge: float = 0.03
+    num_steps: int = 30
+    step_tokens: int = 32
+    lr: float = 7e-4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TunedLens:
+    """h(l) -> h(l) + h(l) @ weights[l] + biases[l] for l = 0..L-1; computed in float32, given back in h's dtype.
+
+    weights (L, hidden, hidden), biases (L, hidden), float32. `key` says which donor, text and settings they fit.
+    """
+
+    weights: Tensor
+    biases: Tensor
+    key: str
+
+    def __call__(self, layer: int, rows: Tensor) -> Tensor:
+        """`rows` (n, hidden) of h(layer), translated for the model's tail."""
+        return _translate((self.weights[layer], self.biases[layer]), rows)
+
+
+def obtain_tuned_lens(
+    model: nn.Module,
+    tokenizer: Any,
+    parts: Parts,
+    fingerprint: str,
+    text: str,
+    folder: Path,
+    settings: TunedLensSettings = TunedLensSettings(),
+    advance: Callable[[int], None] = lambda layers: None,
+) -> TunedLens:
+    """The tuned lens of the donor with this `fingerprint` for `text`: from `folder` if there, else fitted and kept.
+
+    `advance` is told of every layer fitted. Raises InputError for a text too short, or several residual streams.
+    """
+    from safetensors.torch import save
+
+    key = content_hash({"donor": fingerprint, "text": text, "settings": asdict(settings), "form": 1})
+    path = folder / f"tuned-lens-{key.removeprefix('sha256:')[:32]}.safetensors"
+    if path.exists():
+        return _load(path, key, parts)
+    rows = read_training_rows(model, tokenizer, parts, text, settings)
+    lens = fit_tuned_lens(model, parts, rows, settings, key, advance)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"weights": lens.weights.cpu().contiguous(), "biases": lens.biases.cpu().contiguous()}
+    write_file(path, save(tensors, metadata={"key": key}))
+    return lens
+
+
+def builtin_text() -> str:
+    """About 700 KB of English: the reference topics that come with Python."""
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+@torch.no_grad()
+def read_training_rows(
+    model: nn.Module, tokenizer: Any, parts: Parts, text: str, settings: TunedLensSettings
+) -> Tensor:
+    """h(0)..h(L) at `num_tokens` positions of `text`: (L+1, tokens, hidden) in float32, in random order.
+
+    Windows are spread evenly over the text and begin as the tokenizer begins every text (with BOS, if it has one).
+    """
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    used = settings.window_tokens - settings.skip_tokens
+    num_windows = -(-settings.num_tokens // used)
+    if len(ids) < num_windows * settings.window_tokens:
+        what = f"{len(ids)} tokens of text, and a tuned lens needs {num_windows * settings.window_tokens}."
+        raise InputError(Problem("tuned lens", what, "Give a longer text."))
+    windows = _windows(ids, _bos(tokenizer), num_windows, settings.window_tokens).to(parts.device)
+
+    def keep(output: Any) -> Tensor:
+        hidden = first_floating(output)
+        assert hidden is not None
+        if hidden.ndim != 3 or (parts.batch_axis, parts.time_axis) != (-3, -2):
+            what = f"its residual stream has several streams (shape {tuple(hidden.shape)})."
+            raise InputError(Problem(type(model).__name__, f"no tuned lens: {what}", "Use the plain lens."))
+        return hidden[:, settings.skip_tokens :].flatten(0, 1).float().to(parts.device)
+
+    found = [torch.stack(read_outputs(model, parts, batch, keep)) for batch in torch.split(windows, 16)]
+    rows = torch.cat(found, dim=1)
+    order = torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(settings.seed))
+    return rows[:, order[: settings.num_tokens].to(rows.device)]
+
+
+def fit_tuned_lens(
+    model: nn.Module,
+    parts: Parts,
+    rows: Tensor,
+    settings: TunedLensSettings,
+    key: str,
+    advance: Callable[[int], None] = lambda layers: None,
+) -> TunedLens:
+    """The tuned lens of `rows`, (L+1, tokens, hidden) as read_training_rows gives them."""
+    tail = _Tail(model, parts, next(model.parameters()).dtype)
+    generator = torch.Generator().manual_seed(settings.seed)
+    final = rows[-1]
+    held_out = slice(0, settings.num_held_out)
+    training = slice(settings.num_held_out, None)
+    maps: list[Map] = []
+    for layer_rows in rows[:-1]:
+        start = ridge_map(layer_rows[training], final[training], settings.ridge)
+        trained = _train(tail, start, layer_rows[training], final[training], settings, generator)
+        plain = (torch.zeros_like(start[0]), torch.zeros_like(start[1]))
+        maps.append(_best(tail, (plain, start, trained), layer_rows[held_out], final[held_out]))
+        advance(1)
+    return TunedLens(torch.stack([w for w, _ in maps]), torch.stack([b for _, b in maps]), key)
+
+
+def ridge_map(source: Tensor, target: Tensor, ridge: float) -> Map:
+    """The (weight, bias) for which source + source @ weight + bias comes closest to target in squares, pulled to 0."""
+    centre, aim = source.mean(dim=0), target.mean(dim=0)
+    x = source - centre
+    gram = x.T @ x
+    damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    weight = torch.linalg.solve(damped, x.T @ (target - aim - x))
+    return weight, aim - centre - centre @ weight
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """The model's tail on float32 rows, as natural log-probabilities (n, vocab) that can be differentiated."""
+
+    model: nn.Module
+    parts: Parts
+    dtype: torch.dtype
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.dtype).to(next(self.parts.layers[-1].parameters()).device)
+        return torch.log_softmax(run_tail(self.model, self.parts, rows).float(), dim=-1)
+
+
+@torch.enable_grad()
+def _train(
+    tail: _Tail, start: Map, source: Tensor, final: Tensor, settings: TunedLensSettings, generator: torch.Generator
+) -> Map:
+    weight, bias = (tensor.clone().requires_grad_() for tensor in start)
+    optimizer = torch.optim.Adam([weight, bias], lr=settings.lr)
+    for step in range(settings.num_steps):
+        optimizer.param_groups[0]["lr"] = settings.lr * (1 - step / settings.num_steps)
+        chosen = torch.randint(len(source), (settings.step_tokens,), generator=generator).to(source.device)
+        with torch.no_grad():
+            log_p = tail(final[chosen])
+        log_q = tail(_translate((weight, bias), source[chosen]))
+        loss = (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return weight.detach(), bias.detach()
+
+
+@torch.no_grad()
+def _best(tail: _Tail, maps: Sequence[Map], source: Tensor, final: Tensor) -> Map:
+    log_p = tail(final)
+    losses = [float(kl_divergence(log_p, tail(_translate(candidate, source))).mean()) for candidate in maps]
+    return maps[losses.index(min(losses))]
+
+
+def _translate(affine: Map, rows: Tensor) -> Tensor:
+    weight, bias = (tensor.to(rows.device) for tensor in affine)
+    precise = rows.float()
+    return (precise + precise @ weight + bias).to(rows.dtype)
+
+
+def _windows(ids: Sequence[int], bos: int | None, num_windows: int, length: int) -> Tensor:
+    stride = (len(ids) - length) // max(1, num_windows - 1)
+    windows = torch.tensor([ids[i * stride : i * stride + length] for i in range(num_windows)])
+    if bos is not None:
+        windows[:, 0] = bos
+    return windows
+
+
+def _bos(tokenizer: Any) -> int | None:
+    """The token that the tokenizer's default encoding puts before every text, if it does."""
+    first = tokenizer("a")["input_ids"][0]
+    return int(first) if first in tokenizer.all_special_ids else None
+
+
+def _load(path: Path, key: str, parts: Parts) -> TunedLens:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get("key")
+            lens = TunedLens(file.get_tensor("weights"), file.get_tensor("biases"), key)
+    except SafetensorError as error:
+        what = f"damaged tuned lens: {error}."
+        raise CheckpointError(Problem(str(path), what, "Delete the file; it is fitted anew.")) from None
+    if found != key or len(lens.weights) != parts.num_layers:
+        what = "this tuned lens was fitted to another donor, text or settings."
+        raise CheckpointError(Problem(str(path), what, "Delete the file; it is fitted anew."))
+    return TunedLens(lens.weights.to(parts.device), lens.biases.to(parts.device), key)
