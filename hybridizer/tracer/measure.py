@@ -1,0 +1,99 @@
+"""One batch of prompts through the model, clean and perturbed, and every layer of it through the lens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hybridizer.tracer.lens import Lens
+from hybridizer.tracer.perturbation import can_reuse_prefix, disturbed_finals
+from hybridizer.tracer.prompts import Prompt
+from hybridizer.tracer.readings import Reading
+from hybridizer.tracer.residual import read_last_rows
+from hybridizer.tracer.sensitivity import js_divergence, kl_divergence, kl_from_uniform
+from hybridizer.tracer.settings import TraceSettings
+
+# About this many bytes of logits are held at once, clean ones and perturbed ones each, whatever the number of prompts.
+LENS_BYTES = 32 * 2**20
+
+Hidden = list[Tensor]  # h(0)..h(L) at the last position, L+1 tensors (batch, ..., hidden)
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Measures batches of prompts of one length, the way `settings` ask."""
+
+    lens: Lens
+    settings: TraceSettings
+
+    def measure(self, indices: Sequence[int], prompts: Sequence[Prompt]) -> list[Reading]:
+        """The readings of the prompts with these indices among the probes."""
+        clean, masked, disturbed = self._run(indices, prompts)
+        parts = self.lens.parts
+        step = max(1, LENS_BYTES // (4 * parts.vocab_size * (parts.num_layers + 1)))
+        readings: list[Reading] = []
+        for start in range(0, len(prompts), step):
+            cut = slice(start, start + step)
+            perturbed = (None if states is None else _rows(states, cut) for states in (masked, disturbed))
+            readings += self._read(indices[cut], prompts[cut], _rows(clean, cut), *perturbed)
+        return readings
+
+    @cached_property
+    def _reuse_prefix(self) -> bool:
+        return can_reuse_prefix(self.lens.model, self.lens.parts)
+
+    def _run(self, indices: Sequence[int], prompts: Sequence[Prompt]) -> tuple[Hidden, Hidden | None, Hidden | None]:
+        """The clean run, the masked run, and h(L) of the runs disturbed at layer 0..L, where they are asked for."""
+        model, parts = self.lens.model, self.lens.parts
+        ids = torch.tensor([prompt.ids for prompt in prompts], device=parts.device)
+        masked = None
+        if self.settings.perturb != "layer":
+            masked_ids = torch.tensor([prompt.masked for prompt in prompts], device=parts.device)
+            masked = read_last_rows(model, parts, masked_ids)
+        if self.settings.perturb == "context":
+            return read_last_rows(model, parts, ids), masked, None
+        seeds = [self.settings.seed * 1_000_003 + index for index in indices]
+        clean, disturbed = disturbed_finals(model, parts, ids, self.settings.noise_share, seeds, self._reuse_prefix)
+        return clean, masked, disturbed
+
+    def _read(
+        self,
+        indices: Sequence[int],
+        prompts: Sequence[Prompt],
+        clean: Hidden,
+        masked: Hidden | None,
+        disturbed: Hidden | None,
+    ) -> list[Reading]:
+        log_p = self.lens.layer_log_probs(clean)  # (n, L+1, vocab), the only large tensor that stays
+        final = log_p[:, -1]
+        targets = final.argmax(dim=-1)
+        target_prob = log_p.gather(2, targets[:, None, None].expand(-1, log_p.shape[1], 1)).squeeze(2).exp()
+        kl = kl_divergence(final[:, None], log_p)
+        js = None if masked is None else js_divergence(log_p, self.lens.layer_log_probs(masked))
+        layer_js = None if disturbed is None else js_divergence(final[:, None], self.lens.final_log_probs(disturbed))
+        return [
+            Reading(
+                index=index,
+                target=int(targets[row]),
+                target_prob=_floats(target_prob[row]),
+                js=None if js is None else _floats(js[row]),
+                layer_js=None if layer_js is None else _floats(layer_js[row]),
+                kl=_floats(kl[row]),
+                kl_uniform=float(kl_from_uniform(final[row])),
+                hit=None if prompt.answer is None else bool(targets[row] == prompt.answer),
+                answer_prob=None if prompt.answer is None else float(final[row, prompt.answer].exp()),
+            )
+            for row, (index, prompt) in enumerate(zip(indices, prompts, strict=True))
+        ]
+
+
+def _rows(states: Hidden, cut: slice) -> Hidden:
+    return [hidden[cut] for hidden in states]
+
+
+def _floats(values: Tensor) -> tuple[float, ...]:
+    return tuple(values.tolist())

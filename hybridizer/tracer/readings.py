@@ -1,0 +1,67 @@
+"""What a trace measures on each prompt: every figure of its record is computed from these readings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybridizer.tracer.statistics import Array
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One prompt. Sequences run over l = 0..L (0 is the embedding output); divergences are in bits.
+
+    `target` is t* = argmax P(L), `target_prob` its probability at each layer. `js` is the context perturbation,
+    `layer_js` the layer perturbation, None if not measured. `kl` is KL(P(L) || P(l)), `kl_uniform` KL(P(L) || uniform).
+    `hit` and `answer_prob` tell of the probe's own target: argmax P(L) is it, and its probability; None without one.
+    """
+
+    index: int
+    target: int
+    target_prob: tuple[float, ...]
+    js: tuple[float, ...] | None
+    layer_js: tuple[float, ...] | None
+    kl: tuple[float, ...]
+    kl_uniform: float
+    hit: bool | None
+    answer_prob: float | None
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Readings in the order of the probes as float64 arrays: (n, L+1), or (n,), NaN where a prompt has no answer."""
+
+    target_prob: Array
+    js: Array | None
+    layer_js: Array | None
+    kl: Array
+    kl_uniform: Array
+    hit: Array
+    answer_prob: Array
+
+    @property
+    def num_prompts(self) -> int:
+        """n, the number of prompts."""
+        return len(self.target_prob)
+
+
+def stack_readings(readings: Sequence[Reading]) -> Readings:
+    """The readings of all prompts, sorted by index, as arrays."""
+    ordered = sorted(readings, key=lambda reading: reading.index)
+    assert [reading.index for reading in ordered] == list(range(len(ordered))), "a prompt was read twice or never"
+
+    def column(name: str) -> Array:
+        return np.array([getattr(reading, name) for reading in ordered], dtype=np.float64)  # None becomes NaN
+
+    return Readings(
+        target_prob=column("target_prob"),
+        js=None if ordered[0].js is None else column("js"),
+        layer_js=None if ordered[0].layer_js is None else column("layer_js"),
+        kl=column("kl"),
+        kl_uniform=column("kl_uniform"),
+        hit=column("hit"),
+        answer_prob=column("answer_prob"),
+    )

@@ -1,0 +1,137 @@
+"""From readings to the figures of a record: plain functions of arrays, no model in sight."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridizer.tracer.particle import NO_PARTICLE, change_ratios, task_particles
+from hybridizer.tracer.readings import Readings
+from hybridizer.tracer.record import (
+    BestBoundary,
+    BoundaryFigure,
+    LayerFigures,
+    TaskParticle,
+    TracedDonor,
+    TracedProbes,
+    TracedSettings,
+    TraceRecord,
+    VulnerableLayer,
+)
+from hybridizer.tracer.sensitivity import boundary_at, boundary_scores, delta_js
+from hybridizer.tracer.statistics import Array, folded_interval, intervals, mean_interval, resampling_weights
+
+MARKS = {"33%": 0.33, "50%": 0.50, "66%": 0.66}
+
+
+def summarise(readings: Readings, donor: TracedDonor, probes: TracedProbes, settings: TracedSettings) -> TraceRecord:
+    """The record of a trace: every figure with its bootstrap interval over the prompts."""
+    js = readings.layer_js if settings.perturb == "layer" else readings.js
+    assert js is not None
+    weights = resampling_weights(readings.num_prompts, settings.num_resamples, settings.seed)
+    particles = task_particles(readings.target_prob, settings.tau, settings.p_min, settings.epsilon)
+    boundary, best = _boundaries(js, weights)
+    num_layers = js.shape[1] - 1
+    return TraceRecord(
+        donor=donor,
+        probes=probes,
+        settings=settings,
+        accuracy=_known_mean(readings.hit),
+        accuracy_ci=mean_interval(readings.hit, weights),
+        accuracy_n=int((~np.isnan(readings.hit)).sum()),
+        target_prob=_known_mean(readings.answer_prob),
+        target_prob_ci=mean_interval(readings.answer_prob, weights),
+        js_embedding=float(js[:, 0].mean()),
+        js_embedding_ci=mean_interval(js[:, 0], weights),
+        layers=_layers(readings, js, particles, weights, settings.epsilon),
+        task_particle=_task_particle(particles, num_layers, weights),
+        vulnerable_layer=_vulnerable_layer(readings.layer_js, weights),
+        boundary=boundary,
+        boundary_marks={name: boundary_at(share, num_layers) for name, share in MARKS.items()}
+        if num_layers > 1
+        else {},
+        best_boundary=best,
+    )
+
+
+def _known_mean(values: Array) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _layers(
+    readings: Readings, js: Array, particles: NDArray[np.int64], weights: Array, epsilon: float
+) -> tuple[LayerFigures, ...]:
+    n = readings.num_prompts
+    prob_ci = intervals(weights @ readings.target_prob, n)
+    js_ci = intervals(weights @ js, n)
+    delta = delta_js(js.mean(axis=0))
+    signed = np.diff(weights @ js, axis=1)
+    ratios = change_ratios(readings.target_prob, epsilon)
+    explained = 1 - readings.kl.sum(axis=0) / readings.kl_uniform.sum()
+    explained_ci = intervals(1 - (weights @ readings.kl) / (weights @ readings.kl_uniform)[:, None], n)
+    layer_ci = None if readings.layer_js is None else intervals(weights @ readings.layer_js, n)
+    return tuple(
+        LayerFigures(
+            layer=layer,
+            target_prob=float(readings.target_prob[:, layer].mean()),
+            target_prob_ci=prob_ci[layer],
+            ratio_median=float(np.median(ratios[:, layer - 1])),
+            ratio_mean=float(ratios[:, layer - 1].mean()),
+            js=float(js[:, layer].mean()),
+            js_ci=js_ci[layer],
+            delta_js=float(delta[layer - 1]),
+            delta_js_ci=folded_interval(signed[:, layer - 1]) if n > 1 else None,
+            task_particles=int((particles == layer).sum()),
+            layer_js=None if readings.layer_js is None else float(readings.layer_js[:, layer].mean()),
+            layer_js_ci=None if layer_ci is None else layer_ci[layer],
+            explained=float(explained[layer]),
+            explained_ci=explained_ci[layer],
+        )
+        for layer in range(1, js.shape[1])
+    )
+
+
+def _task_particle(particles: NDArray[np.int64], num_layers: int, weights: Array) -> TaskParticle:
+    found = particles[particles != NO_PARTICLE]
+    num_without = len(particles) - len(found)
+    if not len(found):
+        return TaskParticle(None, None, None, 0, num_without)
+    layer = float(np.median(found))
+    return TaskParticle(layer, layer / num_layers, _median_interval(particles, weights), len(found), num_without)
+
+
+def _median_interval(particles: NDArray[np.int64], weights: Array) -> tuple[float, float] | None:
+    """The bootstrap interval of the median layer among resampled prompts that have a particle."""
+    found = particles != NO_PARTICLE
+    if found.sum() < 2:
+        return None
+    order = np.argsort(particles[found], kind="stable")
+    mass = np.cumsum(weights[:, found][:, order], axis=1)
+    drawn = mass[:, -1] > 0
+    at_half = (mass[drawn] >= mass[drawn][:, -1:] / 2).argmax(axis=1)
+    medians = particles[found][order][at_half]
+    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
+
+
+def _vulnerable_layer(layer_js: Array | None, weights: Array) -> VulnerableLayer | None:
+    if layer_js is None:
+        return None
+    means = layer_js[:, 1:].mean(axis=0)
+    samples = weights @ layer_js[:, 1:]
+    worst = int(means.argmax())
+    support = float((samples.argmax(axis=1) == worst).mean())
+    ci = intervals(samples, len(layer_js))[worst]
+    return VulnerableLayer(worst + 1, (worst + 1) / len(means), float(means[worst]), ci, support)
+
+
+def _boundaries(js: Array, weights: Array) -> tuple[tuple[BoundaryFigure, ...], BestBoundary | None]:
+    scores = boundary_scores(js.mean(axis=0))
+    if not len(scores):
+        return (), None
+    samples = boundary_scores(weights @ js)
+    cis = intervals(samples, len(js))
+    figures = tuple(BoundaryFigure(b, float(s), ci) for b, (s, ci) in enumerate(zip(scores, cis, strict=True), start=1))
+    best = int(scores.argmax())
+    support = float((samples.argmax(axis=1) == best).mean())
+    return figures, BestBoundary(best + 1, float(scores[best]), cis[best], support)

@@ -1,0 +1,140 @@
+"""LayerTracer: run the probes through a donor, clean and perturbed, and read every layer through the lens.
+
+Sources: arXiv 2605.11416 (context perturbation, boundary score), arXiv 2604.20556 (task particle, layer perturbation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybridizer.adapters.causal_lm import Parts
+from hybridizer.errors import DonorError, Problem, RunError
+from hybridizer.records import content_hash, read_json
+from hybridizer.tracer.batching import make_batches
+from hybridizer.tracer.journal import Journal
+from hybridizer.tracer.lens import Lens, check_lens
+from hybridizer.tracer.masking import MaskToken, choose_mask_token
+from hybridizer.tracer.measure import Meter
+from hybridizer.tracer.probes import ProbeSet
+from hybridizer.tracer.prompts import Prompt, check_fit, prepare_prompts
+from hybridizer.tracer.readings import Reading, Readings, stack_readings
+from hybridizer.tracer.record import TracedDonor, TracedProbes, TracedSettings, TraceRecord
+from hybridizer.tracer.settings import TraceSettings, check_settings
+from hybridizer.tracer.summary import summarise
+from hybridizer.tracer.tuned_lens import TunedLens
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A finished trace: the record, and the readings of every prompt that it was computed from."""
+
+    record: TraceRecord
+    readings: Readings
+
+
+@torch.no_grad()
+def trace_model(
+    model: nn.Module,
+    tokenizer: Any,
+    parts: Parts,
+    probes: ProbeSet,
+    settings: TraceSettings,
+    donor: TracedDonor,
+    *,
+    tuned_lens: TunedLens | None = None,
+    mask_positions: Path | None = None,
+    journal: Path | None = None,
+    advance: Callable[[int], None] = lambda prompts: None,
+) -> Trace:
+    """Trace `model` on `probes`; see TraceRecord for every figure and its unit.
+
+    Statistics are float32 or better whatever the dtype of the weights, and within 1e-4 for any `batch_size`. With a
+    `journal`, finished batches are kept there and a trace that was cut off goes on with the prompts that are missing;
+    `advance` is told of prompts as they finish, those found in the journal included.
+
+    Raises InputError for settings and prompts that make no sense, DonorError for a model whose lens is not exact or
+    that computes NaN, RunError when a device runs out of memory.
+    """
+    check_settings(settings)
+    check_lens(model, parts)
+    mask_token = choose_mask_token(tokenizer, settings.mask_with) if settings.perturb != "layer" else None
+    prompts = prepare_prompts(probes, tokenizer, settings, mask_token, mask_positions)
+    check_fit(prompts, probes, len(next(parts.embedding.parameters())), _max_tokens(model.config))
+    used = _used_settings(model, settings, mask_token, mask_positions, tuned_lens)
+    about = TracedProbes(probes.name, probes.sha256, len(prompts))
+    meter = Meter(Lens(model, parts, tuned_lens), settings)
+    log = Journal(journal, content_hash([donor, about, used])) if journal else None
+    readings = list(log.finished) if log else []
+    advance(len(readings))
+    for batch in _pending(prompts, readings, settings.batch_size):
+        measured = _measure_or_explain(meter, batch, prompts, donor)
+        readings += measured
+        if log:
+            log.append(measured)
+        advance(len(measured))
+    stacked = stack_readings(readings)
+    return Trace(summarise(stacked, donor, about, used), stacked)
+
+
+def _pending(prompts: Sequence[Prompt], finished: Sequence[Reading], batch_size: int) -> Iterator[tuple[int, ...]]:
+    """The batches still to run: planned over all prompts, so that a resumed trace meets the batches it would have."""
+    done = {reading.index for reading in finished}
+    for batch in make_batches([len(prompt.ids) for prompt in prompts], batch_size):
+        missing = tuple(index for index in batch if index not in done)
+        if missing:
+            yield missing
+
+
+def _measure_or_explain(
+    meter: Meter, batch: Sequence[int], prompts: Sequence[Prompt], donor: TracedDonor
+) -> list[Reading]:
+    try:
+        measured = meter.measure(batch, [prompts[index] for index in batch])
+    except torch.OutOfMemoryError as error:
+        what = f"out of memory on {len(batch)} prompts of {len(prompts[batch[0]].ids)} tokens: {str(error)[:200]}"
+        raise RunError(Problem(donor.reference, what, "Use a smaller batch_size, or a device map.")) from error
+    for reading in measured:
+        if not all(math.isfinite(value) for value in (*reading.target_prob, *reading.kl, *(reading.js or ()))):
+            what = f"prompt {reading.index + 1} gives values that are not numbers in {meter.lens.dtype}."
+            raise DonorError(Problem(donor.reference, what, "Trace in float32; if it stays, the weights are damaged."))
+    return measured
+
+
+def _used_settings(
+    model: nn.Module,
+    settings: TraceSettings,
+    mask_token: MaskToken | None,
+    mask_positions: Path | None,
+    tuned_lens: TunedLens | None,
+) -> TracedSettings:
+    """The settings that had an effect, those that had none as None."""
+    positions = content_hash(read_json(mask_positions)) if mask_token and mask_positions else None
+    return TracedSettings(
+        perturb=settings.perturb,
+        mask_share=settings.mask_share if mask_token and not positions else None,
+        mask_with=mask_token.text if mask_token else None,
+        mask_token_id=mask_token.id if mask_token else None,
+        mask_chosen_as=mask_token.chosen_as if mask_token else None,
+        mask_positions=positions,
+        noise_share=settings.noise_share if settings.perturb != "context" else None,
+        lens="tuned" if tuned_lens else "plain",
+        tuned_lens=tuned_lens.key if tuned_lens else None,
+        epsilon=settings.epsilon,
+        tau=settings.tau,
+        p_min=settings.p_min,
+        seed=settings.seed,
+        num_resamples=settings.num_resamples,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+    )
+
+
+def _max_tokens(config: Any) -> int | None:
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
