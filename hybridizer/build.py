@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hybridizer.checkpoint.publish import begin_output
 from hybridizer.durable import write_file
@@ -12,17 +13,20 @@ from hybridizer.errors import DonorError, OutputError, Problem
 from hybridizer.monitor import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
-from hybridizer.planning.plan import Plan
+from hybridizer.planning.plan import Evidence, Plan
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.recipe.to_yaml import to_yaml
 from hybridizer.records import write_json
 from hybridizer.reference import parse_reference
+from hybridizer.settle import Settled, guess, settle
 from hybridizer.stages.donors import Access, open_donor, open_donors, scan_donors
 from hybridizer.stages.export import export
 from hybridizer.stages.plan import make_plan
 from hybridizer.stages.splice import splice
+from hybridizer.stages.trace import TraceRequest, trace
 from hybridizer.stages.verify import Proof, verify
+from hybridizer.tracer.traced import Traced
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,24 @@ def check(path: Path, overrides: tuple[str, ...], monitor: Monitor, *, deep: boo
         return Checked(recipe, None, tuple(sorted(donors.keys() - ready.keys())))
     if deep:
         scan_donors(ready, monitor)
-    return Checked(recipe, make_plan(recipe, ready), ())
+    return Checked(recipe, make_plan(guess(recipe), ready, Evidence()), ())
 
 
-def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> tuple[Recipe, Plan, dict[str, Donor]]:
-    """The recipe, its plan with every donor pinned by fingerprint, and the donors. Fetches and dequantises donors."""
+@dataclass(frozen=True)
+class Planned:
+    """A recipe with every choice made, its plan, and its donors."""
+
+    settled: Settled
+    plan: Plan
+    donors: Mapping[str, Donor]
+
+
+def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
+    """Plan a recipe, every donor pinned by fingerprint. Fetches, dequantises and traces donors where that is asked."""
     recipe = load_recipe(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
-    return recipe, make_plan(recipe, donors), donors
+    settled = settle(recipe, donors, monitor)
+    return Planned(settled, make_plan(settled.recipe, donors, settled.evidence), donors)
 
 
 def _all(donors: Mapping[str, Donor | None]) -> dict[str, Donor]:
@@ -80,7 +94,8 @@ def build(
     A model that is there already and was built from the same plan is kept, and verified. One from another plan raises
     OutputError unless `replace`; it stays in place until the new one is complete.
     """
-    recipe, plan, donors = plan_recipe(path, overrides, monitor)
+    planned = plan_recipe(path, overrides, monitor)
+    recipe, plan, donors = planned.settled.recipe, planned.plan, planned.donors
     folder = runs / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     if deep:
@@ -88,7 +103,7 @@ def build(
     if _is_built(folder / "model", plan, replace):
         monitor.note(f"splice: unchanged, {folder / 'model'} was built from this plan")
     else:
-        write_records(folder, recipe, plan)
+        write_records(folder, planned)
         with begin_output(folder / "model", replace=replace) as partial:
             export(plan, donors, splice(plan, donors, partial, monitor), partial)
         monitor.note(f"splice: wrote {len(plan.tensors)} tensors to {folder / 'model'}")
@@ -111,10 +126,23 @@ def _is_built(model: Path, plan: Plan, replace: bool) -> bool:
     )
 
 
-def write_records(folder: Path, recipe: Recipe, plan: Plan) -> None:
-    """Write recipe.resolved.yaml, donors.json and plan.json into the run folder."""
+def write_records(folder: Path, planned: Planned) -> None:
+    """Write what was decided into the run folder: the resolved recipe, donors, traces with pictures, ranking, plan."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "recipe.resolved.yaml", to_yaml(_resolve(planned.settled.recipe, planned.plan)))
+    write_json(folder / "donors.json", {"schema": "hybridizer.donors/1", "donors": planned.plan.donors})
+    for traced in planned.settled.traces:
+        (folder / "traces").mkdir(exist_ok=True)
+        write_json(folder / "traces" / f"{traced.donor}.json", traced.record)
+    if planned.plan.evidence.ranking is not None:
+        write_json(folder / "ranking.json", planned.plan.evidence.ranking)
+    write_json(folder / "plan.json", planned.plan.to_json())
+
+
+def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    """The recipe with every default filled in, every choice made and every donor pinned, readable from anywhere."""
     resolved = recipe.resolved()
+    resolved.pop("trace", None)  # what it was asked for is settled
     for entry in recipe.donors:
         pin, values = plan.donors[entry.name], resolved["donors"][entry.name]
         reference = parse_reference(entry.source, recipe.folder)
@@ -123,9 +151,18 @@ def write_records(folder: Path, recipe: Recipe, plan: Plan) -> None:
         elif reference.repository is not None:
             values["source"] = f"hub:{reference.repository}@{pin.revision}"
         values["fingerprint"] = pin.fingerprint
-    write_file(folder / "recipe.resolved.yaml", to_yaml(resolved))
-    write_json(folder / "donors.json", {"schema": "hybridizer.donors/1", "donors": plan.donors})
-    write_json(folder / "plan.json", plan.to_json())
+    return resolved
+
+
+def trace_donors(texts: Sequence[str], request: TraceRequest, allow: tuple[str, ...], monitor: Monitor) -> list[Traced]:
+    """Trace the donors that references on a command line name; each is called by its reference."""
+    donors = []
+    for text in texts:
+        reference = parse_reference(text, Path.cwd(), where=text)
+        donor = open_donor(text, reference, Access(fetch=True, fingerprint=True, allow=allow), text, monitor)
+        assert donor is not None, "a donor that may be fetched is there afterwards"
+        donors.append(donor)
+    return [trace(donor, request, monitor) for donor in donors]
 
 
 def find_model(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from hybridizer.records import to_jsonable
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _MODEL = click.argument("model", type=click.Path(path_type=Path))
 _SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key: a.b=c.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
@@ -143,6 +144,111 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
     )
 
 
+def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that trace and rank share."""
+    for option in reversed(
+        (
+            click.option(
+                "--probes", default="antonyms-en", show_default=True, help="Built-in set, or a JSON Lines file."
+            ),
+            click.option("--perturb", default="context", show_default=True, help="context, layer, or both."),
+            click.option("--mask-share", type=float, default=0.3, show_default=True, help="Share of tokens masked."),
+            click.option("--mask-with", default="auto", show_default=True, help="Token put there: a text or an id."),
+            click.option("--mask-positions", type=_FILE, help="JSON: one list of token positions per prompt."),
+            click.option("--lens", default="plain", show_default=True, help="plain, or tuned (arXiv 2303.08112)."),
+            click.option("--tau", type=float, default=0.5, show_default=True, help="Least ratio of a task particle."),
+            click.option("--p-min", type=float, default=0.1, show_default=True, help="Least probability of one."),
+            click.option("--epsilon", type=float, default=1e-10, show_default=True, help="Keeps ratios finite."),
+            click.option("--dtype", default="float32", show_default=True, help="keep, float32, bfloat16, float16."),
+            click.option("--device-map", help="Spread the model: auto, balanced, sequential, cpu, ..."),
+            click.option("--batch-size", type=int, default=64, show_default=True, help="Prompts a run, at most."),
+            click.option("--seed", type=int, default=0, show_default=True, help="Seed of masks, noise, bootstrap."),
+            click.option("--allow", multiple=True, help="Let pass what is refused: remote_code, pickle."),
+            click.option(
+                "--json", "json_out", type=click.Path(path_type=Path), help="Write the record here; - prints it."
+            ),
+            click.option("--plot", type=click.Path(path_type=Path), help="Draw it here: .svg or .png."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _trace(donors: tuple[str, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+    from hybridizer import build as line
+    from hybridizer.stages.trace import TraceRequest
+    from hybridizer.tracer.probes import load_probes
+    from hybridizer.tracer.settings import TraceSettings
+
+    mask_with = options["mask_with"]
+    settings = TraceSettings(
+        perturb=options["perturb"],
+        mask_share=options["mask_share"],
+        mask_with=int(mask_with) if mask_with.isdecimal() else mask_with,
+        epsilon=options["epsilon"],
+        tau=options["tau"],
+        p_min=options["p_min"],
+        seed=options["seed"],
+        batch_size=options["batch_size"],
+    )
+    probes = load_probes(options["probes"])
+    request = TraceRequest(
+        probes, settings, options["lens"], options["dtype"], options["device_map"], options["mask_positions"]
+    )
+    return line.trace_donors(donors, request, tuple(options["allow"]), _monitor()), request
+
+
+@main.command()
+@click.argument("donors", nargs=-1, required=True)
+@_trace_options
+@_command
+def trace(donors: tuple[str, ...], **options: Any) -> None:
+    """Trace DONORS layer by layer: where a task is executed, and how stable each layer is."""
+    from hybridizer.tracer.tables import trace_table
+
+    traces, _ = _trace(donors, options)
+    if options["json_out"] is not None:
+        _write_out(options["json_out"], traces[0].record if len(traces) == 1 else [t.record for t in traces])
+    if options["plot"] is not None:
+        from hybridizer.tracer.plot import plot_trace, plot_traces
+
+        records = [traced.record for traced in traces]
+        plot_trace(records[0], options["plot"]) if len(records) == 1 else plot_traces(records, options["plot"])
+    if str(options["json_out"]) != "-":
+        _draw(*(trace_table(traced.record) for traced in traces))
+
+
+@main.command()
+@click.argument("donors", nargs=-1, required=True)
+@click.option(
+    "--boundary", default="auto", show_default=True, help="Strategy, share or layer: the deep side is ranked."
+)
+@_trace_options
+@_command
+def rank(donors: tuple[str, ...], boundary: str, **options: Any) -> None:
+    """Rank DONORS by the stability of their deep layers, among those that can do the task."""
+    from hybridizer.recipe.fields import read_boundary
+    from hybridizer.stages.rank import rank as rank_traces
+    from hybridizer.tracer.tables import ranking_table
+
+    asked = read_boundary(boundary)
+    traces, request = _trace(donors, options)
+    ranking = rank_traces(traces, request.probes, asked, seed=options["seed"])
+    if options["json_out"] is not None:
+        _write_out(options["json_out"], ranking)
+    if str(options["json_out"]) != "-":
+        _draw(ranking_table(ranking))
+
+
+def _write_out(path: Path, value: Any) -> None:
+    if str(path) == "-":
+        _print_json(value)
+    else:
+        from hybridizer.records import write_json
+
+        write_json(path, value)
+
+
 @main.command()
 @_RECIPE
 @_SET
@@ -154,14 +260,15 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) ->
     from hybridizer import build as line
     from hybridizer.terminal import plan_table, unused_lines
 
-    resolved, made, _ = line.plan_recipe(recipe, overrides, _monitor())
-    folder = runs / resolved.name
-    line.write_records(folder, resolved, made)
+    planned = line.plan_recipe(recipe, overrides, _monitor())
+    made, folder = planned.plan, runs / planned.plan.name
+    line.write_records(folder, planned)
     if as_json:
         _print_json(made.to_json())
         return
     _draw(plan_table(made))
-    for text in [*unused_lines(made), *(f"warning: {warning}" for warning in made.warnings)]:
+    warnings = [f"warning: {warning}" for warning in made.warnings]
+    for text in [*made.evidence.reasons, *unused_lines(made), *warnings]:
         click.echo(text)
     click.echo(f"wrote {folder / 'plan.json'}; next: hybridize build {recipe}")
 

@@ -65,6 +65,15 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """Why the layout is what it is: a sentence for each choice that traces made, warnings, the ranking as JSON."""
+
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    ranking: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides the output's bytes, and nothing about where files lie.
 
@@ -87,12 +96,13 @@ class Plan:
     companions: Mapping[str, str]
     max_shard_bytes: int
     warnings: tuple[str, ...] = ()
+    evidence: Evidence = Evidence()
 
     @property
     def hash(self) -> str:
         """`sha256:<hex>` over all but names a user may change freely: equal for equal recipes and donors, anywhere."""
         content = to_jsonable(self)
-        for free in ("name", "warnings", "layers"):
+        for free in ("name", "warnings", "layers", "evidence"):
             del content[free]
         content["donors"] = {name: pin.fingerprint for name, pin in self.donors.items()}
         return content_hash(content)
@@ -142,6 +152,7 @@ def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:
             companions=value["companions"],
             max_shard_bytes=value["max_shard_bytes"],
             warnings=tuple(value["warnings"]),
+            evidence=_evidence(value["evidence"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(Problem(where, f"not a whole plan: {error!r}.", "Plan again.")) from None
@@ -149,6 +160,10 @@ def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:
         what = f"its content hashes to {plan.hash}, it says {value.get('hash')}."
         raise CheckpointError(Problem(where, what, "The file was edited or damaged; plan again."))
     return plan
+
+
+def _evidence(value: Mapping[str, Any]) -> Evidence:
+    return Evidence(tuple(value["reasons"]), tuple(value["warnings"]), value["ranking"])
 
 
 def _tensor(value: Mapping[str, Any]) -> PlannedTensor:

@@ -13,15 +13,15 @@ from hybridizer.planning.config import set_config_dtype
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.joins import find_join_problems
 from hybridizer.planning.layers import LayerSource, lay_out, list_used
-from hybridizer.planning.plan import DonorPin, LayerRow, Plan, PlannedTensor, count_elements
+from hybridizer.planning.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor, count_elements
 from hybridizer.planning.tensors import explain_unused, plan_tensors
 from hybridizer.recipe.recipe import Blend, Recipe
 
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
-def make_plan(recipe: Recipe, donors: Mapping[str, Donor]) -> Plan:
-    """The plan of `recipe`, whose donors are open. Nothing is written and no weight is read.
+def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -> Plan:
+    """The plan of `recipe`, whose donors are open and whose layout names donors and numbers. No weight is read.
 
     Raises RecipeError for layers that are not there and blends that mergekit would misread, PlanError for donors that
     cannot be joined; each with all its problems at once, at their lines of the recipe.
@@ -52,7 +52,8 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor]) -> Plan:
         config=config,
         companions={name: hash_file(path) for name, path in host.companions.items()},
         max_shard_bytes=recipe.output.max_shard_bytes,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *evidence.warnings),
+        evidence=evidence,
     )
 
 

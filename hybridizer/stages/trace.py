@@ -1,0 +1,113 @@
+"""Donor -> trace: LayerTracer run on one donor, kept in the cache by donor, probes and settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hybridizer import __version__
+from hybridizer.cache import cache_folder
+from hybridizer.errors import InputError, Problem
+from hybridizer.monitor import Monitor
+from hybridizer.planning.donor import Donor
+from hybridizer.recipe.recipe import Trace as TraceSection
+from hybridizer.records import content_hash, read_json
+from hybridizer.tracer.probes import ProbeSet, load_probes
+from hybridizer.tracer.settings import TraceSettings, check_settings
+from hybridizer.tracer.traced import Traced, is_traced, read_traced, write_traced
+
+DTYPES = ("keep", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TraceRequest:
+    """What to trace with. `dtype` "keep" is the donor's own; `device_map` is accelerate's, None for this device."""
+
+    probes: ProbeSet
+    settings: TraceSettings
+    lens: str = "plain"
+    dtype: str = "float32"
+    device_map: str | None = None
+    mask_positions: Path | None = None
+
+    def key(self, donor: Donor) -> str:
+        """What the numbers depend on, as a hash: all but batch size and device."""
+        positions = read_json(self.mask_positions) if self.mask_positions else None
+        settings = asdict(replace(self.settings, batch_size=1))
+        return content_hash(
+            [donor.fingerprint, self.probes.sha256, settings, self.lens, self.dtype, positions, __version__]
+        )
+
+
+def request_from_section(section: TraceSection | None, seed: int, folder: Path) -> TraceRequest:
+    """The request that a recipe's `trace` section makes; a probe file in it counts from the recipe's `folder`."""
+    asked = section or TraceSection()
+    path = folder / asked.probes
+    probes = load_probes(str(path) if path.is_file() else asked.probes)
+    settings = TraceSettings(
+        perturb=asked.perturb,
+        mask_share=asked.mask_share,
+        mask_with=asked.mask_with,
+        tau=asked.tau,
+        p_min=asked.p_min,
+        seed=seed,
+    )
+    return TraceRequest(probes, settings, asked.lens, asked.dtype)
+
+
+def trace(donor: Donor, request: TraceRequest, monitor: Monitor) -> Traced:
+    """Trace `donor`, whose fingerprint is known, or give back the trace that the cache has of it.
+
+    A trace that was interrupted goes on where it stopped. Raises InputError for settings or probes that make no sense
+    and DonorError for a model that cannot be traced.
+    """
+    check_settings(request.settings)
+    if request.dtype not in DTYPES:
+        what, fix = f"there is no precision '{request.dtype}'.", f"Known here: {', '.join(DTYPES)}."
+        raise InputError(Problem("dtype", what, fix))
+    folder = cache_folder() / "traces" / request.key(donor).removeprefix("sha256:")
+    if is_traced(folder):
+        monitor.note(f"trace of '{donor.name}': unchanged, from the cache")
+    else:
+        _run(donor, request, folder, monitor)
+    return read_traced(folder, donor.name, donor.reference)
+
+
+def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) -> None:
+    from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
+    from hybridizer.tracer.record import TracedDonor
+    from hybridizer.tracer.trace import trace_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    assert donor.fingerprint is not None, "a donor is traced with its fingerprint known"
+    dtype = "auto" if request.dtype == "keep" else request.dtype
+    trusted = "remote_code" in donor.allow
+    model, tokenizer = load_causal_lm(donor.folder, dtype, request.device_map, trusted)
+    parts = find_parts(model)
+    about = TracedDonor(donor.reference, donor.fingerprint, donor.anatomy.family, parts.num_layers)
+    tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.lens == "tuned" else None
+    with monitor.task(f"trace '{donor.name}'", len(request.probes.probes), "prompts") as advance:
+        traced = trace_model(
+            model,
+            tokenizer,
+            parts,
+            request.probes,
+            request.settings,
+            about,
+            tuned_lens=tuned,
+            mask_positions=request.mask_positions,
+            journal=folder / "journal.jsonl",
+            advance=advance,
+        )
+    write_traced(folder, traced.record.to_json(), traced.readings)
+    (folder / "journal.jsonl").unlink()
+
+
+def _obtain_lens(model: Any, tokenizer: Any, parts: Any, donor: Donor, monitor: Monitor) -> Any:
+    from hybridizer.tracer.tuned_lens import builtin_text, obtain_tuned_lens
+
+    assert donor.fingerprint is not None
+    folder = cache_folder() / "lenses"
+    with monitor.task(f"tuned lens of '{donor.name}'", parts.num_layers, "layers") as advance:
+        return obtain_tuned_lens(model, tokenizer, parts, donor.fingerprint, builtin_text(), folder, advance=advance)
