@@ -65,7 +65,11 @@ def _read_fingerprint(value: str) -> str:
     return value
 
 
-def _read_boundary(value: object) -> Boundary:
+def read_boundary(value: object) -> Boundary:
+    """`value` if it is a share of the depth (0 < x < 1), a layer (at least 1) or a strategy's name.
+
+    Raises RecipeError, without a place, for anything else.
+    """
     fix = "Write a share of the depth such as 0.5, or the first deep layer such as 15."
     if isinstance(value, str) and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
         raise _refusal(f"`boundary` takes a number, found the text '{clip(value)}'.", "Write it without the quotes.")
@@ -128,7 +132,7 @@ LayersField: TypeAlias = Annotated[
 ]
 BoundaryField: TypeAlias = Annotated[
     Boundary | None,
-    PlainValidator(_at_door(_read_boundary)),
+    PlainValidator(_at_door(read_boundary)),
     _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": 9999}, {"enum": list(STRATEGIES)}),
 ]
 ShareField: TypeAlias = Annotated[

@@ -66,6 +66,7 @@ class DonorModel(Section):
     )
 
     def freeze(self, name: str) -> DonorEntry:
+        """The donor under its `name`; what it is allowed is sorted."""
         return DonorEntry(name, self.source, tuple(sorted(set(self.allow))), self.fingerprint)
 
 
@@ -79,6 +80,7 @@ class BlendSourceModel(Section):
     )
 
     def freeze(self) -> BlendSource:
+        """The source with its layers counted out."""
         return BlendSource(self.donor, None if self.layers is None else expand(self.layers), _sorted(self.parameters))
 
 
@@ -93,6 +95,7 @@ class BlendModel(Section):
     sources: list[BlendSourceModel] = Field(min_length=2, description="two donors or more, each with its layers")
 
     def freeze(self) -> Blend:
+        """The blend with its parameters sorted by name."""
         sources = tuple(source.freeze() for source in self.sources)
         return Blend(self.method, sources, _sorted(self.parameters), self.base)
 
@@ -113,6 +116,7 @@ class SliceModel(Section):
     blend: BlendModel | None = Field(default=None, description="layers mixed from several donors")
 
     def freeze(self) -> Slice | Blend:
+        """The run of layers, of the one kind or the other."""
         if self.blend is not None:
             return self.blend.freeze()
         assert self.donor is not None, "checked at the door"
@@ -150,6 +154,7 @@ class LayoutModel(Section):
     )
 
     def freeze(self, only_donor: str) -> Layout:
+        """The layout; `only_donor` is the host where none is named, and the boundary has its default."""
         host = self.host or only_donor
         if self.slices:
             return Layout(host, slices=tuple(piece.freeze() for piece in self.slices))
@@ -166,6 +171,7 @@ class OutputModel(Section):
     max_shard_bytes: SizeField = Field(default=5_000_000_000, description="the most bytes in one safetensors file")
 
     def freeze(self) -> Output:
+        """The output as asked for."""
         return Output(self.dtype, self.max_shard_bytes)
 
 
@@ -186,6 +192,7 @@ class TraceModel(Section):
     )
 
     def freeze(self) -> Trace:
+        """The trace settings as asked for."""
         return Trace(**self.model_dump())
 
 

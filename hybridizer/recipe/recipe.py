@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.tree import KeyPath, locate
@@ -99,13 +99,13 @@ class Trace:
     """
 
     probes: str = "antonyms-en"
-    perturb: str = "context"
+    perturb: Literal["context", "layer", "both"] = "context"
     mask_share: float = 0.3
     mask_with: str = "auto"
-    lens: str = "plain"
+    lens: Literal["plain", "tuned"] = "plain"
     tau: float = 0.5
     p_min: float = 0.1
-    dtype: str = "float32"
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "float32"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from hybridizer.recipe.scalars import read_word
 from hybridizer.recipe.syntax import explain
 from hybridizer.recipe.tree import KeyPath, Tree, clip, name_of, show
 
-MAX_NODES = 100_000
+MAX_NODES = 20_000  # a blend for every layer of a 300-layer model takes a quarter of it
 MAX_DEPTH = 32
 # What YAML itself calls printable, and the control characters that only an escape can bring into a value.
 _UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -47,7 +47,7 @@ def test_reads_every_spelling(value: object, layers: tuple[int, ...]) -> None:
         (f"0..{MAX_LAYERS}", f"layer {MAX_LAYERS} asked for; no layer past {MAX_LAYERS - 1}"),
         (f"0..{'9' * 5000}", "is not a layer or a range"),
         ([f"0..{MAX_LAYERS - 1}", 0], f"{MAX_LAYERS + 1} layers in one list; {MAX_LAYERS} is the limit."),
-        (["0..9999"] * 100_000, "1000000000 layers in one list"),
+        (["0..9999"] * 20_000, "200000000 layers in one list"),
     ],
 )
 def test_refuses_with_the_way_out(value: object, words: str) -> None:
@@ -70,7 +70,11 @@ def test_what_is_formatted_is_read_back(layers: list[int]) -> None:
     assert parse_layers(format_layers(layers)) == tuple(layers)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text("0123456789., -"), st.lists))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text("0123456789., -"), st.lists, max_leaves=5
+    )
+)
 def test_any_value_is_read_or_refused(value: object) -> None:
     try:
         layers = parse_layers(value)

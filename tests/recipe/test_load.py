@@ -38,6 +38,14 @@ output: {dtype: bfloat16, max_shard_bytes: 2GiB}
 """
 
 
+def test_every_recipe_of_the_project_loads_and_comes_back_the_same(load) -> None:
+    paths = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        recipe = load_recipe(path)
+        assert load(to_yaml(recipe.resolved())) == recipe
+
+
 def test_defaults_are_filled_in(load) -> None:
     recipe = load(DIAL, name="my run.yaml")
     assert recipe.name == "my run"

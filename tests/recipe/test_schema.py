@@ -53,27 +53,7 @@ VALUES: dict[str, Any] = {
         "dtype": "keep",
     },
 }
-STRANGERS = (
-    0,
-    1,
-    -1,
-    15,
-    0.5,
-    1.5,
-    True,
-    "a",
-    "",
-    "0..3",
-    "5GB",
-    "no",
-    " x",
-    [],
-    ["a"],
-    [1, "4"],
-    {},
-    {"a": "x"},
-    {"t": 1},
-)
+STRANGERS = (-1, 15, 0.5, True, "a", "", [1, "0..3"], {"a": "x"})
 
 
 @pytest.fixture(scope="module")
