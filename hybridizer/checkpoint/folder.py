@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
+from hybridizer.checkpoint.foreign import SNIFF_BYTES, describe_foreign
 from hybridizer.checkpoint.header import MAX_HEADER_BYTES, Header, TensorEntry, read_header
 from hybridizer.checkpoint.strict_json import parse_object, shorten
 from hybridizer.errors import CheckpointError, Problem
@@ -73,6 +74,8 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     if num_bytes > MAX_HEADER_BYTES:
         _refuse(index, f"an index of {num_bytes} bytes; none exceeds {MAX_HEADER_BYTES}.", _BAD_INDEX)
     data = index.read_bytes()
+    if foreign := describe_foreign(data[:SNIFF_BYTES]):
+        _refuse(index, f"not an index: {foreign[0]}", foreign[1])
     weight_map = parse_object(data, str(index), _BAD_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         _refuse(index, "weight_map must map tensor names to file names; it does not.", _BAD_INDEX)

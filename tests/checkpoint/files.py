@@ -1,7 +1,13 @@
-"""Safetensors files built by hand, so that a test can get every byte of them wrong on purpose."""
+"""Safetensors files built by hand, so that a test can get every byte of them wrong on purpose, and a disk to fill."""
 
+import contextlib
 import json
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 ONE_TENSOR = {"weight": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}
 
@@ -21,3 +27,16 @@ def tensor_file(path: Path, tensors: dict[str, tuple[str, list[int], bytes]], **
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
         data += content
     return raw_file(path, header, data)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
+    """A file system of its own with room for `num_bytes`, where this process may mount one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs; the injected errors above test the same messages anywhere")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

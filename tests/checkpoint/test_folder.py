@@ -108,7 +108,9 @@ def test_both_sides_of_every_disagreement_are_listed(tmp_path):
         ('{"weight_map": ["a"]}', "weight_map must map tensor names"),
         ('{"weight_map": {"a": "x", "a": "y"}}', "the key 'a' stands there twice"),
         ("[1]", "a JSON object was expected, a list is there"),
-        ("version https://git-lfs", "not valid JSON"),
+        ("version https://git-lfs.github.com/spec/v1", "not an index: this is a Git LFS pointer"),
+        ("<html>", "not an index: this is a web page"),
+        ("{'weight_map'}", "not valid JSON"),
     ],
 )
 def test_a_damaged_index_is_refused(tmp_path, text, words):

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from checkpoint import killed_output
+from checkpoint.files import small_disk
 
 from hybridizer.checkpoint import publish
+from hybridizer.checkpoint.layout import OutputTensor
 from hybridizer.checkpoint.publish import begin_output
+from hybridizer.checkpoint.writer import write_checkpoint
 from hybridizer.errors import OutputError
 
 ROOT = Path(__file__).parents[2]
@@ -241,6 +244,16 @@ def test_a_parent_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file: File exists"), begin_output(tmp_path / "file" / "model"):
         pytest.fail("the block was entered")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    tensors = [OutputTensor("w", "U8", (400_000,), lambda: iter([bytes(200_000)] * 2))]
+    with small_disk(tmp_path / "disk", 262_144) as disk:
+        with pytest.raises(OutputError, match="No space left"), begin_output(disk / "model") as folder:
+            write_checkpoint(folder, tensors, max_shard_bytes=1 << 30, metadata={}, on_progress=lambda _: None)
+        assert names(disk) == []
+        with begin_output(disk / "model") as folder:
+            fill(folder)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,14 @@
-import contextlib
 import ctypes
 import errno
 import hashlib
 import json
 import os
 import stat
-import subprocess
 import threading
 from pathlib import Path
 
 import pytest
-from checkpoint.files import tensor_file
+from checkpoint.files import small_disk, tensor_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import TensorSpec, deserialize, serialize
@@ -277,19 +275,6 @@ def test_a_full_disk_says_what_was_needed_and_what_is_free(tmp_path, donor, monk
     assert words.startswith(f"{tmp_path / 'out'}: {os.strerror(code)} while writing 4636 bytes (0.00 GB); ")
     assert "are free now" in words
     assert "another disk" in words
-
-
-@contextlib.contextmanager
-def small_disk(folder, num_bytes):
-    """A file system of its own with room for `num_bytes`, where this process may mount one."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs; the injected errors above test the same messages anywhere")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_disk_that_is_really_full_is_reported(tmp_path):
