@@ -88,7 +88,7 @@ def _lock(final: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A run that just ended may have removed the file between the two calls: then this locks a nameless file.
-            if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+            if not _is_open_as(descriptor, path):
                 os.close(descriptor)
                 descriptor = -1
         except OSError as error:
@@ -99,6 +99,13 @@ def _lock(final: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _not_locked(final: Path, error: OSError) -> OutputError:
