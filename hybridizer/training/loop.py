@@ -21,6 +21,7 @@ from hybridizer.records import content_hash
 from hybridizer.training.data import Batch, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
+from hybridizer.training.fused import fused
 from hybridizer.training.guard import LossGuard
 from hybridizer.training.journal import Journal
 from hybridizer.training.layers import compile_layers_, recomputing
@@ -144,6 +145,8 @@ class _Run:
         stack.callback(working.restore_)
         if settings.compile_layers:
             compile_layers_(parts.layers)
+        else:
+            stack.enter_context(fused(model))
         if settings.recompute_layers:
             stack.enter_context(recomputing(parts.layers))
         self._objective = runtime.wrap(Objective(model, parts, settings.loss_chunk_bytes))

@@ -35,7 +35,7 @@ def cross_entropy_sum(
         chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
         loss = _LinearLoss.apply(hidden, head.weight, targets, chunk_tokens)
     else:
-        loss = _HeadLoss.apply(hidden, targets, head, chunk_bytes, *parameters)  # type: ignore[no-untyped-call]
+        loss = _HeadLoss.apply(hidden, targets, head, chunk_bytes, *parameters)
     return loss
 
 

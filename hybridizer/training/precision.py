@@ -44,7 +44,7 @@ class MixedLinear(nn.Linear):
         if self.weight.dtype == input.dtype:
             return super().forward(input)
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        output: Tensor = _FrozenProduct.apply(input, self.weight)  # type: ignore[no-untyped-call]
+        output: Tensor = _FrozenProduct.apply(input, self.weight)
         return output if bias is None else output + bias
 
 
