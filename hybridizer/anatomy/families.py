@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from hybridizer.anatomy import attention, mlp
 from hybridizer.anatomy.rules import always, by_place, every, residual_scale
-from hybridizer.anatomy.spellings import Config, Listed, OneOrList, Overrides
+from hybridizer.anatomy.spellings import Config, Listed, OneOrList, Overrides, integer
 from hybridizer.anatomy.traits import Trait
 
 # Families whose layers are all alike, say nothing of their own in the config, and do not depend on their place.
@@ -32,9 +32,16 @@ def _one_or_list(key: str) -> Trait:
     return Trait(f"`{key}`", (OneOrList(key), always("the family's default")))
 
 
-def _rope_theta(layer: int, num_layers: int, config: Config) -> object:
+def _rope_theta(layer: int, num_layers: int, config: Config) -> float:
     parameters = config.get("rope_parameters")
-    return parameters.get("rope_theta") if isinstance(parameters, Mapping) else config.get("rope_theta", 10000.0)
+    theta = (parameters if isinstance(parameters, Mapping) else config).get("rope_theta", 10000.0)
+    if not isinstance(theta, int | float):
+        raise ValueError(f"`rope_theta` is {theta!r}, where a number is expected.")
+    return theta
+
+
+def _num_heads(layer: int, num_layers: int, config: Config) -> int:
+    return integer(config, "num_attention_heads", 1)
 
 
 # `no_rope_layers` says 1 for a layer with rotary positions, whatever its name suggests.
@@ -86,7 +93,9 @@ _MORE: Mapping[str, tuple[Trait, ...]] = {
             "attention heads",
             (
                 Listed("num_attention_heads_per_layer"),
-                by_place("by one `num_attention_heads`", lambda i, n, config: config.get("num_attention_heads")),
+                by_place(
+                    "by one `num_attention_heads`", lambda i, n, config: integer(config, "num_attention_heads", 1)
+                ),
             ),
         ),
     ),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hybridizer.anatomy.families import read_traits
-from hybridizer.anatomy.keys import SAME_AS, default_of, is_harmless
+from hybridizer.anatomy.keys import SAME_AS, is_harmless, read_assumptions
 from hybridizer.anatomy.reading import DEPTH_NAMES
 from hybridizer.anatomy.rope import ROPE_KEYS, read_rope
 from hybridizer.anatomy.spellings import Config
@@ -23,7 +23,7 @@ def check_joins(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
 
     Vocabulary and tokenizer are not compared: layers do not see them.
     """
-    donors = {id(source.donor): source.donor for source in sources if source.donor is not host}
+    donors = {source.donor.where: source.donor for source in sources if source.donor.where != host.where}
     problems = []
     for donor in donors.values():
         if donor.text_family != host.text_family:
@@ -31,15 +31,16 @@ def check_joins(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
             fix = "One config describes one family: take donors of the same family."
             problems.append(Problem(donor.where, what, fix))
             continue
-        layers = [source.layer for source in sources if source.donor is donor]
+        layers = [source.layer for source in sources if source.donor.where == donor.where]
         problems += list(_compare_configs(host, donor)) or list(_compare_shapes(host, donor, layers))[:1]
     return problems
 
 
 def _compare_configs(host: Anatomy, donor: Anatomy) -> Iterator[Problem]:
+    assumptions = read_assumptions(host.text_family)
     ours, theirs = _meaning(host), _meaning(donor)
-    for key in sorted(ours.keys() | theirs.keys()):
-        mine, other = ours.get(key, default_of(key, ours)), theirs.get(key, default_of(key, theirs))
+    for key in sorted((ours.keys() | theirs.keys()) - assumptions.derived):
+        mine, other = (_plain(assumptions.value_of(key, config)) for config in (ours, theirs))
         if mine != other and not (_is_nothing(mine) and _is_nothing(other)):
             what = f"`{key}` is {_show(other)}, and {_show(mine)} in {host.where}."
             fix = "One config describes all layers: take donors that agree, or correct the config that is wrong."
@@ -50,15 +51,16 @@ def _meaning(anatomy: Anatomy) -> dict[str, Any]:
     """The config as layers see it: one name for one thing, rotary settings made comparable, the harmless left out."""
     text = anatomy.text_config
     carried = {key for trait in read_traits(anatomy.text_family) for key in trait.keys}
+    elsewhere = ROPE_KEYS | {*DEPTH_NAMES, *carried}
     flat = {
-        key: value
-        for key, value in _flatten(text)
-        if key not in carried and key.partition(".")[0] not in ROPE_KEYS and key not in DEPTH_NAMES
+        key: value for key, value in _flatten(text) if key not in elsewhere and key.partition(".")[0] not in elsewhere
     }
+    if text.get("use_sliding_window") is False:  # version 4 keeps a size of window that version 5 writes as null
+        flat["sliding_window"] = None
     named = {SAME_AS.get(key, key): value for key, value in flat.items() if SAME_AS.get(key) not in flat}
     meaning = {key: value for key, value in named.items() if not is_harmless(key)}
     rope = read_rope(text, anatomy.text_family)
-    return meaning | {f"rotary positions: {key}": value for key, value in rope.items()}
+    return meaning | {f"rotary positions, {key}": value for key, value in rope.items()}
 
 
 def _flatten(config: Config, start: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hybridizer.anatomy.spellings import Config
@@ -21,6 +25,7 @@ _NOT_ABOUT_LAYERS = _words("""
     is_decoder is_encoder_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder torchscript
     pruned_heads id2label label2id problem_type finetuning_task task_specific_params classifier_dropout
     classifier_activation classifier_bias prefix num_logits_to_keep special_tokens_map decoder_start_token_id
+    is_llama_config cache_implementation
     initializer_range initializer_cutoff_factor init_std init_device lambda_std_dev learnable_sink_init
     embedding_initializer_range final_w_init_variance_scale w_init_variance_scale rescale_prenorm_residual
     time_step_min time_step_max time_step_floor time_step_scale time_step_init_scheme
@@ -42,6 +47,13 @@ _HARMLESS = _NOT_ABOUT_LAYERS | _AT_THE_ENDS
 _HARMLESS_STARTS = ("mtp_", "summary_", "vision_", "audio_", "image_", "video_")
 _HARMLESS_ENDS = ("_token_id", "_token_index", "_loss_coef")
 
+# Lists that may happen to be as long as the model is deep, and are about the whole model.
+GLOBAL_LISTS = _words("""
+    architectures eos_token_id bos_token_id pad_token_id suppress_tokens begin_suppress_tokens bad_words_ids
+    keys_to_ignore_at_inference mlp_multipliers ssm_multipliers time_step_limit
+    mtp_layers_block_type mtp_layer_types mtp_mlp_layer_types mtp_local_layer_ids
+""")
+
 # One thing under two names, in one family or over the years; the second is the name used here.
 SAME_AS = {
     "n_embd": "hidden_size", "d_model": "hidden_size", "n_embed": "hidden_size",
@@ -57,20 +69,6 @@ SAME_AS = {
     "mamba_chunk_size": "chunk_size", "mamba_conv_bias": "use_conv_bias",
 }  # fmt: skip
 
-# Absent means off, in every family that has the key.
-_OFF = _words("""
-    attention_bias mlp_bias use_bias attention_out_bias use_qkv_bias conv_bias mamba_proj_bias projectors_bias
-    add_bias_linear use_sliding_window use_bidirectional_attention attention_k_eq_v use_double_wide_mlp enable_moe_block
-    num_kv_shared_layers new_decoder_architecture apply_residual_connection_post_layernorm mup_enabled is_moe qk_ln
-    slow_but_exact reorder_and_upcast_attn scale_attn_by_inverse_layer_idx use_long_context use_mem_rope
-    use_shared_attention_adapter mamba_rms_norm norm_bias moe_apply_router_weight_on_input
-""")
-# Absent means a factor of one.
-_ONE = _words("""
-    attention_multiplier residual_multiplier key_multiplier attention_in_multiplier attention_out_multiplier
-    ssm_in_multiplier ssm_out_multiplier routed_scaling_factor block_ffn_dim_multiplier
-""")
-
 
 def is_harmless(key: str) -> bool:
     """Whether layers compute the same whatever this key says; of a dotted key the last part counts."""
@@ -78,15 +76,29 @@ def is_harmless(key: str) -> bool:
     return key in _HARMLESS or key.startswith(_HARMLESS_STARTS) or key.endswith(_HARMLESS_ENDS)
 
 
-def default_of(key: str, config: Config) -> Any:
-    """What the absent `key` means beside the other keys (known by the names used here); None when it means nothing."""
-    if key in _OFF:
-        return False
-    if key in _ONE:
-        return 1.0
-    heads = config.get("num_attention_heads")
-    if key == "num_key_value_heads":
-        return heads
-    if key == "head_dim" and isinstance(heads, int) and heads > 0 and isinstance(config.get("hidden_size"), int):
-        return config["hidden_size"] // heads
-    return None
+@dataclass(frozen=True)
+class Assumptions:
+    """What a family assumes for absent keys, and which keys it computes from others whatever a file says."""
+
+    assumed: Mapping[str, Any]
+    derived: frozenset[str]
+
+    def value_of(self, key: str, config: Config) -> Any:
+        """What `config` means by `key`, present or absent; None when it means nothing by it."""
+        if key in config:
+            return config[key]
+        heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+        if key == "num_key_value_heads" and key not in self.assumed:
+            return heads
+        if key == "head_dim" and "qk_rope_head_dim" in config:
+            return config["qk_rope_head_dim"]
+        if key == "head_dim" and key not in self.assumed and isinstance(heads, int) and isinstance(width, int):
+            return width // heads if heads else None
+        return self.assumed.get(key)
+
+
+def read_assumptions(family: str) -> Assumptions:
+    """What transformers 5.23 assumes for `family`, from the table that scripts/family_table.py --defaults writes."""
+    entry = json.loads(Path(__file__).with_name("defaults.json").read_text()).get(family, {})
+    assumed = {SAME_AS.get(key, key): value for key, value in entry.get("assumed", {}).items()}
+    return Assumptions(assumed, frozenset(entry.get("derived", ())))

@@ -186,10 +186,8 @@ def _check_ends(embedding: tuple[str, ...], head: tuple[str, ...], tied: bool, w
 
 def _explain(name: str, shapes: Shapes, prefix: str) -> Extra:
     if is_recomputed(name, shapes[name]):
-        return Extra(name, False, "a buffer that every reader recomputes")
-    if name.startswith(prefix) or is_draft_head(name):
-        return Extra(name, False, "draft head for multi-token prediction, trained for another last layer")
-    return Extra(name, True, "belongs to the whole model")
+        return Extra(name, "buffer")
+    return Extra(name, "draft" if name.startswith(prefix) or is_draft_head(name) else "model")
 
 
 def _name_kinds(family: str, traits: Mapping[str, Values], num_layers: int) -> tuple[str, ...]:

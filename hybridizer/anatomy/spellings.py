@@ -58,6 +58,8 @@ def listed(config: Config, key: str, num_layers: int) -> list[Any] | None:
         raise ValueError(f"`{key}` is {value!r}, where a list with one entry per layer is expected.")
     if len(value) != num_layers:
         raise ValueError(f"`{key}` has {len(value)} entries, and the model has {num_layers} layers.")
+    if strange := [entry for entry in value if not isinstance(entry, str | int | float)]:
+        raise ValueError(f"`{key}` holds {strange[0]!r}, where a name or a number is expected.")
     return list(value)
 
 
@@ -86,9 +88,6 @@ class Listed:
         entries = listed(config, self.key, num_layers)
         if entries is None:
             return None
-        for entry in entries:
-            if not isinstance(entry, str | int | float):
-                raise ValueError(f"`{self.key}` holds {entry!r}, where a name or a number is expected.")
         return tuple({**self.names, **self.old_names}.get(entry, entry) for entry in entries)
 
     def encode(self, config: Config, values: Values) -> Edits:
@@ -178,9 +177,10 @@ class OneOrList:
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
         value = config.get(self.key)
-        if value is None:
-            return None
-        return tuple(listed(config, self.key, num_layers) or ()) if isinstance(value, list) else (value,) * num_layers
+        if isinstance(value, str | int | float):
+            return (value,) * num_layers
+        entries = listed(config, self.key, num_layers)
+        return None if entries is None else tuple(entries)
 
     def encode(self, config: Config, values: Values) -> Edits:
         uniform = values.count(values[0]) == len(values) and not isinstance(config.get(self.key), list)

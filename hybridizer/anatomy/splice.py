@@ -8,33 +8,12 @@ from typing import Any
 
 from hybridizer.anatomy.families import read_traits, why_bound
 from hybridizer.anatomy.joins import check_joins
+from hybridizer.anatomy.keys import GLOBAL_LISTS
 from hybridizer.anatomy.reading import DEPTH_NAMES, DRAFT_COUNTS
-from hybridizer.anatomy.spellings import CannotExpress, Config, Values
+from hybridizer.anatomy.spellings import CannotExpress, Values
 from hybridizer.anatomy.structure import Anatomy, Source
 from hybridizer.anatomy.traits import Trait
 from hybridizer.errors import PlanError, Problem
-
-# Lists that may happen to be as long as the model is deep, and are about the whole model.
-_GLOBAL_LISTS = frozenset(
-    {
-        "architectures",
-        "eos_token_id",
-        "bos_token_id",
-        "pad_token_id",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "bad_words_ids",
-        "keys_to_ignore_at_inference",
-        "L_bp_cycles",
-        "mlp_multipliers",
-        "ssm_multipliers",
-        "time_step_limit",
-        "mtp_layers_block_type",
-        "mtp_layer_types",
-        "mtp_mlp_layer_types",
-        "mtp_local_layer_ids",
-    }
-)
 
 
 def splice_config(host: Anatomy, sources: Sequence[Source]) -> dict[str, Any]:
@@ -55,7 +34,8 @@ def splice_config(host: Anatomy, sources: Sequence[Source]) -> dict[str, Any]:
                 problems.append(_cannot_express(host, trait, values, error))
     if problems:
         raise PlanError(*problems)
-    return _replace_text(host, copy.deepcopy(text))
+    config = {**host.config, host.text_path[0]: text} if host.text_path else text
+    return copy.deepcopy(config)
 
 
 def _check_range(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
@@ -75,7 +55,7 @@ def _check_range(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
 def _is_identity(host: Anatomy, sources: Sequence[Source]) -> bool:
     """Every layer of the host in its own place, and nothing else."""
     return [source.layer for source in sources] == list(range(host.num_layers)) and all(
-        source.donor.layers is host.layers for source in sources
+        source.donor.where == host.where for source in sources
     )
 
 
@@ -86,13 +66,12 @@ def _check_places(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
     for donor in (host, *(source.donor for source in sources)):
         if reason := why_bound(donor.text_family, donor.text_config):
             what = f"layers of '{donor.text_family}' cannot be moved: {reason}."
-            return [
-                Problem(donor.where, what, "Take donors of another family, or all layers of one model as they are.")
-            ]
+            fix = "Take donors of another family, or all layers of one model as they are."
+            return [Problem(donor.where, what, fix)]
     for donor in (host, *(source.donor for source in sources)):
         if unexplained := _unexplained_lists(donor):
             what = (
-                f"`{unexplained[0]}` looks like a list over layers, and '{donor.text_family}' is not known to have it."
+                f"`{unexplained[0]}` looks like a list over layers, and '{donor.text_family}' is not known to have one."
             )
             return [Problem(f"{donor.where}/config.json", what, "Remove it if it has no effect.")]
     return _check_chains(host, sources)
@@ -112,7 +91,7 @@ def _check_chains(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
 
 
 def _unexplained_lists(donor: Anatomy) -> list[str]:
-    explained = {key for trait in read_traits(donor.text_family) for key in trait.keys} | _GLOBAL_LISTS
+    explained = {key for trait in read_traits(donor.text_family) for key in trait.keys} | GLOBAL_LISTS
     return sorted(
         key
         for key, value in donor.text_config.items()
@@ -126,7 +105,7 @@ def _depth_edits(host: Anatomy, num_layers: int) -> dict[str, Any]:
     edits: dict[str, Any] = {name: num_layers for name in DEPTH_NAMES if isinstance(text.get(name), int)}
     if host.text_family == "longcat_flash" and "num_hidden_layers" in edits:
         edits["num_hidden_layers"] = 2 * num_layers
-    if any(not extra.kept and "draft" in extra.reason for extra in host.extra):
+    if any(extra.role == "draft" for extra in host.extra):
         edits |= {name: 0 for name in DRAFT_COUNTS if text.get(name)}
     return edits
 
@@ -135,11 +114,3 @@ def _cannot_express(host: Anatomy, trait: Trait, values: Values, error: CannotEx
     order = ", ".join(map(str, values))
     what = f"the {trait.name} of the layers would be {order}; family '{host.text_family}' says it {error}."
     return Problem(host.where, what, "Choose layers in an order that the family can say, or another family of host.")
-
-
-def _replace_text(host: Anatomy, text: Config) -> dict[str, Any]:
-    config = dict(host.config)
-    if not host.text_path:
-        return dict(text)
-    config[host.text_path[0]] = dict(text)
-    return config

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from hybridizer.anatomy.names import Shapes
 from hybridizer.anatomy.spellings import Config, Values
 
+_REASONS = {
+    "model": "belongs to the whole model",
+    "draft": "draft head for multi-token prediction, trained behind another last layer",
+    "buffer": "a buffer that every reader recomputes",
+}
+
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor that is in no layer and is not embedding, final norm or head; `kept` when an output needs it."""
+    """A tensor that is in no layer and is not embedding, final norm or head."""
 
     name: str
-    kept: bool
-    reason: str
+    role: Literal["model", "draft", "buffer"]
+
+    @property
+    def kept(self) -> bool:
+        """Whether a model made on this host needs the tensor."""
+        return self.role == "model"
+
+    @property
+    def reason(self) -> str:
+        """Why it is kept or left out, for people."""
+        return _REASONS[self.role]
 
 
 @dataclass(frozen=True)
