@@ -204,8 +204,6 @@ def _trace(donors: tuple[str, ...], options: dict[str, Any]) -> tuple[Any, Any]:
 @_command
 def trace(donors: tuple[str, ...], **options: Any) -> None:
     """Trace DONORS layer by layer: where a task is executed, and how stable each layer is."""
-    from hybridizer.tracer.tables import trace_table
-
     traces, _ = _trace(donors, options)
     if options["json_out"] is not None:
         _write_out(options["json_out"], traces[0].record if len(traces) == 1 else [t.record for t in traces])
@@ -215,6 +213,8 @@ def trace(donors: tuple[str, ...], **options: Any) -> None:
         records = [traced.record for traced in traces]
         plot_trace(records[0], options["plot"]) if len(records) == 1 else plot_traces(records, options["plot"])
     if str(options["json_out"]) != "-":
+        from hybridizer.tracer.tables import trace_table
+
         _draw(*(trace_table(traced.record) for traced in traces))
 
 
@@ -227,17 +227,29 @@ def trace(donors: tuple[str, ...], **options: Any) -> None:
 @_command
 def rank(donors: tuple[str, ...], boundary: str, **options: Any) -> None:
     """Rank DONORS by the stability of their deep layers, among those that can do the task."""
-    from hybridizer.recipe.fields import read_boundary
     from hybridizer.stages.rank import rank as rank_traces
     from hybridizer.tracer.tables import ranking_table
 
-    asked = read_boundary(boundary)
+    asked = _read_boundary(boundary)
     traces, request = _trace(donors, options)
     ranking = rank_traces(traces, request.probes, asked, seed=options["seed"])
     if options["json_out"] is not None:
         _write_out(options["json_out"], ranking)
     if str(options["json_out"]) != "-":
         _draw(ranking_table(ranking))
+
+
+def _read_boundary(text: str) -> float | int | str:
+    from dataclasses import replace
+
+    from hybridizer.errors import RecipeError
+    from hybridizer.recipe.fields import read_boundary
+    from hybridizer.recipe.scalars import read_word
+
+    try:
+        return read_boundary(read_word(text).value)
+    except RecipeError as error:
+        raise RecipeError(*(replace(problem, where="--boundary") for problem in error.problems)) from None
 
 
 def _write_out(path: Path, value: Any) -> None:

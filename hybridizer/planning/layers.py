@@ -104,12 +104,12 @@ def _sides(layout: Layout) -> tuple[str, str]:
     return layout.shallow, layout.deep
 
 
-def boundary_layer(boundary: float | int | None, depth: int) -> int:
+def boundary_layer(boundary: float | int | str | None, depth: int) -> int:
     """The first layer of the deep side of a donor of `depth` layers: an int as it is, a share of the depth rounded.
 
     A share rounds half up, so 0.5 of 5 layers is 3: arXiv 2605.11416 splits at the midpoint and leaves odd depths open.
     """
-    assert boundary is not None
+    assert isinstance(boundary, (int, float)), "strategies are settled before layers are counted out"
     return boundary if isinstance(boundary, int) else int(boundary * depth + 0.5)
 
 

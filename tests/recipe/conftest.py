@@ -6,15 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from hybridizer.errors import Problem, RecipeError
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
-
-# How long an example takes says nothing here; benchmarks measure speed.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 Load = Callable[..., Recipe]
 Refuse = Callable[..., tuple[Problem, ...]]
