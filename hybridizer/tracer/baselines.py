@@ -1,0 +1,156 @@
+"""Other people's measures of a layer, for a user to compare with the trace: one number a layer each.
+
+snr                Spectrum, arXiv 2406.06623: how far the weights' singular values stand out of noise
+block-influence    ShortGPT, arXiv 2403.03853: how much the layer turns the residual stream, over all positions
+angular-distance   arXiv 2403.17887: by what angle it turns it at the last position
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hybridizer.adapters.causal_lm import Parts, first_floating
+from hybridizer.errors import InputError, Problem
+from hybridizer.tracer.batching import make_batches
+from hybridizer.tracer.residual import read_outputs
+from hybridizer.tracer.statistics import Array, Interval, intervals, resampling_weights
+
+# The interquartile range of a normal distribution in standard deviations.
+IQR_OF_NORMAL = 1.349
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """One measure of every layer: `values[l - 1]` for l = 1..L, None where it is not defined.
+
+    `intervals` are bootstrap 95% intervals over the prompts, None where no prompt is involved or only one.
+    `high_means` says in words what a large value says of a layer.
+    """
+
+    name: str
+    source: str
+    high_means: str
+    values: tuple[float | None, ...]
+    intervals: tuple[Interval | None, ...]
+
+
+def signal_to_noise(weight: Tensor) -> float | None:
+    """Spectrum's ratio for one matrix: the sum of singular values above the noise threshold over the sum of the others.
+
+    Divided by the largest singular value, as arXiv 2406.06623 does to compare matrices. The threshold is the edge of
+    the Marchenko-Pastur law in singular values, sigma (1 + sqrt(short side / long side)), with sigma estimated robustly
+    as the interquartile range of the singular values over 1.349, and without a factor for the size, as there.
+    Computed in float32. None where no singular value is noise, or all are zero: the ratio has no value.
+    """
+    values = torch.linalg.svdvals(weight.float())
+    low, high = torch.quantile(values, torch.tensor([0.25, 0.75], device=values.device))
+    sigma = (high - low) / IQR_OF_NORMAL
+    threshold = sigma * (1 + math.sqrt(min(weight.shape) / max(weight.shape)))
+    signal, noise = values[values > threshold].sum(), values[values <= threshold].sum()
+    return float(signal / noise / values.max()) if noise > 0 else None
+
+
+def score_weights(parts: Parts, advance: Callable[[int], None] = lambda layers: None) -> LayerScores:
+    """Spectrum's signal-to-noise ratio of each layer: the mean over its weight matrices [ours].
+
+    The paper ranks each kind of matrix by itself and never joins them. A stack of experts counts as so many matrices;
+    vectors and depthwise kernels are left out. A layer without a matrix that has a ratio gets None. Raises InputError
+    for weights that are not in memory.
+    """
+    if any(parameter.is_meta for layer in parts.layers for parameter in layer.parameters()):
+        what = "some weights were left on disk by the device map, and singular values need them all."
+        raise InputError(Problem("snr", what, "Load the donor into memory, or choose another baseline."))
+    values: list[float | None] = []
+    for layer in parts.layers:
+        ratios = [ratio for matrix in _matrices(layer) if (ratio := signal_to_noise(matrix)) is not None]
+        values.append(sum(ratios) / len(ratios) if ratios else None)
+        advance(1)
+    means = "much in the weights stands out of noise"
+    return LayerScores("snr", "Spectrum, arXiv 2406.06623", means, tuple(values), (None,) * len(values))
+
+
+@torch.no_grad()
+def score_activations(
+    model: nn.Module,
+    parts: Parts,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    num_resamples: int = 2000,
+    advance: Callable[[int], None] = lambda prompts: None,
+) -> tuple[LayerScores, LayerScores]:
+    """Block influence and angular distance of each layer on `prompts`, as token ids: one clean run over each.
+
+    Block influence is 1 - mean cos(h(l-1), h(l)) over all positions of all prompts, 0..2. Angular distance is the mean
+    over prompts of arccos(cos(h(l-1), h(l))) / pi at the last position, 0..1: that of arXiv 2403.17887 for blocks of
+    one layer. Both papers read the states that transformers returns, the last of which is normed; here h(L) is what
+    the last layer gives, so that its value is the layer's own. Several parallel streams count as one long vector.
+    """
+    n, num_layers = len(prompts), parts.num_layers
+    influence, angle = np.zeros((n, num_layers)), np.zeros((n, num_layers))
+    lengths = np.array([len(ids) for ids in prompts])
+    for batch in make_batches([len(ids) for ids in prompts], batch_size):
+        ids = torch.tensor([prompts[index] for index in batch], device=parts.device)
+        states = read_outputs(model, parts, ids, lambda output: _stream(parts, output))
+        for layer, (before, after) in enumerate(itertools.pairwise(states)):
+            angles = _angles(before.to(after.device), after)
+            influence[list(batch), layer] = (1 - angles.cos()).sum(dim=1).cpu()
+            angle[list(batch), layer] = angles[:, -1].cpu() / math.pi
+        advance(len(batch))
+    weights = resampling_weights(n, num_resamples, seed)
+    return (
+        _scores(
+            "block-influence",
+            "ShortGPT, arXiv 2403.03853",
+            "the layer turns the residual stream much, over all positions",
+            influence.sum(axis=0) / lengths.sum(),
+            (weights @ influence) / (weights @ lengths)[:, None],
+            n,
+        ),
+        _scores(
+            "angular-distance",
+            "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv 2403.17887",
+            "the layer turns the residual stream much, at the last position",
+            angle.mean(axis=0),
+            weights @ angle,
+            n,
+        ),
+    )
+
+
+def _scores(name: str, source: str, high_means: str, values: Array, samples: Array, num_prompts: int) -> LayerScores:
+    return LayerScores(name, source, high_means, tuple(values.tolist()), tuple(intervals(samples, num_prompts)))
+
+
+def _matrices(layer: nn.Module) -> Iterator[Tensor]:
+    """The weight matrices of a layer, each expert of a stack by itself."""
+    for parameter in layer.parameters():
+        if parameter.is_floating_point() and parameter.ndim >= 2 and min(parameter.shape[-2:]) > 1:
+            yield from parameter.detach().flatten(0, -3) if parameter.ndim > 2 else [parameter.detach()]
+
+
+def _stream(parts: Parts, output: object) -> Tensor:
+    """A layer's output as (batch, time, features)."""
+    hidden = first_floating(output)
+    assert hidden is not None
+    return hidden.movedim((parts.batch_axis, parts.time_axis), (0, 1)).flatten(2)
+
+
+def _angles(a: Tensor, b: Tensor) -> Tensor:
+    """The angles (...) in radians between vectors (..., features), in float64.
+
+    By half the angle's tangent, which is right for small angles too: arccos of a cosine in float32 knows no angle
+    between 0 and 0.0003. A zero vector is at a right angle to everything, as in a cosine similarity of 0.
+    """
+    a, b = (
+        x.double() / x.double().norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny) for x in (a, b)
+    )
+    return 2 * torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1))
