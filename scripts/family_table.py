@@ -87,10 +87,10 @@ def try_family(family: str, folder: Path) -> list[str]:
             results.append("exact")
         except HybridizerError as error:
             results.append("refused")
-            reasons.append(error.problems[0].what.rpartition("; ")[2])
+            reasons.append(error.problems[0].what)
     kinds = ", ".join(dict.fromkeys(donors[0].anatomy.kinds))
     keys = sorted({key for trait in read_traits(family) for key in trait.keys} - {"layer_types", "per_layer_config"})
-    return [family, kinds, " ".join(f"`{key}`" for key in keys), *results, "; ".join(dict.fromkeys(reasons))]
+    return [family, kinds, " ".join(f"`{key}`" for key in keys), *results, next(iter(reasons), "")]
 
 
 def write_table(families: list[str]) -> str:

@@ -103,6 +103,11 @@ def _full_at_the_end(values: Values) -> str | None:
     return None if values[-1] == FULL else "only with a full_attention layer at the very end"
 
 
+def _two_layers(values: Values) -> str | None:
+    # transformers divides by the number of layers less one when it builds the model
+    return None if len(values) > 1 else "only with at least two layers"
+
+
 _PATTERN = sliding_unless_every("sliding_window_pattern", 4)
 _EXAONE = replace(_PATTERN, value=_exaone)
 _WINDOW_FROM = rules.window_from("max_window_layers", 28, "use_sliding_window")
@@ -201,6 +206,7 @@ _ORDER_RULES: Mapping[str, Callable[[Values], str | None]] = {
     "gemma4_text": _full_at_the_end,
     "gemma4_unified_text": _full_at_the_end,
     "olmo_hybrid": _at_least_one_of_each,
+    "rwkv": _two_layers,
 }
 KNOWN = frozenset({*_WITHOUT_LIST, *_OWN_WAY})
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 Shapes = Mapping[str, tuple[int, ...]]
 
 # The first number in a name is a place in a list; later ones (experts, codebooks) are inside it.
-_IN_LIST = re.compile(r"(?P<list>(?:.*?\.)??)(?P<place>\d+)\.(?P<suffix>.+)")
+_FIRST_NUMBER = re.compile(r"(?:^|\.)(\d+)\.(?=.)")
 _OTHER_TOWERS = frozenset({"vision", "visual", "vision_tower", "vision_model", "audio", "audio_tower", "audio_model"})
 _DRAFT_HEADS = ("mtp.", "model.mtp.", "mtp_", "model.mtp_")
 # Recomputed by every reader; checkpoints of old torch and transformers carry them as tensors.
-_RECOMPUTED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias)$")
+_RECOMPUTED = ("rotary_emb.inv_freq", ".masked_bias")
 
 EMBEDDINGS = (
     "embed_tokens",
@@ -53,12 +53,12 @@ def sort_names(shapes: Shapes) -> NameTable:
     """Every tensor name, sorted into lists and single names, in the order of the file."""
     table = NameTable()
     for name in shapes:
-        match = _IN_LIST.fullmatch(name)
+        match = _FIRST_NUMBER.search(name)
         if match is None:
             table.single.append(name)
         else:
-            places = table.lists.setdefault(match["list"], {})
-            places.setdefault(int(match["place"]), {})[match["suffix"]] = name
+            places = table.lists.setdefault(name[: match.start(1)], {})
+            places.setdefault(int(match[1]), {})[name[match.end() :]] = name
     return table
 
 
@@ -79,7 +79,7 @@ def is_draft_head(name: str) -> bool:
 def is_recomputed(name: str, shape: tuple[int, ...]) -> bool:
     """Whether the tensor is a buffer (rotary frequencies, a causal mask) that every reader computes for itself."""
     causal_mask = name.endswith(("attn.bias", "attention.bias")) and len(shape) == 4
-    return causal_mask or _RECOMPUTED.search(name) is not None
+    return causal_mask or name.endswith(_RECOMPUTED)
 
 
 def pick(names: list[str], modules: tuple[str, ...], prefix: str = "") -> tuple[str, ...]:

@@ -22,7 +22,8 @@ def splice_config(host: Anatomy, sources: Sequence[Source]) -> dict[str, Any]:
     The depth and every spelling of every per-layer trait are rewritten, all else is kept as it is on disk. Raises
     PlanError, with everything that is wrong, when the family cannot have these layers in this order.
     """
-    problems = _check_range(host, sources) or check_joins(host, sources) or _check_places(host, sources)
+    checks = (_check_range, _check_bound, check_joins, _check_chains)  # each relies on those before it
+    problems = next((found for check in checks if (found := check(host, sources))), [])
     text = dict(host.text_config)
     if not problems:
         text |= _depth_edits(host, len(sources))
@@ -59,8 +60,8 @@ def _is_identity(host: Anatomy, sources: Sequence[Source]) -> bool:
     )
 
 
-def _check_places(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
-    """Problems of layers that may not leave their model, their place, or the layer before them."""
+def _check_bound(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
+    """The first model whose layers may not leave it, or whose config says things per layer that nobody explained."""
     if _is_identity(host, sources):
         return []
     for donor in (host, *(source.donor for source in sources)):
@@ -68,16 +69,16 @@ def _check_places(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
             what = f"layers of '{donor.text_family}' cannot be moved: {reason}."
             fix = "Take donors of another family, or all layers of one model as they are."
             return [Problem(donor.where, what, fix)]
-    for donor in (host, *(source.donor for source in sources)):
         if unexplained := _unexplained_lists(donor):
             what = (
                 f"`{unexplained[0]}` looks like a list over layers, and '{donor.text_family}' is not known to have one."
             )
             return [Problem(f"{donor.where}/config.json", what, "Remove it if it has no effect.")]
-    return _check_chains(host, sources)
+    return []
 
 
 def _check_chains(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
+    """The first layer that would be parted from the one whose work it uses."""
     for trait in read_traits(host.text_family):
         for place, source in enumerate(sources):
             if source.donor.traits[trait.name][source.layer] in trait.chained:

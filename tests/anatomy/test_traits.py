@@ -57,6 +57,7 @@ def test_an_unchanged_order_leaves_the_config_unchanged() -> None:
         ("jamba", (FULL, FULL, "mamba"), "by period and offset"),
         ("olmo_hybrid", (FULL, FULL), "at least one linear_attention layer"),
         ("gemma4_text", (FULL, SLIDING), "at the very end"),
+        ("rwkv", ("rwkv",), "at least two layers"),
         ("falcon_h1", (FULL,), "every layer is hybrid"),
     ],
 )
