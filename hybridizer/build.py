@@ -12,6 +12,7 @@ from hybridizer.durable import write_file
 from hybridizer.errors import DonorError, OutputError, Problem
 from hybridizer.monitor import Monitor
 from hybridizer.planning.donor import Donor
+from hybridizer.planning.layers import lay_out
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.planning.plan import Evidence, Plan
 from hybridizer.recipe.load import load_recipe
@@ -20,7 +21,7 @@ from hybridizer.recipe.to_yaml import to_yaml
 from hybridizer.records import write_json
 from hybridizer.reference import parse_reference
 from hybridizer.settle import Settled, guess, settle
-from hybridizer.stages.donors import Access, open_donor, open_donors, scan_donors
+from hybridizer.stages.donors import Access, Awaited, open_donor, open_donors, scan_donors
 from hybridizer.stages.export import export
 from hybridizer.stages.plan import make_plan
 from hybridizer.stages.splice import splice
@@ -55,8 +56,9 @@ def check(path: Path, overrides: tuple[str, ...], monitor: Monitor, *, deep: boo
     """
     recipe = load_recipe(path, overrides)
     donors = open_donors(recipe, monitor, fetch=deep, fingerprint=False)
-    ready = {name: donor for name, donor in donors.items() if donor is not None}
+    ready = {name: donor for name, donor in donors.items() if isinstance(donor, Donor)}
     if len(ready) < len(donors):
+        _check_ranges(recipe, donors)
         return Checked(recipe, None, tuple(sorted(donors.keys() - ready.keys())))
     if deep:
         scan_donors(ready, monitor)
@@ -80,8 +82,16 @@ def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> Pla
     return Planned(settled, make_plan(settled.recipe, donors, settled.evidence), donors)
 
 
-def _all(donors: Mapping[str, Donor | None]) -> dict[str, Donor]:
-    found = {name: donor for name, donor in donors.items() if donor is not None}
+def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | Awaited]) -> None:
+    """Check the layers that are asked for, where every donor's depth is known."""
+    depths = {name: d.anatomy.num_layers if isinstance(d, Donor) else d.num_layers for name, d in donors.items()}
+    known = {name: depth for name, depth in depths.items() if depth is not None}
+    if len(known) == len(depths):
+        lay_out(guess(recipe), known)
+
+
+def _all(donors: Mapping[str, Donor | Awaited]) -> dict[str, Donor]:
+    found = {name: donor for name, donor in donors.items() if isinstance(donor, Donor)}
     assert len(found) == len(donors), "donors that may be fetched are there afterwards"
     return found
 
@@ -160,7 +170,7 @@ def trace_donors(texts: Sequence[str], request: TraceRequest, allow: tuple[str, 
     for text in texts:
         reference = parse_reference(text, Path.cwd(), where=text)
         donor = open_donor(text, reference, Access(fetch=True, fingerprint=True, allow=allow), text, monitor)
-        assert donor is not None, "a donor that may be fetched is there afterwards"
+        assert isinstance(donor, Donor), "a donor that may be fetched is there afterwards"
         donors.append(donor)
     return [trace(donor, request, monitor) for donor in donors]
 
@@ -190,7 +200,8 @@ def _finder(model: Path, monitor: Monitor) -> Callable[[str], Donor | None]:
         try:
             reference = parse_reference(recipe.donor(name).source, recipe.folder)
             access = Access(fetch=False, fingerprint=True, allow=recipe.donor(name).allow)
-            return open_donor(name, reference, access, f"donor '{name}'", monitor)
+            donor = open_donor(name, reference, access, f"donor '{name}'", monitor)
+            return donor if isinstance(donor, Donor) else None
         except DonorError:
             return None
 

@@ -59,16 +59,21 @@ def compute_logits(model: Any, ids: Sequence[int]) -> Any:
 
 
 def generate_text(folder: Path, model: Any, prompt: str, num_tokens: int) -> str | None:
-    """What the model writes after `prompt`, greedily, `num_tokens` at most; None when the folder has no tokenizer."""
+    """What the model answers to `prompt`, greedily, `num_tokens` at most; None when the folder has no tokenizer.
+
+    The prompt goes through the chat template where there is one.
+    """
     import torch
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         return None
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     with torch.no_grad():
-        output = model.generate(
-            **inputs, max_new_tokens=num_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id or 0
-        )
+        output = model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False, pad_token_id=padding or 0)
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -43,6 +43,14 @@ class Located:
 
 
 @dataclass(frozen=True)
+class Awaited:
+    """A donor that has to be fetched or dequantised before it can be read; its depth where that is known already."""
+
+    name: str
+    num_layers: int | None
+
+
+@dataclass(frozen=True)
 class Access:
     """How far opening a donor may go: download and dequantise (`fetch`), hash all content (`fingerprint`).
 
@@ -54,12 +62,12 @@ class Access:
     allow: tuple[str, ...] = ()
 
 
-def open_donors(recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: bool) -> dict[str, Donor | None]:
-    """Every donor of the recipe by name; None for one that cannot be read before it is fetched (only without `fetch`).
+def open_donors(recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: bool) -> dict[str, Donor | Awaited]:
+    """Every donor of the recipe by name; Awaited for one that cannot be read before it is fetched (not with `fetch`).
 
     Raises DonorError or CheckpointError with the problems of all donors at once, each at its line of the recipe.
     """
-    donors: dict[str, Donor | None] = {}
+    donors: dict[str, Donor | Awaited] = {}
     problems: list[Problem] = []
     for entry in recipe.donors:
         name, where = entry.name, recipe.locate(("donors", entry.name))
@@ -67,7 +75,7 @@ def open_donors(recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: b
             reference = parse_reference(entry.source, recipe.folder, where)
             access = Access(fetch, fingerprint, entry.allow)
             donor = open_donor(name, reference, access, where, monitor)
-            if donor is not None:
+            if isinstance(donor, Donor):
                 _check_pin(donor, entry.fingerprint, recipe.locate(("donors", name, "fingerprint")))
             donors[name] = donor
         except (DonorError, CheckpointError) as error:
@@ -90,14 +98,14 @@ def _at(problem: Problem, where: str, name: str) -> Problem:
     return Problem(where, f"{who} {problem.where}: {problem.what}", problem.fix)
 
 
-def open_donor(name: str, reference: Reference, access: Access, where: str, monitor: Monitor) -> Donor | None:
-    """One donor, read by its headers; None when its files are not here yet and `access.fetch` is False.
+def open_donor(name: str, reference: Reference, access: Access, where: str, monitor: Monitor) -> Donor | Awaited:
+    """One donor, read by its headers; Awaited when its files are not here yet and `access.fetch` is False.
 
     Raises DonorError for a donor that is missing or refused, CheckpointError for one that is damaged.
     """
     located = locate(reference, access, where, monitor)
     if located.folder is None:
-        return None
+        return Awaited(name, _read_depth(located.gguf) if located.gguf else None)
     folder = located.folder
     config = _read_config(folder, where)
     companions = {
@@ -127,6 +135,12 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
         license=_read_license(folder),
         allow=access.allow,
     )
+
+
+def _read_depth(gguf: Path) -> int | None:
+    header = read_gguf_header(gguf)
+    depth = header.get(f"{header.get('general.architecture')}.block_count")
+    return depth if isinstance(depth, int) else None
 
 
 def _check_tie(anatomy: Anatomy, checkpoint: Checkpoint) -> None:
@@ -203,10 +217,12 @@ def _as_checkpoint(located: Located, access: Access, monitor: Monitor) -> Locate
 
 
 def _dequantised(path: Path, access: Access, monitor: Monitor) -> Path | None:
-    read_gguf_header(path)
     target = cache_folder() / "gguf" / _key({"gguf": path})
-    if target.is_dir() or not access.fetch:
-        return target if target.is_dir() else None
+    if target.is_dir():
+        return target
+    read_gguf_header(path)
+    if not access.fetch:
+        return None
     from hybridizer.adapters.gguf import dequantise_gguf
 
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.records import read_json
 
-PROMPT = "The capital of France is"
+PROMPT = "What is the capital of France?"
 _NUM_PROBE_TOKENS = 24
 
 
@@ -113,7 +113,7 @@ def _check_loaded(
     yield Proof("computes", f"finite logits over {len(ids)} tokens")
     if manifest.identity_of is not None:
         yield _check_identity(folder, manifest, ids, logits, find_donor(manifest.identity_of))
-    text = generate_text(folder, loaded.model, PROMPT, 16)
+    text = generate_text(folder, loaded.model, PROMPT, 24)
     if text is not None:
         yield Proof("generates", f"{PROMPT!r} -> {text!r}")
 

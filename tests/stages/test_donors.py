@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from hub import COMMIT, serve_repository
 from hybridizer.errors import CheckpointError, DonorError
 from hybridizer.monitor import SilentMonitor
 from hybridizer.reference import parse_reference
-from hybridizer.stages.donors import Access, open_donor
+from hybridizer.stages.donors import Access, Awaited, open_donor
 from lines import hybridize, hybridize_json, make_donor, write_recipe
 
 
@@ -159,7 +160,7 @@ def test_pickle_weights_that_are_allowed_by_name_are_rewritten_once_as_safetenso
     tensors = load_file("a/model.safetensors")
     torch.save(tensors, "a/pytorch_model.bin")
     _remove_weights(bench / "a")
-    assert donor(bench, fetch=False, allow=("pickle",)) is None
+    assert isinstance(donor(bench, fetch=False, allow=("pickle",)), Awaited)
     opened = donor(bench, allow=("pickle",))
     assert opened.folder.is_relative_to(bench / "cache")
     converted = load_file(opened.folder / "model.safetensors")
@@ -195,3 +196,19 @@ def test_problems_of_all_donors_come_at_once_each_with_its_line(bench):
     )
     stderr = hybridize("check", recipe, code=2).stderr
     assert "x.yaml:2: './one' is not there" in stderr and "x.yaml:3: './two' is not there" in stderr
+
+
+def test_layers_of_a_gguf_file_are_checked_before_it_is_dequantised(bench):
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 2)
+    header += gguf_entry("general.architecture", 8, struct.pack("<Q", 5) + b"llama")
+    header += gguf_entry("llama.block_count", 4, struct.pack("<I", 4))
+    (bench / "x.gguf").write_bytes(header)
+    layout = {"slices": [{"donor": "a", "layers": "2..4"}]}
+    recipe = write_recipe(bench / "x.yaml", donors={"a": "x.gguf"}, layout=layout)
+    stderr = hybridize("check", recipe, code=2).stderr
+    assert "layers 2..4 asked of donor 'a', which has 4 layers (0..3)" in stderr
+    assert "not looked into yet" in hybridize("check", recipe, "--set", "layout.slices.0.layers=0..3").stdout
+
+
+def gguf_entry(key, kind, value):
+    return struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + value
