@@ -1,6 +1,7 @@
 """Speed and memory of one training, side by side with transformers' Trainer: SmolLM2-135M, deep half frozen.
 
     python scripts/bench_train.py --workdir /tmp/bench --precision float32 --steps 4 [--threads 2]
+    python scripts/bench_train.py --workdir /tmp/bench --only ours --freeze none --recompute     # estimate against peak
 
 Two processes, one with each trainer, take their steps in turns on the same tokens, so that other work on the machine
 hits both alike. Times are CPU seconds of the whole process (wall seconds beside them); the first two steps are not
@@ -39,6 +40,7 @@ def main() -> None:
             [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         for name in ("trainer", "ours")
+        if arguments.only in (None, name)
     }
     lines = defaultdict(list)
     for _ in range(arguments.steps + WARM):
@@ -76,9 +78,12 @@ def _report(arguments, lines) -> None:
             f"{name:10} {cpu[name]:10.2f} {wall[name]:12.2f} {ROWS * TOKENS / cpu[name]:13.0f} {share:11.0%}"
             f" {memory:8.2f} {found[-1]['loss']:7.3f}"
         )
-    memory = ours[-1]["memory"] / counted["trainer"][-1]["memory"]
-    speed, by_wall = cpu["trainer"] / cpu["ours"], wall["trainer"] / wall["ours"]
-    print(f"ours: {speed:.2f} times as fast by CPU seconds, {by_wall:.2f} by wall; {memory:.2f} of the memory")
+    estimated, peak = ours[-1]["estimated_memory"], ours[-1]["memory"]
+    print(f"estimated peak: {estimated / 1e9:.2f} GB, {estimated / peak - 1:+.0%} of what was measured")
+    if "trainer" in counted:
+        speed, by_wall = cpu["trainer"] / cpu["ours"], wall["trainer"] / wall["ours"]
+        memory = peak / counted["trainer"][-1]["memory"]
+        print(f"ours: {speed:.2f} times as fast by CPU seconds, {by_wall:.2f} by wall; {memory:.2f} of the memory")
     phases = {key: statistics.median(f["phases"][key] for f in ours) for key in ours[-1]["phases"]}
     print("ours, CPU seconds: " + ", ".join(f"{key} {value:.2f}" for key, value in phases.items()))
 
@@ -109,19 +114,24 @@ def _ours(arguments, model_folder: Path, folder: Path) -> None:
     from hybridizer.adapters.accelerator import Runtime
     from hybridizer.adapters.causal_lm import find_parts
     from hybridizer.monitor import SilentMonitor
-    from hybridizer.training.flops import count_token_flops, measure_peak
+    from hybridizer.training.estimate import RunShape, estimate
+    from hybridizer.training.flops import measure_peak
     from hybridizer.training.freeze import plan_freeze
     from hybridizer.training.loop import DeviceFigures, TrainSettings, train
     from hybridizer.training.optimizer import OptimizerSettings
+    from hybridizer.training.precision import choose_dtype
     from hybridizer.training.selectors import FreezeSettings
+    from hybridizer.training.shapes import shape_of
 
     torch.set_num_threads(arguments.threads)
     turn, watch = Turn(), Stopwatch()
     model = _load(model_folder)
     parts = find_parts(model)
-    plan = plan_freeze(model, parts, FreezeSettings("deep"), BOUNDARY)
-    layers = [sum(p.numel() for p in layer.parameters() if p.ndim == 2) for layer in parts.layers]
-    flops = count_token_flops(plan.choice, layers, parts.head.weight.numel(), model.config.hidden_size, TOKENS / 2)
+    plan = plan_freeze(model, parts, FreezeSettings(arguments.freeze), BOUNDARY)
+    low = choose_dtype(arguments.precision, torch.device("cpu")) == torch.bfloat16
+    shape = RunShape(ROWS * TOKENS, TOKENS / 2, 2 if low else 4, recompute_layers=arguments.recompute)
+    cost = estimate(shape_of(parts, model.config.hidden_size), plan.choice, shape)
+    print(cost.sentence())
 
     class Monitor(SilentMonitor):
         @contextmanager
@@ -129,8 +139,14 @@ def _ours(arguments, model_folder: Path, folder: Path) -> None:
             def advance(steps):
                 if steps:
                     watch.mark("optimizer, log")
-                    peak = _per_cpu_second(lambda: measure_peak("cpu", arguments.precision))
-                    turn.end(loss=watch.loss, token_flops=flops.total, peak_flops=peak, phases=watch.take())
+                    peak = _per_cpu_second(lambda: measure_peak("cpu", "bfloat16" if low else "float32"))
+                    turn.end(
+                        loss=watch.loss,
+                        token_flops=cost.token_flops.total,
+                        estimated_memory=cost.memory.total,
+                        peak_flops=peak,
+                        phases=watch.take(),
+                    )
                 turn.begin()
                 watch.start()
 
@@ -144,11 +160,16 @@ def _ours(arguments, model_folder: Path, folder: Path) -> None:
             watch.mark("backward, shallow")
 
     watch.hook(parts)
-    settings = TrainSettings(OptimizerSettings(lr=1e-5), precision=arguments.precision, checkpoint_minutes=1e9)
+    settings = TrainSettings(
+        OptimizerSettings(lr=1e-5),
+        precision=arguments.precision,
+        checkpoint_minutes=1e9,
+        recompute_layers=arguments.recompute,
+    )
     run = folder / f"run-{os.getpid()}"
     train(
         model, parts, plan, _data(folder, arguments.steps + WARM + 1), settings, run, plan_hash="bench",
-        runtime=TimedRuntime(cpu=True), monitor=Monitor(), figures=DeviceFigures(flops),
+        runtime=TimedRuntime(cpu=True), monitor=Monitor(), figures=DeviceFigures(cost.token_flops),
     )  # fmt: skip
 
 
@@ -217,7 +238,7 @@ def _trainer(arguments, model_folder: Path, folder: Path) -> None:
 
     options = TrainingArguments(
         output_dir=str(folder / "trainer"), per_device_train_batch_size=ROWS, max_steps=arguments.steps + WARM,
-        learning_rate=1e-5, use_cpu=True, bf16=arguments.precision == "bfloat16", logging_steps=1, save_strategy="no",
+        learning_rate=1e-5, use_cpu=True, bf16=arguments.precision != "float32", logging_steps=1, save_strategy="no",
         report_to=[], disable_tqdm=True, lr_scheduler_type="cosine", weight_decay=0.1,
     )  # fmt: skip
     examples = [{"input_ids": row, "labels": row} for row in rows]
@@ -278,7 +299,10 @@ def _smollm2(folder: Path) -> Path:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "auto"], default="float32")
+    parser.add_argument("--freeze", choices=["deep", "shallow", "none"], default="deep", help="ours only")
+    parser.add_argument("--recompute", action="store_true", help="recompute layers; ours only")
+    parser.add_argument("--only", choices=["ours"], help="leave the other trainer out")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--child", choices=["ours", "trainer"], help=argparse.SUPPRESS)

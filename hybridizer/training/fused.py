@@ -72,7 +72,7 @@ class _RmsNorm(torch.autograd.Function):
         for piece in _pieces(rows):
             normed, slope = rows[piece].float() * scales[piece], grad[piece].float()
             if grad_weight is not None:
-                grad_weight += torch.einsum("rw,rw->w", slope, normed)
+                grad_weight += (slope * normed).sum(0)
             if grad_rows is not None:
                 slope = slope * weight
                 along = torch.linalg.vecdot(slope, normed).div_(rows.shape[1])[:, None]
@@ -86,14 +86,15 @@ class _GatedNetwork(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         gates, ups = rows @ gate.to(x.dtype).T, rows @ up.to(x.dtype).T
-        ctx.save_for_backward(rows, gates, ups, gate, up, down)
+        trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        ctx.save_for_backward(rows if trains else None, gates, ups, gate, up, down)
         return (_activated(gates, ups) @ down.to(x.dtype).T).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         rows, gates, ups, gate, up, down = ctx.saved_tensors
         needs_x, needs_gate, needs_up, needs_down = ctx.needs_input_grad
-        grad = grad_outputs[0].reshape(len(rows), -1)
+        grad = grad_outputs[0].reshape(len(gates), -1)
         grad_down = (grad.T @ _activated(gates, ups)).to(down.dtype) if needs_down else None
         slopes = grad @ down.to(grad.dtype)
         grad_gates, grad_ups = torch.empty_like(gates), slopes

@@ -1,0 +1,88 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from training.models import tiny_model
+
+from hybridizer.adapters.causal_lm import find_parts
+from hybridizer.training.estimate import LayerShape, ModelShape, RunShape, estimate
+from hybridizer.training.flops import count_token_flops, full_training, measure_peak
+from hybridizer.training.freeze import apply_freeze_, plan_freeze
+from hybridizer.training.objective import Objective
+from hybridizer.training.selectors import FreezeSettings, choose_frozen
+from hybridizer.training.shapes import shape_of
+
+# SmolLM2-135M
+LAYER = LayerShape(3_540_096, 3_538_944, 5184)
+SMOLLM2 = ModelShape(576, 49152, 576, (LAYER,) * 30, tied=True, stored_bytes=4)
+RUN = RunShape(batch_tokens=2048, context=256)
+
+
+def choose(layers, tied=True, num_layers=30, boundary=15, **parts):
+    return choose_frozen(FreezeSettings(layers, **parts), num_layers, boundary, tied)
+
+
+def test_costs_are_the_formulas_of_freezing():
+    n, heads = 1000, dict(frozen_embedding=False, frozen_final_norm=False, frozen_head=False)
+    for layers, factor in {"deep": 4 + 2 * 0.5, "shallow": 2 + 4 * 0.5, "none": 6}.items():
+        choice = replace(choose(layers, tied=False), **heads)
+        if layers == "shallow":
+            choice = replace(choice, frozen_embedding=True)
+        flops = count_token_flops(choice, [n] * 30, 0, 0, 0)
+        assert flops.total == pytest.approx(factor * 30 * n), layers
+
+
+@pytest.mark.parametrize("layers", ["deep", "shallow", "none", (0, 2)])
+def test_counted_operations_are_the_estimated_ones(layers):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tiny_model("llama")
+    model.set_attn_implementation("eager")  # the counter does not know the fused kernel of CPUs
+    parts = find_parts(model)
+    plan = plan_freeze(model, parts, FreezeSettings(layers), boundary=2)
+    apply_freeze_(model, plan)
+    objective = Objective(model, parts)
+    tokens = 32
+    ids = torch.arange(tokens)[None] + 3
+    with FlopCounterMode(display=False) as counter:
+        objective(ids, torch.arange(tokens)[None], ids.clamp(max=200)).backward()
+    shape = shape_of(parts, attention_width=64)
+    # Eager attention computes the full square, of which a causal token needs half.
+    ours = estimate(shape, plan.choice, RunShape(tokens, context=tokens)).token_flops.total
+    assert counter.get_total_flops() / tokens == pytest.approx(ours, rel=0.001)
+
+
+def test_parameters_add_up_and_a_tied_table_counts_once():
+    for tied, total in ((True, 134_515_008), (False, 162_826_560)):
+        shape = replace(SMOLLM2, tied=tied)
+        for layers in ("deep", "shallow", "none"):
+            found = estimate(shape, choose(layers, tied), RUN)
+            assert found.trained_parameters + found.frozen_parameters == total
+    assert estimate(SMOLLM2, choose("deep"), RUN).trained_parameters == 15 * LAYER.parameters
+
+
+def test_freezing_deep_saves_more_memory_than_compute_and_says_so():
+    found = estimate(SMOLLM2, choose("deep"), RUN)
+    assert found.token_flops.total < found.full_token_flops.total
+    assert found.memory.total < found.memory.total + 1 <= found.full_memory.total
+    assert found.memory.optimizer == 8 * found.trained_parameters
+    assert "of gradients, masters and optimizer state" in found.sentence()
+
+
+def test_recomputing_layers_keeps_one_layer_and_the_stream():
+    kept = estimate(SMOLLM2, choose("deep"), replace(RUN, recompute_layers=True)).memory.activations
+    assert kept < estimate(SMOLLM2, choose("deep"), RUN).memory.activations / 5
+
+
+def test_nothing_is_kept_below_the_lowest_trained_layer():
+    shallow = estimate(SMOLLM2, choose("shallow"), RUN).memory.activations
+    full = estimate(SMOLLM2, choose("none"), RUN).memory.activations
+    assert shallow == pytest.approx(full / 2, rel=1e-6)
+
+
+def test_a_peak_is_a_plausible_rate():
+    assert 1e8 < measure_peak("cpu", "float32", rows=64, width=64, seconds=0.01) < 1e15
+
+
+def test_full_training_freezes_nothing():
+    assert full_training(choose("deep")).trained_layers == tuple(range(30))
