@@ -48,7 +48,8 @@ def read_class(family: str) -> dict[str, Any]:
     aliases = {*config_class.attribute_map, *config_class.attribute_map.values()}
     written = config_class().to_dict()
     derived = sorted(name for name in written if name not in {*fields, *common, *aliases} and not is_harmless(name))
-    return {"assumed": {name: _plain(default) for name, default in assumed.items()}, "derived": derived}
+    tied = getattr(config_class(), "tie_word_embeddings", None)
+    return {"assumed": {name: _plain(value) for name, value in assumed.items()}, "derived": derived, "tied": tied}
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,17 @@ from collections.abc import Callable, Mapping
 
 from hybridizer.anatomy import attention, mlp
 from hybridizer.anatomy.rules import always, by_place, every, residual_scale
-from hybridizer.anatomy.spellings import Config, Listed, OneOrList, Overrides, integer
+from hybridizer.anatomy.spellings import (
+    UNSAID,
+    Computed,
+    Config,
+    Letters,
+    Listed,
+    OneOrList,
+    Overrides,
+    Spelling,
+    integer,
+)
 from hybridizer.anatomy.traits import Trait
 
 # Families whose layers are all alike, say nothing of their own in the config, and do not depend on their place.
@@ -29,7 +39,7 @@ def _place(name: str, style: str, value: Callable[[int, int, Config], object], c
 
 
 def _one_or_list(key: str) -> Trait:
-    return Trait(f"`{key}`", (OneOrList(key), always("the family's default")))
+    return Trait(f"`{key}`", (OneOrList(key), always(UNSAID)))
 
 
 def _rope_theta(layer: int, num_layers: int, config: Config) -> float:
@@ -54,16 +64,18 @@ _ROPE = Trait(
 )
 _ROPE_THETA = Trait("rope_theta", (Listed("layer_rope_theta"), by_place("by one `rope_theta`", _rope_theta)))
 _OVERRIDES = Trait("overrides", (Overrides(), always("{}")))
-_OWN_OVERRIDES = Trait("overrides", (Overrides(), always("what the family derives from the layer types")))
-# A "shared" layer reuses the choice of tokens that the last "full" layer before it made.
-_INDEXER = Trait(
-    "indexer",
-    (
-        Listed("indexer_types"),
-        by_place("by a full one at 0, 1, 5, 9, ...", lambda i, *_: "shared" if i and (i - 1) % 4 else "full"),
-    ),
-    chained=frozenset({"shared"}),
-)
+_OWN_OVERRIDES = Trait("overrides", (Overrides(), always(UNSAID)))  # derived from the layer types
+
+
+def _indexer(*spellings: Spelling) -> Trait:
+    """A "shared" layer reuses the choice of tokens that the last "full" layer before it made."""
+    return Trait("indexer", (Listed("indexer_types"), *spellings), chained=frozenset({"shared"}))
+
+
+def _glm_indexer(layer: int, num_layers: int, config: Config) -> str:
+    step = max(integer(config, "index_topk_freq", 1), 1)
+    return "shared" if max(layer - integer(config, "index_skip_topk_offset", 2) + 1, 0) % step else "full"
+
 
 _MORE: Mapping[str, tuple[Trait, ...]] = {
     "diffllama": (_place("lambda_init", "by a function of the layer's place", lambda i, *_: i),),
@@ -71,7 +83,12 @@ _MORE: Mapping[str, tuple[Trait, ...]] = {
     "gemma3n_text": (_one_or_list("intermediate_size"), _one_or_list("activation_sparsity_pattern")),
     "gemma4_text": (_OWN_OVERRIDES,),
     "gemma4_unified_text": (_OWN_OVERRIDES,),
-    "glm_moe_dsa": (Trait("indexer", (Listed("indexer_types"), always("full")), chained=frozenset({"shared"})),),
+    "glm_moe_dsa": (
+        _indexer(
+            Letters("index_topk_pattern", {"F": "full", "S": "shared"}),
+            Computed(("index_topk_freq", "index_skip_topk_offset"), "by a step (`index_topk_freq`)", _glm_indexer),
+        ),
+    ),
     "gpt2": (
         _place(
             "attention scale",
@@ -87,15 +104,15 @@ _MORE: Mapping[str, tuple[Trait, ...]] = {
     "hunyuan_v1_moe": tuple(
         _one_or_list(key) for key in ("num_experts", "moe_topk", "moe_intermediate_size", "num_shared_expert")
     ),
-    "hy_v4": (_INDEXER,),
+    "hy_v4": (
+        _indexer(by_place("by a full one at 0, 1, 5, 9, ...", lambda i, *_: "shared" if i and (i - 1) % 4 else "full")),
+    ),
     "laguna": (
         Trait(
             "attention heads",
             (
                 Listed("num_attention_heads_per_layer"),
-                by_place(
-                    "by one `num_attention_heads`", lambda i, n, config: integer(config, "num_attention_heads", 1)
-                ),
+                by_place("by one `num_attention_heads`", _num_heads),
             ),
         ),
     ),

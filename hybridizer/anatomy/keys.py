@@ -78,10 +78,14 @@ def is_harmless(key: str) -> bool:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a family assumes for absent keys, and which keys it computes from others whatever a file says."""
+    """What a family assumes for absent keys, and which keys it computes from others whatever a file says.
+
+    `tied` is the assumption about `tie_word_embeddings`; None for an unknown family.
+    """
 
     assumed: Mapping[str, Any]
     derived: frozenset[str]
+    tied: bool | None
 
     def value_of(self, key: str, config: Config) -> Any:
         """What `config` means by `key`, present or absent; None when it means nothing by it."""
@@ -101,4 +105,4 @@ def read_assumptions(family: str) -> Assumptions:
     """What transformers 5.23 assumes for `family`, from the table that scripts/family_table.py --defaults writes."""
     entry = json.loads(Path(__file__).with_name("defaults.json").read_text()).get(family, {})
     assumed = {SAME_AS.get(key, key): value for key, value in entry.get("assumed", {}).items()}
-    return Assumptions(assumed, frozenset(entry.get("derived", ())))
+    return Assumptions(assumed, frozenset(entry.get("derived", ())), entry.get("tied"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybridizer.anatomy.families import read_traits, why_bound
+from hybridizer.anatomy.keys import read_assumptions
 from hybridizer.anatomy.names import (
     EMBEDDINGS,
     FINAL_NORMS,
@@ -43,7 +44,7 @@ def read_anatomy(config: Mapping[str, Any], shapes: Shapes, where: str) -> Anato
     if not why_bound(text_family, text):
         _check_siblings(layers, traits, shapes, where)
     embedding, final_norm, head = _find_ends(table, prefix)
-    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", not head)))
+    tied = _read_tie(config, text, text_family, bool(head))
     _check_ends(embedding, head, tied, where)
     named = {*embedding, *final_norm, *head, *(name for layer in layers for name in layer.values())}
     return Anatomy(
@@ -173,6 +174,13 @@ def _find_ends(table: NameTable, prefix: str) -> tuple[tuple[str, ...], tuple[st
     beside_layers = [name for name in table.single if name.count(".") == stem.count(".") + 1]
     embedding = pick(table.single, EMBEDDINGS, stem) or pick(table.single, EMBEDDINGS)
     return embedding, pick(beside_layers, FINAL_NORMS, stem), pick(table.single, HEADS)
+
+
+def _read_tie(config: Config, text: Config, family: str, has_head: bool) -> bool:
+    """Whether head and embedding are one tensor: by the config, by what the family assumes, or by what is there."""
+    said = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    assumed = read_assumptions(family).tied
+    return bool(said) if said is not None else assumed if assumed is not None else not has_head
 
 
 def _check_ends(embedding: tuple[str, ...], head: tuple[str, ...], tied: bool, where: str) -> None:

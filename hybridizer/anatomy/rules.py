@@ -162,7 +162,7 @@ def runs(key: str, default: list[Any]) -> Computed:
 
 
 def residual_scale() -> Computed:
-    """MiniCPM3 multiplies every branch by `scale_depth` / sqrt(number of layers): a depth change must move the key.
+    """MiniCPM3 multiplies every branch by `scale_depth` / sqrt(number of layers): a change of depth moves the key.
 
     The proposals are the neighbouring float64 numbers of the quotient turned round, because division and multiplication
     do not undo each other to the last bit.
@@ -170,7 +170,7 @@ def residual_scale() -> Computed:
     key = "scale_depth"
 
     def value(layer: int, num_layers: int, config: Config) -> float:
-        scale = config.get(key)
+        scale = config.get(key, 1.4)
         if not isinstance(scale, int | float | None):
             raise ValueError(f"`{key}` is {scale!r}, where a number is expected.")
         return 1.0 if scale is None else scale / math.sqrt(num_layers)

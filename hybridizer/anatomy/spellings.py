@@ -16,6 +16,8 @@ Edits = dict[str, Any]
 Values = tuple[Any, ...]
 
 REMOVED: Final = object()
+# The value of a trait where a config is silent and the family decides: it can be kept silent, but not written down.
+UNSAID: Final = "left to the family"
 
 
 class CannotExpress(Exception):
@@ -183,6 +185,8 @@ class OneOrList:
         return None if entries is None else tuple(entries)
 
     def encode(self, config: Config, values: Values) -> Edits:
+        if UNSAID in values:
+            raise CannotExpress(f"under `{self.key}`, which some of the donors leave out")
         uniform = values.count(values[0]) == len(values) and not isinstance(config.get(self.key), list)
         return {self.key: values[0] if uniform else list(values)}
 
@@ -215,8 +219,8 @@ class Overrides:
         return tuple(json.dumps(by_layer.get(str(layer), {}), sort_keys=True) for layer in range(num_layers))
 
     def encode(self, config: Config, values: Values) -> Edits:
-        if not all(isinstance(value, str) and value.startswith("{") for value in values):
-            raise CannotExpress("by overrides that are written out, and a donor leaves them to its family's defaults")
+        if UNSAID in values:
+            raise CannotExpress(f"under `{self.key}`, which some of the donors leave out")
         overrides = {layer: entry for layer, value in enumerate(values) if (entry := json.loads(value))}
         digits = len(str(max(overrides, default=0)))
         return {self.key: {str(layer).zfill(digits): entry for layer, entry in overrides.items()}}

@@ -8,6 +8,7 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from hybridizer.anatomy.attention import _WITHOUT_LIST, OLD_NAMES, attention_of
+from hybridizer.anatomy.families import read_traits
 from hybridizer.anatomy.mlp import MLP_TYPES, mlp_of
 
 DEPTHS = (2, 5, 13)
@@ -72,6 +73,23 @@ def test_layers_are_read_as_transformers_reads_them(family: str, old: dict[str, 
         if trait is not None and MLP_TYPES in trait.spellings:
             expected = tuple({"sparse": "moe"}.get(name, name) for name in config.mlp_layer_types)
             assert trait.decode(old, depth) == expected, f"{depth} layers"
+
+
+@pytest.mark.parametrize(
+    ("family", "old"),
+    [
+        ("glm_moe_dsa", {}),
+        ("glm_moe_dsa", {"index_topk_freq": 3}),
+        ("glm_moe_dsa", {"index_topk_freq": 2, "index_skip_topk_offset": 3}),
+        ("glm_moe_dsa", {"index_topk_pattern": "FSSFS"}),
+        ("hy_v4", {}),
+    ],
+)
+def test_indexers_are_read_as_transformers_reads_them(family: str, old: dict[str, Any]) -> None:
+    (trait,) = (trait for trait in read_traits(family) if trait.name == "indexer")
+    for depth in (5,) if "index_topk_pattern" in old else DEPTHS:
+        expected = CONFIG_MAPPING[family](num_hidden_layers=depth, **old).indexer_types
+        assert trait.decode(old, depth) == tuple(expected)
 
 
 def test_jamba_experts_are_read_as_transformers_reads_them() -> None:

@@ -79,14 +79,23 @@ def test_recomputed_buffers_are_left_out_and_global_tensors_kept() -> None:
 
 @pytest.mark.parametrize(
     ("config_says", "head_there", "tied", "in_doubt"),
-    [(True, False, True, False), (True, True, True, True), (None, True, False, False), (None, False, True, False)],
+    [(True, False, True, False), (True, True, True, True), (None, True, True, True), (None, False, True, False)],
 )
 def test_ties(config_says: bool | None, head_there: bool, tied: bool, in_doubt: bool) -> None:
     shapes = llama_shapes()
     if not head_there:
         del shapes["lm_head.weight"]
-    anatomy = read_anatomy(llama_config(tie_word_embeddings=config_says), shapes, "alpha")
+    config = llama_config(model_type="gemma", tie_word_embeddings=config_says)  # gemma ties unless told otherwise
+    anatomy = read_anatomy(config, shapes, "alpha")
     assert (anatomy.tied, anatomy.tie_in_doubt) == (tied, in_doubt)
+
+
+def test_a_silent_config_of_an_unknown_family_ties_where_there_is_no_head() -> None:
+    config = llama_config(model_type="a_family_of_the_future", tie_word_embeddings=None)
+    shapes = llama_shapes()
+    assert not read_anatomy(config, shapes, "alpha").tied
+    del shapes["lm_head.weight"]
+    assert read_anatomy(config, shapes, "alpha").tied
 
 
 def test_config_and_files_of_different_depth() -> None:

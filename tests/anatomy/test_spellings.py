@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hybridizer.anatomy import rules
 from hybridizer.anatomy.spellings import (
+    UNSAID,
     CannotExpress,
     Indexed,
     Letters,
@@ -94,7 +95,8 @@ def test_rules_find_their_parameters(name: str, values: tuple[str, ...], edits: 
         ("window from", ("sliding_attention", "full_attention")),
         ("letters", ("moe",)),
         ("indices", ("sliding",)),
-        ("overrides", ("what the family derives",)),
+        ("overrides", (UNSAID, "{}")),
+        ("one or list", (64, UNSAID)),
     ],
 )
 def test_orders_beyond_a_spelling_are_refused(name: str, values: tuple[str, ...]) -> None:
