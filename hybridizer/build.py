@@ -21,7 +21,7 @@ from hybridizer.recipe.to_yaml import to_yaml
 from hybridizer.records import write_json
 from hybridizer.reference import parse_reference
 from hybridizer.settle import Settled, guess, settle
-from hybridizer.stages.donors import Access, Awaited, open_donor, open_donors, scan_donors
+from hybridizer.stages.donors import Access, Awaited, check_unchanged, open_donor, open_donors, scan_donors
 from hybridizer.stages.export import export
 from hybridizer.stages.plan import make_plan
 from hybridizer.stages.splice import splice
@@ -110,14 +110,17 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     if deep:
         scan_donors(donors, monitor)
-    if _is_built(folder / "model", plan, replace):
+    built = _is_built(folder / "model", plan, replace)
+    if built:
         monitor.note(f"splice: unchanged, {folder / 'model'} was built from this plan")
     else:
         write_records(folder, planned)
         with begin_output(folder / "model", replace=replace) as partial:
-            export(plan, donors, splice(plan, donors, partial, monitor), partial)
+            written = splice(plan, donors, partial, monitor)
+            check_unchanged(donors)
+            export(plan, donors, written, partial)
         monitor.note(f"splice: wrote {len(plan.tensors)} tensors to {folder / 'model'}")
-    manifest, proofs = verify(folder / "model", monitor, find_donor=donors.get, load=load)
+    manifest, proofs = verify(folder / "model", monitor, find_donor=donors.get, load=load, rehash=built)
     write_json(folder / FILE_NAME, manifest.to_json())
     return Built(folder, plan, manifest, proofs)
 

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from hybridizer import build
 from hybridizer.planning.plan import plan_from_json
+from hybridizer.stages import splice
 from lines import hybridize, hybridize_json, make_donor, write_recipe
 
 
@@ -166,6 +168,21 @@ def test_a_donor_that_changed_under_a_pinned_recipe_is_refused(bench):
     make_donor(bench / "b", seed=3)
     stderr = hybridize("plan", bench / "runs/x/recipe.resolved.yaml", code=2).stderr
     assert "donor 'b' is pinned to sha256:" in stderr and "recipe.resolved.yaml:" in stderr
+
+
+def test_a_donor_that_is_rewritten_during_the_copy_is_noticed(bench, monkeypatch):
+    recipe = recipe_of(bench, {"host": "a", "slices": SLICES})
+
+    def splice_slowly(*arguments):
+        written = splice.splice(*arguments)
+        data = bytearray((bench / "b/model.safetensors").read_bytes())
+        data[-1] ^= 1
+        (bench / "b/model.safetensors").write_bytes(data)
+        return written
+
+    monkeypatch.setattr(build, "splice", splice_slowly)
+    assert "donor 'b' was changed while" in hybridize("build", recipe, code=1).stderr
+    assert not (bench / "runs/x/model").exists()
 
 
 def test_a_model_folder_travels_alone_and_every_file_may_be_read(bench):

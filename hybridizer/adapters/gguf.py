@@ -39,3 +39,5 @@ def dequantise_gguf(file: Path, folder: Path) -> None:
     with without_bars():
         plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)

@@ -16,8 +16,8 @@ class Donor:
     """A donor's files, what they hold, and what pins it.
 
     `reference` is the user's text; `revision` the commit a hub reference was resolved to; `fingerprint` is
-    `sha256:<hex>` over content, None where it was not asked for. `companions` are the tokenizer, template, generation
-    and licence files by name. `allow` is what the recipe lets pass for this donor.
+    `sha256:<hex>` over the content of `pinned_files`, None where it was not asked for. `companions` are the tokenizer,
+    template, generation and licence files by name. `allow` is what the recipe lets pass for this donor.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Donor:
     checkpoint: Checkpoint
     anatomy: Anatomy
     companions: Mapping[str, Path]
+    pinned_files: Mapping[str, Path]
     fingerprint: str | None = None
     license: str | None = None
     allow: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from hybridizer.checkpoint.fingerprint import fingerprint_files
 from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
 from hybridizer.checkpoint.gguf_header import read_gguf_header
 from hybridizer.checkpoint.publish import begin_output
-from hybridizer.errors import CheckpointError, DonorError, Problem
+from hybridizer.errors import CheckpointError, DonorError, OutputError, Problem
 from hybridizer.monitor import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.refusals import refuse_quantised, refuse_remote_code
@@ -122,6 +122,7 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
     shapes = {tensor: entry.shape for tensor, entry in checkpoint.tensors.items()}
     anatomy = read_anatomy(config, shapes, where=f"'{name}' ({folder})")
     _check_tie(anatomy, checkpoint)
+    pinned = _list_pinned(located, checkpoint, companions)
     return Donor(
         name=name,
         reference=str(reference),
@@ -131,7 +132,8 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
         checkpoint=checkpoint,
         anatomy=anatomy,
         companions=companions,
-        fingerprint=_fingerprint(located, checkpoint, companions) if access.fingerprint else None,
+        fingerprint=fingerprint_files(pinned, cache_folder()) if access.fingerprint else None,
+        pinned_files=pinned,
         license=_read_license(folder),
         allow=access.allow,
     )
@@ -261,11 +263,22 @@ def _read_license(folder: Path) -> str | None:
     return None
 
 
-def _fingerprint(located: Located, checkpoint: Checkpoint, companions: Mapping[str, Path]) -> str:
+def _list_pinned(located: Located, checkpoint: Checkpoint, companions: Mapping[str, Path]) -> Mapping[str, Path]:
     if located.gguf is not None:  # the file itself, since what a dequantiser writes around it differs by version
-        return fingerprint_files({"gguf": located.gguf}, cache_folder())
+        return {"gguf": located.gguf}
     files = {"config.json": checkpoint.folder / "config.json", **{file.name: file for file in checkpoint.files}}
-    return fingerprint_files(files | dict(companions), cache_folder())
+    return files | dict(companions)
+
+
+def check_unchanged(donors: Mapping[str, Donor]) -> None:
+    """Raise OutputError when a donor's files are no longer those that its fingerprint was taken of.
+
+    Costs a look at sizes and times, since contents hashed before are remembered.
+    """
+    for donor in donors.values():
+        if fingerprint_files(donor.pinned_files, cache_folder()) != donor.fingerprint:
+            what = f"donor '{donor.name}' was changed while its tensors were being copied."
+            raise OutputError(Problem(str(donor.folder), what, "Leave donors alone while a build runs; run it again."))
 
 
 def scan_donors(donors: Mapping[str, Donor], monitor: Monitor) -> None:

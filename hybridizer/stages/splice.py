@@ -21,9 +21,8 @@ def splice(plan: Plan, donors: Mapping[str, Donor], folder: Path, monitor: Monit
     Imports no torch unless something is blended or converted. Raises OutputError when the disk is full.
     """
     tensors = [_output_tensor(plan, tensor, donors) for tensor in plan.tensors]
-    needed = required_bytes(tensors)
-    check_free_space(folder, needed)
-    with monitor.task("splice", needed, "bytes") as advance:
+    check_free_space(folder, required_bytes(tensors))
+    with monitor.task("splice", sum(tensor.num_bytes for tensor in tensors), "bytes") as advance:
         return write_checkpoint(
             folder,
             tensors,

@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.anatomy.structure import Anatomy
-from hybridizer.checkpoint.fingerprint import hash_file
+from hybridizer.checkpoint.fingerprint import hash_files
 from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
 from hybridizer.errors import Problem, VerificationError
 from hybridizer.monitor import Monitor
@@ -30,16 +30,22 @@ class Proof:
 
 
 def verify(
-    folder: Path, monitor: Monitor, *, find_donor: Callable[[str], Donor | None], load: bool = True
+    folder: Path,
+    monitor: Monitor,
+    *,
+    find_donor: Callable[[str], Donor | None],
+    load: bool = True,
+    rehash: bool = True,
 ) -> tuple[Manifest, tuple[Proof, ...]]:
     """The manifest of the model in `folder` and everything that was proved of it.
 
     `find_donor` gives the donor a manifest names, or None where it is not on this machine; it is asked only for an
     identity splice, whose logits are compared with the donor's bit for bit. Without `load` no torch is imported and
-    what needs the model in memory is left out. Raises VerificationError with what failed.
+    what needs the model in memory is left out. Without `rehash` contents are taken as hashed: for the run that has just
+    read them back. Raises VerificationError with what failed.
     """
     manifest = read_manifest(folder)
-    proofs = [_check_files(folder, manifest, monitor)]
+    proofs = [_check_files(folder, manifest, monitor, rehash)]
     checkpoint = open_checkpoint(folder)
     config = read_json(folder / "config.json")
     proofs.append(_check_tensors(folder, checkpoint, manifest))
@@ -54,7 +60,7 @@ def _fail(where: Path | str, what: str, fix: str = "Build it again.") -> Verific
     return VerificationError(Problem(str(where), what, fix))
 
 
-def _check_files(folder: Path, manifest: Manifest, monitor: Monitor) -> Proof:
+def _check_files(folder: Path, manifest: Manifest, monitor: Monitor, rehash: bool) -> Proof:
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {FILE_NAME}
     lost, foreign = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
     if lost:
@@ -63,9 +69,11 @@ def _check_files(folder: Path, manifest: Manifest, monitor: Monitor) -> Proof:
         fix = "Move them out: a loader may prefer them to the model's own files."
         raise _fail(folder, f"{len(foreign)} files are not in the manifest: {', '.join(foreign[:5])}.", fix)
     num_bytes = sum((folder / name).stat().st_size for name in manifest.files)
+    if not rehash:
+        return Proof("files", f"{len(manifest.files)} files, {num_bytes:,} bytes: hashed as they were read back")
     with monitor.task("re-hash", num_bytes, "bytes") as advance:
-        for name, expected in manifest.files.items():
-            found = hash_file(folder / name)
+        for name, found in hash_files({name: folder / name for name in manifest.files}):
+            expected = manifest.files[name]
             if found != expected:
                 raise _fail(
                     folder / name, f"its content hashes to {found[:16]}..., the manifest says {expected[:16]}...."
