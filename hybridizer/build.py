@@ -147,9 +147,17 @@ def write_records(folder: Path, planned: Planned) -> None:
     for traced in planned.settled.traces:
         (folder / "traces").mkdir(exist_ok=True)
         write_json(folder / "traces" / f"{traced.donor}.json", traced.record)
+        _draw_trace(folder / "traces" / f"{traced.donor}.svg", traced, planned.settled.recipe)
     if planned.plan.evidence.ranking is not None:
         write_json(folder / "ranking.json", planned.plan.evidence.ranking)
     write_json(folder / "plan.json", planned.plan.to_json())
+
+
+def _draw_trace(path: Path, traced: Traced, recipe: Recipe) -> None:
+    from hybridizer.tracer.plot import draw_trace, write_figure
+
+    chosen = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
+    write_figure(draw_trace(traced.record, chosen if isinstance(chosen, int) else None), path)
 
 
 def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -208,14 +208,23 @@ def trace(donors: tuple[str, ...], **options: Any) -> None:
     if options["json_out"] is not None:
         _write_out(options["json_out"], traces[0].record if len(traces) == 1 else [t.record for t in traces])
     if options["plot"] is not None:
-        from hybridizer.tracer.plot import plot_trace, plot_traces
-
-        records = [traced.record for traced in traces]
-        plot_trace(records[0], options["plot"]) if len(records) == 1 else plot_traces(records, options["plot"])
+        _plot(traces, options["plot"])
     if str(options["json_out"]) != "-":
         from hybridizer.tracer.tables import trace_table
 
         _draw(*(trace_table(traced.record) for traced in traces))
+
+
+def _plot(traces: Sequence[Any], path: Path) -> None:
+    from hybridizer.stages.rank import choose
+    from hybridizer.tracer.plot import draw_donors, draw_trace, write_figure
+
+    boundaries = [choose(traced, "auto").layer for traced in traces]
+    if len(traces) == 1:
+        write_figure(draw_trace(traces[0].record, boundaries[0]), path)
+    else:
+        write_figure(draw_donors([traced.record for traced in traces], boundaries), path)
+    click.echo(f"drew {path}", err=True)
 
 
 @main.command()
