@@ -31,14 +31,14 @@ def llama_parts(model):
 class PlainLayer(torch.nn.Module):
     """Causal attention that keeps documents apart by their positions, and a small network behind it."""
 
-    def __init__(self, width):
+    def __init__(self, width, dropout):
         super().__init__()
         self.norm = torch.nn.LayerNorm(width)
         self.qkv = torch.nn.Linear(width, 3 * width, bias=False)
         self.mlp = torch.nn.Sequential(
             torch.nn.Linear(width, 2 * width), torch.nn.GELU(), torch.nn.Linear(2 * width, width)
         )
-        self.dropout = torch.nn.Dropout(0.1)
+        self.dropout = torch.nn.Dropout(dropout)
 
     def forward(self, hidden, allowed):
         q, k, v = self.qkv(self.norm(hidden)).chunk(3, dim=-1)
@@ -49,10 +49,10 @@ class PlainLayer(torch.nn.Module):
 class PlainLM(torch.nn.Module):
     """A causal language model in plain torch, for tests that start processes and cannot wait for transformers."""
 
-    def __init__(self, num_layers=4, width=16, vocabulary=257):
+    def __init__(self, num_layers=4, width=16, vocabulary=257, dropout=0.1):
         super().__init__()
         self.embedding = torch.nn.Embedding(vocabulary, width)
-        self.layers = torch.nn.ModuleList(PlainLayer(width) for _ in range(num_layers))
+        self.layers = torch.nn.ModuleList(PlainLayer(width, dropout) for _ in range(num_layers))
         self.norm = torch.nn.LayerNorm(width)
         self.head = torch.nn.Linear(width, vocabulary, bias=False)
 
@@ -67,11 +67,11 @@ class PlainLM(torch.nn.Module):
         return SimpleNamespace(logits=self.head(self.norm(hidden)))
 
 
-def plain_model(seed=0):
+def plain_model(seed=0, dropout=0.1):
     """A PlainLM of 15,744 parameters and its parts."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = PlainLM()
+        model = PlainLM(dropout=dropout)
     assert sum(p.numel() for p in model.parameters()) == 15_744
     parts = SimpleNamespace(
         embedding=model.embedding, layers=model.layers, final_norm=model.norm, head=model.head, tuple_sizes=(0,) * 4

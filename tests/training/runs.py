@@ -29,9 +29,11 @@ def data_in(folder, **settings):
     return TrainingData([source], DataSettings(**{"tokens": 3000, "sequence": 64, "rows_per_step": 4, **settings}))
 
 
-def run(folder, settings=SETTINGS, data=None, model=None, freeze="deep", plan_hash="sha256:plan", **options):
+def run(
+    folder, settings=SETTINGS, data=None, model=None, freeze="deep", plan_hash="sha256:plan", dropout=0.1, **options
+):
     """Train a fresh plain model in `folder`; the model and the result."""
-    model, parts = model or plain_model()
+    model, parts = model or plain_model(dropout=dropout)
     plan = plan_freeze(model, parts, FreezeSettings(freeze), boundary=2)
     options = {"runtime": Runtime(cpu=True), "monitor": SilentMonitor(), "figures": FIGURES, **options}
     data = data or data_in(folder / "data")
@@ -61,5 +63,6 @@ class SpeakingMonitor(SilentMonitor):
 
 if __name__ == "__main__":
     settings = replace(SETTINGS, precision=sys.argv[2])
-    trained, _ = run(Path(sys.argv[1]), settings, monitor=SpeakingMonitor())
+    dropout = float(sys.argv[3]) if len(sys.argv) > 3 else 0.1
+    trained, _ = run(Path(sys.argv[1]), settings, monitor=SpeakingMonitor(), dropout=dropout)
     sys.stdout.write(bytes_of(trained) + "\n")
