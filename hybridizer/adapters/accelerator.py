@@ -54,8 +54,17 @@ class Runtime:
         return bool(self._accelerator.is_main_process)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` on this device, its gradients averaged over the processes. Parameter objects stay the same."""
-        wrapped: nn.Module = self._accelerator.prepare_model(module)
+        """`module` on this device, its gradients averaged over the processes.
+
+        Parameter objects stay the same, but under FSDP2, where they are exchanged for parts of them.
+        """
+        wrapped: nn.Module
+        if self._accelerator.is_fsdp2:
+            # accelerate wants an optimizer beside the module; ours is made afterwards, over the parts.
+            placeholder = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)
+            wrapped, _ = self._accelerator.prepare(module, placeholder)
+        else:
+            wrapped = self._accelerator.prepare_model(module)
         return wrapped
 
     def backward(self, loss: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hybridizer.errors import Problem, RecipeError, RunError
 from hybridizer.training.selectors import FreezeChoice, FreezeSettings, choose_frozen
+from hybridizer.training.spread import gather, local_part
 
 REST = "outside the layers"
 
@@ -134,7 +135,10 @@ class FreezeProof:
         return tuple(name for name in self._plan.trained if name in same)
 
     def check_end(self, parameters: Mapping[str, Tensor]) -> None:
-        """Return if the frozen tensors hash as they did at the beginning; raise RunError naming those that changed."""
+        """Return if the frozen tensors hash as they did at the beginning; raise RunError naming those that changed.
+
+        To be called after every cast is undone, by every process where tensors are spread over processes.
+        """
         hashes = self.frozen_sha256
         _refuse_changed("end of training", [n for n in hashes if tensor_sha256(parameters[n]) != hashes[n]])
 
@@ -157,14 +161,15 @@ def checksum(tensor: Tensor) -> int:
 
 
 def tensor_sha256(tensor: Tensor) -> str:
-    """`sha256:<hex>` of the bytes of `tensor` in its own precision, row by row, as safetensors stores them."""
-    return "sha256:" + hashlib.sha256(_bytes(tensor)).hexdigest()
+    """`sha256:<hex>` of the bytes of `tensor` in its own precision, row by row, as safetensors stores them.
+
+    Every process must call this for a tensor that is spread over them.
+    """
+    return "sha256:" + hashlib.sha256(_bytes(gather(tensor))).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> Any:
-    shard = getattr(tensor, "to_local", None)  # of a tensor that is spread over processes
-    local: Tensor = tensor.detach() if shard is None else shard().detach()
-    return local.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return local_part(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _refuse_changed(where: str, names: list[str]) -> None:

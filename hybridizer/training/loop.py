@@ -31,7 +31,10 @@ from hybridizer.training.objective import Objective, TrainableParts
 from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
 from hybridizer.training.precision import Precision, WorkingPrecision, choose_dtype
 from hybridizer.training.schedule import ScheduleSettings, rate_factor
-from hybridizer.training.state import State, read_checkpoint, write_checkpoint
+from hybridizer.training.spread import gather, is_spread
+from hybridizer.training.state import State, read_checkpoint, write_checkpoint, write_tensors
+
+TRAINED = "trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ def train(
 ) -> TrainResult:
     """Train `model` in place as planned, from the newest checkpoint in `folder` if there is one.
 
-    Afterwards the trained parameters of `model` are float32 and the frozen ones hold the bytes they came with, which is
-    checked. `plan_hash` names what the model was made of. `folder` gets checkpoints/ and log.jsonl. Raises InputError
-    for a checkpoint of another run, RunError when the loss explodes or the freeze does not hold.
+    Afterwards `folder` holds trained.safetensors, the trained tensors in float32 under their names in the model, beside
+    checkpoints/ and log.jsonl. The trained parameters of `model` are those, and the frozen ones hold the bytes they
+    came with, which is checked (under FSDP2 the model stays spread). `plan_hash` names what the model was made of.
+    Raises InputError for a checkpoint of another run, RunError when the loss explodes or the freeze does not hold.
     """
     with ExitStack() as stack, torch.random.fork_rng(devices=[]):
         run = _Run(model, parts, plan, data, settings, folder, plan_hash, runtime, figures, clock, stack)
@@ -179,13 +183,18 @@ class _Run:
         return "tokens" if last_step == self._data.num_steps else "steps"
 
     def finish(self, stopped_by: str) -> TrainResult:
-        """Put the float32 masters into the model, prove the frozen tensors untouched, and sum up."""
+        """Write the trained tensors, put them into the model where it is whole here, and prove the frozen untouched."""
         self._runtime.stop_tracking()
+        trained = {name: gather(master.detach()) for name, master in self._masters.tensors.items()}
+        if self._runtime.is_main:
+            write_tensors(self._folder / TRAINED, trained)
         parameters = self._parameters()
-        for name, master in self._masters.tensors.items():
-            parameters[name].data = master.data
+        for name, whole in trained.items():
             parameters[name].grad = None
+            if not is_spread(parameters[name]):
+                parameters[name].data = whole
         self._proof.check_end(parameters)
+        self._runtime.wait()
         return TrainResult(
             self.step,
             self._tokens,
@@ -290,6 +299,7 @@ class _Run:
 
     def _save(self) -> None:
         self._saved_at = self._clock()
+        tensors = self._masters.state(self._optimizer)
         if self._runtime.is_main:
             figures = {
                 "tokens": self._tokens,
@@ -299,7 +309,7 @@ class _Run:
                 "smoothed": self._guard.smoothed,
                 "lowest": self._guard.lowest,
             }
-            state = State(self.step, self._masters.state(self._optimizer), figures)
+            state = State(self.step, tensors, figures)
             write_checkpoint(self._folder / "checkpoints", state, self._facts)
         self._runtime.wait()
 

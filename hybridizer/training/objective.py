@@ -37,6 +37,8 @@ class Objective(nn.Module):
             what = "the output head is no module of its own, so its input cannot be read."
             raise InputError(Problem(type(model).__name__, what, "Train a model with an output head module."))
         self.model, self._parts, self._chunk_bytes = model, parts, chunk_bytes
+        # The name under which accelerate and transformers look for what FSDP is to spread as one unit.
+        self._no_split_modules = sorted({type(layer).__name__ for layer in parts.layers})
         self.bare_head = self._is_bare_head(parts.head)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, targets: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hybridizer.errors import InputError, Problem, RecipeError, nearest
 from hybridizer.training.freeze import FreezePlan
+from hybridizer.training.spread import gather, spread_like
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,18 @@ class Masters:
 
     def reached(self) -> set[str]:
         """The tensors whose gradient is there and not all zero."""
-        return {name for name, tensor in self.tensors.items() if tensor.grad is not None and bool(tensor.grad.any())}
+        return {
+            name
+            for name, tensor in self.tensors.items()
+            if tensor.grad is not None and bool(gather(tensor.grad.count_nonzero()))
+        }
 
     def gradient_norms(self) -> dict[str, float]:
         """The L2 norm of the gradients of each side (`shallow`, `deep`) that trains, and of all (`total`)."""
         norms = {}
         for side in sorted(set(self._sides.values())):
             grads = [t.grad for n, t in self.tensors.items() if self._sides[n] == side and t.grad is not None]
-            norms[side] = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+            norms[side] = float(gather(torch.nn.utils.get_total_norm(grads))) if grads else 0.0
         norms["total"] = sum(norm**2 for norm in norms.values()) ** 0.5
         return norms
 
@@ -73,11 +78,14 @@ class Masters:
         torch._foreach_mul_([t.grad for t in self.tensors.values() if t.grad is not None], factor)
 
     def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Masters and the optimizer's tensors for them, by name: `master.<name>`, `exp_avg.<name>` and so on."""
-        tensors = {f"master.{name}": tensor.detach() for name, tensor in self.tensors.items()}
+        """Masters and the optimizer's tensors for them, by name: `master.<name>`, `exp_avg.<name>` and so on.
+
+        Whole tensors, every process must call this.
+        """
+        tensors = {f"master.{name}": gather(tensor.detach()) for name, tensor in self.tensors.items()}
         for name, tensor in self.tensors.items():
             kept = optimizer.state[tensor]
-            tensors |= {f"{key}.{name}": value for key, value in kept.items() if isinstance(value, Tensor)}
+            tensors |= {f"{key}.{name}": gather(value) for key, value in kept.items() if isinstance(value, Tensor)}
         return tensors
 
     @torch.no_grad()
@@ -87,9 +95,9 @@ class Masters:
             kind, name = key.split(".", 1)
             master = self.tensors[name]
             if kind == "master":
-                master.copy_(value)
+                master.copy_(spread_like(value, master))
             else:
-                optimizer.state[master][kind] = value if kind == "step" else value.to(master.device)
+                optimizer.state[master][kind] = value if kind == "step" else spread_like(value, master)
         self.publish_()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybridizer.training.freeze import FreezePlan
+from hybridizer.training.spread import is_spread
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -80,7 +81,7 @@ class WorkingPrecision:
     def restore_(self) -> None:
         """Undo everything but the dtype of trained tensors, which the optimizer's masters replace anyway."""
         for name, parameter in self._model.named_parameters():
-            if name in self._kept:
+            if name in self._kept and not is_spread(parameter):
                 parameter.data = self._kept[name]
         for module in self._model.modules():
             if type(module) is MixedLinear:

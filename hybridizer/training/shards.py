@@ -111,9 +111,7 @@ def write_shard(
             )
         facts = {"format": FORMAT, "source": source, **record, "bad_counts": bad.counts, "bad_listed": bad.listed}
         write_json(partial / "shard.json", facts)
-        # Another process may have finished the same shard meanwhile; its bytes are the same.
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        _rename(partial, folder)
         flush_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -132,6 +130,15 @@ def open_shard(folder: Path) -> Shard:
         raise _damaged(folder, f"holds {found}, its record says {count} tokens in {documents} documents")
     bad = BadRecords(record["bad_counts"], record["bad_listed"])
     return Shard(folder, record["source"], tokens, ends, keys, sizes, bad)
+
+
+def _rename(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        # Another process finished the same shard meanwhile. Its bytes are the same, and may be mapped already.
+        if not (folder / "shard.json").is_file():
+            raise
 
 
 def _write_arrays(folder: Path, texts: Iterable[str], encoder: Encoder, task: Any) -> dict[str, int]:

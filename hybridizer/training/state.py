@@ -42,15 +42,10 @@ def write_checkpoint(folder: Path, state: State, facts: Mapping[str, Any]) -> Pa
 
     A process killed at any moment leaves the older checkpoints whole and nothing that looks finished.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".step.", suffix=".partial", dir=folder))
     try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in state.tensors.items()}, partial / "tensors.safetensors"
-        )
-        _flush_file(partial / "tensors.safetensors")
+        write_tensors(partial / "tensors.safetensors", state.tensors)
         write_json(partial / "state.json", {"step": state.step, "facts": facts, "figures": state.figures})
         final = folder / f"step-{state.step:08d}"
         shutil.rmtree(final, ignore_errors=True)
@@ -60,6 +55,19 @@ def write_checkpoint(folder: Path, state: State, facts: Mapping[str, Any]) -> Pa
         shutil.rmtree(partial, ignore_errors=True)
     _prune(folder)
     return final
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors` as one safetensors file: complete and flushed under its name, or not there."""
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.chmod(0o644)
+    partial.replace(path)
+    flush_folder(path.parent)
 
 
 def read_checkpoint(folder: Path, facts: Mapping[str, Any]) -> State | None:
@@ -107,9 +115,3 @@ def _differences(path: str, theirs: Any, ours: Any) -> list[str]:
         keys = sorted({*theirs, *ours})
         return [text for key in keys for text in _differences(f"{path}.{key}", theirs.get(key), ours.get(key))]
     return [] if theirs == ours else [f"{path.removeprefix('.')} is {ours!r} now and was {theirs!r} there"]
-
-
-def _flush_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    path.chmod(0o644)

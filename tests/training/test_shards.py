@@ -82,3 +82,11 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     encoder = ByteEncoder()
     encoder.vocab_size = 2**16 + 1
     assert shard_of(["ab"], tmp_path, encoder=encoder).tokens.dtype == np.uint32
+
+
+def test_a_shard_finished_by_another_process_meanwhile_is_left_as_it_is(tmp_path):
+    first = shard_of(["ab"], tmp_path)
+    inode = (first.folder / "tokens.npy").stat().st_ino
+    write_shard(first.folder, "x", ["ab"], ByteEncoder(), BadRecords(), SilentMonitor(), 2)
+    assert (first.folder / "tokens.npy").stat().st_ino == inode
+    assert [path.name for path in first.folder.parent.iterdir()] == [first.folder.name]

@@ -1,0 +1,34 @@
+"""Tensors that are spread over processes (torch's DTensor, as FSDP2 makes them), and plain ones, treated alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of `tensor`."""
+    return hasattr(tensor, "full_tensor")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of `tensor`: all of it, or its shard."""
+    part: Tensor = tensor.to_local() if is_spread(tensor) else tensor
+    return part
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """All of `tensor`. Every process must call this for a spread one, in the same order."""
+    whole: Tensor = tensor.full_tensor() if is_spread(tensor) else tensor
+    return whole
+
+
+def spread_like(whole: Tensor, like: Any) -> Tensor:
+    """`whole` on the device of `like`, and spread over the processes as `like` is."""
+    if not is_spread(like):
+        return whole.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every process read the same file: nothing needs to be sent.
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
