@@ -61,14 +61,21 @@ def read_documents(path: Path, text_field: str, max_bytes: int, bad: BadRecords)
     compression, damaged Parquet.
     """
     for where, text in _records(path, text_field, bad):
-        if not text.strip():
-            bad.add("empty", where)
-        elif len(text) * 4 > max_bytes and len(text.encode(errors="replace")) > max_bytes:
-            bad.add(f"longer than {max_bytes} bytes", where)
-        elif not _encodable(text):
-            bad.add("not UTF-8", where)
-        else:
+        if usable(text, where, max_bytes, bad):
             yield text
+
+
+def usable(text: str, where: str, max_bytes: int, bad: BadRecords) -> bool:
+    """Whether `text` can be trained on; if not, it goes to `bad`: empty, too long, not to be written as UTF-8."""
+    if not text.strip():
+        bad.add("empty", where)
+    elif len(text) * 4 > max_bytes and len(text.encode(errors="replace")) > max_bytes:
+        bad.add(f"longer than {max_bytes} bytes", where)
+    elif not _encodable(text):
+        bad.add("not UTF-8", where)
+    else:
+        return True
+    return False
 
 
 def file_hash(path: Path) -> str:

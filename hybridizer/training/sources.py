@@ -1,0 +1,92 @@
+"""From what a recipe names as data to tokenised sources: local files by pattern, hub datasets as streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from hybridizer.adapters.corpora import stream_texts
+from hybridizer.errors import Problem, RecipeError
+from hybridizer.monitor import Monitor
+from hybridizer.records import content_hash
+from hybridizer.training.data import Source
+from hybridizer.training.documents import BadRecords, find_files, usable
+from hybridizer.training.shards import FORMAT, Encoder, ReadSettings, Shard, open_shard, tokenise_file, write_shard
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset on a hub (or a folder that `datasets` reads), read as a stream up to `max_documents`."""
+
+    name: str
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+    max_documents: int = 100_000
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """One entry of a mixture: either `path`, a file or glob, or a `hub` dataset; its weight in training tokens."""
+
+    path: str | None = None
+    hub: HubDataset | None = None
+    weight: float = 1.0
+    read: ReadSettings = field(default_factory=ReadSettings)
+
+    @property
+    def name(self) -> str:
+        """What the source is called in messages and records."""
+        return self.path or (self.hub.name if self.hub else "nothing")
+
+
+def open_sources(
+    entries: Sequence[SourceSettings], folder: Path, encoder: Encoder, cache: Path, monitor: Monitor
+) -> tuple[Source, ...]:
+    """The sources of a mixture, tokenised now or found in `cache`; relative paths count from `folder`.
+
+    Records left out are noted to `monitor`, counted by reason. Raises RecipeError for an entry that names both or
+    neither kind, InputError for files that are missing, unreadable or hold nothing.
+    """
+    problems = [
+        Problem(f"train.data[{i}]", "names a path and a hub dataset, or neither.", "Give one of the two.")
+        for i, entry in enumerate(entries)
+        if (entry.path is None) == (entry.hub is None)
+    ]
+    if problems:
+        raise RecipeError(*problems)
+    sources = []
+    for entry in entries:
+        if entry.path is not None:
+            files = find_files(entry.path, folder)
+            shards = tuple(tokenise_file(file, encoder, entry.read, cache, monitor) for file in files)
+        else:
+            assert entry.hub is not None
+            shards = (_tokenise_stream(entry.hub, entry.read, encoder, cache, monitor),)
+        for shard in shards:
+            if shard.bad.counts:
+                left_out = ", ".join(f"{count} {reason}" for reason, count in shard.bad.counts.items())
+                monitor.note(f"{shard.source}: left out {left_out}")
+        sources.append(Source(entry.name, shards, entry.weight))
+    return tuple(sources)
+
+
+def _tokenise_stream(dataset: HubDataset, read: ReadSettings, encoder: Encoder, cache: Path, monitor: Monitor) -> Shard:
+    identity = content_hash([FORMAT, dataset, read, encoder.identity]).removeprefix("sha256:")
+    folder = cache / identity[:32]
+    if not (folder / "shard.json").is_file():
+        bad = BadRecords()
+        write_shard(folder, dataset.name, _usable_values(dataset, read, bad), encoder, bad, monitor, total_bytes=0)
+    return open_shard(folder)
+
+
+def _usable_values(dataset: HubDataset, read: ReadSettings, bad: BadRecords) -> Iterator[str]:
+    values = stream_texts(dataset.name, dataset.config, dataset.split, dataset.revision, read.text_field)
+    for number, value in enumerate(islice(values, dataset.max_documents), start=1):
+        where = f"{dataset.name}:record {number}"
+        if not isinstance(value, str):
+            bad.add(f"no text in field '{read.text_field}'", where)
+        elif usable(value, where, read.max_document_bytes, bad):
+            yield value
