@@ -23,7 +23,7 @@ class ConsoleMonitor:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from hybridizer.planning.manifest import Manifest
 from hybridizer.planning.plan import LayerRow, Plan, donor_layers
+from hybridizer.planning.tensors import UNUSED_LAYER
 from hybridizer.recipe.layers import format_layers
 from hybridizer.stages.verify import Proof
 
@@ -28,12 +30,17 @@ def plan_table(plan: Plan) -> Table:
 
 
 def unused_lines(plan: Plan) -> list[str]:
-    """One line for each reason why tensors of a donor are left out, with their number."""
+    """What is left out of each donor and why, with the number of tensors; layers that are in no slice in one line."""
     lines = []
     for donor, reasons in plan.unused.items():
-        for reason in sorted(set(reasons.values())):
-            count = sum(1 for given in reasons.values() if given == reason)
-            lines.append(f"left out of '{donor}': {count} tensors: {reason}")
+        counts = Counter(reasons.values())
+        layers = {int(match[1]): reason for reason in counts if (match := UNUSED_LAYER.fullmatch(reason))}
+        if layers:
+            count = sum(counts.pop(reason) for reason in layers.values())
+            lines.append(
+                f"left out of '{donor}': layers {format_layers(sorted(layers))} ({count} tensors): in no slice"
+            )
+        lines += [f"left out of '{donor}': {count} tensors: {reason}" for reason, count in sorted(counts.items())]
     return lines
 
 

@@ -77,6 +77,13 @@ def test_the_plan_accounts_for_every_tensor_and_comes_back_from_its_file(bench):
     }
 
 
+def test_the_plan_is_shown_with_what_it_leaves_out(bench):
+    shown = hybridize("plan", recipe_of(bench, {"host": "a", "slices": SLICES})).stdout
+    assert "left out of 'a': layers 1..2 (18 tensors): in no slice" in shown
+    assert "left out of 'b': 3 tensors: outside the layers, where the host 'a' decides" in shown
+    assert "b@" in shown and "full_attention" in shown
+
+
 def test_the_same_recipe_and_donors_plan_the_same_hash_wherever_they_lie(bench, tmp_path_factory):
     recipe = recipe_of(bench, {"host": "a", "slices": SLICES})
     first = hybridize_json("plan", recipe)["hash"]

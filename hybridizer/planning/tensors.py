@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from hybridizer.errors import PlanError, Problem
@@ -11,6 +12,7 @@ from hybridizer.planning.plan import BlendUse, Origin, PlannedTensor
 from hybridizer.recipe.recipe import Blend
 
 FLOATING = ("F64", "F32", "F16", "BF16")
+UNUSED_LAYER = re.compile(r"layer (\d+) is in no slice")
 
 
 def plan_tensors(
