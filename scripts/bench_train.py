@@ -96,7 +96,8 @@ class Turn:
 
     def begin(self) -> None:
         """Wait for the word to start."""
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            raise SystemExit  # the parent is done, or gone
         self._began = time.process_time(), time.perf_counter()
 
     def end(self, **figures: object) -> None:

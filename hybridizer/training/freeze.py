@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hybridizer.adapters.lora import LoraSettings, add_lora_
 from hybridizer.errors import Problem, RecipeError, RunError
 from hybridizer.training.selectors import FreezeChoice, FreezeSettings, choose_frozen
 from hybridizer.training.spread import gather, local_part
@@ -75,6 +76,24 @@ def plan_freeze(model: nn.Module, parts: ModelParts, settings: FreezeSettings, b
         fate[name] = next((home for home in homes if home in frozen_places), homes[0])
     assert trained, "choose_frozen leaves something to train"
     return FreezePlan(choice, trained, frozen, choice.notes + _notes(trained, frozen, places, model))
+
+
+def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: LoraSettings) -> FreezePlan:
+    """Put low-rank adapters on the linear modules of the layers that `plan` trains; the plan that trains only those.
+
+    Everything else is frozen then, the adapted weights, the embedding, the norms and the head included. Raises
+    InputError as `add_lora_` does.
+    """
+    known = {id(parameter) for parameter in model.parameters()}
+    trained = {id(module) for i in plan.choice.trained_layers for module in parts.layers[i].modules()}
+    linears = [name for name, module in model.named_modules() if id(module) in trained and type(module) is nn.Linear]
+    add_lora_(model, linears, settings)
+    places = _places(parts)
+    fates: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    for name, parameter in model.named_parameters():
+        fates[id(parameter) in known][name] = places.get(id(parameter), [REST])[0]
+    note = f"low-rank adapters of rank {settings.rank} on {len(linears)} linear modules train, and nothing else"
+    return FreezePlan(plan.choice, *fates, (*plan.notes, note))
 
 
 def apply_freeze_(model: nn.Module, plan: FreezePlan) -> None:

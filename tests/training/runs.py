@@ -35,10 +35,19 @@ def run(
     """Train a fresh plain model in `folder`; the model and the result."""
     model, parts = model or plain_model(dropout=dropout)
     plan = plan_freeze(model, parts, FreezeSettings(freeze), boundary=2)
-    options = {"runtime": Runtime(cpu=True), "monitor": SilentMonitor(), "figures": FIGURES, **options}
+    return model, run_model(folder, model, parts, plan, settings, data, plan_hash=plan_hash, **options)
+
+
+def run_model(folder, model, parts, plan, settings=SETTINGS, data=None, **options):
+    """Train any model of at least 257 tokens as planned; the result."""
+    defaults = {
+        "runtime": Runtime(cpu=True),
+        "monitor": SilentMonitor(),
+        "figures": FIGURES,
+        "plan_hash": "sha256:plan",
+    }
     data = data or data_in(folder / "data")
-    result = train(model, parts, plan, data, settings, folder, plan_hash=plan_hash, **options)
-    return model, result
+    return train(model, parts, plan, data, settings, folder, **{**defaults, **options})
 
 
 def bytes_of(model):

@@ -1,0 +1,56 @@
+"""Low-rank adapters through peft: put into a model in place, and merged back into plain weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.errors import InputError, Problem
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Rank of the two factors, the scale `alpha` / rank of their product, and dropout before them (0..1)."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+def add_lora_(model: nn.Module, module_names: Sequence[str], settings: LoraSettings) -> None:
+    """Put an adapter on each linear module named, by its full path in `model`; the modules keep their weights inside.
+
+    Raises InputError when peft is not installed or adapts other modules than those.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        problem = Problem("train.lora", "low-rank adapters need the package peft.", "pip install peft, or drop `lora`.")
+        raise InputError(problem) from None
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=list(module_names)
+    )
+    inject_adapter_in_model(config, model)
+    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    if adapted != set(module_names):  # peft also takes modules whose path ends with a name
+        wrong = ", ".join(sorted(adapted ^ set(module_names))[:5])
+        raise InputError(
+            Problem("train.lora", f"peft adapted other modules than asked: {wrong}.", "Train without LoRA.")
+        )
+
+
+@torch.no_grad()
+def merge_lora_(model: nn.Module) -> dict[str, Tensor]:
+    """Add every adapter into the weight below it, in float32, and take it out; the changed weights by name."""
+    merged = {}
+    for name, module in [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A")]:
+        base = module.get_base_layer()
+        base.weight.data = base.weight.data.float()
+        module.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, base)
+        merged[f"{name}.weight"] = base.weight.data
+    return merged

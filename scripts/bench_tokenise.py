@@ -1,0 +1,99 @@
+"""Speed of tokenising and packing, against the tokenizer alone, and how full the rows get.
+
+    python scripts/bench_tokenise.py --tokenizer FOLDER [--megabytes 20] [--sequence 1024]
+
+Reads `pydoc_data.topics` again and again up to the size asked for. The tokenizer's own limit is
+its bare batch call on the same texts in the same process, in turns with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    """Measure in turns and print rates and fill."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--megabytes", type=float, default=8.0)
+    parser.add_argument("--sequence", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    from transformers import AutoTokenizer
+
+    from hybridizer.adapters.corpora import TokenizerEncoder
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    encoder = TokenizerEncoder(tokenizer)
+    texts = _texts(int(arguments.megabytes * 1e6))
+    folder = Path(tempfile.mkdtemp())
+    bare, ours = [], []
+    try:
+        for number in range(arguments.rounds):
+            bare.append(_rate(lambda: sum(len(e.ids) for e in tokenizer.backend_tokenizer.encode_batch_fast(texts))))
+            target = folder / str(number)
+            ours.append(_rate(lambda target=target: _write(target, texts, encoder)))
+        _report(arguments, bare, ours, folder / "0")
+    finally:
+        shutil.rmtree(folder)
+
+
+def _report(arguments, bare, ours, folder: Path) -> None:
+    from hybridizer.training.data import DataSettings, Source, TrainingData
+    from hybridizer.training.packing import padded_rows
+    from hybridizer.training.shards import open_shard
+
+    shard = open_shard(folder)
+    limit, rate = statistics.median(bare), statistics.median(ours)
+    print(f"{len(shard.tokens):,} tokens in {shard.num_documents:,} documents, {os.cpu_count()} cores")
+    print(
+        f"tokenizer alone {limit / 1e6:.3f} million tokens/s; to a finished shard {rate / 1e6:.3f} ({rate / limit:.0%})"
+    )
+    started = time.perf_counter()
+    settings = DataSettings(len(shard.tokens), arguments.sequence, heldout_share=0.0)
+    data = TrainingData([Source("topics", (shard,))], settings)
+    seconds = time.perf_counter() - started
+    full, padded = data.packed.fill, padded_rows(data.packed.pieces, arguments.sequence).fill
+    print(
+        f"packing: {len(shard.tokens) / seconds / 1e6:.1f} million tokens/s; rows {full:.2%} full, padded {padded:.2%}"
+    )
+    started = time.perf_counter()
+    steps = min(50, data.num_steps)
+    for step in range(steps):
+        data.batches(step)
+    seconds = (time.perf_counter() - started) / steps
+    print(f"a batch of {settings.rows_per_step} x {arguments.sequence} tokens is ready in {seconds * 1e3:.2f} ms")
+
+
+def _write(folder: Path, texts: list[str], encoder) -> int:
+    from hybridizer.monitor import SilentMonitor
+    from hybridizer.training.documents import BadRecords
+    from hybridizer.training.shards import open_shard, write_shard
+
+    write_shard(folder, "topics", texts, encoder, BadRecords(), SilentMonitor(), 0)
+    return len(open_shard(folder).tokens)
+
+
+def _rate(work) -> float:
+    started = time.perf_counter()
+    tokens = work()
+    return tokens / (time.perf_counter() - started)
+
+
+def _texts(num_bytes: int) -> list[str]:
+    import pydoc_data.topics
+
+    topics = list(pydoc_data.topics.topics.values())
+    size = sum(map(len, topics))
+    return topics * max(1, round(num_bytes / size))
+
+
+if __name__ == "__main__":
+    main()
