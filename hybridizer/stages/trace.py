@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridizer import __version__
 from hybridizer.cache import cache_folder
-from hybridizer.errors import InputError, Problem
+from hybridizer.errors import InputError, Problem, nearest
 from hybridizer.monitor import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.recipe.recipe import Trace as TraceSection
@@ -17,6 +17,7 @@ from hybridizer.tracer.probes import ProbeSet, load_probes
 from hybridizer.tracer.settings import TraceSettings, check_settings
 from hybridizer.tracer.traced import Traced, is_traced, read_traced, write_traced
 
+LENSES = ("plain", "tuned")
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 
@@ -64,8 +65,10 @@ def trace(donor: Donor, request: TraceRequest, monitor: Monitor) -> Traced:
     """
     check_settings(request.settings)
     if request.dtype not in DTYPES:
-        what, fix = f"there is no precision '{request.dtype}'.", f"Known here: {', '.join(DTYPES)}."
-        raise InputError(Problem("dtype", what, fix))
+        what = f"there is no precision '{request.dtype}'."
+        raise InputError(Problem("dtype", what, nearest(request.dtype, DTYPES)))
+    if request.lens not in LENSES:
+        raise InputError(Problem("lens", f"there is no lens '{request.lens}'.", nearest(request.lens, LENSES)))
     folder = cache_folder() / "traces" / request.key(donor).removeprefix("sha256:")
     if is_traced(folder):
         monitor.note(f"trace of '{donor.name}': unchanged, from the cache")
@@ -76,6 +79,7 @@ def trace(donor: Donor, request: TraceRequest, monitor: Monitor) -> Traced:
 
 def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) -> None:
     from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
+    from hybridizer.adapters.quiet import without_bars
     from hybridizer.tracer.record import TracedDonor
     from hybridizer.tracer.trace import trace_model
 
@@ -83,7 +87,8 @@ def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) ->
     assert donor.fingerprint is not None, "a donor is traced with its fingerprint known"
     dtype = "auto" if request.dtype == "keep" else request.dtype
     trusted = "remote_code" in donor.allow
-    model, tokenizer = load_causal_lm(donor.folder, dtype, request.device_map, trusted)
+    with without_bars():
+        model, tokenizer = load_causal_lm(donor.folder, dtype, request.device_map, trusted)
     parts = find_parts(model)
     about = TracedDonor(donor.reference, donor.fingerprint, donor.anatomy.family, parts.num_layers)
     tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.lens == "tuned" else None

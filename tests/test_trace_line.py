@@ -1,0 +1,144 @@
+"""trace and rank on the command line, and what recipes leave to them, on tiny checkpoints."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybridizer.allocation.strategies import STRATEGIES
+from hybridizer.recipe.recipe import STRATEGIES as NAMES
+from lines import hybridize, hybridize_json, make_donor, write_recipe
+
+PROBES = [{"prompt": f"the opposite of {word} is ", "target": "abcd"[i % 4]} for i, word in enumerate(
+    ["hot", "cold", "up", "down", "left", "right", "in", "out", "day", "night"])]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def bench(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    make_donor(Path("a"), seed=1)
+    make_donor(Path("b"), seed=2)
+    Path("p.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in PROBES))
+    return tmp_path
+
+
+def trace(*arguments):
+    hybridize("trace", "a", "--probes", "p.jsonl", "--json", "out.json", *arguments)
+    return json.loads(Path("out.json").read_text())
+
+
+def test_the_record_is_the_contract():
+    record = trace()
+    assert record["schema"] == "hybridizer.trace/1"
+    assert {"reference": "a", "family": "llama", "num_layers": 4}.items() <= record["donor"].items()
+    assert record["donor"]["fingerprint"].startswith("sha256:") and record["probes"]["n"] == 10
+    settings = {"perturb", "mask_share", "mask_with", "lens", "epsilon", "tau", "p_min", "seed", "dtype"}
+    assert settings <= record["settings"].keys()
+    js = [record["js_embedding"], *(layer["js"] for layer in record["layers"])]
+    delta = np.abs(np.diff(js))
+    for number, layer in enumerate(record["layers"], start=1):
+        assert layer["layer"] == number
+        assert {"ratio_median", "ratio_mean", "task_particles"} <= layer.keys()
+        for name in ("target_prob", "js", "delta_js"):
+            low, high = layer[f"{name}_ci"]
+            assert 0 <= low <= high <= 1
+        assert layer["delta_js"] == pytest.approx(delta[number - 1], abs=1e-9)
+    assert [row["b"] for row in record["boundary"]] == [1, 2, 3]
+    for row in record["boundary"]:
+        expected = delta[: row["b"]].mean() - delta[row["b"] :].mean()
+        assert row["s"] == pytest.approx(expected, abs=1e-9) and len(row["s_ci"]) == 2
+    assert {"layer", "relative_depth"} <= record["task_particle"].keys()
+
+
+def test_masks_that_are_given_are_used_as_given(bench):
+    Path("masks.json").write_text(json.dumps([[] for _ in PROBES]))
+    nothing = trace("--mask-positions", "masks.json", "--mask-with", "<unk>", "--dtype", "float32")
+    assert [layer["js"] for layer in nothing["layers"]] == [0, 0, 0, 0]
+    Path("masks.json").write_text(json.dumps([[1, 2] for _ in PROBES]))
+    some = trace("--mask-positions", "masks.json", "--mask-with", "3")
+    assert some["settings"]["mask_with"] == "<unk>" and all(layer["js"] > 0 for layer in some["layers"])
+
+
+def test_layer_perturbation_finds_a_vulnerable_layer_and_both_can_be_had_at_once():
+    assert trace("--perturb", "layer")["vulnerable_layer"]["layer"] in (1, 2, 3, 4)
+    both = trace("--perturb", "both")
+    assert both["vulnerable_layer"] and both["settings"]["mask_share"] == 0.3
+
+
+def test_a_trace_is_kept_by_donor_probes_and_settings(bench):
+    first = trace()
+    again = hybridize("trace", "a", "--probes", "p.jsonl", "--json", "again.json")
+    assert "unchanged, from the cache" in again.stderr
+    assert json.loads(Path("again.json").read_text()) == first
+    assert "from the cache" not in hybridize("trace", "a", "--probes", "p.jsonl", "--mask-share", "0.5").stderr
+
+
+def test_pictures_are_drawn_of_one_donor_and_of_several():
+    trace("--plot", "one.svg")
+    hybridize("trace", "a", "b", "--probes", "p.jsonl", "--plot", "two.png")
+    assert Path("one.svg").read_text().startswith("<?xml") and Path("two.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_donors_are_ranked_into_the_contract():
+    hybridize("rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5", "--json", "rank.json")
+    ranking = json.loads(Path("rank.json").read_text())
+    assert ranking["schema"] == "hybridizer.ranking/1"
+    assert {row["donor"] for row in ranking["ranking"]} == {"a", "b"}
+    assert ranking["ranking"][0]["score"] >= ranking["ranking"][1]["score"]
+    for row in ranking["ranking"]:
+        assert {"score_ci", "stability_ci", "competence_ci", "tied_with"} <= row.keys()
+        assert (row["first_layer"], row["last_layer"]) == (3, 4)
+
+
+def auto_recipe(**layout):
+    content = {"host": "a", "deep": "auto", "shallow": "b", "boundary": "auto", **layout}
+    return write_recipe(Path("x.yaml"), donors={"a": "a", "b": "b"}, layout=content, trace={"probes": "p.jsonl"})
+
+
+def test_what_a_recipe_leaves_open_is_settled_with_a_reason_and_recorded():
+    plan = hybridize_json("plan", auto_recipe())
+    deep, boundary = plan["evidence"]["reasons"]
+    first = plan["evidence"]["ranking"]["ranking"][0]["donor"]
+    assert deep.startswith(f"Deep is '{first}', first of 2 donors") and boundary.startswith("Boundary after ")
+    chosen = int(boundary.split()[2])
+    assert [row["sources"][0][0] for row in plan["layers"]] == ["b"] * chosen + [first] * (4 - chosen)
+    assert {"a.json", "a.svg", "b.json", "b.svg"} == {path.name for path in Path("runs/x/traces").iterdir()}
+    assert json.loads(Path("runs/x/ranking.json").read_text())["schema"] == "hybridizer.ranking/1"
+    assert hybridize_json("plan", "runs/x/recipe.resolved.yaml")["hash"] == plan["hash"]
+    hybridize("build", "x.yaml")
+
+
+def test_a_boundary_that_the_trace_does_not_support_is_kept_with_a_warning():
+    texts = [hybridize_json("plan", auto_recipe(deep="a", boundary=b))["warnings"] for b in (1, 2, 3)]
+    scores = {row["b"]: row for row in json.loads(Path("runs/x/traces/a.json").read_text())["boundary"]}
+    for b, warnings in enumerate(texts, start=1):
+        unsupported = scores[b]["s"] <= 0 or scores[b]["s_ci"][0] <= 0
+        assert any("not supported by the trace" in warning for warning in warnings) == unsupported
+        if unsupported:
+            assert f"{scores[b]['s']:+.3f}" in warnings[0]
+
+
+def test_check_leaves_open_what_only_a_trace_can_settle():
+    assert "no problem found; 4 layers" in hybridize("check", auto_recipe()).stdout
+    assert not Path("cache/traces").exists()
+
+
+def test_the_names_that_recipes_know_are_the_strategies_there_are():
+    assert set(NAMES) == set(STRATEGIES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--perturb", "contxt"], "Did you mean 'context'?"),
+        (["--mask-share", "2"], "mask_share: 2.0 is no share"),
+        (["--lens", "blurred"], "lens: there is no lens 'blurred'"),
+        (["--dtype", "int3"], "dtype: there is no precision 'int3'"),
+        (["--plot", "x.gif"], "Name it .svg or .png"),
+        (["--mask-with", "no such token at all"], "no such token"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(arguments, says):
+    assert says in hybridize("trace", "a", "--probes", "p.jsonl", *arguments, code=2).stderr
