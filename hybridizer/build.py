@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from hybridizer.stages.donors import Access, Awaited, check_unchanged, open_dono
 from hybridizer.stages.export import export
 from hybridizer.stages.plan import make_plan
 from hybridizer.stages.splice import splice
-from hybridizer.stages.trace import TraceRequest, trace
+from hybridizer.stages.trace import TraceRequest, score_baselines, trace
 from hybridizer.stages.verify import Proof, verify
 from hybridizer.tracer.traced import Traced
 
@@ -175,15 +175,21 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     return resolved
 
 
-def trace_donors(texts: Sequence[str], request: TraceRequest, allow: tuple[str, ...], monitor: Monitor) -> list[Traced]:
-    """Trace the donors that references on a command line name; each is called by its reference."""
+def trace_donors(
+    texts: Sequence[str], request: TraceRequest, allow: tuple[str, ...], monitor: Monitor, *, baselines: bool = False
+) -> list[Traced]:
+    """Trace donors that a command line names, each called by its reference, with baselines if asked."""
     donors = []
     for text in texts:
         reference = parse_reference(text, Path.cwd(), where=text)
         donor = open_donor(text, reference, Access(fetch=True, fingerprint=True, allow=allow), text, monitor)
         assert isinstance(donor, Donor), "a donor that may be fetched is there afterwards"
         donors.append(donor)
-    return [trace(donor, request, monitor) for donor in donors]
+    traces = [trace(donor, request, monitor) for donor in donors]
+    if not baselines:
+        return traces
+    scores = [score_baselines(donor, request, monitor) for donor in donors]
+    return [replace(traced, baselines=found) for traced, found in zip(traces, scores, strict=True)]
 
 
 def find_model(folder: Path) -> Path:

@@ -167,14 +167,13 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--json", "json_out", type=click.Path(path_type=Path), help="Write the record here; - prints it."
             ),
-            click.option("--plot", type=click.Path(path_type=Path), help="Draw it here: .svg or .png."),
         )
     ):
         function = option(function)
     return function
 
 
-def _trace(donors: tuple[str, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = False) -> tuple[Any, Any]:
     from hybridizer import build as line
     from hybridizer.stages.trace import TraceRequest
     from hybridizer.tracer.probes import load_probes
@@ -195,24 +194,32 @@ def _trace(donors: tuple[str, ...], options: dict[str, Any]) -> tuple[Any, Any]:
     request = TraceRequest(
         probes, settings, options["lens"], options["dtype"], options["device_map"], options["mask_positions"]
     )
-    return line.trace_donors(donors, request, tuple(options["allow"]), _monitor()), request
+    traces = line.trace_donors(donors, request, tuple(options["allow"]), _monitor(), baselines=baselines)
+    return traces, request
 
 
 @main.command()
 @click.argument("donors", nargs=-1, required=True)
 @_trace_options
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw it here: .svg or .png.")
+@click.option("--baselines", is_flag=True, help="Add Spectrum's ratio, block influence and angular distance.")
 @_command
-def trace(donors: tuple[str, ...], **options: Any) -> None:
+def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options: Any) -> None:
     """Trace DONORS layer by layer: where a task is executed, and how stable each layer is."""
-    traces, _ = _trace(donors, options)
+    traces, _ = _trace(donors, options, baselines)
+    if plot is not None:
+        _plot(traces, plot)
     if options["json_out"] is not None:
-        _write_out(options["json_out"], traces[0].record if len(traces) == 1 else [t.record for t in traces])
-    if options["plot"] is not None:
-        _plot(traces, options["plot"])
+        records = [{**t.record, **({"baselines": t.baselines} if baselines else {})} for t in traces]
+        _write_out(options["json_out"], records[0] if len(records) == 1 else records)
     if str(options["json_out"]) != "-":
-        from hybridizer.tracer.tables import trace_table
+        from hybridizer.stages.rank import choose
+        from hybridizer.tracer.tables import baseline_table, trace_table
 
-        _draw(*(trace_table(traced.record) for traced in traces))
+        for traced in traces:
+            _draw(trace_table(traced.record, choose(traced, "auto").layer))
+            if baselines:
+                _draw(baseline_table(traced.baselines))
 
 
 def _plot(traces: Sequence[Any], path: Path) -> None:

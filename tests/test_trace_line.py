@@ -81,6 +81,14 @@ def test_pictures_are_drawn_of_one_donor_and_of_several():
     assert Path("one.svg").read_text().startswith("<?xml") and Path("two.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_baselines_stand_beside_the_trace_each_with_its_source():
+    baselines = trace("--baselines")["baselines"]
+    assert [scores["name"] for scores in baselines] == ["snr", "block-influence", "angular-distance"]
+    assert all("arXiv" in scores["source"] and len(scores["values"]) == 4 for scores in baselines)
+    shown = hybridize("trace", "a", "--probes", "p.jsonl", "--baselines").stdout
+    assert "block-influence" in shown and "ShortGPT" in shown
+
+
 def test_donors_are_ranked_into_the_contract():
     hybridize("rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5", "--json", "rank.json")
     ranking = json.loads(Path("rank.json").read_text())

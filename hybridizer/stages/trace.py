@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybridizer import __version__
 from hybridizer.cache import cache_folder
@@ -16,6 +16,9 @@ from hybridizer.records import content_hash, read_json
 from hybridizer.tracer.probes import ProbeSet, load_probes
 from hybridizer.tracer.settings import TraceSettings, check_settings
 from hybridizer.tracer.traced import Traced, is_traced, read_traced, write_traced
+
+if TYPE_CHECKING:
+    from hybridizer.tracer.baselines import LayerScores
 
 LENSES = ("plain", "tuned")
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -77,19 +80,36 @@ def trace(donor: Donor, request: TraceRequest, monitor: Monitor) -> Traced:
     return read_traced(folder, donor.name, donor.reference)
 
 
-def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) -> None:
+def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tuple[LayerScores, ...]:
+    """Other people's measures of each layer of `donor`, on the weights and on the request's prompts, unmasked."""
+    from hybridizer.tracer.baselines import score_activations, score_weights
+
+    model, tokenizer, parts = _load(donor, request)
+    prompts = [tokenizer(probe.prompt)["input_ids"] for probe in request.probes.probes]
+    with monitor.task(f"baselines of '{donor.name}'", parts.num_layers + len(prompts), "steps") as advance:
+        ratio = score_weights(parts, advance)
+        size, seed = request.settings.batch_size, request.settings.seed
+        return (ratio, *score_activations(model, parts, prompts, batch_size=size, seed=seed, advance=advance))
+
+
+def _load(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:
+    """The donor's model, tokenizer and parts."""
     from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
     from hybridizer.adapters.quiet import without_bars
+
+    dtype = "auto" if request.dtype == "keep" else request.dtype
+    with without_bars():
+        model, tokenizer = load_causal_lm(donor.folder, dtype, request.device_map, "remote_code" in donor.allow)
+    return model, tokenizer, find_parts(model)
+
+
+def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) -> None:
     from hybridizer.tracer.record import TracedDonor
     from hybridizer.tracer.trace import trace_model
 
     folder.mkdir(parents=True, exist_ok=True)
     assert donor.fingerprint is not None, "a donor is traced with its fingerprint known"
-    dtype = "auto" if request.dtype == "keep" else request.dtype
-    trusted = "remote_code" in donor.allow
-    with without_bars():
-        model, tokenizer = load_causal_lm(donor.folder, dtype, request.device_map, trusted)
-    parts = find_parts(model)
+    model, tokenizer, parts = _load(donor, request)
     about = TracedDonor(donor.reference, donor.fingerprint, donor.anatomy.family, parts.num_layers)
     tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.lens == "tuned" else None
     with monitor.task(f"trace '{donor.name}'", len(request.probes.probes), "prompts") as advance:

@@ -12,6 +12,7 @@ from hybridizer.durable import write_file
 from hybridizer.records import read_json, write_json
 
 if TYPE_CHECKING:
+    from hybridizer.tracer.baselines import LayerScores
     from hybridizer.tracer.readings import Readings
 
 _RECORD, _READINGS = "record.json", "readings.npz"
@@ -19,11 +20,12 @@ _RECORD, _READINGS = "record.json", "readings.npz"
 
 @dataclass(frozen=True)
 class Traced:
-    """A donor's trace: the plain JSON object of schema hybridizer.trace/1, and the readings behind it."""
+    """A donor's trace: the JSON object of schema hybridizer.trace/1, the readings behind it, baselines if asked."""
 
     donor: str
     record: Mapping[str, Any]
     readings: Readings
+    baselines: tuple[LayerScores, ...] = ()
 
 
 def is_traced(folder: Path) -> bool:
