@@ -7,6 +7,7 @@ absent.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any
@@ -164,8 +165,8 @@ def runs(key: str, default: list[Any]) -> Computed:
 def residual_scale() -> Computed:
     """MiniCPM3 multiplies every branch by `scale_depth` / sqrt(number of layers): a change of depth moves the key.
 
-    The proposals are the neighbouring float64 numbers of the quotient turned round, because division and multiplication
-    do not undo each other to the last bit.
+    The values are rounded to float32, which is what torch multiplies float32 and bfloat16 tensors by; in float64 one
+    quotient in twelve could not be reached at another depth.
     """
     key = "scale_depth"
 
@@ -173,11 +174,16 @@ def residual_scale() -> Computed:
         scale = config.get(key, 1.4)
         if not isinstance(scale, int | float | None):
             raise ValueError(f"`{key}` is {scale!r}, where a number is expected.")
-        return 1.0 if scale is None else scale / math.sqrt(num_layers)
+        return 1.0 if scale is None else _to_float32(scale / math.sqrt(num_layers))
 
     def solve(config: Config, values: Values) -> Iterable[Edits]:
-        middle = values[0] * math.sqrt(len(values))
-        below, above = math.nextafter(middle, 0.0), math.nextafter(middle, math.inf)
-        return [{key: scale} for scale in (middle, below, above)]
+        return [{key: values[0] * math.sqrt(len(values))}]
 
     return Computed((key,), f"by one factor for the whole depth (`{key}`)", value, solve)
+
+
+def _to_float32(number: float) -> float:
+    try:
+        return float(struct.unpack("f", struct.pack("f", number))[0])
+    except OverflowError:
+        raise ValueError(f"{number} is beyond float32.") from None

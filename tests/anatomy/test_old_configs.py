@@ -92,6 +92,14 @@ def test_indexers_are_read_as_transformers_reads_them(family: str, old: dict[str
         assert trait.decode(old, depth) == tuple(expected)
 
 
+@pytest.mark.parametrize("family", ["dots1", "qwen2", "qwen2_moe", "qwen3"])
+def test_windows_start_or_end_at_the_layer_that_the_class_assumes(family: str) -> None:
+    old = {"sliding_window": 8} | ({} if family == "dots1" else {"use_sliding_window": True})
+    config = CONFIG_MAPPING[family](num_hidden_layers=70, **old)
+    assert len(set(config.layer_types)) == 2
+    assert attention_of(family).decode(old, 70) == tuple(config.layer_types)
+
+
 def test_jamba_experts_are_read_as_transformers_reads_them() -> None:
     for depth in DEPTHS:
         config = CONFIG_MAPPING["jamba"](num_hidden_layers=depth)

@@ -148,10 +148,19 @@ def test_a_single_value_stays_single_where_it_can() -> None:
     assert spelling.encode({"moe_topk": [1, 2]}, (4, 4)) == {"moe_topk": [4, 4]}
 
 
-@pytest.mark.parametrize(("old_depth", "new_depth"), [(62, 31), (62, 93), (40, 7), (3, 100)])
-def test_residual_scale_survives_a_change_of_depth_to_the_last_bit(old_depth: int, new_depth: int) -> None:
+def test_residual_scale_survives_every_change_of_depth_to_the_last_bit_of_float32() -> None:
     spelling = rules.residual_scale()
-    values = spelling.decode({"scale_depth": 1.4}, old_depth)
-    assert values is not None
-    wanted = (values[0],) * new_depth
-    assert spelling.decode(spelling.encode({"scale_depth": 1.4}, wanted), new_depth) == wanted
+    for old_depth in range(1, 80, 3):
+        values = spelling.decode({"scale_depth": 1.4}, old_depth)
+        assert values is not None
+        for new_depth in range(1, 100):
+            wanted = (values[0],) * new_depth
+            edited = apply_edits({"scale_depth": 1.4}, spelling.encode({"scale_depth": 1.4}, wanted))
+            assert spelling.decode(edited, new_depth) == wanted
+
+
+def test_residual_scale_is_read_as_transformers_reads_it() -> None:
+    spelling = rules.residual_scale()
+    assert spelling.decode({}, 1) == pytest.approx((1.4,), rel=1e-7)  # rel: float32
+    assert spelling.decode({"scale_depth": None}, 9) == (1.0,) * 9
+    assert spelling.decode({"scale_depth": 3}, 9) == (1.0,) * 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -35,9 +36,10 @@ def test_depth_changes_under_every_name_and_nothing_else() -> None:
 
 
 def test_the_host_is_not_touched() -> None:
-    host = made("host", model_type="qwen2", layer_types=["full_attention"] * 3)
-    before = llama_config(model_type="qwen2", layer_types=["full_attention"] * 3)
-    splice_config(host, [Source(host, 0)])["layer_types"].append("changed")
+    changes: dict[str, Any] = {"model_type": "qwen2", "rope_scaling": {"type": "linear", "factor": 2.0}}
+    host = made("host", **changes)
+    before = copy.deepcopy(host.config)
+    splice_config(host, [Source(host, 0)])["rope_scaling"]["factor"] = 4.0
     assert host.config == before
 
 

@@ -24,6 +24,11 @@ def test_explicit_list_replaces_a_pattern_that_cannot_say_the_order() -> None:
     assert edited == {"layer_types": [FULL, SLIDING]}
 
 
+def test_what_nothing_says_yet_is_said_in_the_oldest_way_that_suffices() -> None:
+    assert attention_of("gemma3_text").encode({}, (SLIDING, FULL) * 2) == {"sliding_window_pattern": 2}
+    assert attention_of("gemma3_text").encode({}, (SLIDING,) * 3) == {}
+
+
 def test_both_spellings_of_a_file_are_rewritten() -> None:
     config = {"layer_types": [FULL, FULL, SLIDING], "max_window_layers": 2, "use_sliding_window": True}
     edited = attention_of("qwen2").encode(config, (FULL, SLIDING, SLIDING, SLIDING))
