@@ -4,7 +4,7 @@
     python scripts/bench_train.py --workdir /tmp/bench --only ours --freeze none --recompute     # estimate against peak
 
 Two processes, one with each trainer, take their steps in turns on the same tokens, so that other work on the machine
-hits both alike. Times are CPU seconds of the whole process (wall seconds beside them); the first two steps are not
+hits both alike. Times are CPU seconds of the whole process (wall seconds beside them); the first step is not
 counted. The matrix-product ceiling is measured between the steps of the same run. Peak memory is each process's own.
 """
 
@@ -22,7 +22,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
-BOUNDARY, ROWS, TOKENS, WARM = 15, 4, 512, 2
+BOUNDARY, ROWS, TOKENS, WARM = 15, 4, 512, 1
 
 
 def main() -> None:

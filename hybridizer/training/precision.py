@@ -69,7 +69,7 @@ class WorkingPrecision:
     def __init__(self, model: nn.Module, plan: FreezePlan, dtype: torch.dtype) -> None:
         """Changes `model` in place and keeps every parameter object."""
         self._model, self._kept = model, dict[str, Tensor]()
-        stays = {id(parameter) for module in model.modules() for parameter in _kept_low(module)}
+        stays = _ids_kept_low(model)
         for name, parameter in model.named_parameters():
             if parameter.dtype == dtype or (name in plan.frozen and id(parameter) in stays):
                 continue
@@ -88,6 +88,13 @@ class WorkingPrecision:
                 _as_class_(module, nn.Linear)
         for hook in self._hooks:
             hook.remove()
+
+
+def _ids_kept_low(model: nn.Module) -> set[int]:
+    """The parameters that every module holding them can use in another precision than it computes in."""
+    able = {id(parameter) for module in model.modules() for parameter in _kept_low(module)}
+    others = [module for module in model.modules() if not _kept_low(module)]
+    return able - {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
 
 
 def _kept_low(module: nn.Module) -> list[nn.Parameter]:

@@ -88,7 +88,8 @@ def losses_of_documents(objective, documents):
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt2"])
 def test_a_change_in_one_document_cannot_change_anothers_loss(model_type):
     objective = objective_of(model_type)
-    assert not documents_leak(objective, 256)
+    assert not documents_leak(objective.train(), 256) and objective.training
+    objective.eval()
     generator = torch.Generator().manual_seed(3)
     documents = [torch.randint(3, 200, (n,), generator=generator) for n in (11, 5, 13)]
     before = losses_of_documents(objective, documents)
