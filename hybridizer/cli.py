@@ -126,9 +126,9 @@ def schema() -> None:
 @_command
 def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
     """Find everything wrong with RECIPE that can be known without weights, all problems at once."""
-    from hybridizer import build as line
+    from hybridizer import draft
 
-    checked = line.check(recipe, overrides, _monitor(), deep=deep)
+    checked = draft.check(recipe, overrides, _monitor(), deep=deep)
     if as_json:
         layers = len(checked.plan.layers) if checked.plan else None
         _print_json({"recipe": str(recipe), "ok": True, "layers": layers, "waiting": checked.waiting})
@@ -286,9 +286,10 @@ def _write_out(path: Path, value: Any) -> None:
 def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
     """Show where every output layer of RECIPE comes from, and write plan.json into the run's folder."""
     from hybridizer import build as line
+    from hybridizer.draft import plan_recipe
     from hybridizer.terminal import plan_table, unused_lines
 
-    planned = line.plan_recipe(recipe, overrides, _monitor())
+    planned = plan_recipe(recipe, overrides, _monitor())
     made, folder = planned.plan, runs / planned.plan.name
     line.write_records(folder, planned)
     if as_json:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybridizer.monitor import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.plan import Evidence
 from hybridizer.recipe.recipe import AUTO, Recipe
-from hybridizer.stages.rank import choose, rank
-from hybridizer.stages.trace import request_from_section, trace
-from hybridizer.tracer.traced import Traced
+
+if TYPE_CHECKING:
+    from hybridizer.tracer.traced import Traced
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ def settle(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> Set
     if recipe.trace is None and not layout.needs_trace:
         fixed = 0.5 if layout.boundary == "midpoint" else layout.boundary
         return Settled(replace(recipe, layout=replace(layout, boundary=fixed)), Evidence())
+    from hybridizer.stages.rank import choose, rank
+    from hybridizer.stages.trace import request_from_section, trace
+
     request = request_from_section(recipe.trace, recipe.seed, recipe.folder)
     names = [layout.deep] if layout.deep not in (None, AUTO) and recipe.trace is None else list(donors)
     traces = {name: trace(donors[name], request, monitor) for name in names if name is not None}

@@ -20,6 +20,7 @@ LAYERS = [  # a layer may import itself only within one subpackage, and everythi
     {"planning", "tracer", "allocation", "training", "stack"},
     {"stages"},
     {"settle"},
+    {"draft"},
     {"build"},
     {"terminal", "progress"},
     {"cli"},
@@ -28,7 +29,7 @@ LAYERS = [  # a layer may import itself only within one subpackage, and everythi
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 OUTSIDE = {"transformers", "mergekit", "lm_eval", "accelerate", "gguf", "datasets", "peft", "huggingface_hub"}
 NO_TORCH = {"errors", "durable", "cache", "monitor", "records", "recipe", "reference", "anatomy", "checkpoint"}
-NO_TORCH |= {"planning", "stages", "settle", "build", "terminal", "progress", "cli"}
+NO_TORCH |= {"planning", "stages", "settle", "draft", "build", "terminal", "progress", "cli"}
 
 
 def modules():

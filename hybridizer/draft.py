@@ -1,0 +1,73 @@
+"""What can be known before anything is built: a recipe checked without its weights, and planned with them at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridizer.monitor import Monitor
+from hybridizer.planning.donor import Donor
+from hybridizer.planning.layers import lay_out
+from hybridizer.planning.plan import Evidence, Plan
+from hybridizer.recipe.load import load_recipe
+from hybridizer.recipe.recipe import Recipe
+from hybridizer.settle import Settled, guess, settle
+from hybridizer.stages.donors import Awaited, open_donors, scan_donors
+from hybridizer.stages.plan import make_plan
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` found good. `plan` is None while a donor still has to be fetched, which `waiting` names."""
+
+    recipe: Recipe
+    plan: Plan | None
+    waiting: tuple[str, ...]
+
+
+def check(path: Path, overrides: tuple[str, ...], monitor: Monitor, *, deep: bool) -> Checked:
+    """Everything that can be known of a recipe without its weights; with `deep`, the weights are scanned for NaN too.
+
+    Raises RecipeError, DonorError, CheckpointError or PlanError with all problems of the first stage that has any.
+    """
+    recipe = load_recipe(path, overrides)
+    donors = open_donors(recipe, monitor, fetch=deep, fingerprint=False)
+    ready = {name: donor for name, donor in donors.items() if isinstance(donor, Donor)}
+    if len(ready) < len(donors):
+        _check_ranges(recipe, donors)
+        return Checked(recipe, None, tuple(sorted(donors.keys() - ready.keys())))
+    if deep:
+        scan_donors(ready, monitor)
+    return Checked(recipe, make_plan(guess(recipe), ready, Evidence()), ())
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe with every choice made, its plan, and its donors."""
+
+    settled: Settled
+    plan: Plan
+    donors: Mapping[str, Donor]
+
+
+def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
+    """Plan a recipe, every donor pinned by fingerprint. Fetches, dequantises and traces donors where that is asked."""
+    recipe = load_recipe(path, overrides)
+    donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
+    settled = settle(recipe, donors, monitor)
+    return Planned(settled, make_plan(settled.recipe, donors, settled.evidence), donors)
+
+
+def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | Awaited]) -> None:
+    """Check the layers that are asked for, where every donor's depth is known."""
+    depths = {name: d.anatomy.num_layers if isinstance(d, Donor) else d.num_layers for name, d in donors.items()}
+    known = {name: depth for name, depth in depths.items() if depth is not None}
+    if len(known) == len(depths):
+        lay_out(guess(recipe), known)
+
+
+def _all(donors: Mapping[str, Donor | Awaited]) -> dict[str, Donor]:
+    found = {name: donor for name, donor in donors.items() if isinstance(donor, Donor)}
+    assert len(found) == len(donors), "donors that may be fetched are there afterwards"
+    return found
