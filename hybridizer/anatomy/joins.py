@@ -17,6 +17,8 @@ from hybridizer.anatomy.spellings import Config
 from hybridizer.anatomy.structure import Anatomy, Source
 from hybridizer.errors import Problem
 
+_INFINITIES = ({"__float__": "Infinity"}, {"__float__": "-Infinity"})
+
 
 def check_joins(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
     """Everything in which the donors of these layers disagree with the host, naming both sides; empty when they agree.
@@ -65,8 +67,8 @@ def _meaning(anatomy: Anatomy) -> dict[str, Any]:
 
 def _flatten(config: Config, start: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
-        if isinstance(value, Mapping) and "__float__" in value:
-            yield f"{start}{key}", float(value["__float__"])
+        if value in _INFINITIES:
+            yield f"{start}{key}", _plain(value)
         elif isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{start}{key}.")
         else:
@@ -74,12 +76,10 @@ def _flatten(config: Config, start: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Lists with transformers' spelling of infinities replaced by what they mean."""
+    """The value with transformers' spelling of infinities replaced by what they mean."""
     if isinstance(value, list):
-        return [
-            float(item["__float__"]) if isinstance(item, Mapping) and "__float__" in item else item for item in value
-        ]
-    return value
+        return [_plain(item) for item in value]
+    return float(value["__float__"]) if value in _INFINITIES else value
 
 
 def _is_nothing(value: Any) -> bool:

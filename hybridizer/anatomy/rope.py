@@ -47,11 +47,10 @@ def read_rope(config: Config, family: str) -> dict[str, Any]:
     new = config.get("rope_parameters")
     if isinstance(new, Mapping) and new and all(isinstance(group, Mapping) for group in new.values()):
         groups = {str(name): dict(group) for name, group in new.items()}
-    elif family in _BY_LAYER_TYPE and not isinstance(new, Mapping):
+    elif family in _BY_LAYER_TYPE and new is None:
         groups = _read_old_by_type(config, family)
     else:
-        old = config.get("rope_scaling")
-        groups = {"": dict(new) if isinstance(new, Mapping) else dict(old) if isinstance(old, Mapping) else {}}
+        groups = {"": _settings(config.get("rope_scaling") if new is None else new)}
     flat: dict[str, Any] = {}
     for name, group in groups.items():
         for key, value in _complete(group, config, family).items():
@@ -59,9 +58,14 @@ def read_rope(config: Config, family: str) -> dict[str, Any]:
     return flat
 
 
+def _settings(value: Any) -> dict[str, Any]:
+    """A dict of settings; nonsense becomes a setting of its own, so that it equals nothing but itself."""
+    return {} if value is None else dict(value) if isinstance(value, Mapping) else {"unreadable": value}
+
+
 def _read_old_by_type(config: Config, family: str) -> dict[str, dict[str, Any]]:
     (full_key, full_default), (sliding_key, sliding_default), scale_both = _BY_LAYER_TYPE[family]
-    scaling = dict(config.get("rope_scaling") or {})
+    scaling = _settings(config.get("rope_scaling"))
     return {
         "full_attention": {**scaling, "rope_theta": config.get(full_key) or full_default},
         "sliding_attention": {

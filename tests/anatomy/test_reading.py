@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+from anatomy.hostile import FAMILIES, hostile_changes
 from anatomy.made_up import VOCAB, WIDTH, llama, llama_config, llama_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -168,27 +169,8 @@ def test_a_config_that_is_no_dict() -> None:
     assert "not a family's name" in refused([], llama_shapes())
 
 
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 9) | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
-_FAMILIES = (
-    *("llama", "qwen2", "qwen2_moe", "gemma3_text", "nemotron_h", "jamba", "kimi_linear", "smollm3", "llama4_text"),
-    *("gpt_neo", "hunyuan_v1_moe", "minicpm3", "ernie4_5_moe", "exaone4", "recurrent_gemma", "granite_swa", "laguna"),
-)
-_KEYS = """
-    layer_types mlp_layer_types num_hidden_layers n_layer max_window_layers sliding_window sliding_window_pattern
-    mlp_only_layers decoder_sparse_step num_experts hybrid_override_pattern layers_block_type attn_layer_period
-    attn_layer_offset linear_attn_config no_rope_layers no_rope_layer_interval moe_layers attention_types
-    attention_layers moe_topk scale_depth moe_layer_end_index block_types layer_rope_theta per_layer_config
-    num_attention_heads_per_layer num_nextn_predict_layers text_config tie_word_embeddings architectures vocab_size
-    hidden_size rope_parameters first_k_dense_replace use_sliding_window interleave_moe_layer_step
-"""
-
-
 @settings(max_examples=400, deadline=None)
-@given(family=st.sampled_from(_FAMILIES), changes=st.dictionaries(st.sampled_from(_KEYS.split()), _JSON, max_size=4))
+@given(family=st.sampled_from(FAMILIES), changes=hostile_changes(4))
 def test_hostile_configs_are_read_or_refused(family: str, changes: dict[str, Any]) -> None:
     try:
         anatomy = read_anatomy(llama_config(**{"model_type": family, **changes}), llama_shapes(), "alpha")

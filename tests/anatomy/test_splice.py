@@ -6,12 +6,15 @@ import copy
 from typing import Any
 
 import pytest
+from anatomy.hostile import FAMILIES, hostile_changes
 from anatomy.made_up import llama, llama_config, llama_shapes
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.anatomy.splice import splice_config
 from hybridizer.anatomy.structure import Anatomy, Source, layer_suffix, renumber
-from hybridizer.errors import PlanError
+from hybridizer.errors import CheckpointError, PlanError
 
 
 def made(where: str, num_layers: int = 3, **changes: Any) -> Anatomy:
@@ -130,6 +133,29 @@ def test_layers_that_use_the_one_before_them_stay_behind_it() -> None:
     message = refused(host, (host, 0), (donor, 1))
     assert "donor: layer 1 uses the indexer of the layer before it, and would follow host layer 0." in message
     assert "would follow no layer" in refused(host, (host, 1), (host, 2))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    family=st.sampled_from(FAMILIES),
+    shared=hostile_changes(4),
+    own=hostile_changes(2),
+    order=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2)), min_size=1, max_size=5),
+)
+def test_whatever_is_written_means_what_was_asked(
+    family: str, shared: dict[str, Any], own: dict[str, Any], order: list[tuple[int, int]]
+) -> None:
+    try:
+        donors = (
+            made("host", **{"model_type": family, **shared}),
+            made("donor", **{"model_type": family, **shared, **own}),
+        )
+        config = splice_config(donors[0], [Source(donors[which], layer) for which, layer in order])
+    except (CheckpointError, PlanError):
+        return
+    output = read_anatomy(config, llama_shapes(len(order)), "output")
+    for name, values in output.traits.items():
+        assert values == tuple(donors[which].traits[name][layer] for which, layer in order)
 
 
 def test_tensors_are_renumbered_into_the_hosts_layout() -> None:
