@@ -47,7 +47,6 @@ def main() -> None:
 
 def _report(arguments, bare, ours, folder: Path) -> None:
     from hybridizer.training.data import DataSettings, Source, TrainingData
-    from hybridizer.training.packing import padded_rows
     from hybridizer.training.shards import open_shard
 
     shard = open_shard(folder)
@@ -60,10 +59,11 @@ def _report(arguments, bare, ours, folder: Path) -> None:
     settings = DataSettings(len(shard.tokens), arguments.sequence, heldout_share=0.0)
     data = TrainingData([Source("topics", (shard,))], settings)
     seconds = time.perf_counter() - started
-    full, padded = data.packed.fill, padded_rows(data.packed.pieces, arguments.sequence).fill
-    print(
-        f"packing: {len(shard.tokens) / seconds / 1e6:.1f} million tokens/s; rows {full:.2%} full, padded {padded:.2%}"
-    )
+    lengths = data.packed.pieces[:, 1]
+    batches = [lengths[at : at + 8] for at in range(0, len(lengths), 8)]
+    full, padded = data.packed.fill, lengths.sum() / sum(len(batch) * batch.max() for batch in batches)
+    rate = len(shard.tokens) / seconds / 1e6
+    print(f"packing: {rate:.1f} million tokens/s; rows {full:.2%} full, padded by eights {padded:.2%}")
     started = time.perf_counter()
     steps = min(50, data.num_steps)
     for step in range(steps):

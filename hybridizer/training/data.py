@@ -17,7 +17,7 @@ from torch import Tensor
 from hybridizer.errors import InputError, Problem, RecipeError
 from hybridizer.records import to_jsonable
 from hybridizer.training.loss import IGNORED
-from hybridizer.training.packing import Pieces, cut_documents, pack, padded_rows
+from hybridizer.training.packing import MIN_PIECE, Pieces, cut_documents, pack, padded_rows
 from hybridizer.training.shards import Shard
 
 
@@ -58,7 +58,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one micro-batch: int64 tensors of shape (rows, sequence).
+    """Rows of one micro-batch: int64 tensors of shape (rows, tokens), tokens being at most the sequence length.
 
     `position_ids` restart at 0 where a document begins: that is what keeps documents apart. `targets` hold the next
     token, and IGNORED at the last token of each piece and on padding.
@@ -80,8 +80,8 @@ class TrainingData:
         self._offsets = np.cumsum([0, *(len(shard.tokens) for shard in shards)])
         generator = np.random.default_rng(settings.seed)
         pieces, self.drawn = self._draw(sources, generator)
-        size = settings.sequence
-        self.packed = pack(pieces, size, generator) if settings.packed else padded_rows(pieces, size)
+        size, rows = settings.sequence, settings.rows_per_step
+        self.packed = pack(pieces, size, generator) if settings.packed else padded_rows(pieces, size, rows, generator)
         self.num_steps = -(-self.packed.num_rows // settings.rows_per_step)
         shares = {source.name: (source.weight, [shard.folder.name for shard in source.shards]) for source in sources}
         self.facts: dict[str, Any] = {**to_jsonable(settings), "sources": to_jsonable(shares), "pad_id": pad_id}
@@ -111,7 +111,7 @@ class TrainingData:
         return lengths
 
     def _batch(self, rows: range) -> Batch:
-        shape = (len(rows), self.settings.sequence)
+        shape = (len(rows), self._width(rows))
         ids = np.full(shape, self._pad_id, np.int64)
         positions = np.tile(np.arange(shape[1]), (len(rows), 1))
         targets = np.full(shape, IGNORED, np.int64)
@@ -125,6 +125,12 @@ class TrainingData:
                 at += length
             positions[line, at:] = np.arange(shape[1] - at)
         return Batch(*(torch.from_numpy(array) for array in (ids, positions, targets)))
+
+    def _width(self, rows: range) -> int:
+        """The length of a batch's rows: that of the longest where each holds one document, else the whole sequence."""
+        if self.settings.packed:
+            return self.settings.sequence
+        return max((int(length) for row in rows for _, length in self._row(row)), default=MIN_PIECE)
 
     def _row(self, row: int) -> Pieces:
         if row >= self.packed.num_rows:

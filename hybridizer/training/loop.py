@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.adapters.accelerator import Runtime
+from hybridizer.errors import InputError, Problem
 from hybridizer.monitor import Monitor
 from hybridizer.records import content_hash
 from hybridizer.training.data import Batch, TrainingData
@@ -27,7 +28,7 @@ from hybridizer.training.journal import Journal
 from hybridizer.training.layers import compile_layers_, recomputing
 from hybridizer.training.loss import CHUNK_BYTES
 from hybridizer.training.memory import peak_memory_bytes
-from hybridizer.training.objective import Objective, TrainableParts
+from hybridizer.training.objective import Objective, TrainableParts, documents_leak
 from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
 from hybridizer.training.precision import Precision, WorkingPrecision, choose_dtype
 from hybridizer.training.schedule import ScheduleSettings, rate_factor
@@ -103,7 +104,8 @@ def train(
     Afterwards `folder` holds trained.safetensors, the trained tensors in float32 under their names in the model, beside
     checkpoints/ and log.jsonl. The trained parameters of `model` are those, and the frozen ones hold the bytes they
     came with, which is checked (under FSDP2 the model stays spread). `plan_hash` names what the model was made of.
-    Raises InputError for a checkpoint of another run, RunError when the loss explodes or the freeze does not hold.
+    Raises InputError for a checkpoint of another run and for packed rows whose documents would leak into each other,
+    RunError when the loss explodes or the freeze does not hold.
     """
     with ExitStack() as stack, torch.random.fork_rng(devices=[]):
         run = _Run(model, parts, plan, data, settings, folder, plan_hash, runtime, figures, clock, stack)
@@ -153,7 +155,9 @@ class _Run:
             stack.enter_context(fused(model))
         if settings.recompute_layers:
             stack.enter_context(recomputing(parts.layers))
-        self._objective = runtime.wrap(Objective(model, parts, settings.loss_chunk_bytes))
+        objective = Objective(model, parts, settings.loss_chunk_bytes)
+        _refuse_leaks(objective, parts, data)
+        self._objective = runtime.wrap(objective)
         check_freeze(model, plan)
         self._masters = Masters(model, plan)
         self._optimizer = make_optimizer(self._masters.tensors, settings.optimizer)
@@ -323,6 +327,16 @@ class _Run:
         self._guard = LossGuard(figures["smoothed"], figures["lowest"])
         self.step, self._tokens, self._seconds = state.step, figures["tokens"], figures["seconds"]
         self._first_loss, self._last_loss = figures["first_loss"], figures["last_loss"]
+
+
+def _refuse_leaks(objective: Objective, parts: TrainableParts, data: TrainingData) -> None:
+    """Return if documents that share a row stay apart in this model, or none share one; InputError otherwise."""
+    vocabulary = len(next(parts.embedding.parameters()))
+    if data.settings.packed and documents_leak(objective, vocabulary):
+        what = (
+            "its layers carry state from one document of a packed row into the next (recurrent or convolving layers)."
+        )
+        raise InputError(Problem("train.packed", what, "Set `packed: false`: one document a row, rows of like length."))
 
 
 # Settings that may change between one start of a run and the next: they do not touch the numbers.

@@ -90,6 +90,16 @@ def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def padded_rows(pieces: Pieces, row_tokens: int) -> Packed:
-    """One piece a row, in the order given: for models whose layers cannot keep documents apart inside a row."""
-    return Packed(pieces, np.arange(len(pieces) + 1, dtype=np.int64), row_tokens)
+def padded_rows(pieces: Pieces, row_tokens: int, rows_per_step: int, generator: np.random.Generator) -> Packed:
+    """One piece a row: for models whose layers cannot keep documents apart inside a row.
+
+    Pieces of like length share a step, so that cutting its rows to the longest leaves little padding: each window of
+    WINDOW_PIECES is sorted by length, and its steps are shuffled.
+    """
+    order: list[int] = []
+    for first in range(0, len(pieces), WINDOW_PIECES):
+        window = first + np.argsort(pieces[first : first + WINDOW_PIECES, 1], kind="stable")
+        steps = [window[at : at + rows_per_step] for at in range(0, len(window), rows_per_step)]
+        shuffled = generator.permutation(len(steps) - 1) if len(steps) > 1 else range(0)
+        order += [int(i) for step in (*shuffled, len(steps) - 1) for i in steps[step]]  # the last one may be short
+    return Packed(pieces[order], np.arange(len(pieces) + 1, dtype=np.int64), row_tokens)

@@ -113,10 +113,17 @@ def test_long_documents_are_cut_at_the_row_length(tmp_path):
     assert lengths == [23, 64, 64]
 
 
-def test_padded_rows_hold_one_document_each(shard):
+def test_padded_rows_hold_one_document_each_and_are_cut_to_the_longest(shard):
     data = data_of(shard, packed=False)
     assert (data.packed.starts[1:] - data.packed.starts[:-1] == 1).all()
-    assert data.packed.fill < 0.5 < data_of(shard).packed.fill
+    used = positions = 0
+    for step in range(data.num_steps):
+        (batch,) = data.batches(step)
+        longest = int((batch.targets != IGNORED).sum(1).max()) + 1
+        assert batch.input_ids.shape[1] == longest
+        used += data.num_tokens(step)
+        positions += batch.input_ids.numel()
+    assert used / positions > 0.9 and data.packed.fill < 0.5
 
 
 def test_nothing_left_to_train_on_is_an_error(tmp_path):

@@ -3,12 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training.models import plain_model
-from training.runs import SETTINGS, bytes_of, data_in, run
+from training.models import plain_model, tiny_model
+from training.runs import SETTINGS, bytes_of, data_in, run, run_model
 
 from hybridizer.errors import InputError, RunError
-from hybridizer.training.freeze import tensor_sha256
+from hybridizer.training.freeze import plan_freeze, tensor_sha256
 from hybridizer.training.optimizer import OptimizerSettings
+from hybridizer.training.selectors import FreezeSettings
 
 
 def lines_of(folder):
@@ -104,7 +105,12 @@ def test_every_step_leaves_a_line_with_all_its_figures(tmp_path):
 def broken_after(model, step, value):
     """Spoil the loss of `model` from optimizer step `step` on."""
     calls = iter(range(10_000))
-    model.norm.register_forward_hook(lambda m, i, out: out * (value if next(calls) >= step + 1 else 1.0))
+
+    def spoil(module, inputs, output):
+        # One call while training comes from looking at the head, before the first step.
+        return output * value if module.training and next(calls) >= step + 1 else output
+
+    model.norm.register_forward_hook(spoil)
 
 
 @pytest.mark.parametrize("value, words", [(float("nan"), "not finite"), (1e3, "the loss exploded")])
@@ -130,3 +136,16 @@ def test_an_unknown_tracker_is_refused():
 
     with pytest.raises(InputError, match="no tracker abacus here"):
         Runtime(("abacus",), cpu=True)
+
+
+def test_packed_rows_are_refused_where_layers_carry_state_across_documents(tmp_path):
+    from hybridizer.adapters.causal_lm import find_parts
+
+    model = tiny_model("mamba2", vocab_size=257).eval()
+    parts = find_parts(model)
+    plan = plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+    with pytest.raises(InputError, match="Set `packed: false`"):
+        run_model(tmp_path, model, parts, plan)
+    data = data_in(tmp_path / "data", packed=False, tokens=400)
+    result = run_model(tmp_path, model, parts, plan, data=data)
+    assert result.stopped_by == "tokens" and result.last_loss < result.first_loss

@@ -38,7 +38,7 @@ def test_documents_of_real_lengths_fill_99_percent(seed):
     pieces = cut_documents(np.cumsum(lengths) - lengths, lengths, 1024)
     packed = pack(pieces, 1024, np.random.default_rng(0))
     assert packed.fill >= 0.99
-    assert padded_rows(pieces, 1024).fill < 0.5
+    assert padded_rows(pieces, 1024, 8, np.random.default_rng(0)).fill < 0.5
 
 
 def test_several_windows_lose_nothing_and_are_deterministic():
@@ -56,3 +56,11 @@ def test_another_seed_gives_another_order_of_the_same_rows():
     one, two = (pack(pieces, 16, np.random.default_rng(seed)) for seed in (0, 1))
     assert sorted(one.pieces[:, 0]) == sorted(two.pieces[:, 0])
     assert (one.pieces != two.pieces).any()
+
+
+def test_padded_rows_lose_nothing_and_keep_a_short_step_at_the_end():
+    lengths = np.random.default_rng(0).integers(MIN_PIECE, 200, 2 * WINDOW_PIECES + 77)
+    rows = padded_rows(pieces_of(lengths), 256, 8, np.random.default_rng(3))
+    assert sorted(rows.pieces[:, 0]) == sorted(pieces_of(lengths)[:, 0])
+    steps = [rows.pieces[at : at + 8, 1] for at in range(0, rows.num_rows, 8)]
+    assert np.mean([step.max() - step.min() for step in steps]) < 5
