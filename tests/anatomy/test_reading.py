@@ -169,7 +169,7 @@ def test_a_config_that_is_no_dict() -> None:
     assert "not a family's name" in refused([], llama_shapes())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(family=st.sampled_from(FAMILIES), changes=hostile_changes(4))
 def test_hostile_configs_are_read_or_refused(family: str, changes: dict[str, Any]) -> None:
     try:

@@ -135,7 +135,7 @@ def test_layers_that_use_the_one_before_them_stay_behind_it() -> None:
     assert "would follow no layer" in refused(host, (host, 1), (host, 2))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     family=st.sampled_from(FAMILIES),
     shared=hostile_changes(4),
