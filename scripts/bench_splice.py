@@ -8,8 +8,8 @@ turns for several rounds, with the donors' pages in memory (warm) and dropped fr
     cp + sync      the same, flushed
     splice         hybridizer's writer: copies and flushes
     splice + hash  the same, and reads it all back for its sha256
-    build          `hybridize build --no-load`: plan, splice + hash, manifest, verify (which hashes once more); the
-                   donors' fingerprints are known from a run before, whose time is printed
+    build          `hybridize build --no-load`: plan, splice + hash, manifest, verify; the donors'
+                   fingerprints are known from a run before, whose time is printed
     mergekit       mergekit-yaml, passthrough; flushes and hashes nothing
 
     python scripts/bench_splice.py --gb 4 --rounds 3 --json out.json
