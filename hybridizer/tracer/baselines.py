@@ -61,8 +61,8 @@ def score_weights(parts: Parts, advance: Callable[[int], None] = lambda layers: 
     """Spectrum's signal-to-noise ratio of each layer: the mean over its weight matrices [ours].
 
     The paper ranks each kind of matrix by itself and never joins them. A stack of experts counts as so many matrices;
-    vectors and depthwise kernels are left out. A layer without a matrix that has a ratio gets None. Raises InputError
-    for weights that are not in memory.
+    vectors are left out, and a depthwise kernel has no ratio. A layer without a matrix that has a ratio gets None.
+    Raises InputError for weights that are not in memory.
     """
     if any(parameter.is_meta for layer in parts.layers for parameter in layer.parameters()):
         what = "some weights were left on disk by the device map, and singular values need them all."
@@ -133,7 +133,7 @@ def _scores(name: str, source: str, high_means: str, values: Array, samples: Arr
 def _matrices(layer: nn.Module) -> Iterator[Tensor]:
     """The weight matrices of a layer, each expert of a stack by itself."""
     for parameter in layer.parameters():
-        if parameter.is_floating_point() and parameter.ndim >= 2 and min(parameter.shape[-2:]) > 1:
+        if parameter.is_floating_point() and parameter.ndim >= 2:
             yield from parameter.detach().flatten(0, -3) if parameter.ndim > 2 else [parameter.detach()]
 
 

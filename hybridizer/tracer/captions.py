@@ -1,0 +1,69 @@
+"""What pictures and tables say about a trace in words, out of the plain object of the contract "hybridizer.trace/1"."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def caption(record: Record, boundary: int | None) -> list[str]:
+    """Up to four lines: the donor, how it was traced, what was found, and S at the boundary."""
+    lines = [f"{reference(record)}, {len(record['layers'])} layers", setting(record), findings(record)]
+    if boundary is not None:
+        row = record["boundary"][boundary - 1]
+        score = f"S({boundary}) = {row['s']:+.3f} bits{spread(row['s_ci'], '+.3f')}"
+        lines.append(f"boundary after layer {boundary}: {score}")
+    return [line for line in lines if line]
+
+
+def reference(record: Record) -> str:
+    """The donor's name, short enough for a line."""
+    return one_line(record["donor"]["reference"], 70)
+
+
+def setting(record: Record) -> str:
+    """What was traced and how: n, probes, perturbation, lens."""
+    settings, probes = record["settings"], record["probes"]
+    share = settings.get("mask_share")
+    what = {"both": "context and layer perturbation"}.get(settings["perturb"], f"{settings['perturb']} perturbation")
+    masked = f" ({share:.0%} masked)" if share is not None else ""
+    return f"{probes['n']} prompts of {one_line(probes['name'], 40)}, {what}{masked}, {settings['lens']} lens"
+
+
+def findings(record: Record) -> str:
+    """The figures of the whole model that the record has: accuracy, vulnerable layer, prompts without task particle."""
+    found = []
+    if record.get("accuracy") is not None:
+        found.append(f"accuracy {record['accuracy']:.1%}{spread(record.get('accuracy_ci'), '.1%')}")
+    if record.get("vulnerable_layer"):
+        found.append(f"vulnerable layer {record['vulnerable_layer']['layer']}")
+    if record["task_particle"].get("num_without"):
+        found.append(f"{record['task_particle']['num_without']} prompts without a task particle")
+    return "; ".join(found)
+
+
+def spread(band: Sequence[float] | None, form: str) -> str:
+    """An interval in brackets, its ends in the given format; nothing where there is none."""
+    return f" (95% interval {band[0]:{form}} to {band[1]:{form}})" if band else ""
+
+
+def one_line(name: object, max_width: int) -> str:
+    """A name on one line, its middle left out where it is wider than so many Latin letters (Chinese: half)."""
+    line = " ".join(str(name).split())
+    if _width(line) > max_width:
+        side = (max_width - 3) // 2
+        line = f"{_start(line, side)}...{_start(line[::-1], side)[::-1]}"
+    return line
+
+
+def _start(text: str, max_width: int) -> str:
+    while _width(text) > max_width:
+        text = text[:-1]
+    return text
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

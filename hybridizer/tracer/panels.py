@@ -1,0 +1,128 @@
+"""The panels of the pictures in plot.py: each draws one measure of a trace record into given axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from hybridizer.tracer.captions import Record, reference, setting
+
+# Okabe and Ito's colours, told apart by colour-blind readers; black and yellow left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK, DEEP = "#222222", "#E8EDF2"
+AXES = {
+    "target_prob": "probability of the\nmodel's own answer",
+    "js": "JS (bits)",
+    "delta_js": "dJS (bits):\nchange of JS",
+}
+
+
+def draw_target(axes: Axes, record: Record, boundary: int | None) -> None:
+    """The probability that each layer gives to what the model says in the end."""
+    _line(axes, record, "target_prob", COLOURS[0])
+    axes.set_ylabel(AXES["target_prob"])
+    axes.set_ylim(0, 1)
+
+
+def draw_js(axes: Axes, record: Record, boundary: int | None) -> None:
+    """JS by layer; with both perturbations, those of the context and of the layer."""
+    if record["layers"][0].get("layer_js") is None:
+        _line(axes, record, "js", COLOURS[0])
+    else:
+        _line(axes, record, "js", COLOURS[0], label="context masked, read at this layer")
+        _line(axes, record, "layer_js", COLOURS[1], label="this layer disturbed, read at the end", marker="s")
+        _legend(axes)
+    axes.set_ylabel(AXES["js"])
+    axes.set_ylim(bottom=0)
+
+
+def draw_delta(axes: Axes, record: Record, boundary: int | None) -> None:
+    """dJS by layer, with a boundary also the mean of either side."""
+    layers = [row["layer"] for row in record["layers"]]
+    values = [row["delta_js"] for row in record["layers"]]
+    axes.bar(layers, values, color=COLOURS[0], width=0.8)
+    for row in record["layers"]:
+        if row.get("delta_js_ci"):
+            axes.plot([row["layer"]] * 2, row["delta_js_ci"], color=INK, linewidth=1)
+    if boundary is not None:
+        for first, last, label in ((1, boundary, "mean of each side"), (boundary + 1, len(layers), None)):
+            mean = sum(values[first - 1 : last]) / (last - first + 1)
+            axes.plot([first - 0.5, last + 0.5], [mean, mean], color=COLOURS[1], linewidth=2, label=label)
+        _legend(axes)
+    axes.set_ylabel(AXES["delta_js"])
+    axes.set_ylim(bottom=0)
+
+
+def draw_scores(axes: Axes, record: Record, boundary: int | None) -> None:
+    """S(b) between the layers that b parts."""
+    places = [row["b"] + 0.5 for row in record["boundary"]]
+    axes.axhline(0, color=INK, linewidth=1)
+    axes.plot(places, [row["s"] for row in record["boundary"]], color=COLOURS[2], marker="o", markersize=3)
+    _band(axes, places, [row["s_ci"] for row in record["boundary"]], COLOURS[2])
+    axes.set_ylabel("S(b) (bits): shallow\nless deep mean dJS")
+
+
+def draw_particles(axes: Axes, record: Record, boundary: int | None) -> None:
+    """How many prompts have their task particle in each layer, and the median."""
+    rows, particle = record["layers"], record["task_particle"]
+    axes.bar([row["layer"] for row in rows], [row["task_particles"] for row in rows], color=COLOURS[3], width=0.8)
+    if particle["layer"] is not None:
+        axes.axvline(particle["layer"], color=INK, linewidth=1, linestyle=":", label="median")
+        _legend(axes)
+    axes.set_ylabel("task particles\n(prompts)")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def overlay(axes: Axes, record: Record, name: str, index: int) -> None:
+    """One measure of one donor, by relative depth, in the colour and with the marker of its index."""
+    rows = record["layers"]
+    places = [row["layer"] / len(rows) for row in rows]
+    label = f"{reference(record)}, {len(rows)} layers\n{setting(record)}"
+    axes.plot(
+        places, [row[name] for row in rows], color=COLOURS[index], marker=MARKERS[index], markersize=4, label=label
+    )
+    _band(axes, places, [row.get(f"{name}_ci") for row in rows], COLOURS[index])
+
+
+def mark_deep(axes: Axes, record: Record, boundary: int | None) -> None:
+    """Shade the deep side of the boundary, where there is one."""
+    if boundary is not None:
+        axes.axvspan(boundary + 0.5, len(record["layers"]) + 0.5, color=DEEP, zorder=0)
+        axes.axvline(boundary + 0.5, color=INK, linewidth=1.2, linestyle="--")
+
+
+def name_sides(axes: Axes, record: Record, boundary: int | None) -> None:
+    """Write "shallow" and "deep" on either side of the boundary, above the axes."""
+    if boundary is not None:
+        for text, place, side in (("shallow ", boundary + 0.4, "right"), (" deep", boundary + 0.6, "left")):
+            axes.annotate(text, (place, 1.02), xycoords=("data", "axes fraction"), ha=side, fontsize=9)
+
+
+PANELS = (draw_target, draw_js, draw_delta, draw_scores, draw_particles)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it covers nothing; searching for a free corner takes matplotlib seconds."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, ncols=2, frameon=False, fontsize=8)
+
+
+def _line(axes: Axes, record: Record, name: str, colour: str, label: str | None = None, marker: str = "o") -> None:
+    rows = record["layers"]
+    places, values, bands = (
+        [row["layer"] for row in rows],
+        [row[name] for row in rows],
+        [row.get(f"{name}_ci") for row in rows],
+    )
+    if name == "js" and record.get("js_embedding") is not None:
+        places, values, bands = [0, *places], [record["js_embedding"], *values], [record.get("js_embedding_ci"), *bands]
+    axes.plot(places, values, color=colour, marker=marker, markersize=3, label=label)
+    _band(axes, places, bands, colour)
+
+
+def _band(axes: Axes, places: Sequence[float], bands: Sequence[Sequence[float] | None], colour: str) -> None:
+    known = [(place, *band) for place, band in zip(places, bands, strict=True) if band]
+    at, lows, highs = ([row[i] for row in known] for i in range(3))
+    axes.fill_between(at, lows, highs, color=colour, alpha=0.2, linewidth=0)
