@@ -1,6 +1,7 @@
 """From a recipe to a verified model folder, on tiny checkpoints."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -256,3 +257,16 @@ def test_init_writes_a_recipe_that_checks_once_its_donors_exist(bench):
     assert "is there already" in hybridize("init", "mine.yaml", code=1).stderr
     settings = ["--set", "donors.instruct.source=a", "--set", "donors.domain.source=b"]
     assert "no problem found; 4 layers" in hybridize("check", "mine.yaml", *settings).stdout
+
+
+@pytest.mark.parametrize("limit", [[0.0, math.inf], [0.0, {"__float__": "Infinity"}]], ids=["old", "new"])
+def test_a_config_with_an_infinity_keeps_its_spelling(bench, limit):
+    make_donor(bench / "n", "nemotron_h")
+    path = bench / "n/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "time_step_limit": limit}))
+    recipe = recipe_of(bench, {"deep": "n", "shallow": "n"}, donors=("n",))
+    hybridize("build", recipe, "--no-load")
+    built = json.loads((bench / "runs/x/model/config.json").read_text())
+    assert built["time_step_limit"] == limit
+    plan = plan_from_json(json.loads((bench / "runs/x/plan.json").read_text()), "plan.json")
+    assert plan.config["time_step_limit"] == [0.0, math.inf]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hybridizer.errors import CheckpointError, Problem
@@ -101,7 +102,7 @@ class Plan:
     @property
     def hash(self) -> str:
         """`sha256:<hex>` over all but names a user may change freely: equal for equal recipes and donors, anywhere."""
-        content = to_jsonable(self)
+        content = self._as_jsonable()
         for free in ("name", "warnings", "layers", "evidence"):
             del content[free]
         content["donors"] = {name: pin.fingerprint for name, pin in self.donors.items()}
@@ -114,7 +115,11 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values, with its schema and hash."""
-        return {"schema": SCHEMA, "hash": self.hash, **to_jsonable(self)}
+        return {"schema": SCHEMA, "hash": self.hash, **self._as_jsonable()}
+
+    def _as_jsonable(self) -> dict[str, Any]:
+        value: dict[str, Any] = to_jsonable(replace(self, config=_spell_infinities(self.config)))
+        return value
 
 
 def donor_layers(rows: Sequence[LayerRow]) -> list[tuple[int, ...]]:
@@ -148,7 +153,7 @@ def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:
             tensors=tuple(_tensor(tensor) for tensor in value["tensors"]),
             blends=tuple(BlendUse(**{**b, "per_source": tuple(b["per_source"])}) for b in value["blends"]),
             unused=value["unused"],
-            config=value["config"],
+            config=_read_infinities(value["config"]),
             companions=value["companions"],
             max_shard_bytes=value["max_shard_bytes"],
             warnings=tuple(value["warnings"]),
@@ -160,6 +165,25 @@ def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:
         what = f"its content hashes to {plan.hash}, it says {value.get('hash')}."
         raise CheckpointError(Problem(where, what, "The file was edited or damaged; plan again."))
     return plan
+
+
+def _spell_infinities(value: Any) -> Any:
+    """Infinities and NaN, which some config.json hold and JSON does not know, as transformers 5 spells them."""
+    if isinstance(value, Mapping):
+        return {key: _spell_infinities(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spell_infinities(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")}
+    return value
+
+
+def _read_infinities(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _read_infinities(item) for key, item in value.items()}
+    return [_read_infinities(item) for item in value] if isinstance(value, list) else value
 
 
 def _evidence(value: Mapping[str, Any]) -> Evidence:
