@@ -25,12 +25,12 @@ PROBES = ProbeSet(
     probes=tuple(
         Probe(prompt, target)
         for prompt, target in [
-            ("hot is not", "c"),
-            ("big is not", "s"),
-            ("up is the opposite of", "d"),
+            ("hot is not ", "c"),
+            ("big is not ", "s"),
+            ("up is the opposite of ", "d"),
             ("in and", None),
-            ("the day and the", "n"),
-            ("wet is not", "d"),
+            ("the day and the ", "n"),
+            ("wet is not ", "d"),
             ("old is not", None),
         ]
     ),

@@ -57,11 +57,11 @@ def test_the_tuned_lens_reads_shallow_layers_better_and_the_last_one_exactly(don
     unseen = torch.tensor([tokenizer("A function is a block of statements")["input_ids"]])
     with torch.no_grad():
         hidden = read_last_rows(model, parts, unseen.repeat(2, 1))
-        plain, tuned = Lens(model, parts).layer_log_probs(hidden), Lens(model, parts, lens).layer_log_probs(hidden)
+        plain, tuned = Lens(model, parts).layer_log2_probs(hidden), Lens(model, parts, lens).layer_log2_probs(hidden)
         held_out = [row[:100] for row in rows]
         plain_kl, tuned_kl = (
-            kl_divergence(p[:, -1:], p).mean(0)
-            for p in (Lens(model, parts, translator).layer_log_probs(held_out) for translator in (None, lens))
+            kl_divergence(p[:, -1], p).mean(0)
+            for p in (Lens(model, parts, translator).layer_log2_probs(held_out) for translator in (None, lens))
         )
     assert torch.equal(plain[:, -1], tuned[:, -1])
     assert (tuned_kl[:-1] < 0.9 * plain_kl[:-1]).all()
