@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hybridizer.adapters.causal_lm import MODEL_FAULTS, Parts, agree, arbitrary_ids, first_floating, run_model
 from hybridizer.errors import DonorError, Problem
 from hybridizer.tracer.residual import bare_outputs, last_rows, read_outputs, replaced, run_tail
+from hybridizer.tracer.sensitivity import log2_softmax
 
 
 class Translator(Protocol):
@@ -36,19 +37,19 @@ class Lens:
         """The dtype of the weights, and so of the residual stream and the logits."""
         return next(self.model.parameters()).dtype
 
-    def layer_log_probs(self, hidden: Sequence[Tensor]) -> Tensor:
-        """log P(0)..log P(L), (n, L+1, vocab), natural, in float32, of h(0)..h(L), L+1 tensors (n, ..., hidden)."""
+    def layer_log2_probs(self, hidden: Sequence[Tensor]) -> Tensor:
+        """log2 of P(0)..P(L), (n, L+1, vocab) in float32, of h(0)..h(L), L+1 tensors (n, ..., hidden)."""
         if self.translator is None:
-            return self.final_log_probs(hidden)
-        return self.final_log_probs(
+            return self.final_log2_probs(hidden)
+        return self.final_log2_probs(
             [*(self.translator(layer, rows) for layer, rows in enumerate(hidden[:-1])), hidden[-1]]
         )
 
-    def final_log_probs(self, rows: Sequence[Tensor]) -> Tensor:
+    def final_log2_probs(self, rows: Sequence[Tensor]) -> Tensor:
         """What the model says, (n, k, vocab) as above, when its last layer gives each of k tensors (n, ..., hidden)."""
         stacked = torch.stack([row.to(rows[-1].device) for row in rows], dim=1)  # (n, k, ..., hidden)
         logits = run_tail(self.model, self.parts, stacked.flatten(0, 1))
-        return torch.log_softmax(logits.float(), dim=-1).view(*stacked.shape[:2], -1)
+        return log2_softmax(logits).view(*stacked.shape[:2], -1)
 
 
 @torch.no_grad()

@@ -68,13 +68,14 @@ class Meter:
         masked: Hidden | None,
         disturbed: Hidden | None,
     ) -> list[Reading]:
-        log_p = self.lens.layer_log_probs(clean)  # (n, L+1, vocab), the only large tensor that stays
+        log_p = self.lens.layer_log2_probs(clean)  # (n, L+1, vocab), the only large tensor that stays
         final = log_p[:, -1]
         targets = final.argmax(dim=-1)
-        target_prob = log_p.gather(2, targets[:, None, None].expand(-1, log_p.shape[1], 1)).squeeze(2).exp()
-        kl = kl_divergence(final[:, None], log_p)
-        js = None if masked is None else js_divergence(log_p, self.lens.layer_log_probs(masked))
-        layer_js = None if disturbed is None else js_divergence(final[:, None], self.lens.final_log_probs(disturbed))
+        target_prob = log_p.gather(2, targets[:, None, None].expand(-1, log_p.shape[1], 1)).squeeze(2).exp2()
+        kl = kl_divergence(final, log_p)
+        kl_uniform = kl_from_uniform(final)
+        js = None if masked is None else js_divergence(log_p, self.lens.layer_log2_probs(masked))
+        layer_js = None if disturbed is None else js_divergence(final[:, None], self.lens.final_log2_probs(disturbed))
         return [
             Reading(
                 index=index,
@@ -83,9 +84,9 @@ class Meter:
                 js=None if js is None else _floats(js[row]),
                 layer_js=None if layer_js is None else _floats(layer_js[row]),
                 kl=_floats(kl[row]),
-                kl_uniform=float(kl_from_uniform(final[row])),
+                kl_uniform=float(kl_uniform[row]),
                 hit=None if prompt.answer is None else bool(targets[row] == prompt.answer),
-                answer_prob=None if prompt.answer is None else float(final[row, prompt.answer].exp()),
+                answer_prob=None if prompt.answer is None else float(final[row, prompt.answer].exp2()),
             )
             for row, (index, prompt) in enumerate(zip(indices, prompts, strict=True))
         ]

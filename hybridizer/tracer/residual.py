@@ -68,7 +68,7 @@ def run_tail(model: nn.Module, parts: Parts, rows: Tensor) -> Tensor:
     code, whatever it is, leads from the residual stream to the logits.
     """
     axis = parts.batch_axis + 1 if parts.batch_axis < parts.time_axis else parts.batch_axis
-    stream = rows.movedim(0, axis).unsqueeze(parts.time_axis)
+    stream = rows.to(parts.last_device).movedim(0, axis).unsqueeze(parts.time_axis)
     ids = torch.zeros(len(rows), 1, dtype=torch.long, device=parts.device)
     with replaced(parts, bare_outputs(parts, stream)):
         return run_model(model, ids)[:, -1]

@@ -20,7 +20,6 @@ from hybridizer.durable import write_file
 from hybridizer.errors import CheckpointError, InputError, Problem
 from hybridizer.records import content_hash
 from hybridizer.tracer.residual import read_outputs, run_tail
-from hybridizer.tracer.sensitivity import kl_divergence
 
 Map = tuple[Tensor, Tensor]
 
@@ -162,15 +161,14 @@ def ridge_map(source: Tensor, target: Tensor, ridge: float) -> Map:
 
 @dataclass(frozen=True)
 class _Tail:
-    """The model's tail on float32 rows, as natural log-probabilities (n, vocab) that can be differentiated."""
+    """The model's tail on float32 rows, as float32 logits (n, vocab) that can be differentiated."""
 
     model: nn.Module
     parts: Parts
     dtype: torch.dtype
 
     def __call__(self, rows: Tensor) -> Tensor:
-        rows = rows.to(self.dtype).to(next(self.parts.layers[-1].parameters()).device)
-        return torch.log_softmax(run_tail(self.model, self.parts, rows).float(), dim=-1)
+        return run_tail(self.model, self.parts, rows.to(self.dtype)).float()
 
 
 @torch.enable_grad()
@@ -183,9 +181,8 @@ def _train(
         optimizer.param_groups[0]["lr"] = settings.lr * (1 - step / settings.num_steps)
         chosen = torch.randint(len(source), (settings.step_tokens,), generator=generator).to(source.device)
         with torch.no_grad():
-            log_p = tail(final[chosen])
-        log_q = tail(_translate((weight, bias), source[chosen]))
-        loss = (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
+            aim = torch.softmax(tail(final[chosen]), dim=-1)
+        loss = nn.functional.cross_entropy(tail(_translate((weight, bias), source[chosen])), aim)  # KL and a constant
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -194,8 +191,8 @@ def _train(
 
 @torch.no_grad()
 def _best(tail: _Tail, maps: Sequence[Map], source: Tensor, final: Tensor) -> Map:
-    log_p = tail(final)
-    losses = [float(kl_divergence(log_p, tail(_translate(candidate, source))).mean()) for candidate in maps]
+    aim = torch.softmax(tail(final), dim=-1)
+    losses = [float(nn.functional.cross_entropy(tail(_translate(candidate, source)), aim)) for candidate in maps]
     return maps[losses.index(min(losses))]
 
 
