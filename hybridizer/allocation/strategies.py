@@ -71,10 +71,9 @@ def fixed(evidence: Evidence, asked: int) -> tuple[int, str]:
 def s_maximal(evidence: Evidence) -> tuple[int, str]:
     """The b with the largest S(b), the smallest b among equals [ours; the paper does not search].
 
-    A mean over few layers varies most, so this is drawn to the ends, where one spike decides; see `knee`.
+    A mean over few layers varies most, so this is drawn to the ends, where one spike decides; see `knee` and `auto`.
     """
-    layer = max(range(1, evidence.num_layers), key=lambda b: (evidence.scores[b - 1], -b))
-    return layer, f"S(b) is largest of all boundaries after layer {layer}: {_score(evidence, layer)}."
+    return _s_maximal_among(evidence, range(1, evidence.num_layers))
 
 
 def task_particle(evidence: Evidence) -> tuple[int, str]:
@@ -99,31 +98,30 @@ def knee(evidence: Evidence) -> tuple[int, str]:
     up to a factor that is the same for all b: S(b) weighted against lonely layers at the ends. Raises InputError for
     a donor without any sensitivity, which has no knee.
     """
-    total = sum(evidence.delta_js)
-    if total <= 0:
+    if sum(evidence.delta_js) <= 0:
         what = f"the perturbation changes nothing in any layer of {evidence.donor}, so its sensitivity has no knee."
-        raise InputError(
-            Problem("boundary", what, "Choose another strategy, and doubt this donor: does it read its input?")
-        )
-    shares = [sum(evidence.delta_js[:b]) / total for b in range(evidence.num_layers)]
-    layer = max(range(1, evidence.num_layers), key=lambda b: (shares[b] - b / evidence.num_layers, -b))
-    found = f"the first {layer} of {evidence.num_layers} layers have {shares[layer]:.0%} of the sensitivity"
-    return layer, f"The knee of the cumulative sensitivity: {found}; {_score(evidence, layer)}."
+        fix = "Choose another strategy, and doubt this donor: does it read its input?"
+        raise InputError(Problem("boundary", what, fix))
+    return _knee_among(evidence, range(1, evidence.num_layers))
 
 
 def auto(evidence: Evidence) -> tuple[int, str]:
     """The knee if S is positive there beyond doubt, else the b of the largest S if that is, else the midpoint.
 
-    Ours. "Beyond doubt": the 95% interval of S(b) lies above 0. That interval does not know that b was searched for,
-    so it is too sure by some; the midpoint is the one b that no search chose, which is why it is the last resort.
+    Ours. Only boundaries with a quarter of the layers or more on either side are looked at: for SmolLM2-135M both knee
+    and largest S lie after layer 2 of 30, where one layer's spike makes them, and next to nothing is left to train.
+    "Beyond doubt": the 95% interval of S(b) lies above 0. That interval does not know that b was searched for, so it is
+    too sure by some; the midpoint is the one b that no search chose, which is why it is the last resort.
     """
-    candidates = [s_maximal] if sum(evidence.delta_js) <= 0 else [knee, s_maximal]
-    for candidate in candidates:
-        layer, reason = candidate(evidence)
+    quarter = math.ceil(evidence.num_layers / 4)
+    inner = range(quarter, evidence.num_layers - quarter + 1)
+    for choose in (_knee_among, _s_maximal_among):
+        layer, reason = choose(evidence, inner)
         if _doubt(evidence, layer) is None:
             return layer, reason
     layer = _rounded(0.5, evidence.num_layers)
-    return layer, f"No boundary the trace suggests is beyond doubt, so the midpoint; {_score(evidence, layer)}."
+    span = f"between {inner[0]} and {inner[-1]}"
+    return layer, f"No boundary {span} is beyond doubt, so the midpoint; {_score(evidence, layer)}."
 
 
 STRATEGIES: Mapping[str, Callable[[Evidence], tuple[int, str]]] = {
@@ -133,6 +131,21 @@ STRATEGIES: Mapping[str, Callable[[Evidence], tuple[int, str]]] = {
     "s-maximal": s_maximal,
     "task-particle": task_particle,
 }
+
+
+def _s_maximal_among(evidence: Evidence, boundaries: range) -> tuple[int, str]:
+    layer = max(boundaries, key=lambda b: (evidence.scores[b - 1], -b))
+    where = f"among boundaries {boundaries[0]} to {boundaries[-1]}"
+    return layer, f"The largest S(b) {where} is after layer {layer}: {_score(evidence, layer)}."
+
+
+def _knee_among(evidence: Evidence, boundaries: range) -> tuple[int, str]:
+    total = sum(evidence.delta_js) or 1.0
+    shares = [sum(evidence.delta_js[:b]) / total for b in range(evidence.num_layers)]
+    layer = max(boundaries, key=lambda b: (shares[b] - b / evidence.num_layers, -b))
+    found = f"the first {layer} of {evidence.num_layers} layers have {shares[layer]:.0%} of the sensitivity"
+    where = f"among boundaries {boundaries[0]} to {boundaries[-1]}"
+    return layer, f"The knee of the cumulative sensitivity {where}: {found}; {_score(evidence, layer)}."
 
 
 def _rounded(asked: float, num_layers: int) -> int:

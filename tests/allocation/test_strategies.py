@@ -88,24 +88,33 @@ def test_auto_takes_the_knee_when_the_evidence_is_clear():
     chosen = choose_boundary("auto", record(FRONT))
     assert (chosen.layer, chosen.strategy, chosen.warning) == (2, "auto", None)
     assert chosen.reason == (
-        "The knee of the cumulative sensitivity: the first 2 of 6 layers have 77% of the sensitivity; "
+        "The knee of the cumulative sensitivity among boundaries 2 to 4: the first 2 of 6 layers have 77% of the sensitivity; "
         "S(2) = +0.212 (95% interval +0.202 to +0.223)."
     )
 
 
 def test_auto_takes_the_largest_s_when_only_that_is_clear():
-    unsure = record(FRONT)
-    unsure["boundary"][1]["s_ci"] = [-0.1, 0.5]
+    unsure = record([0.2, 0.2, 0.15, 0.1, 0.02, 0.0, 0.0, 0.0])  # S(3) = 0.159, and the knee is at 4
+    unsure["boundary"][3]["s_ci"] = [-0.1, 0.5]
     chosen = choose_boundary("auto", unsure)
-    assert (chosen.layer, chosen.warning) == (1, None)
-    assert chosen.reason.startswith("S(b) is largest of all boundaries after layer 1")
+    assert (choose_boundary("knee", unsure).layer, chosen.layer, chosen.warning) == (4, 3, None)
+    assert chosen.reason.startswith("The largest S(b) among boundaries 2 to 6 is after layer 3")
+
+
+@pytest.mark.parametrize(("num_layers", "first", "last"), [(2, 1, 1), (3, 1, 2), (4, 1, 3), (5, 2, 3), (30, 8, 22)])
+def test_auto_leaves_a_quarter_of_the_layers_on_either_side(num_layers, first, last):
+    """All the sensitivity in the first layer draws it to one end of the range, a still last layer to the other."""
+    spike = [1.0, *[0.0] * (num_layers - 1)]
+    still = [*[0.1] * (num_layers - 1), 0.0]
+    assert choose_boundary("auto", record(spike, half_width=0.0001)).layer == first
+    assert choose_boundary("auto", record(still, half_width=0.0001)).layer == last
 
 
 @pytest.mark.parametrize("delta_js", [BACK, [0.0] * 6])
 def test_auto_falls_back_to_the_midpoint_and_warns(delta_js):
     chosen = choose_boundary("auto", record(delta_js))
     assert chosen.layer == 3
-    assert chosen.reason.startswith("No boundary the trace suggests is beyond doubt, so the midpoint; S(3) = ")
+    assert chosen.reason.startswith("No boundary between 2 and 4 is beyond doubt, so the midpoint; S(3) = ")
     assert chosen.warning.startswith("Freezing deep is not supported by the trace of alpha: S(3) = ")
 
 

@@ -51,12 +51,12 @@ class Weights(nn.Module):
             setattr(self, f"w{index}", nn.Parameter(tensor, requires_grad=False))
 
 
-def test_a_layer_is_the_mean_over_its_matrices_and_every_expert_is_one():
+def test_a_layer_is_the_median_over_its_matrices_and_every_expert_is_one():
     square, long = matrix(4, 4), matrix(4, 16)
     layers = (
         Weights(square, torch.ones(4)),
         Weights(square, long, torch.randn(4, 1, 3)),
-        Weights(torch.stack([long, long]), torch.eye(4)),
+        Weights(torch.stack([long, long]), square, torch.eye(4)),
         Weights(torch.ones(4)),
         Weights(torch.ones(4, 4, dtype=torch.uint8)),
     )
