@@ -6,17 +6,36 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hybridizer.recipe.layers import format_layers
+
 Record = Mapping[str, Any]
+
+LEAST_EXPLAINED = 0.1  # below this a layer's figures are mostly the lens's own
 
 
 def caption(record: Record, boundary: int | None) -> list[str]:
-    """Up to four lines: the donor, how it was traced, what was found, and S at the boundary."""
-    lines = [f"{reference(record)}, {len(record['layers'])} layers", setting(record), findings(record)]
+    """Up to five lines: the donor, how it was traced, what was found, where the lens is blind, S at the boundary."""
+    lines = [
+        f"{reference(record)}, {len(record['layers'])} layers",
+        setting(record),
+        findings(record),
+        blindness(record),
+    ]
     if boundary is not None:
         row = record["boundary"][boundary - 1]
         score = f"S({boundary}) = {row['s']:+.3f} bits{spread(row['s_ci'], '+.3f')}"
         lines.append(f"boundary after layer {boundary}: {score}")
     return [line for line in lines if line]
+
+
+def blindness(record: Record) -> str:
+    """The layers through which the lens tells less than LEAST_EXPLAINED of the final distribution; "" for none."""
+    shares = {row["layer"]: row.get("explained") for row in record["layers"]}
+    blind = [layer for layer, share in shares.items() if share is not None and share < LEAST_EXPLAINED]
+    if not blind:
+        return ""
+    lens = record["settings"]["lens"]
+    return f"the {lens} lens explains under {LEAST_EXPLAINED:.0%} of the answer at layers {one_line(format_layers(blind), 30)}"
 
 
 def reference(record: Record) -> str:

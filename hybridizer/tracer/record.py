@@ -68,7 +68,8 @@ class LayerFigures:
     With `perturb` "layer", js is the divergence of the final distributions when the output of layer l is disturbed;
     with "both", js is the context perturbation and layer_js the layer perturbation. ratio_*: of Ratio(l) over prompts.
     task_particles: the number of prompts whose task particle is here. explained: 1 - mean KL(P(L) || P(l)) /
-    mean KL(P(L) || uniform): 1 at the last layer, 0 no better than knowing nothing, negative where the lens misleads.
+    mean KL(P(L) || uniform): 1 at the last layer, 0 no better than knowing nothing, negative where the lens misleads,
+    null for a model whose answer is always uniform.
     """
 
     layer: int
@@ -83,7 +84,7 @@ class LayerFigures:
     task_particles: int
     layer_js: float | None
     layer_js_ci: Interval | None
-    explained: float
+    explained: float | None
     explained_ci: Interval | None
 
 

@@ -68,8 +68,10 @@ def _layers(
     delta = delta_js(js.mean(axis=0))
     signed = np.diff(weights @ js, axis=1)
     ratios = change_ratios(readings.target_prob, epsilon)
-    explained = 1 - readings.kl.sum(axis=0) / readings.kl_uniform.sum()
-    explained_ci = intervals(1 - (weights @ readings.kl) / (weights @ readings.kl_uniform)[:, None], n)
+    knows = bool(readings.kl_uniform.sum() > 0)  # a model that answers evenly has nothing to be explained
+    explained = 1 - readings.kl.sum(axis=0) / readings.kl_uniform.sum() if knows else None
+    samples = 1 - (weights @ readings.kl) / (weights @ readings.kl_uniform)[:, None] if knows else None
+    explained_ci = None if samples is None else intervals(samples, n)
     layer_ci = None if readings.layer_js is None else intervals(weights @ readings.layer_js, n)
     return tuple(
         LayerFigures(
@@ -85,8 +87,8 @@ def _layers(
             task_particles=int((particles == layer).sum()),
             layer_js=None if readings.layer_js is None else float(readings.layer_js[:, layer].mean()),
             layer_js_ci=None if layer_ci is None else layer_ci[layer],
-            explained=float(explained[layer]),
-            explained_ci=explained_ci[layer],
+            explained=None if explained is None else float(explained[layer]),
+            explained_ci=None if explained_ci is None else explained_ci[layer],
         )
         for layer in range(1, js.shape[1])
     )

@@ -109,3 +109,11 @@ def test_baselines_stand_side_by_side_with_their_sources():
 def test_tables_need_no_torch():
     code = "import sys, hybridizer.tracer.tables; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_layers_that_the_lens_cannot_read_are_named_above_the_table():
+    record = synthetic_record()
+    layers = [{**row, "explained": 0.04 if row["layer"] <= 5 else 0.6} for row in record["layers"]]
+    text = shown(trace_table({**record, "layers": layers}))
+    assert "the plain lens explains under 10% of the answer at layers 1..5" in text
+    assert "explains under" not in shown(trace_table({**record, "layers": layers[5:]} | {"boundary": []}))
