@@ -34,8 +34,8 @@ def blindness(record: Record) -> str:
     blind = [layer for layer, share in shares.items() if share is not None and share < LEAST_EXPLAINED]
     if not blind:
         return ""
-    lens = record["settings"]["lens"]
-    return f"the {lens} lens explains under {LEAST_EXPLAINED:.0%} of the answer at layers {one_line(format_layers(blind), 30)}"
+    lens, layers = record["settings"]["lens"], one_line(format_layers(blind), 30)
+    return f"the {lens} lens explains under {LEAST_EXPLAINED:.0%} of the answer at layers {layers}"
 
 
 def reference(record: Record) -> str:
