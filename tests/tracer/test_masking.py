@@ -48,11 +48,12 @@ def test_mask_replaces_what_it_is_told_and_keeps_the_length(tokenizer):
 
 
 def test_auto_takes_the_mask_then_the_unknown_then_the_padding_token(tokenizer):
-    assert (choose_mask_token(tokenizer).text, choose_mask_token(tokenizer).chosen_as) == ("<unk>", "unk token")
-    tokenizer.unk_token = None
-    assert choose_mask_token(tokenizer).chosen_as == "pad token"
     tokenizer.mask_token = "m"
     assert (choose_mask_token(tokenizer).text, choose_mask_token(tokenizer).chosen_as) == ("m", "mask token")
+    tokenizer.mask_token = None
+    assert (choose_mask_token(tokenizer).text, choose_mask_token(tokenizer).chosen_as) == ("<unk>", "unk token")
+    tokenizer.unk_token = None
+    assert (choose_mask_token(tokenizer).text, choose_mask_token(tokenizer).chosen_as) == ("<pad>", "pad token")
 
 
 def test_a_tokenizer_with_none_of_the_three_gets_a_filler(tokenizer):

@@ -24,7 +24,7 @@ def test_the_particle_is_the_first_steep_rise_to_a_probability_that_counts():
     assert particle(0.0, 0.2, 0.9) == 1
     assert particle(0.2, 0.3, 0.59, 0.9) == NO_PARTICLE  # never doubles within a layer
     assert particle(0.2, 0.3, 0.61, 0.9) == 3 - 1  # 0.61 is more than twice 0.3
-    assert particle(0.9, 0.01, 0.02) == NO_PARTICLE  # a fall has a large ratio and is no rise
+    assert particle(0.9, 0.3, 0.3) == NO_PARTICLE  # a fall has a large ratio and is no rise
 
 
 def test_the_settings_move_it():

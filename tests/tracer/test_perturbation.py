@@ -38,6 +38,15 @@ def test_starting_after_the_disturbed_layer_gives_what_the_full_run_gives(family
         assert all(torch.equal(a, b) for a, b in zip(short, full, strict=True))
 
 
+def test_layers_that_share_more_than_the_residual_stream_in_silence_are_noticed(tmp_path):
+    model, _, parts = load_tiny("llama", tmp_path)
+    shared = {}
+    model.model.embed_tokens.register_forward_hook(lambda *_: shared.clear())
+    parts.layers[0].self_attn.register_forward_hook(lambda _m, _a, output: shared.update(extra=output[0]))
+    parts.layers[2].register_forward_hook(lambda _m, _a, hidden: hidden + shared.get("extra", 0))
+    assert not can_reuse_prefix(model, parts)
+
+
 def test_a_disturbed_run_is_the_model_run_by_hand_from_there(tmp_path):
     model, _, parts = load_tiny("gpt2", tmp_path)
     ids = arbitrary_ids(model, 2, 6)

@@ -9,7 +9,7 @@ import torch
 from tracer.donors import FAMILIES, PROBES, load_tiny, spread, traced
 from tracer.plain import plain_boundary_scores, plain_js, plain_trace
 
-from hybridizer.adapters.causal_lm import find_parts
+from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
 from hybridizer.errors import DonorError, InputError, RunError
 from hybridizer.tracer import trace as trace_module
 from hybridizer.tracer.measure import Meter
@@ -242,6 +242,16 @@ def test_the_record_as_json_keeps_the_contract(donor):
     assert sum(row["task_particles"] for row in record["layers"]) == record["task_particle"]["n"]
     assert record["vulnerable_layer"]["layer"] in {1, 2, 3, 4}
     assert 0 <= record["accuracy"] <= 1 and record["accuracy_n"] == 5
+
+
+def test_a_device_map_changes_nothing(tmp_path):
+    from tiny import make_tiny, tiny_tokenizer
+
+    tiny_tokenizer(make_tiny("llama", tmp_path))
+    here = load_causal_lm(tmp_path, torch.float32)
+    mapped = load_causal_lm(tmp_path, torch.float32, device_map={"": "cpu"})
+    plain, other = (run((*loaded, find_parts(loaded[0]))).readings for loaded in (here, mapped))
+    np.testing.assert_array_equal(plain.js, other.js)
 
 
 def test_weights_that_accelerate_keeps_elsewhere_are_traced_too(tmp_path):
