@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -57,8 +58,8 @@ def parse_reference(text: str, base: Path, where: str = "donor") -> Reference:
         case "hub":
             return _parse_hub(text, rest, where)
         case "folder":
-            return _as_path(text, base / Path(rest).expanduser())
-    path = base / Path(text).expanduser()
+            return _as_path(text, base / os.path.expanduser(rest))
+    path = base / os.path.expanduser(text)  # Path.expanduser raises where no such user is
     if text.startswith(("/", ".", "~")) or text.lower().endswith(".gguf") or path.exists():
         return _as_path(text, path)
     if _HUB.fullmatch(text):

@@ -1,6 +1,8 @@
 """A tokenizer of one id a byte and shards made with it, for tests that must not load a real tokenizer."""
 
 import json
+import tempfile
+from pathlib import Path
 
 from hybridizer.monitor import SilentMonitor
 from hybridizer.training.shards import ReadSettings, tokenise_file
@@ -21,5 +23,7 @@ class ByteEncoder:
 def shard_of(texts, folder, name="a", encoder=None):
     """The shard of a JSONL file with `texts`, cached in folder/cache."""
     path = folder / f"{name}.jsonl"
-    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:  # other ranks may be reading it already
+        file.write("\n".join(json.dumps({"text": text}) for text in texts))
+    Path(file.name).rename(path)
     return tokenise_file(path, encoder or ByteEncoder(), ReadSettings(), folder / "cache", SilentMonitor())
