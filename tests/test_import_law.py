@@ -13,11 +13,12 @@ PACKAGE = Path(hybridizer.__file__).parent
 LAYERS = [  # a layer may import itself only within one subpackage, and everything above it in this list
     {"errors"},
     {"durable", "cache", "monitor"},
-    {"records"},
+    {"records", "statistics"},
     {"recipe", "reference"},
     {"anatomy", "checkpoint"},
     {"adapters"},
     {"planning", "tracer", "allocation", "training", "stack"},
+    {"evaluation"},
     {"stages"},
     {"settle"},
     {"draft"},
@@ -29,7 +30,7 @@ LAYERS = [  # a layer may import itself only within one subpackage, and everythi
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 OUTSIDE = {"transformers", "mergekit", "lm_eval", "accelerate", "gguf", "datasets", "peft", "huggingface_hub"}
 NO_TORCH = {"errors", "durable", "cache", "monitor", "records", "recipe", "reference", "anatomy", "checkpoint"}
-NO_TORCH |= {"planning", "stages", "settle", "draft", "build", "terminal", "progress", "cli"}
+NO_TORCH |= {"statistics", "planning", "stages", "settle", "draft", "build", "terminal", "progress", "cli"}
 
 
 def modules():

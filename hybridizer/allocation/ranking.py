@@ -20,18 +20,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridizer.errors import InputError, Problem
 from hybridizer.records import to_jsonable
+from hybridizer.statistics import Array, Interval, resampling_weights
 
 SCHEMA = "hybridizer.ranking/1"
-
-Array: TypeAlias = NDArray[np.float64]
-Interval: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,8 @@ def rank_donors(
     for candidate in candidates:
         answered &= ~np.isnan(candidate.per_prompt.hit)
     chance = _chance([target for target, known in zip(targets, answered, strict=True) if known])
-    generator = np.random.default_rng(seed)
     n = len(targets)
-    weights = generator.multinomial(n, np.full(n, 1 / n), size=num_resamples) / n
+    weights = resampling_weights(n, num_resamples, seed)
     scored = [_score(candidate, answered, chance, weights) for candidate in candidates]
     ordered = sorted(scored, key=lambda donor: (-donor.score, donor.donor))
     ranked = tuple(_with_ties(donor, ordered) for donor in ordered)

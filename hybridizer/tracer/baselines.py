@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from hybridizer.adapters.causal_lm import Parts, first_floating
 from hybridizer.errors import InputError, Problem
+from hybridizer.statistics import Array, Interval, intervals, resampling_weights
 from hybridizer.tracer.batching import make_batches
 from hybridizer.tracer.residual import read_outputs
-from hybridizer.tracer.statistics import Array, Interval, intervals, resampling_weights
 
 # The interquartile range of a normal distribution in standard deviations.
 IQR_OF_NORMAL = 1.349

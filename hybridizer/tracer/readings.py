@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hybridizer.tracer.statistics import Array
+from hybridizer.statistics import Array
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridizer.records import to_jsonable
-from hybridizer.tracer.statistics import Interval
+from hybridizer.statistics import Interval
 
 SCHEMA = "hybridizer.trace/1"
 

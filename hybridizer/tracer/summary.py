@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridizer.statistics import Array, folded_interval, intervals, mean_interval, resampling_weights
 from hybridizer.tracer.particle import NO_PARTICLE, change_ratios, task_particles
 from hybridizer.tracer.readings import Readings
 from hybridizer.tracer.record import (
@@ -19,7 +20,6 @@ from hybridizer.tracer.record import (
     VulnerableLayer,
 )
 from hybridizer.tracer.sensitivity import boundary_at, boundary_scores, delta_js
-from hybridizer.tracer.statistics import Array, folded_interval, intervals, mean_interval, resampling_weights
 
 MARKS = {"33%": 0.33, "50%": 0.50, "66%": 0.66}
 

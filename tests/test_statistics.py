@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from hybridizer.tracer.sensitivity import boundary_scores
-from hybridizer.tracer.statistics import (
+from hybridizer.statistics import (
     folded_interval,
     interval,
     intervals,
     mean_interval,
     resampling_weights,
 )
+from hybridizer.tracer.sensitivity import boundary_scores
 
 
 def test_every_resample_draws_as_many_prompts_as_there_are():
@@ -43,7 +43,7 @@ def test_missing_values_are_left_out():
 
 def test_one_value_has_no_interval():
     assert mean_interval(np.array([1.0, np.nan]), resampling_weights(2, 10, 0)) is None
-    assert intervals(np.zeros((10, 3)), num_prompts=1) == [None, None, None]
+    assert intervals(np.zeros((10, 3)), num_items=1) == [None, None, None]
 
 
 def test_the_interval_of_an_absolute_value_holds_it_even_near_zero():

@@ -1,7 +1,7 @@
-"""Uncertainty by the bootstrap over prompts.
+"""Uncertainty by the bootstrap over what was drawn: the prompts of a trace, the documents of a text.
 
-One matrix of resampling weights serves every figure of a trace, so that figures that depend on each other are
-resampled together; the same seed and number of prompts give two donors the same weights, so that they can be paired.
+One matrix of resampling weights serves every figure of a measurement, so that figures that depend on each other are
+resampled together; the same seed and number of items give two models the same weights, so that they can be paired.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Interval: TypeAlias = tuple[float, float]
 LEVEL = 0.95
 
 
-def resampling_weights(num_prompts: int, num_resamples: int, seed: int) -> Array:
-    """Weights (num_resamples, num_prompts), each row summing to 1: how often a bootstrap sample drew each prompt."""
+def resampling_weights(num_items: int, num_resamples: int, seed: int) -> Array:
+    """Weights (num_resamples, num_items), each row summing to 1: how often a bootstrap sample drew each item."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=num_resamples) / num_prompts
+    return generator.multinomial(num_items, np.full(num_items, 1 / num_items), size=num_resamples) / num_items
 
 
 def interval(samples: Array) -> Interval:
@@ -29,9 +29,9 @@ def interval(samples: Array) -> Interval:
     return float(low), float(high)
 
 
-def intervals(samples: Array, num_prompts: int) -> list[Interval | None]:
-    """`interval` of each column of (num_resamples, k); None for a single prompt, which says nothing of its spread."""
-    if num_prompts < 2:
+def intervals(samples: Array, num_items: int) -> list[Interval | None]:
+    """`interval` of each column of (num_resamples, k); None for a single item, which says nothing of its spread."""
+    if num_items < 2:
         return [None] * samples.shape[1]
     return [interval(column) for column in samples.T]
 
