@@ -58,13 +58,17 @@ def parse_reference(text: str, base: Path, where: str = "donor") -> Reference:
         case "hub":
             return _parse_hub(text, rest, where)
         case "folder":
-            return _as_path(text, base / os.path.expanduser(rest))
-    path = base / os.path.expanduser(text)  # Path.expanduser raises where no such user is
+            return _as_path(text, base / _expand_user(rest))
+    path = base / _expand_user(text)
     if text.startswith(("/", ".", "~")) or text.lower().endswith(".gguf") or path.exists():
         return _as_path(text, path)
     if _HUB.fullmatch(text):
         return _parse_hub(text, text, where)
     raise DonorError(Problem(where, f"'{text}' is not there as a path ({path}) and is no hub id.", _FORMS))
+
+
+def _expand_user(text: str) -> str:
+    return os.path.expanduser(text)  # noqa: PTH111 -- Path.expanduser raises where there is no such user
 
 
 def _as_path(text: str, path: Path) -> Reference:

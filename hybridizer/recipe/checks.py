@@ -12,7 +12,7 @@ from hybridizer.errors import RecipeError, nearest
 from hybridizer.recipe.fields import read_name
 from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges
 from hybridizer.recipe.recipe import AUTO
-from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of
+from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of, show
 
 _DIAL = ("deep", "shallow", "boundary")
 
@@ -30,6 +30,7 @@ def check(tree: Tree, default_name: str) -> Iterator[Finding]:
         for path, piece in pieces:
             yield from _check_slice(path, piece)
         yield from _check_total(pieces)
+    yield from _check_training(tree.values)
 
 
 def _check_default_name(name: str) -> Iterator[Finding]:
@@ -142,6 +143,44 @@ def _check_total(pieces: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Findi
     if total > MAX_LAYERS:
         what = f"the slices list {total} layers in all; {MAX_LAYERS} is the limit."
         yield Finding(("layout", "slices"), what, "List fewer layers.")
+
+
+def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
+    train, layout = _section(values, "train"), _section(values, "layout")
+    if "evaluate" in values and "train" not in values:
+        what = "`evaluate` measures what training did, and there is no `train`."
+        yield Finding(("evaluate",), what, "Add `train`, or delete `evaluate`.")
+    side = train.get("freeze", "deep")
+    if train and "slices" in layout and side in ("deep", "shallow"):
+        said = f"`freeze` is {side}" if "freeze" in train else "`freeze` is left out, which means deep"
+        what = f"{said}, and a layout by `slices` has no boundary that says which layers those are."
+        yield Finding(
+            ("train", "freeze") if "freeze" in train else ("train",), what, "List the layers: freeze: 15..29."
+        )
+    data = train.get("data")
+    for index, entry in enumerate(data if isinstance(data, list) else []):
+        if isinstance(entry, dict):
+            yield from _check_source(("train", "data", index), entry)
+    yield from _check_text_names(_section(values, "evaluate").get("bits_per_byte"))
+
+
+def _check_source(path: KeyPath, entry: Mapping[str, Any]) -> Iterator[Finding]:
+    if ("path" in entry) == ("hub" in entry):
+        found = "both `path` and `hub`" if "path" in entry else "neither `path` nor `hub`"
+        yield Finding(path, f"{name_of(path)} has {found}.", "Give one of the two: where the text comes from.")
+    elif "path" in entry:
+        for key in ("split", "config", "revision", "max_documents"):
+            if key in entry:
+                what = f"{name_of((*path, key))} is for hub datasets, and does nothing for the files of `path`."
+                yield Finding((*path, key), what, "Delete the line.")
+
+
+def _check_text_names(texts: Any) -> Iterator[Finding]:
+    names = [text.get("name") for text in texts if isinstance(text, dict)] if isinstance(texts, list) else []
+    for index, name in enumerate(names):
+        if name is not None and name in names[:index]:
+            path = ("evaluate", "bits_per_byte", index, "name")
+            yield Finding(path, f"a second text is called {show(name)}.", "Give every text a name of its own.")
 
 
 def _section(values: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from hybridizer.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.layers import MAX_LAYERS, read_ranges
 from hybridizer.recipe.recipe import STRATEGIES, Boundary, ParameterValue
-from hybridizer.recipe.sizes import parse_size
+from hybridizer.recipe.sizes import parse_count, parse_size
 from hybridizer.recipe.tree import clip, show
 
 # No separators, no signs that a shell or a file system takes for its own, no dot or blank at either end.
@@ -94,6 +94,43 @@ def _read_share(value: object) -> float:
     return float(value)
 
 
+def _read_share_below_one(value: object) -> float:
+    share = _read_share(value)
+    if share == 1:
+        raise _refusal("a share of 1 leaves nothing for the rest.", "Write a share from 0 up to but not including 1.")
+    return share
+
+
+def _read_positive(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise _refusal(f"a number above 0 is asked for; found {show(value)}.", "Write it as 3e-5 or 0.1, no quotes.")
+    return float(value)
+
+
+def _read_non_negative(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise _refusal(f"a number from 0 up is asked for; found {show(value)}.", "Write it as 0.1, without quotes.")
+    return float(value)
+
+
+def _read_pair(value: object) -> tuple[float, float]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise _refusal(f"two shares are asked for; found {show(value)}.", "Write them as [0.9, 0.95].")
+    first, second = (_read_share_below_one(item) for item in value)
+    return first, second
+
+
+SIDES = ("deep", "shallow", "none")
+
+
+def _read_freeze(value: object) -> str | tuple[range, ...]:
+    if isinstance(value, str) and value[:1].isalpha():
+        if value not in SIDES:
+            raise _refusal(f"'{clip(value)}' is no side of a model, and no list of layers.", nearest(value, SIDES))
+        return value
+    return read_ranges(value)
+
+
 def _read_parameter(value: object) -> ParameterValue:
     if not isinstance(value, (bool, int, float)):
         raise _refusal(
@@ -109,6 +146,8 @@ def _either(*kinds: dict[str, Any]) -> WithJsonSchema:
 _LAYER = {"type": "integer", "minimum": 0, "maximum": MAX_LAYERS - 1}
 _LAYERS_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\s*\.\.\s*[0-9]+)?(\s*,\s*[0-9]+(\s*\.\.\s*[0-9]+)?)*\s*$"}
 _SIZE_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT][iI]?)?[bB]\s*$"}
+_COUNT_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*[kKmMgGbBtT]\s*$"}
+_BELOW_ONE = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
 _SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 
 TextField: TypeAlias = Annotated[str, StringConstraints(min_length=1)]
@@ -143,4 +182,31 @@ ParameterField: TypeAlias = Annotated[
 ]
 SizeField: TypeAlias = Annotated[
     int, PlainValidator(_at_door(parse_size)), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)
+]
+CountField: TypeAlias = Annotated[
+    int, PlainValidator(_at_door(parse_count)), _either({"type": "integer", "minimum": 1}, _COUNT_TEXT)
+]
+PositiveField: TypeAlias = Annotated[
+    float, PlainValidator(_at_door(_read_positive)), WithJsonSchema({"type": "number", "exclusiveMinimum": 0})
+]
+NonNegativeField: TypeAlias = Annotated[
+    float, PlainValidator(_at_door(_read_non_negative)), WithJsonSchema({"type": "number", "minimum": 0})
+]
+ShareBelowOneField: TypeAlias = Annotated[
+    float, PlainValidator(_at_door(_read_share_below_one)), WithJsonSchema(_BELOW_ONE)
+]
+PairField: TypeAlias = Annotated[
+    tuple[float, float],
+    PlainValidator(_at_door(_read_pair)),
+    WithJsonSchema({"type": "array", "items": _BELOW_ONE, "minItems": 2, "maxItems": 2}),
+]
+FreezeField: TypeAlias = Annotated[
+    str | tuple[range, ...],
+    PlainValidator(_at_door(_read_freeze)),
+    _either(
+        {"enum": list(SIDES)},
+        _LAYER,
+        _LAYERS_TEXT,
+        {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}},
+    ),
 ]

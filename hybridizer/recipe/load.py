@@ -44,7 +44,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     problems = tree.problems + [Problem(locate(tree.places, f.path), f.what, f.fix) for f in _fresh(tree, findings)]
     if problems or model is None:
         raise RecipeError(*sorted(problems, key=_line))
-    return model.freeze(path, tree.places)
+    return model.frozen(path, tree.places)
 
 
 def _read_bytes(path: Path) -> bytes:

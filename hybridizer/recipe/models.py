@@ -1,6 +1,6 @@
 """The YAML door: what a recipe may hold, section by section, as pydantic models that turn into the frozen values.
 
-A new section is a model here with its `freeze`, a field on `RecipeModel`, and a dataclass with a field on `Recipe`. The
+A new section is a model here with its `frozen`, a field on `RecipeModel`, and a dataclass with a field on `Recipe`. The
 descriptions are read in two places, the JSON Schema and the "Add `key`: ..." of a message.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from hybridizer.recipe.fields import (
     BoundaryField,
@@ -36,22 +36,11 @@ from hybridizer.recipe.recipe import (
     Slice,
     Trace,
 )
+from hybridizer.recipe.section import Section
+from hybridizer.recipe.training_models import EvaluateModel, TrainModel
 from hybridizer.recipe.tree import KeyPath
 
 DEFAULT_BOUNDARY = 0.5  # the midpoint, as in arXiv 2605.11416
-
-
-class Section(BaseModel):
-    """A part of a recipe: no other keys, no conversions ("true" is not 1), no changes."""
-
-    # Built at first use, and then only the root with everything inside it: a third of the time of one by one.
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        defer_build=True,
-        model_title_generator=lambda model: model.__name__.removesuffix("Model"),
-    )
 
 
 class DonorModel(Section):
@@ -65,7 +54,7 @@ class DonorModel(Section):
         default=None, description="the content this donor must have, as plans show it"
     )
 
-    def freeze(self, name: str) -> DonorEntry:
+    def frozen(self, name: str) -> DonorEntry:
         """The donor under its `name`; what it is allowed is sorted."""
         return DonorEntry(name, self.source, tuple(sorted(set(self.allow))), self.fingerprint)
 
@@ -79,7 +68,7 @@ class BlendSourceModel(Section):
         default={}, description="this source's own parameters of the method, such as weight or density"
     )
 
-    def freeze(self) -> BlendSource:
+    def frozen(self) -> BlendSource:
         """The source with its layers counted out."""
         return BlendSource(self.donor, None if self.layers is None else expand(self.layers), _sorted(self.parameters))
 
@@ -94,9 +83,9 @@ class BlendModel(Section):
     base: TextField | None = Field(default=None, description="the source donor that a method with a base starts from")
     sources: list[BlendSourceModel] = Field(min_length=2, description="two donors or more, each with its layers")
 
-    def freeze(self) -> Blend:
+    def frozen(self) -> Blend:
         """The blend with its parameters sorted by name."""
-        sources = tuple(source.freeze() for source in self.sources)
+        sources = tuple(source.frozen() for source in self.sources)
         return Blend(self.method, sources, _sorted(self.parameters), self.base)
 
 
@@ -115,10 +104,10 @@ class SliceModel(Section):
     layers: LayersField = Field(default=None, description="its layers, as 0..14 or [15, 20..29]; all if left out")
     blend: BlendModel | None = Field(default=None, description="layers mixed from several donors")
 
-    def freeze(self) -> Slice | Blend:
+    def frozen(self) -> Slice | Blend:
         """The run of layers, of the one kind or the other."""
         if self.blend is not None:
-            return self.blend.freeze()
+            return self.blend.frozen()
         assert self.donor is not None, "checked at the door"
         return Slice(self.donor, None if self.layers is None else expand(self.layers))
 
@@ -153,11 +142,11 @@ class LayoutModel(Section):
         default=None, min_length=1, description="the output layers from shallow to deep, in full"
     )
 
-    def freeze(self, only_donor: str) -> Layout:
+    def frozen(self, only_donor: str) -> Layout:
         """The layout; `only_donor` is the host where none is named, and the boundary has its default."""
         host = self.host or only_donor
         if self.slices:
-            return Layout(host, slices=tuple(piece.freeze() for piece in self.slices))
+            return Layout(host, slices=tuple(piece.frozen() for piece in self.slices))
         boundary = DEFAULT_BOUNDARY if self.boundary is None else self.boundary
         return Layout(host, self.deep, self.shallow, boundary)
 
@@ -170,7 +159,7 @@ class OutputModel(Section):
     )
     max_shard_bytes: SizeField = Field(default=5_000_000_000, description="the most bytes in one safetensors file")
 
-    def freeze(self) -> Output:
+    def frozen(self) -> Output:
         """The output as asked for."""
         return Output(self.dtype, self.max_shard_bytes)
 
@@ -191,7 +180,7 @@ class TraceModel(Section):
         default=Trace.dtype, description="the precision that donors are traced in"
     )
 
-    def freeze(self) -> Trace:
+    def frozen(self) -> Trace:
         """The trace settings as asked for."""
         return Trace(**self.model_dump())
 
@@ -215,17 +204,21 @@ class RecipeModel(Section):
     layout: LayoutModel = Field(description="which donor gives which layer")
     output: OutputModel = Field(default={}, validate_default=True, description="how the model is written")
     trace: TraceModel | None = Field(default=None, description="how donors are traced")
+    train: TrainModel | None = Field(default=None, description="continued pre-training of what is not frozen")
+    evaluate: EvaluateModel | None = Field(default=None, description="what is measured before and after training")
 
-    def freeze(self, path: Path, places: Mapping[KeyPath, str]) -> Recipe:
+    def frozen(self, path: Path, places: Mapping[KeyPath, str]) -> Recipe:
         """The recipe as frozen values. Call it only when `checks.check` found nothing."""
-        donors = tuple(donor.freeze(name) for name, donor in self.donors.items())
+        donors = tuple(donor.frozen(name) for name, donor in self.donors.items())
         return Recipe(
             name=self.name or path.stem,
             seed=self.seed,
             donors=donors,
-            layout=self.layout.freeze(donors[0].name),
-            output=self.output.freeze(),
-            trace=None if self.trace is None else self.trace.freeze(),
+            layout=self.layout.frozen(donors[0].name),
+            output=self.output.frozen(),
+            trace=None if self.trace is None else self.trace.frozen(),
+            train=None if self.train is None else self.train.frozen(),
+            evaluate=None if self.evaluate is None else self.evaluate.frozen(),
             path=path,
             places=places,
         )

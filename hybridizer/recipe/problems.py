@@ -87,6 +87,10 @@ def _no_int(path: KeyPath, value: object, _context: Context) -> Words:
     return f"{name_of(path)} takes a whole number, found {show(value)}.", "Write digits only, without quotes."
 
 
+def _no_switch(path: KeyPath, value: object, _context: Context) -> Words:
+    return f"{name_of(path)} is true or false, found {show(value)}.", "Write true or false, without quotes."
+
+
 def _too_low(path: KeyPath, value: object, context: Context) -> Words:
     return f"{name_of(path)} is {value}; the least is {context['ge']}.", "Write a larger number."
 
@@ -119,6 +123,7 @@ _WORDS: Mapping[str, Callable[[KeyPath, Any, Context], Words]] = {
     "string_type": _no_text,
     "string_too_short": _empty_text,
     "int_type": _no_int,
+    "bool_type": _no_switch,
     "greater_than_equal": _too_low,
     "less_than_equal": _too_high,
     "literal_error": _no_choice,

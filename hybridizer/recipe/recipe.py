@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from hybridizer.recipe.layers import format_layers
+from hybridizer.recipe.training import Evaluate, Train, plain
 from hybridizer.recipe.tree import KeyPath, locate
 
 Boundary: TypeAlias = float | int | str
@@ -126,6 +127,8 @@ class Recipe:
     layout: Layout
     output: Output
     trace: Trace | None
+    train: Train | None
+    evaluate: Evaluate | None
     path: Path = field(compare=False)
     places: Mapping[KeyPath, str] = field(compare=False, repr=False)
 
@@ -151,6 +154,8 @@ class Recipe:
             "layout": _layout_values(self.layout),
             "output": {"dtype": self.output.dtype, "max_shard_bytes": self.output.max_shard_bytes},
             **({} if self.trace is None else {"trace": dataclasses.asdict(self.trace)}),
+            **({} if self.train is None else {"train": plain(self.train)}),
+            **({} if self.evaluate is None else {"evaluate": plain(self.evaluate)}),
         }
 
 

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them: 5GB, 500MB, 2GiB."""
+"""Sizes in bytes and counts as people write them: 5GB, 2GiB; 2M, 500k."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from hybridizer.recipe.tree import clip, show
 _UNITS = {"b": 1, **{f"{p}b": 1000 ** (i + 1) for i, p in enumerate("kmgt")}}
 _BINARY_UNITS = {f"{p}ib": 1024 ** (i + 1) for i, p in enumerate("kmgt")}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]?i?b)", re.IGNORECASE)
+_COUNT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgbt])", re.IGNORECASE)
+_THOUSANDS = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 MAX_BYTES = 10**18 - 1  # as many digits as a recipe's numbers may have
 
 
@@ -29,3 +31,20 @@ def parse_size(value: object, where: str = "size") -> int:
     if not 1 <= size <= MAX_BYTES:
         raise RecipeError(Problem(where, f"a size of {clip(str(value))} is out of range.", fix))
     return size
+
+
+def parse_count(value: object, where: str = "count") -> int:
+    """How many, at least 1: from a whole number, or text with k, M, B (or G) or T for thousands, millions, and so on.
+
+    Raises RecipeError at `where` for anything else.
+    """
+    fix = "Write a whole number, or one with k, M or B: 500k, 2M, 1.5B."
+    if isinstance(value, str) and (parts := _COUNT.fullmatch(value.strip())):
+        number = Fraction(parts[1]) * _THOUSANDS[parts[2].lower()]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number = Fraction(value)
+    else:
+        raise RecipeError(Problem(where, f"{show(value)} is not a number of things.", fix))
+    if not 1 <= number <= MAX_BYTES or number.denominator != 1:
+        raise RecipeError(Problem(where, f"{clip(str(value))} is out of range, or no whole number.", fix))
+    return int(number)

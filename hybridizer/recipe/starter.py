@@ -54,6 +54,60 @@ trace:
   p_min: 0.1             # ... to this probability or more
   dtype: float32
 
+# Continued pre-training of what is not frozen. Without this section the spliced model is the result.
+#
+# train:
+#   data:                  # a mixture of sources, each with its share of the tokens
+#     - path: corpus/**/*.txt        # a file or a glob: .txt, .md, .rst, .jsonl, .parquet, also compressed
+#       weight: 1.0
+#       field: text                  # the JSONL field or Parquet column
+#       max_document_bytes: 10MB     # longer documents are left out, counted and listed
+#     # - hub: org/dataset           # or a dataset on a hub, read as a stream
+#     #   config: default
+#     #   split: train
+#     #   revision: main
+#     #   max_documents: 100k
+#   tokens: 2M             # how many tokens to train on
+#   freeze: deep           # deep, shallow, none, or layers: [0, 15..29]
+#   embedding: side        # train or freeze; side: as the first layer, ...
+#   final_norm: side       # ... as the last layer, ...
+#   head: side             # ... as the last layer
+#   # lora: {{rank: 16, alpha: 32, dropout: 0}}      # train low-rank adapters in place of whole matrices
+#   sequence: 1024         # tokens in a row
+#   packed: true           # several documents in a row, kept apart by attention
+#   rows_per_step: 8       # rows in one optimizer step
+#   rows_per_batch: 0      # rows in memory at a time; 0: all of a step
+#   heldout_share: 0.02    # the share of documents that never train, to measure on
+#   optimizer: adamw       # or adamw8bit
+#   lr: 3e-5
+#   betas: [0.9, 0.95]
+#   eps: 1e-8
+#   weight_decay: 0.1
+#   clip_norm: 1.0
+#   schedule: cosine       # or wsd (warm-up, stable, decay), constant
+#   warmup_share: 0.1
+#   final_share: 0.1       # the last rate, as a share of lr
+#   decay_share: 0.2       # for wsd
+#   precision: auto        # bfloat16 where the device has it, else float32
+#   recompute_layers: false          # gradient checkpointing: less memory, a third more compute
+#   compile_layers: false
+#   # max_steps: 1000      # stop early ...
+#   # max_minutes: 60
+#   checkpoint_minutes: 5
+#   trackers: []           # such as tensorboard
+
+# What is measured before and after training, besides the documents held out.
+#
+# evaluate:
+#   bits_per_byte:         # general texts, to see what was forgotten
+#     - name: news
+#       path: heldout/news.jsonl
+#       field: text
+#   max_tokens: 100k       # of each text, at most
+#   context: 1024          # tokens in a window
+#   prompts: []            # continued before and after
+#   new_tokens: 40
+
 output:
   dtype: keep            # as each donor has it, or float32, bfloat16, float16
   max_shard_bytes: 5GB   # the most bytes in one safetensors file

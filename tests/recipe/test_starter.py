@@ -8,6 +8,7 @@ from typing import Any
 from hybridizer.recipe.recipe import Blend, Layout, Slice
 from hybridizer.recipe.schema import json_schema
 from hybridizer.recipe.starter import starter
+from hybridizer.recipe.training import DataEntry, Evaluate, TextEntry, Train
 
 
 def test_the_starter_loads(load) -> None:
@@ -32,6 +33,14 @@ def test_the_layout_in_full_loads_once_its_signs_are_taken_away(load) -> None:
     head = re.sub(r"\n  (deep|shallow|boundary):.*", "", dial)
     recipe = load(head + "\n" + full.replace("\n  # ", "\n  ").replace("  # slices", "  slices", 1))
     assert [type(piece) for piece in recipe.layout.slices] == [Slice, Slice, Blend]
+
+
+def test_the_training_sections_load_once_their_signs_are_taken_away(load) -> None:
+    head, training = starter().split("# Continued pre-training", 1)
+    sections = re.sub(r"\n# (?=train:|evaluate:|  )", "\n", training)
+    recipe = load(head + "#" + sections)
+    assert recipe.train == Train((DataEntry("corpus/**/*.txt"),), 2_000_000)
+    assert recipe.evaluate == Evaluate((TextEntry("news", "heldout/news.jsonl"),))
 
 
 def words(schema: Any) -> set[str]:

@@ -41,7 +41,8 @@ layout:
         (
             "output:\n  dtype: keep",
             "frozen:\n  lr: 1",
-            "recipe.yaml:9: the recipe has no key `frozen`.\n  Known here: donors, layout, name, output, seed, trace.",
+            "recipe.yaml:9: the recipe has no key `frozen`.\n"
+            "  Known here: donors, evaluate, layout, name, output, seed, trace, train.",
         ),
         ("host: instruct", "host: instuct", "recipe.yaml:5: `host` names 'instuct', which is no donor here.\n"
          "  Did you mean 'instruct'?"),
@@ -162,3 +163,44 @@ def test_a_file_name_that_can_name_no_run(refuse) -> None:
         "a:b.yaml:1: there is no `name`, and the file's own will not do: the name 'a:b' cannot be a folder's name.\n"
         "  Add `name`: letters, digits, - and _."
     )
+
+
+TRAIN = f"{RECIPE}train:\n  data: [{{path: a.txt}}]\n  tokens: 2M\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("2M", "2 millions", "recipe.yaml:13: '2 millions' is not a number of things.\n"
+         "  Write a whole number, or one with k, M or B: 500k, 2M, 1.5B."),
+        ("2M", "2M\n  freeze: deeep", "recipe.yaml:14: 'deeep' is no side of a model, and no list of layers.\n"
+         "  Did you mean 'deep'?"),
+        ("2M", "2M\n  packed: 1", "recipe.yaml:14: `packed` is true or false, found the number 1.\n"
+         "  Write true or false, without quotes."),
+        ("2M", "2M\n  lr: 0", "recipe.yaml:14: a number above 0 is asked for; found the number 0.\n"
+         "  Write it as 3e-5 or 0.1, no quotes."),
+        ("2M", "2M\n  betas: 0.9", "recipe.yaml:14: two shares are asked for; found the number 0.9.\n"
+         "  Write them as [0.9, 0.95]."),
+        ("2M", "2M\n  heldout_share: 1", "recipe.yaml:14: a share of 1 leaves nothing for the rest.\n"
+         "  Write a share from 0 up to but not including 1."),
+        ("path: a.txt", "weight: 1", "recipe.yaml:12: entry 0 of `data` has neither `path` nor `hub`.\n"
+         "  Give one of the two: where the text comes from."),
+        ("path: a.txt", "path: a.txt, split: test",
+         "recipe.yaml:12: `split` is for hub datasets, and does nothing for the files of `path`.\n"
+         "  Delete the line."),
+        ("  tokens: 2M\n", "", "recipe.yaml:11: `train` has no `tokens`.\n"
+         "  Add `tokens`: how many tokens to train on, such as 2M."),
+        ("  deep: instruct\n  shallow: domain\n  boundary: 0.5\n", "  slices: [{donor: domain}]\n",
+         "recipe.yaml:9: `freeze` is left out, which means deep, and a layout by `slices` has no boundary that says "
+         "which layers those are.\n  List the layers: freeze: 15..29."),
+        ("2M", "2M\nevaluate:\n  bits_per_byte: [{name: a, path: x}, {name: a, path: y}]",
+         "recipe.yaml:15: a second text is called 'a'.\n  Give every text a name of its own."),
+        ("train:\n  data: [{path: a.txt}]\n  tokens: 2M", "evaluate:\n  context: 8",
+         "recipe.yaml:11: `evaluate` measures what training did, and there is no `train`.\n"
+         "  Add `train`, or delete `evaluate`."),
+    ],
+)  # fmt: skip
+def test_mistakes_about_training(refuse, old: str, new: str, message: str) -> None:
+    assert old in TRAIN
+    problems = refuse(TRAIN.replace(old, new, 1))
+    assert message in [str(problem) for problem in problems]
