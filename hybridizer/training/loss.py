@@ -39,6 +39,18 @@ def cross_entropy_sum(
     return loss
 
 
+@torch.no_grad()
+def token_losses(hidden: Tensor, head: Head, targets: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+    """-ln p(target) of each token, float32 (tokens,) in nats: what `cross_entropy_sum` sums, without gradients.
+
+    `hidden` (tokens, width), `targets` (tokens,) of int64; at most `chunk_bytes` of float32 logits exist.
+    """
+    assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
+    chunk_tokens = max(1, chunk_bytes // (4 * _vocabulary(head, hidden)))
+    pieces = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    return torch.cat([functional.cross_entropy(head(rows).float(), ids, reduction="none") for rows, ids in pieces])
+
+
 class _LinearLoss(torch.autograd.Function):
     """The loss behind `hidden @ weight.T`, softmax in place, gradients written out by hand."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hybridizer.adapters.causal_lm import MODEL_FAULTS, first_floating
 from hybridizer.errors import InputError, Problem
 from hybridizer.training.freeze import ModelParts
-from hybridizer.training.loss import CHUNK_BYTES, IGNORED, Head, cross_entropy_sum
+from hybridizer.training.loss import CHUNK_BYTES, IGNORED, Head, cross_entropy_sum, token_losses
 
 
 class TrainableParts(ModelParts, Protocol):
@@ -33,9 +33,9 @@ class Objective(nn.Module):
     def __init__(self, model: nn.Module, parts: TrainableParts, chunk_bytes: int = CHUNK_BYTES) -> None:
         """Raises InputError when the model has no head module, or its logits do not come from one."""
         super().__init__()
-        if parts.head is None:
-            what = "the output head is no module of its own, so its input cannot be read."
-            raise InputError(Problem(type(model).__name__, what, "Train a model with an output head module."))
+        if parts.head is None or not list(parts.head.parameters()):
+            what = "the output head is no module with weights of its own, so its input cannot be read."
+            raise InputError(Problem(type(model).__name__, what, "Take a model with an output head module."))
         self.model, self._parts, self._chunk_bytes = model, parts, chunk_bytes
         # The name under which accelerate and transformers look for what FSDP is to spread as one unit.
         self._no_split_modules = sorted({type(layer).__name__ for layer in parts.layers})
@@ -48,13 +48,22 @@ class Objective(nn.Module):
         counted = flat != IGNORED
         if 10 * int(counted.sum()) < 9 * len(flat):  # padding: not worth a head's work, and worth a copy
             hidden, flat = hidden[counted], flat[counted]
-        module = self._parts.head
-        assert module is not None
-        head: Head = module if self.bare_head else self._tail
-        return cross_entropy_sum(hidden, head, list(module.parameters()), flat, self._chunk_bytes)
+        assert self._parts.head is not None
+        parameters = list(self._parts.head.parameters())
+        return cross_entropy_sum(hidden, self._head, parameters, flat, self._chunk_bytes)
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """What the head is given, (rows, tokens, width)."""
+    @torch.no_grad()
+    def token_losses(self, input_ids: Tensor) -> Tensor:
+        """-ln p of every token but the first of each row, float32 (rows, tokens - 1), from (rows, tokens) ids.
+
+        A row is one document or a part of one, without padding.
+        """
+        hidden = self.hidden(input_ids)[:, :-1].flatten(0, 1)
+        losses = token_losses(hidden, self._head, input_ids[:, 1:].flatten(), self._chunk_bytes)
+        return losses.view(len(input_ids), -1)
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """What the head is given, (rows, tokens, width); without `position_ids` the model counts for itself."""
         assert self._parts.head is not None
         taken: list[Tensor] = []
 
@@ -64,10 +73,17 @@ class Objective(nn.Module):
 
         hook = self._parts.head.register_forward_pre_hook(take)
         try:
-            self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+            given = {} if position_ids is None else {"position_ids": position_ids}
+            self.model(input_ids=input_ids, use_cache=False, **given)
         finally:
             hook.remove()
         return taken[-1]
+
+    @property
+    def _head(self) -> Head:
+        head = self._parts.head if self.bare_head else self._tail
+        assert head is not None
+        return head
 
     def _tail(self, hidden: Tensor) -> Tensor:
         """The logits (tokens, vocabulary) that the model's own code makes of `hidden` (tokens, width) at its head."""
@@ -91,7 +107,9 @@ class Objective(nn.Module):
             logits = self._tail(probe)
         except MODEL_FAULTS as error:
             what = f"its logits cannot be taken from its head alone: {type(error).__name__}: {str(error)[:200]}"
-            raise InputError(Problem(type(self.model).__name__, what, "This family cannot be trained here.")) from error
+            raise InputError(
+                Problem(type(self.model).__name__, what, "This family cannot be trained or scored here.")
+            ) from error
         return torch.equal(logits, head(probe))
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hybridizer.training.loss import IGNORED, cross_entropy_sum
+from hybridizer.training.loss import IGNORED, cross_entropy_sum, token_losses
 
 TOKENS, WIDTH, VOCABULARY = 37, 24, 301
 
@@ -57,6 +57,18 @@ def test_bfloat16_stays_within_its_own_rounding_of_float32(make_head):
         assert our.dtype == torch.bfloat16
         # bfloat16 keeps 8 bits: one rounding of the slopes (2**-8) and one of the sum.
         assert (our - their).float().norm() <= 2**-7 * their.float().norm()
+
+
+@pytest.mark.parametrize("make_head", [lambda: nn.Linear(WIDTH, VOCABULARY, bias=False), SoftCapped])
+def test_losses_of_single_tokens_are_those_of_torch_a_few_tokens_at_a_time(make_head):
+    head, hidden, _ = case(make_head())
+    targets = torch.arange(TOKENS)
+    seen = []
+    hook = head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    found = token_losses(hidden, head, targets, chunk_bytes=4 * VOCABULARY * 8)
+    hook.remove()
+    torch.testing.assert_close(found, functional.cross_entropy(head(hidden), targets, reduction="none"))
+    assert max(seen) == 8 and found.dtype == torch.float32
 
 
 def test_the_same_input_gives_the_same_bits():

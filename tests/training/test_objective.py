@@ -1,9 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional
 from training.models import tiny_model
 
-from hybridizer.adapters.causal_lm import find_parts
+from hybridizer.adapters.causal_lm import find_parts, run_model
 from hybridizer.errors import InputError
 from hybridizer.training.loss import IGNORED
 from hybridizer.training.objective import Objective, documents_leak
@@ -40,6 +42,17 @@ def test_the_loss_and_its_gradients_are_the_models_own(model_type):
             torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", *sorted(CAPPED), "mamba2", "rwkv", "bloom"])
+def test_the_losses_of_single_tokens_are_the_models_own(model_type):
+    objective = objective_of(model_type, **CAPPED.get(model_type, {}))
+    ids, _, _ = batch()
+    found = objective.token_losses(ids)
+    logits = run_model(objective.model, ids)[:, :-1].float()
+    expected = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(found)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not found.requires_grad
+
+
 def test_only_families_whose_logits_are_more_than_their_head_take_the_slow_path():
     assert objective_of("llama").bare_head
     for model_type, overrides in CAPPED.items():
@@ -63,12 +76,11 @@ def test_padding_is_left_out_without_changing_the_loss():
     torch.testing.assert_close(objective(ids, positions, targets), alone, rtol=1e-6, atol=0)
 
 
-def test_a_model_without_a_head_module_is_refused():
+def test_a_model_without_a_head_that_has_weights_is_refused():
     model = tiny_model("llama").eval()
-    parts = find_parts(model)
-    object.__setattr__(parts, "head", None)
-    with pytest.raises(InputError, match="no module of its own"):
-        Objective(model, parts)
+    for head in (None, torch.nn.Identity()):
+        with pytest.raises(InputError, match="no module with weights of its own"):
+            Objective(model, dataclasses.replace(find_parts(model), head=head))
 
 
 def losses_of_documents(objective, documents):
