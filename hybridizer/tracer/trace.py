@@ -66,7 +66,7 @@ def trace_model(
     check_lens(model, parts)
     mask_token = choose_mask_token(tokenizer, settings.mask_with) if settings.perturb != "layer" else None
     prompts = prepare_prompts(probes, tokenizer, settings, mask_token, mask_positions)
-    check_fit(prompts, probes, len(next(parts.embedding.parameters())), _max_tokens(model.config))
+    check_fit(prompts, probes, len(next(parts.embedding.parameters())), max_tokens(model.config))
     used = _used_settings(model, settings, mask_token, mask_positions, tuned_lens)
     about = TracedProbes(probes.name, probes.sha256, len(prompts))
     meter = Meter(Lens(model, parts, tuned_lens), settings)
@@ -135,6 +135,7 @@ def _used_settings(
     )
 
 
-def _max_tokens(config: Any) -> int | None:
+def max_tokens(config: Any) -> int | None:
+    """The longest input that a model of this config was made for, in tokens; None where nothing limits it."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     return longest if isinstance(longest, int) and longest > 0 else None

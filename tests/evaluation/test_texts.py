@@ -7,7 +7,7 @@ import pytest
 from training.texts import END, shard_of
 
 from hybridizer.errors import InputError
-from hybridizer.evaluation.texts import general_text, heldout_texts, trained_keys
+from hybridizer.evaluation.texts import Document, TextSet, general_text, heldout_texts, trained_keys
 from hybridizer.monitor import SilentMonitor
 from hybridizer.training.data import DataSettings, Source, TrainingData
 
@@ -51,7 +51,8 @@ def test_training_and_held_out_documents_are_all_documents_and_share_none(tmp_pa
 
 def test_documents_bring_their_tokens_and_their_bytes(tmp_path):
     found = general_text("news", source_of(["naïve", "abc"], tmp_path), np.empty(0, np.uint64))
-    assert sorted((bytes(d.tokens[:-1].tolist()).decode(), d.num_bytes) for d in found.documents) == [("abc", 3), ("naïve", 6)]
+    documents = {bytes(d.tokens[:-1].tolist()).decode(): d.num_bytes for d in found.documents}
+    assert documents == {"abc": 3, "naïve": 6}
     assert (found.name, found.role, found.num_tokens, found.num_bytes) == ("news", "general", 11, 9)
 
 
@@ -110,8 +111,8 @@ def test_documents_of_one_token_cannot_be_scored(tmp_path):
     assert words(general_text("g", source, np.empty(0, np.uint64))) == ["yz"]
 
 
-def test_sets_of_other_documents_or_sizes_have_another_identity(tmp_path):
-    texts = [["ab", "cd"], ["ab", "ce"], ["ab"], ["abcd"]]
-    none = np.empty(0, np.uint64)
-    found = {general_text("g", source_of(t, tmp_path, f"n{i}"), none).identity for i, t in enumerate(texts)}
-    assert len(found) == 4
+def test_sets_of_other_documents_or_sizes_have_another_identity():
+    cuts = [([1, 2], [3, 4]), ([1, 2], [3, 5]), ([1, 2],), ([1, 2, 3, 4],), ([1, 2, 3], [4])]
+    sets = [[Document(np.array(tokens), 2) for tokens in cut] for cut in cuts]
+    sets.append([Document(np.array([1, 2]), 3)])
+    assert len({TextSet("t", "general", tuple(documents), 2, 4).identity for documents in sets}) == 6
