@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hybridizer.checkpoint.header import read_header
 from hybridizer.checkpoint.publish import begin_output
 from hybridizer.draft import Planned, plan_recipe
 from hybridizer.durable import write_file
@@ -24,8 +26,12 @@ from hybridizer.stages.donors import Access, check_unchanged, open_donor, scan_d
 from hybridizer.stages.export import export
 from hybridizer.stages.splice import splice
 from hybridizer.stages.trace import TraceRequest, score_baselines, trace
+from hybridizer.stages.train import TENSORS, TrainRecord, join_processes, open_runtime, read_training, train
 from hybridizer.stages.verify import Proof, verify
 from hybridizer.tracer.traced import Traced
+
+if TYPE_CHECKING:
+    from hybridizer.adapters.accelerator import Runtime
 
 
 @dataclass(frozen=True)
@@ -40,31 +46,74 @@ class Built:
 
 def build(
     path: Path, overrides: tuple[str, ...], runs: Path, monitor: Monitor, *, replace: bool, deep: bool, load: bool
-) -> Built:
+) -> Built | None:
     """The whole line, from a recipe to a verified model in `runs`/<name>/model.
 
     A model that is there already and was built from the same plan is kept, and verified. One from another plan raises
-    OutputError unless `replace`; it stays in place until the new one is complete.
+    OutputError unless `replace`; it stays in place until the new one is complete. A training that was interrupted goes
+    on from its last checkpoint. Where a launcher started several processes all of them train, the main one does the
+    rest, and the others get None.
     """
-    planned = plan_recipe(path, overrides, monitor)
-    recipe, plan, donors = planned.settled.recipe, planned.plan, planned.donors
-    folder = runs / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
-    if deep:
-        scan_donors(donors, monitor)
-    built = _is_built(folder / "model", plan, replace)
-    if built:
-        monitor.note(f"splice: unchanged, {folder / 'model'} was built from this plan")
-    else:
-        write_records(folder, planned)
-        with begin_output(folder / "model", replace=replace) as partial:
-            written = splice(plan, donors, partial, monitor)
-            check_unchanged(donors)
-            export(plan, donors, written, partial)
-        monitor.note(f"splice: wrote {len(plan.tensors)} tensors to {folder / 'model'}")
-    manifest, proofs = verify(folder / "model", monitor, find_donor=donors.get, load=load, rehash=built)
+    runtime = join_processes(load_recipe(path, overrides), runs)
+    with runtime.main_first() if runtime else nullcontext():
+        planned = plan_recipe(path, overrides, monitor)
+        folder = runs / planned.plan.name
+        folder.mkdir(parents=True, exist_ok=True)
+        if deep:
+            scan_donors(planned.donors, monitor)
+        built = _is_built(folder / "model", planned.plan, replace)
+        if built:
+            monitor.note(f"model: unchanged, {folder / 'model'} was built from this plan")
+        elif runtime is None or runtime.is_main:
+            write_records(folder, planned)
+            if planned.plan.train is not None:
+                _splice_for_training(planned, folder / "spliced", monitor)
+    record = None
+    if planned.plan.train is not None and not built:
+        record = _train(planned, folder, runtime, monitor)
+    if runtime is not None and not runtime.is_main:
+        return None
+    if not built:
+        _export(planned, folder, record, replace, monitor)
+    manifest, proofs = verify(folder / "model", monitor, find_donor=planned.donors.get, load=load, rehash=built)
     write_json(folder / FILE_NAME, manifest.to_json())
-    return Built(folder, plan, manifest, proofs)
+    return Built(folder, planned.plan, manifest, proofs)
+
+
+def _splice_for_training(planned: Planned, folder: Path, monitor: Monitor) -> None:
+    """Make the model that training starts from, unless it is there."""
+    plan, donors = planned.plan.spliced, planned.donors
+    if (folder / FILE_NAME).is_file() and read_manifest(folder).plan_hash == plan.hash:
+        monitor.note(f"splice: unchanged, {folder} was spliced from this plan")
+        return
+    with begin_output(folder, replace=True) as partial:
+        written = splice(plan, donors, partial, monitor)
+        check_unchanged(donors)
+        export(plan, donors, written, partial)
+    monitor.note(f"splice: wrote {len(plan.tensors)} tensors to {folder}")
+
+
+def _train(planned: Planned, folder: Path, runtime: Runtime | None, monitor: Monitor) -> TrainRecord:
+    """Train the spliced model, or find that it was trained: a run may have been killed between training and export."""
+    record = read_training(folder / "training", planned.plan)
+    if record is not None:
+        monitor.note(f"train: unchanged, {folder / 'training'} holds the result of this plan")
+        return record
+    recipe = planned.settled.recipe
+    runtime = runtime or open_runtime(recipe, folder)
+    return train(planned.plan, recipe, folder / "spliced", folder / "training", runtime, monitor)
+
+
+def _export(planned: Planned, folder: Path, record: TrainRecord | None, replace: bool, monitor: Monitor) -> None:
+    """Write the model folder: every tensor from its donor, or from the training."""
+    plan, donors = planned.plan, planned.donors
+    trained = read_header(folder / "training" / TENSORS).tensors if record else {}
+    with begin_output(folder / "model", replace=replace) as partial:
+        written = splice(plan, donors, partial, monitor, trained)
+        check_unchanged(donors)
+        export(plan, donors, written, partial, asdict(record) if record else None)
+    verb = "export" if record else "splice"
+    monitor.note(f"{verb}: wrote {len(plan.tensors)} tensors to {folder / 'model'}")
 
 
 def _is_built(model: Path, plan: Plan, replace: bool) -> bool:
@@ -114,6 +163,10 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         elif reference.repository is not None:
             values["source"] = f"hub:{reference.repository}@{pin.revision}"
         values["fingerprint"] = pin.fingerprint
+    texts = [*resolved.get("train", {}).get("data", []), *resolved.get("evaluate", {}).get("bits_per_byte", [])]
+    for text in texts:
+        if "path" in text:
+            text["path"] = str((recipe.folder / text["path"]).absolute())
     return resolved
 
 

@@ -314,11 +314,13 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) ->
 def build(
     recipe: Path, overrides: tuple[str, ...], runs: Path, deep: bool, no_load: bool, replace: bool, as_json: bool
 ) -> None:
-    """Run the whole line of RECIPE: plan, splice, export, verify. The model is in RUNS/<name>/model."""
+    """Run the whole line of RECIPE: plan, splice, train, export, verify. The model is in RUNS/<name>/model."""
     from hybridizer import build as line
     from hybridizer.terminal import origins_table, proofs_table
 
     built = line.build(recipe, overrides, runs, _monitor(), replace=replace, deep=deep, load=not no_load)
+    if built is None:  # another process prints
+        return
     if as_json:
         _print_json({"folder": built.folder, "plan_hash": built.plan.hash, "proofs": built.proofs})
         return

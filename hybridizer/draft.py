@@ -15,6 +15,7 @@ from hybridizer.recipe.recipe import Recipe
 from hybridizer.settle import Settled, guess, settle
 from hybridizer.stages.donors import Awaited, open_donors, scan_donors
 from hybridizer.stages.plan import make_plan
+from hybridizer.stages.train_plan import plan_training
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ def check(path: Path, overrides: tuple[str, ...], monitor: Monitor, *, deep: boo
         return Checked(recipe, None, tuple(sorted(donors.keys() - ready.keys())))
     if deep:
         scan_donors(ready, monitor)
-    return Checked(recipe, make_plan(guess(recipe), ready, Evidence()), ())
+    guessed = guess(recipe)
+    return Checked(recipe, _plan(guessed, ready, Evidence(), pin=False), ())
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,12 @@ def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> Pla
     recipe = load_recipe(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
     settled = settle(recipe, donors, monitor)
-    return Planned(settled, make_plan(settled.recipe, donors, settled.evidence), donors)
+    return Planned(settled, _plan(settled.recipe, donors, settled.evidence, pin=True), donors)
+
+
+def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, *, pin: bool) -> Plan:
+    plan = make_plan(recipe, donors, evidence)
+    return plan_training(recipe, plan, tied=donors[plan.host].anatomy.tied, pin=pin)
 
 
 def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | Awaited]) -> None:

@@ -148,7 +148,7 @@ def test_a_second_build_keeps_the_model_and_says_so(bench):
     hybridize("build", recipe)
     before = (bench / "runs/x/model/model.safetensors").stat()
     result = hybridize("build", recipe)
-    assert "splice: unchanged" in result.stderr
+    assert "model: unchanged" in result.stderr
     after = (bench / "runs/x/model/model.safetensors").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 

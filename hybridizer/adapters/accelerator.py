@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.errors import InputError, Problem
+
+# The others wait while the main process splices and measures; torch gives up after ten or thirty minutes.
+PATIENCE = timedelta(hours=6)
 
 
 class Runtime:
@@ -21,7 +25,7 @@ class Runtime:
 
         Raises InputError for a tracker that is unknown or not installed.
         """
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
         from accelerate.tracking import get_available_trackers
 
         available = [str(name) for name in get_available_trackers()]
@@ -29,7 +33,10 @@ class Runtime:
         if missing:
             what = f"no tracker {', '.join(missing)} here; installed: {', '.join(available) or 'none'}."
             raise InputError(Problem("train.trackers", what, "Install its package, or leave it out."))
-        self._accelerator = Accelerator(cpu=cpu, log_with=list(trackers) or None, project_dir=folder)
+        patience = InitProcessGroupKwargs(timeout=PATIENCE)
+        self._accelerator = Accelerator(
+            cpu=cpu, log_with=list(trackers) or None, project_dir=folder, kwargs_handlers=[patience]
+        )
         self._tracks = bool(trackers)
 
     @property
@@ -81,6 +88,17 @@ class Runtime:
             return list(values)
         total: Tensor = self._accelerator.reduce(torch.tensor(values, dtype=torch.float64).to(self.device), "sum")
         return [float(value) for value in total]
+
+    @property
+    def spreads_parameters(self) -> bool:
+        """Whether each process holds only its part of every parameter (FSDP2)."""
+        return bool(self._accelerator.is_fsdp2)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process runs the block alone, then the others do: they find what it left on disk."""
+        with self._accelerator.main_process_first():
+            yield
 
     def wait(self) -> None:
         """Return when all processes have come here."""

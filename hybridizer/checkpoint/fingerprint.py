@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.durable import write_file
 from hybridizer.errors import CheckpointError, Problem
 from hybridizer.records import content_hash
@@ -47,6 +48,18 @@ def hash_file(path: Path, stop: threading.Event | None = None) -> str:
         while (size := file.readinto(buffer)) and not (stop and stop.is_set()):
             digest.update(buffer[:size])
     return digest.hexdigest()
+
+
+def hash_tensor(entry: TensorEntry) -> str:
+    """`sha256:<hex>` of the bytes of one tensor in its file. Raises OSError as the file system gives it."""
+    digest, left = hashlib.sha256(), entry.num_bytes
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.begin)
+        while left and (size := file.readinto(buffer[: min(left, _CHUNK_BYTES)])):
+            digest.update(buffer[:size])
+            left -= size
+    return f"sha256:{digest.hexdigest()}"
 
 
 def hash_files(files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:

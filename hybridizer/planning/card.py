@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 from hybridizer.planning.plan import LayerRow, Plan, donor_layers
 from hybridizer.recipe.layers import format_layers
 
 
-def write_card(plan: Plan, licenses: Mapping[str, str | None]) -> str:
-    """README.md for the model folder, with the front matter that model hubs read."""
+def write_card(plan: Plan, licenses: Mapping[str, str | None], training: Mapping[str, Any] | None = None) -> str:
+    """README.md for the model folder, with the front matter that model hubs read; `training` is a training's record."""
     return f"""---
 {_front_matter(plan, licenses)}
 ---
@@ -27,6 +29,7 @@ Embeddings, final norm, head, tokenizer and chat template come from the host, `{
 |---|---|---|
 {chr(10).join(_donor_lines(plan))}
 
+{_training_lines(plan, training) if training else ""}\
 Load it with `transformers.AutoModelForCausalLM.from_pretrained`. The origin of every tensor is in `manifest.json`
 (plan `{plan.hash}`); `hybridize verify` checks this folder against it.
 """
@@ -41,6 +44,20 @@ def _front_matter(plan: Plan, licenses: Mapping[str, str | None]) -> str:
     if len(found) == 1 and None not in found:
         lines.append(f"license: {found.pop()}")
     return "\n".join(lines)
+
+
+def _training_lines(plan: Plan, training: Mapping[str, Any]) -> str:
+    assert plan.train is not None, "what was trained had a plan for it"
+    frozen = [f"layers {format_layers(plan.train.frozen_layers)}"] if plan.train.frozen_layers else []
+    parts = ", ".join([*frozen, *plan.train.frozen_parts]) or "nothing"
+    sources = ", ".join(f"`{Path(use['name']).name}` ({use['tokens_taken']:,})" for use in training["sources"])
+    losses = f"{training['first_loss']:.3f} at first, {training['last_loss']:.3f} at last"
+    lines = [
+        f"Trained after splicing on {training['tokens']:,} tokens in {training['steps']:,} steps, {parts} frozen.",
+        f"The loss was {losses}, in nats a token. Tokens by source: {sources}.",
+        "The frozen tensors hash as they did before training (`manifest.json`).",
+    ]
+    return "\n".join(lines) + "\n\n"
 
 
 def _layer_lines(rows: Iterable[LayerRow]) -> list[str]:

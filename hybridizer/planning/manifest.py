@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridizer.errors import Problem, VerificationError
-from hybridizer.planning.plan import DonorPin, LayerRow, Plan
+from hybridizer.planning.plan import DonorPin, LayerRow, Plan, PlannedTensor
 from hybridizer.records import read_json, to_jsonable
 
 SCHEMA = "hybridizer.manifest/1"
@@ -27,7 +27,11 @@ class TensorOrigin:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`files` maps every other file of the folder to its sha256 in hex; `tools` names versions of what wrote them."""
+    """`files` maps every other file of the folder to its sha256 in hex; `tools` names versions of what wrote them.
+
+    `training` is the record of what trained, None where nothing did. Its `frozen_sha256` maps every frozen tensor to
+    the hash that it had before the first step, after the last, and in its donor.
+    """
 
     name: str
     plan_hash: str
@@ -38,20 +42,27 @@ class Manifest:
     tensors: Mapping[str, TensorOrigin]
     files: Mapping[str, str]
     tools: Mapping[str, str]
+    training: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, with its schema."""
         return {"schema": SCHEMA, **to_jsonable(self)}
 
 
-def make_manifest(plan: Plan, files: Mapping[str, str], tools: Mapping[str, str]) -> Manifest:
-    """The manifest of a model folder that was written from `plan` and holds `files` (name to sha256)."""
+def make_manifest(
+    plan: Plan, files: Mapping[str, str], tools: Mapping[str, str], training: Mapping[str, Any] | None = None
+) -> Manifest:
+    """The manifest of a model folder that was written from `plan` and holds `files` (name to sha256).
+
+    `training` is the record of a training, whose `trained` tensors come from their origins by it.
+    """
+    trained = frozenset(training["trained"] if training else ())
     tensors = {
         tensor.name: TensorOrigin(
             tensor.dtype,
             tensor.shape,
             tuple(f"{origin.donor}:{origin.tensor}" for origin in tensor.origins),
-            "copy" if tensor.blend is None else plan.blends[tensor.blend].method,
+            _method(plan, tensor) + (", trained" if tensor.name in trained else ""),
         )
         for tensor in plan.tensors
     }
@@ -59,13 +70,18 @@ def make_manifest(plan: Plan, files: Mapping[str, str], tools: Mapping[str, str]
         name=plan.name,
         plan_hash=plan.hash,
         host=plan.host,
-        identity_of=plan.identity_of,
+        identity_of=None if training else plan.identity_of,
         donors=plan.donors,
         layers=plan.layers,
         tensors=tensors,
         files=dict(sorted(files.items())),
         tools=tools,
+        training=training,
     )
+
+
+def _method(plan: Plan, tensor: PlannedTensor) -> str:
+    return "copy" if tensor.blend is None else plan.blends[tensor.blend].method
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -91,6 +107,7 @@ def read_manifest(folder: Path) -> Manifest:
             },
             files=value["files"],
             tools=value["tools"],
+            training=value.get("training"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise VerificationError(Problem(str(path), f"not a whole manifest: {error!r}.", "Build it again.")) from None

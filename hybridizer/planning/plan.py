@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybridizer.errors import CheckpointError, Problem
+from hybridizer.planning.training import TrainPlan, train_plan_from_json
 from hybridizer.records import content_hash, to_jsonable
 
 SCHEMA = "hybridizer.plan/1"
@@ -80,7 +81,7 @@ class Plan:
 
     `identity_of` names the donor that the output reproduces tensor for tensor; None for a new model. `unused` gives,
     for every donor, its tensors that are left out and why. `config` is the output's config.json; `companions` are the
-    files taken over from the host, by name, with their sha256.
+    files taken over from the host, by name, with their sha256. `train` says what trains afterwards.
     """
 
     name: str
@@ -98,6 +99,12 @@ class Plan:
     max_shard_bytes: int
     warnings: tuple[str, ...] = ()
     evidence: Evidence = Evidence()
+    train: TrainPlan | None = None
+
+    @property
+    def spliced(self) -> Plan:
+        """The plan of the model before training; this one where nothing trains."""
+        return replace(self, train=None)
 
     @property
     def hash(self) -> str:
@@ -105,6 +112,10 @@ class Plan:
         content = self._as_jsonable()
         for free in ("name", "warnings", "layers", "evidence"):
             del content[free]
+        if self.train is None:
+            del content["train"]
+        else:
+            del content["train"]["notes"]
         content["donors"] = {name: pin.fingerprint for name, pin in self.donors.items()}
         return content_hash(content)
 
@@ -158,6 +169,7 @@ def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:
             max_shard_bytes=value["max_shard_bytes"],
             warnings=tuple(value["warnings"]),
             evidence=_evidence(value["evidence"]),
+            train=None if value["train"] is None else train_plan_from_json(value["train"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(Problem(where, f"not a whole plan: {error!r}.", "Plan again.")) from None

@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from hybridizer.checkpoint.fingerprint import hash_file
+from hybridizer.checkpoint.fingerprint import hash_file, hash_tensor
 from hybridizer.checkpoint.writer import WrittenCheckpoint
 from hybridizer.durable import write_file
+from hybridizer.errors import Problem, RunError
 from hybridizer.planning.card import write_card
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, make_manifest
@@ -21,23 +23,51 @@ from hybridizer.records import write_json
 _TOOLS = ("hybridizer", "torch", "transformers", "safetensors", "mergekit", "gguf")
 
 
-def export(plan: Plan, donors: Mapping[str, Donor], written: WrittenCheckpoint, folder: Path) -> Manifest:
-    """Complete `folder`, which holds the spliced tensors, and return the manifest that was written into it last.
+def export(
+    plan: Plan,
+    donors: Mapping[str, Donor],
+    written: WrittenCheckpoint,
+    folder: Path,
+    training: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Complete `folder`, which holds the tensors, and return the manifest that was written into it last.
 
     The host's tokenizer, chat template and generation config are copied byte for byte; all files get mode 0644.
+    `training` is the record of the training, whose frozen tensors are compared with the donors' here. Raises RunError
+    for one that differs.
     """
+    if training is not None:
+        compared = _count_as_in_donors(plan, donors, training["frozen_sha256"])
+        training = {**training, "frozen_as_in_donors": compared}
     write_file(folder / "config.json", json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n")
     for name in plan.companions:
         target = folder / name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(donors[plan.host].companions[name], target)
         target.chmod(0o644)
-    write_file(folder / "README.md", write_card(plan, {name: donor.license for name, donor in donors.items()}))
+    write_file(
+        folder / "README.md", write_card(plan, {name: donor.license for name, donor in donors.items()}, training)
+    )
     names = ["config.json", "README.md", *plan.companions, *([written.index] if written.index else [])]
     files = {**{name: hash_file(folder / name) for name in names}, **written.files}
-    manifest = make_manifest(plan, files, tool_versions())
+    manifest = make_manifest(plan, files, tool_versions(), training)
     write_json(folder / FILE_NAME, manifest.to_json())
     return manifest
+
+
+def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: Mapping[str, str]) -> int:
+    """How many frozen tensors hash in memory after training as in their donors: all but blended and converted ones."""
+    compared = 0
+    for tensor in plan.tensors:
+        entry = donors[tensor.origins[0].donor].checkpoint.tensors[tensor.origins[0].tensor]
+        if tensor.name not in frozen_sha256 or tensor.blend is not None or entry.dtype != tensor.dtype:
+            continue
+        if hash_tensor(entry) != frozen_sha256[tensor.name]:
+            what = f"frozen, and not what the donor '{tensor.origins[0].donor}' holds as '{entry.name}'."
+            fix = "The spliced model or the donor changed during the run: build anew under another name."
+            raise RunError(Problem(tensor.name, what, fix))
+        compared += 1
+    return compared
 
 
 def tool_versions() -> dict[str, str]:

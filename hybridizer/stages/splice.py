@@ -14,13 +14,20 @@ from hybridizer.planning.donor import Donor
 from hybridizer.planning.plan import BlendUse, Plan, PlannedTensor
 
 
-def splice(plan: Plan, donors: Mapping[str, Donor], folder: Path, monitor: Monitor) -> WrittenCheckpoint:
+def splice(
+    plan: Plan,
+    donors: Mapping[str, Donor],
+    folder: Path,
+    monitor: Monitor,
+    trained: Mapping[str, TensorEntry] | None = None,
+) -> WrittenCheckpoint:
     """Write the plan's tensors into the existing `folder`, which the caller publishes.
 
+    Those in `trained` (by their name in the output) are taken from there and rounded to the plan's precision.
     Copied tensors are bit-exact. Memory stays constant, but for a blend, which holds one tensor of each source.
     Imports no torch unless something is blended or converted. Raises OutputError when the disk is full.
     """
-    tensors = [_output_tensor(plan, tensor, donors) for tensor in plan.tensors]
+    tensors = [_output_tensor(plan, tensor, donors, trained or {}) for tensor in plan.tensors]
     check_free_space(folder, required_bytes(tensors))
     with monitor.task("splice", sum(tensor.num_bytes for tensor in tensors), "bytes") as advance:
         return write_checkpoint(
@@ -32,7 +39,13 @@ def splice(plan: Plan, donors: Mapping[str, Donor], folder: Path, monitor: Monit
         )
 
 
-def _output_tensor(plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor]) -> OutputTensor:
+def _output_tensor(
+    plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor], trained: Mapping[str, TensorEntry]
+) -> OutputTensor:
+    if tensor.name in trained:
+        found = trained[tensor.name]
+        assert found.shape == tensor.shape, (tensor, found.shape)
+        return OutputTensor(tensor.name, tensor.dtype, tensor.shape, _in_dtype(found, tensor.dtype))
     entries = [donors[origin.donor].checkpoint.tensors[origin.tensor] for origin in tensor.origins]
     return OutputTensor(tensor.name, tensor.dtype, tensor.shape, _source(plan, tensor, entries))
 
@@ -43,11 +56,15 @@ def _source(
     if tensor.blend is not None:
         use = plan.blends[tensor.blend]
         return lambda: _blended(use, tensor, entries, plan.seed)
-    if entries[0].dtype == tensor.dtype:
-        return entries[0]
+    return _in_dtype(entries[0], tensor.dtype)
+
+
+def _in_dtype(entry: TensorEntry, dtype: str) -> TensorEntry | Callable[[], Iterable[memoryview]]:
+    if entry.dtype == dtype:
+        return entry
     from hybridizer.adapters.tensors import converted_chunks
 
-    return lambda: converted_chunks(entries[0], tensor.dtype)
+    return lambda: converted_chunks(entry, dtype)
 
 
 def _blended(use: BlendUse, tensor: PlannedTensor, entries: list[TensorEntry], seed: int) -> Iterable[memoryview]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.anatomy.structure import Anatomy
-from hybridizer.checkpoint.fingerprint import hash_files
+from hybridizer.checkpoint.fingerprint import hash_files, hash_tensor
 from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
 from hybridizer.errors import Problem, VerificationError
 from hybridizer.monitor import Monitor
@@ -47,6 +47,8 @@ def verify(
     manifest = read_manifest(folder)
     proofs = [_check_files(folder, manifest, monitor, rehash)]
     checkpoint = open_checkpoint(folder)
+    if manifest.training is not None:
+        proofs.append(_check_frozen(folder, checkpoint, manifest.training))
     config = read_json(folder / "config.json")
     proofs.append(_check_tensors(folder, checkpoint, manifest))
     shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
@@ -90,6 +92,16 @@ def _check_tensors(folder: Path, checkpoint: Checkpoint, manifest: Manifest) -> 
             raise _fail(folder, f"tensor '{name}' is {found.get(name)}, the manifest says {expected.get(name)}.")
     origins = {origin.partition(":")[0] for tensor in manifest.tensors.values() for origin in tensor.origins}
     return Proof("tensors", f"{len(found)} tensors, each with its origin in {', '.join(sorted(origins))}")
+
+
+def _check_frozen(folder: Path, checkpoint: Checkpoint, training: Mapping[str, Any]) -> Proof:
+    frozen_sha256 = training["frozen_sha256"]
+    for name, expected in frozen_sha256.items():
+        if name not in checkpoint.tensors or hash_tensor(checkpoint.tensors[name]) != expected:
+            raise _fail(folder, f"the frozen tensor '{name}' is not what it was before training.")
+    compared = training["frozen_as_in_donors"]
+    found = f"{len(frozen_sha256)} tensors hash as before training, {compared} of them as in their donors"
+    return Proof("frozen", found)
 
 
 def _check_anatomy(folder: Path, anatomy: Anatomy, manifest: Manifest) -> Proof:

@@ -222,7 +222,7 @@ def _refuse_missing_parts(parts: ModelParts, settings: FreezeSettings) -> None:
     for name, (choice, module) in asked.items():
         if choice != "side" and not _ids(module):
             what = f"asks to {choice} the {name.replace('_', ' ')}, and this model has no such tensor."
-            raise RecipeError(Problem(f"train.freeze.{name}", what, f"Drop `{name}`."))
+            raise RecipeError(Problem(f"train.{name}", what, f"Drop `{name}`."))
 
 
 def _refuse_other_names(parameters: Collection[str], plan: FreezePlan) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from hybridizer.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.layers import format_layers
+from hybridizer.recipe.training import Train
 
 PartChoice = Literal["side", "train", "freeze"]
 SIDES = ("deep", "shallow", "none")
@@ -46,6 +47,11 @@ class FreezeChoice:
     def trained_layers(self) -> tuple[int, ...]:
         """The layers that train, shallow first."""
         return tuple(i for i in range(self.num_layers) if i not in set(self.frozen_layers))
+
+
+def asked_to_freeze(train: Train) -> FreezeSettings:
+    """What a recipe's `train` section asks to freeze."""
+    return FreezeSettings(train.freeze, train.embedding, train.final_norm, train.head)
 
 
 def choose_frozen(settings: FreezeSettings, num_layers: int, boundary: int, tied: bool) -> FreezeChoice:

@@ -1,0 +1,256 @@
+"""Spliced model and plan -> trained tensors and the record of how they came about, resumed wherever it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybridizer.adapters.quiet import without_bars
+from hybridizer.cache import cache_folder
+from hybridizer.errors import CheckpointError, InputError, Problem
+from hybridizer.monitor import Monitor
+from hybridizer.planning.plan import Plan
+from hybridizer.recipe.recipe import Recipe
+from hybridizer.recipe.training import DataEntry, Train
+from hybridizer.records import read_json, write_json
+from hybridizer.training.planned import planned_shape
+from hybridizer.training.selectors import asked_to_freeze
+
+if TYPE_CHECKING:
+    from hybridizer.adapters.accelerator import Runtime
+    from hybridizer.training.data import DataSettings, Source, TrainingData
+    from hybridizer.training.freeze import FreezePlan
+    from hybridizer.training.loop import DeviceFigures, TrainSettings
+
+SCHEMA = "hybridizer.training/1"
+RECORD, TENSORS = "training.json", "trained.safetensors"
+
+
+@dataclass(frozen=True)
+class SourceUse:
+    """What one source gave: tokens it has for training, tokens taken, epochs, and records left out by reason."""
+
+    name: str
+    tokens: int
+    tokens_taken: int
+    epochs: float
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """A finished training. `trained` names tensors of the output, `frozen_sha256` maps the others to their hashes.
+
+    Losses are in nats a token, `stopped_by` is tokens, steps or minutes. Hashes are of the bytes in memory after the
+    last step, in the precision of the checkpoint; they were compared with those before the first.
+    """
+
+    plan_hash: str
+    steps: int
+    tokens: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+    stopped_by: str
+    dtype: str
+    device: str
+    num_processes: int
+    boundary: int
+    frozen_layers: tuple[int, ...]
+    frozen_parts: tuple[str, ...]
+    trained: tuple[str, ...]
+    frozen_sha256: Mapping[str, str]
+    unreached: tuple[str, ...]
+    notes: tuple[str, ...]
+    sources: tuple[SourceUse, ...]
+    packing: float
+
+
+def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
+    """This process's part among those that a launcher such as `accelerate launch` started; None where it is alone.
+
+    Raises InputError when there are several and the recipe trains nothing.
+    """
+    count = int(os.environ.get("WORLD_SIZE") or 1)
+    if count == 1:
+        return None
+    if recipe.train is None:
+        what = f"{count} processes were started, and this recipe has no `train`: there is nothing to share."
+        raise InputError(Problem(str(recipe.path), what, "Start `hybridize build` alone."))
+    return open_runtime(recipe, runs / recipe.name)
+
+
+def open_runtime(recipe: Recipe, folder: Path) -> Runtime:
+    """Devices and trackers for the training of `recipe`, whose run is in `folder`."""
+    from hybridizer.adapters.accelerator import Runtime
+
+    assert recipe.train is not None, "called for recipes that train"
+    return Runtime(recipe.train.trackers, folder / "training")
+
+
+def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
+    """The record in `folder` of a training that `plan` asks for, None when there is none or of another plan."""
+    if not (folder / RECORD).is_file() or not (folder / TENSORS).is_file():
+        return None
+    value = read_json(folder / RECORD)
+    if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA or value["plan_hash"] != plan.hash:
+        return None
+    try:
+        lists = {key: tuple(value[key]) for key in ("frozen_layers", "frozen_parts", "trained", "unreached", "notes")}
+        return TrainRecord(**{**value, **lists, "sources": tuple(SourceUse(**use) for use in value["sources"])})
+    except (KeyError, TypeError) as error:
+        what = f"not a whole record of a training: {error!r}."
+        fix = "Delete it; the training goes on from its last checkpoint."
+        raise CheckpointError(Problem(str(folder / RECORD), what, fix)) from None
+
+
+def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runtime, monitor: Monitor) -> TrainRecord:
+    """Train the model in `spliced` as `plan` says, with checkpoints, log and result in `folder`.
+
+    Afterwards `folder` holds the trained tensors in float32 under their names in the output, and the record, written
+    last. Every process of a run calls this. Raises what `training.loop.train` raises.
+    """
+    from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
+    from hybridizer.training.freeze import plan_freeze, plan_lora_
+    from hybridizer.training.loop import train as run_loop
+    from hybridizer.training.stored import as_stored
+
+    asked = recipe.train
+    assert asked is not None and plan.train is not None, "called for plans that train"
+    with without_bars():
+        model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
+    parts = find_parts(model)
+    fates = plan_freeze(model, parts, asked_to_freeze(asked), plan.train.boundary)
+    assert fates.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
+    if asked.lora is not None:
+        _refuse_spread_adapters(runtime)
+        from hybridizer.adapters.lora import LoraSettings
+
+        fates = plan_lora_(model, parts, fates, LoraSettings(**asdict(asked.lora)))
+    sources = open_texts(asked.data, recipe.folder, tokenizer, monitor)
+    data = _data(sources, asked, recipe.seed, tokenizer)
+    settings = loop_settings(asked, recipe.seed)
+    result = run_loop(
+        model, parts, fates, data, settings, folder, plan_hash=plan.spliced.hash, runtime=runtime, monitor=monitor,
+        figures=_figures(plan, fates, data, settings, runtime),
+    )  # fmt: skip
+    names = {tensor.name for tensor in plan.tensors}
+    trained, frozen = as_stored(model, fates, result.frozen_sha256, names, folder / TENSORS, write=runtime.is_main)
+    record = TrainRecord(
+        plan_hash=plan.hash,
+        steps=result.steps,
+        tokens=result.tokens,
+        seconds=result.seconds,
+        first_loss=result.first_loss,
+        last_loss=result.last_loss,
+        stopped_by=result.stopped_by,
+        dtype=result.dtype,
+        device=str(runtime.device),
+        num_processes=runtime.num_ranks,
+        boundary=plan.train.boundary,
+        frozen_layers=plan.train.frozen_layers,
+        frozen_parts=plan.train.frozen_parts,
+        trained=trained,
+        frozen_sha256=frozen,
+        unreached=result.unreached,
+        notes=fates.notes,
+        sources=_uses(sources, data),
+        packing=data.packed.fill,
+    )
+    if runtime.is_main:
+        write_json(folder / RECORD, {"schema": SCHEMA, **asdict(record)})
+    runtime.wait()
+    return record
+
+
+def _refuse_spread_adapters(runtime: Runtime) -> None:
+    if runtime.spreads_parameters:
+        what = "low-rank adapters cannot be merged into weights that FSDP2 spreads over processes."
+        raise InputError(Problem("train.lora", what, "Launch without FSDP, or drop `lora`."))
+
+
+def open_texts(entries: tuple[DataEntry, ...], base: Path, tokenizer: Any, monitor: Monitor) -> tuple[Source, ...]:
+    """The sources that `entries` name, tokenised now or found in the cache."""
+    from hybridizer.adapters.corpora import TokenizerEncoder
+    from hybridizer.training.shards import ReadSettings
+    from hybridizer.training.sources import HubDataset, SourceSettings, open_sources
+
+    settings = []
+    for entry in entries:
+        hub = None
+        if entry.hub is not None:
+            hub = HubDataset(entry.hub, entry.split, entry.config, entry.revision, entry.max_documents)
+        read = ReadSettings(entry.field, entry.max_document_bytes)
+        settings.append(SourceSettings(entry.path, hub, entry.weight, read))
+    return open_sources(settings, base, TokenizerEncoder(tokenizer), cache_folder() / "tokens", monitor)
+
+
+def loop_settings(train: Train, seed: int) -> TrainSettings:
+    """What the recipe's section means for the loop."""
+    from hybridizer.training.loop import TrainSettings
+    from hybridizer.training.optimizer import OptimizerSettings
+    from hybridizer.training.schedule import ScheduleSettings
+
+    return TrainSettings(
+        optimizer=OptimizerSettings(
+            train.optimizer, train.lr, train.betas, train.eps, train.weight_decay, train.clip_norm
+        ),
+        schedule=ScheduleSettings(train.schedule, train.warmup_share, train.final_share, train.decay_share),
+        precision=train.precision,
+        rows_per_batch=train.rows_per_batch,
+        recompute_layers=train.recompute_layers,
+        compile_layers=train.compile_layers,
+        max_steps=train.max_steps,
+        max_minutes=train.max_minutes,
+        checkpoint_minutes=train.checkpoint_minutes,
+        seed=seed,
+    )
+
+
+def data_settings(train: Train, seed: int) -> DataSettings:
+    """What the recipe's section means for the rows that are read."""
+    from hybridizer.training.data import DataSettings
+
+    return DataSettings(train.tokens, train.sequence, train.rows_per_step, train.heldout_share, seed, train.packed)
+
+
+def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) -> TrainingData:
+    from hybridizer.training.data import TrainingData
+
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return TrainingData(sources, data_settings(train, seed), pad_id or 0)
+
+
+def _figures(
+    plan: Plan, fates: FreezePlan, data: TrainingData, settings: TrainSettings, runtime: Runtime
+) -> DeviceFigures:
+    from hybridizer.training.flops import count_token_flops, measure_peak
+    from hybridizer.training.loop import DeviceFigures
+    from hybridizer.training.precision import choose_dtype
+
+    shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
+    lengths = data.packed.pieces[:, 1]
+    context = float((lengths * lengths).sum() / lengths.sum() / 2)
+    flops = count_token_flops(
+        fates.choice,
+        [layer.matrix_parameters for layer in shape.layers],
+        shape.width * shape.vocabulary,
+        [layer.attention_width for layer in shape.layers],
+        context,
+    )
+    dtype = str(choose_dtype(settings.precision, runtime.device)).removeprefix("torch.")
+    return DeviceFigures(flops, measure_peak(str(runtime.device), dtype))
+
+
+def _uses(sources: tuple[Source, ...], data: TrainingData) -> tuple[SourceUse, ...]:
+    uses = []
+    for source, drawn in zip(sources, data.drawn, strict=True):
+        left_out: dict[str, int] = {}
+        for shard in source.shards:
+            for reason, count in shard.bad.counts.items():
+                left_out[reason] = left_out.get(reason, 0) + count
+        uses.append(SourceUse(drawn.name, drawn.tokens, drawn.tokens_taken, drawn.epochs, left_out))
+    return tuple(uses)

@@ -1,0 +1,88 @@
+"""Recipe and spliced plan -> what trains: frozen layers and parts, the texts pinned by content."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hybridizer.cache import cache_folder
+from hybridizer.checkpoint.fingerprint import fingerprint_files
+from hybridizer.errors import HybridizerError, Problem, RecipeError
+from hybridizer.planning.layers import boundary_layer
+from hybridizer.planning.plan import Plan
+from hybridizer.planning.training import DataPin, TrainPlan
+from hybridizer.recipe.recipe import Recipe
+from hybridizer.recipe.training import DataEntry, Train, plain
+from hybridizer.training.documents import find_files
+from hybridizer.training.selectors import asked_to_freeze, choose_frozen
+
+# Keys that touch no number of the result, and keys whose meaning the plan holds in other words.
+_ELSEWHERE = {"checkpoint_minutes", "trackers", "data", "freeze", "embedding", "final_norm", "head"}
+_HUB_KEYS = ("split", "config", "revision", "max_documents")
+
+
+def plan_training(recipe: Recipe, plan: Plan, *, tied: bool, pin: bool) -> Plan:
+    """`plan` with its training, where the recipe asks for one; the layout is settled. `tied`: head and embedding are.
+
+    With `pin` the texts are hashed, without they are only looked for. Raises RecipeError, at lines of the recipe, for
+    layers that are not there, a choice that freezes everything, and text files that are missing or of a kind unknown.
+    """
+    train = recipe.train
+    if train is None:
+        return plan
+    boundary = _boundary(recipe, plan)
+    try:
+        choice = choose_frozen(asked_to_freeze(train), len(plan.layers), boundary, tied)
+    except RecipeError as error:
+        places = {problem: recipe.locate(tuple(problem.where.split("."))) for problem in error.problems}
+        raise RecipeError(*(replace(problem, where=places[problem]) for problem in error.problems)) from None
+    parts = {
+        "embedding": choice.frozen_embedding,
+        "final norm": choice.frozen_final_norm,
+        "head": choice.frozen_head,
+    }
+    settings = {key: value for key, value in plain(train).items() if key not in _ELSEWHERE}
+    training = TrainPlan(
+        boundary=boundary,
+        frozen_layers=choice.frozen_layers,
+        frozen_parts=tuple(name for name, frozen in parts.items() if frozen),
+        settings=settings,
+        data=_pin_data(recipe, train, pin),
+        notes=choice.notes,
+    )
+    return replace(plan, train=training)
+
+
+def _boundary(recipe: Recipe, plan: Plan) -> int:
+    """The number of shallow layers of the output; half of all, as in arXiv 2605.11416, where slices say no boundary."""
+    layout = recipe.layout
+    if layout.slices or layout.shallow is None:
+        return len(plan.layers) // 2
+    return boundary_layer(layout.boundary, plan.donors[layout.shallow].num_layers)
+
+
+def _pin_data(recipe: Recipe, train: Train, pin: bool) -> tuple[DataPin, ...]:
+    pins, problems = [], []
+    for index, entry in enumerate(train.data):
+        try:
+            pins.append(_pin_entry(recipe, entry, pin))
+        except HybridizerError as error:
+            where = recipe.locate(("train", "data", index))
+            problems += [Problem(where, f"`{p.where}`: {p.what}", p.fix) for p in error.problems]
+    for index, text in enumerate(recipe.evaluate.bits_per_byte if recipe.evaluate else ()):
+        try:
+            find_files(text.path, recipe.folder)
+        except HybridizerError as error:
+            where = recipe.locate(("evaluate", "bits_per_byte", index))
+            problems += [Problem(where, f"`{p.where}`: {p.what}", p.fix) for p in error.problems]
+    if problems:
+        raise RecipeError(*problems)
+    return tuple(pins)
+
+
+def _pin_entry(recipe: Recipe, entry: DataEntry, pin: bool) -> DataPin:
+    common = {"weight": entry.weight, "field": entry.field, "max_document_bytes": entry.max_document_bytes}
+    if entry.path is None:
+        return DataPin({**common, "hub": entry.hub, **{key: getattr(entry, key) for key in _HUB_KEYS}})
+    files = find_files(entry.path, recipe.folder)
+    hashes = [fingerprint_files({"": path}, cache_folder()) for path in files] if pin else []
+    return DataPin(common, tuple(hashes))
