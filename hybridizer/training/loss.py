@@ -77,13 +77,13 @@ class _LinearLoss(torch.autograd.Function):
                 torch.mm(slope, weight_cast, out=grad_hidden[rows])
                 grad_hidden[rows].mul_(counted[:, None])
             if grad_weight is not None:
-                grad_weight += slope.T @ (piece * counted[:, None])
+                _add_product_(grad_weight, slope.T, piece * counted[:, None])
         ctx.grads = grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_scale(ctx.grads, grad_outputs[0]), None, None)
+        return (*_take_scaled(ctx, grad_outputs[0]), None, None)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -116,7 +116,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, *rest = _scale(ctx.grads, grad_outputs[0])
+        grad_hidden, *rest = _take_scaled(ctx, grad_outputs[0])
         return (grad_hidden, None, None, None, *rest)
 
 
@@ -135,5 +135,15 @@ def _vocabulary(head: Head, hidden: Tensor) -> int:
         return head(hidden[:1]).shape[-1]
 
 
-def _scale(grads: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left @ right` to the float32 `total`: in place where they are float32, without a second table."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _take_scaled(ctx: Any, factor: Tensor) -> list[Tensor | None]:
+    """The gradients that wait in `ctx`, times `factor`. They leave it: autograd copies a gradient that others hold."""
+    grads, ctx.grads = ctx.grads, None
     return [None if grad is None else grad.mul_(factor) for grad in grads]

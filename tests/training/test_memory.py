@@ -1,0 +1,22 @@
+import subprocess
+import sys
+
+import numpy as np
+import torch
+
+from hybridizer.training.memory import peak_memory_bytes
+
+CPU = torch.device("cpu")
+CHILD = "import torch; from hybridizer.training.memory import peak_memory_bytes as p; print(p(torch.device('cpu')))"
+
+
+def test_a_peak_stays_after_what_made_it_is_gone():
+    before = peak_memory_bytes(CPU)
+    np.ones(before, np.uint8)
+    assert peak_memory_bytes(CPU) >= 1.5 * before
+
+
+def test_a_process_does_not_count_what_started_it():
+    held = np.ones(2 * peak_memory_bytes(CPU), np.uint8)
+    child = subprocess.run([sys.executable, "-c", CHILD], check=True, capture_output=True, text=True)
+    assert int(child.stdout) < len(held)
