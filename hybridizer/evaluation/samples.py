@@ -1,0 +1,75 @@
+"""What a model writes: greedy continuations of the beginnings of documents and of a recipe's own prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybridizer.adapters.causal_lm import Parts, run_model
+from hybridizer.errors import InputError, Problem
+from hybridizer.evaluation.scores import Sample, ScoreSettings
+from hybridizer.evaluation.texts import TextSet
+from hybridizer.tracer.trace import max_tokens
+
+PROMPT_TOKENS = 48  # about 40 words of English
+RECIPE = "recipe"
+
+
+def continue_prompts(
+    model: nn.Module,
+    parts: Parts,
+    tokenizer: Any,
+    texts: Sequence[TextSet],
+    settings: ScoreSettings,
+    advance: Callable[[int], None] = lambda prompts: None,
+) -> tuple[Sample, ...]:
+    """Continuations of the first documents of each text, `settings.prompts_per_text` each, and of `settings.prompts`.
+
+    A document is cut after PROMPT_TOKENS, or in its middle where that comes first. A continuation is the most probable
+    token each time, at most `settings.new_tokens` of them, up to the end token or the model's longest input. It is raw:
+    no chat template, no sampling, none of the penalties that a generation config may ask for, so that it shows the
+    model and not its settings. `advance` is told of each prompt. Raises InputError for a prompt of no tokens, and for
+    one that leaves the model no room.
+    """
+    room, samples = max_tokens(model.config), []
+    for source, ids in _prompts(tokenizer, texts, settings):
+        if not ids or (room is not None and len(ids) >= room):
+            what = f"a prompt of {len(ids)} tokens; this model needs at least one, and takes {room} with its answer."
+            raise InputError(Problem(f"prompt of '{source}'", what, "Change `evaluate.prompts`."))
+        most = settings.new_tokens if room is None else min(settings.new_tokens, room - len(ids))
+        samples.append(Sample(source, *_continue(model, parts, tokenizer, ids, most)))
+        advance(1)
+    return tuple(samples)
+
+
+def num_prompts(texts: Sequence[TextSet], settings: ScoreSettings) -> int:
+    """How many prompts `continue_prompts` continues."""
+    return sum(len(text.documents[: settings.prompts_per_text]) for text in texts) + len(settings.prompts)
+
+
+def _prompts(tokenizer: Any, texts: Sequence[TextSet], settings: ScoreSettings) -> Iterator[tuple[str, list[int]]]:
+    for text in texts:
+        for document in text.documents[: settings.prompts_per_text]:
+            ids = document.tokens.tolist()
+            yield text.name, ids[: min(PROMPT_TOKENS, len(ids) // 2)]
+    for prompt in settings.prompts:
+        ids = list(tokenizer(prompt)["input_ids"])
+        yield RECIPE, ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
+
+
+@torch.no_grad()
+def _continue(model: nn.Module, parts: Parts, tokenizer: Any, prompt: list[int], most: int) -> tuple[str, str]:
+    """Prompt and continuation as text. Every token is a run of its own: a few, and no cache to differ by family."""
+    ids = list(prompt)
+    for _ in range(most):
+        following = int(run_model(model, torch.tensor([ids], device=parts.device))[0, -1].argmax())
+        if following == tokenizer.eos_token_id:
+            break
+        ids.append(following)
+    before, whole = (tokenizer.decode(some, skip_special_tokens=True) for some in (prompt, ids))
+    if whole.startswith(before):
+        return before, whole[len(before) :]
+    return before, tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)  # the prompt ends within a character
