@@ -1,0 +1,70 @@
+"""A model folder -> its scores on some texts, cached by model, texts and settings; two scores -> a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybridizer import __version__
+from hybridizer.cache import cache_folder
+from hybridizer.monitor import Monitor
+from hybridizer.records import content_hash, read_json, write_json
+
+if TYPE_CHECKING:
+    from hybridizer.evaluation.scores import Scores, ScoreSettings
+    from hybridizer.evaluation.texts import TextSet
+
+
+def evaluate(
+    folder: Path,
+    identity: str,
+    texts: Sequence[TextSet],
+    settings: ScoreSettings,
+    monitor: Monitor,
+    *,
+    remote_code: bool = False,
+) -> Scores:
+    """The scores of the model in `folder`, in its own precision, on this machine's accelerator where it has one.
+
+    `identity` is a hash of the model's content: equal models on equal texts are scored once, whichever arm or recipe
+    asks. Raises DonorError for a folder that cannot be loaded, and whatever `score_model` raises.
+    """
+    from hybridizer.evaluation.score import default_device
+    from hybridizer.evaluation.scores import read_scores
+
+    asked = [(text.name, text.role, text.documents_trained, text.identity) for text in texts]
+    key = content_hash([identity, asked, settings, default_device().type, __version__]).removeprefix("sha256:")
+    path = cache_folder() / "scores" / f"{key}.json"
+    if path.is_file():
+        monitor.note(f"scores of {folder.name}: unchanged, from the cache")
+        return read_scores(read_json(path), str(path))
+    scores = _score(folder, identity, texts, settings, monitor, remote_code)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, scores.to_json())
+    return scores
+
+
+def compare_runs(before: Scores, after: Scores, *, seed: int) -> dict[str, Any]:
+    """The record of schema "hybridizer.scores/1": both on every text with intervals, and every sample side by side."""
+    from hybridizer.evaluation.compare import compare_scores
+
+    return compare_scores(before, after, seed)
+
+
+def _score(
+    folder: Path,
+    identity: str,
+    texts: Sequence[TextSet],
+    settings: ScoreSettings,
+    monitor: Monitor,
+    remote_code: bool,
+) -> Scores:
+    from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
+    from hybridizer.adapters.quiet import without_bars
+    from hybridizer.evaluation.score import default_device, score_model
+
+    with without_bars():
+        model, tokenizer = load_causal_lm(folder, trust_remote_code=remote_code)
+    model = model.to(default_device())
+    return score_model(model, tokenizer, find_parts(model), identity, texts, settings, monitor)
