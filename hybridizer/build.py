@@ -22,6 +22,7 @@ from hybridizer.recipe.recipe import Recipe
 from hybridizer.recipe.to_yaml import to_yaml
 from hybridizer.records import write_json
 from hybridizer.reference import parse_reference
+from hybridizer.stages.cost import Cost
 from hybridizer.stages.donors import Access, check_unchanged, open_donor, scan_donors
 from hybridizer.stages.export import export
 from hybridizer.stages.splice import splice
@@ -130,8 +131,8 @@ def _is_built(model: Path, plan: Plan, replace: bool) -> bool:
     )
 
 
-def write_records(folder: Path, planned: Planned) -> None:
-    """Write what was decided into the run folder: the resolved recipe, donors, traces with pictures, ranking, plan."""
+def write_records(folder: Path, planned: Planned, cost: Cost | None = None) -> None:
+    """Write what was decided into the run folder: recipe, donors, traces with pictures, ranking, plan and cost."""
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "recipe.resolved.yaml", to_yaml(_resolve(planned.settled.recipe, planned.plan)))
     write_json(folder / "donors.json", {"schema": "hybridizer.donors/1", "donors": planned.plan.donors})
@@ -142,6 +143,8 @@ def write_records(folder: Path, planned: Planned) -> None:
     if planned.plan.evidence.ranking is not None:
         write_json(folder / "ranking.json", planned.plan.evidence.ranking)
     write_json(folder / "plan.json", planned.plan.to_json())
+    if cost is not None:
+        write_json(folder / "cost.json", cost.to_json())
 
 
 def _draw_trace(path: Path, traced: Traced, recipe: Recipe) -> None:

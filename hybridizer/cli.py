@@ -281,23 +281,36 @@ def _write_out(path: Path, value: Any) -> None:
 @_RECIPE
 @_SET
 @_RUNS
+@click.option("--probe", is_flag=True, help="Run a few steps on random weights to tell how long training will take.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="What training is priced for; by default, what is here."
+)
 @_JSON
 @_command
-def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
-    """Show where every output layer of RECIPE comes from, and write plan.json into the run's folder."""
+def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, probe: bool, device: str | None, as_json: bool) -> None:
+    """Show where every output layer of RECIPE comes from and what training it will cost; write plan.json."""
     from hybridizer import build as line
-    from hybridizer.draft import plan_recipe
-    from hybridizer.terminal import plan_table, unused_lines
+    from hybridizer import draft
+    from hybridizer.terminal import plan_table, training_lines, unused_lines
+    from hybridizer.training.tables import cost_table, expectation_lines
 
-    planned = plan_recipe(recipe, overrides, _monitor())
+    planned = draft.plan_recipe(recipe, overrides, _monitor())
     made, folder = planned.plan, runs / planned.plan.name
-    line.write_records(folder, planned)
+    device = device or ("cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu")
+    cost = draft.price(planned, device)
+    line.write_records(folder, planned, cost)
+    expected = draft.expect(planned, device) if probe else None
     if as_json:
-        _print_json(made.to_json())
+        extra = {"cost": cost.to_json() if cost else None, "expected": expected}
+        _print_json({**made.to_json(), **(extra if cost else {})})
         return
     _draw(plan_table(made))
+    if cost is not None:
+        _draw(cost_table(cost.to_json()))
+    if expected is not None:
+        _draw(expectation_lines(to_jsonable(expected)))
     warnings = [f"warning: {warning}" for warning in made.warnings]
-    for text in [*made.evidence.reasons, *unused_lines(made), *warnings]:
+    for text in [*made.evidence.reasons, *training_lines(made), *unused_lines(made), *warnings]:
         click.echo(text)
     click.echo(f"wrote {folder / 'plan.json'}; next: hybridize build {recipe}")
 

@@ -13,9 +13,11 @@ from hybridizer.planning.plan import Evidence, Plan
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.settle import Settled, guess, settle
+from hybridizer.stages.cost import Cost, CostRequest, Expectation, estimate_cost, expect_time
 from hybridizer.stages.donors import Awaited, open_donors, scan_donors
 from hybridizer.stages.plan import make_plan
 from hybridizer.stages.train_plan import plan_training
+from hybridizer.training.selectors import asked_to_freeze
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,47 @@ def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> Pla
 def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, *, pin: bool) -> Plan:
     plan = make_plan(recipe, donors, evidence)
     return plan_training(recipe, plan, tied=donors[plan.host].anatomy.tied, pin=pin)
+
+
+def price(planned: Planned, device: str) -> Cost | None:
+    """What the training that was planned will cost on a `device` of that kind (cpu or cuda); None where nothing trains.
+
+    No weight is read, no torch is imported.
+    """
+    request = _cost_request(planned, device)
+    return None if request is None else estimate_cost(planned.plan, request)
+
+
+def expect(planned: Planned, device: str) -> Expectation | None:
+    """How long that training will take here, from a few real steps on random weights; None where nothing trains."""
+    recipe, request = planned.settled.recipe, _cost_request(planned, device)
+    if request is None or recipe.train is None:
+        return None
+    from hybridizer.stages.train import loop_settings
+
+    num_steps = -(-recipe.train.tokens // (recipe.train.sequence * recipe.train.rows_per_step))
+    if recipe.train.max_steps is not None:
+        num_steps = min(num_steps, recipe.train.max_steps)
+    settings = loop_settings(recipe.train, recipe.seed)
+    return expect_time(planned.plan, request, settings, packed=recipe.train.packed, num_steps=num_steps)
+
+
+def _cost_request(planned: Planned, device: str) -> CostRequest | None:
+    train, plan = planned.settled.recipe.train, planned.plan
+    if train is None or plan.train is None:
+        return None
+    rows = train.rows_per_batch or train.rows_per_step
+    return CostRequest(
+        freeze=asked_to_freeze(train),
+        boundary=plan.train.boundary,
+        sequence=train.sequence,
+        rows_per_batch=rows,
+        batches_per_step=-(-train.rows_per_step // rows),
+        precision=train.precision,
+        optimizer=train.optimizer,
+        recompute_layers=train.recompute_layers,
+        device=device,
+    )
 
 
 def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | Awaited]) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from hybridizer.planning.manifest import Manifest
 from hybridizer.planning.plan import LayerRow, Plan, donor_layers
 from hybridizer.planning.tensors import UNUSED_LAYER
+from hybridizer.planning.training import TrainPlan
 from hybridizer.recipe.layers import format_layers
 from hybridizer.stages.verify import Proof
 
@@ -19,14 +20,29 @@ from hybridizer.stages.verify import Proof
 def plan_table(plan: Plan) -> Table:
     """One row per output layer, with the plan's hash and size as the caption."""
     table = Table(title=f"{plan.name}: {len(plan.layers)} layers on host '{plan.host}'", title_justify="left")
-    for heading in ("layer", "from", "how", "kind", "parameters", "dtype"):
+    headings = ("layer", "from", "how", "kind", "parameters", "dtype", *(["training"] if plan.train else []))
+    for heading in headings:
         table.add_column(heading, justify="right" if heading in ("layer", "parameters") else "left")
     for row in plan.layers:
         sources = escape(" + ".join(row.sources))
-        table.add_row(str(row.layer), sources, row.method, row.kind, f"{row.parameters:,}", row.dtype)
+        fate = [_fate(row.layer, plan.train)] if plan.train else []
+        table.add_row(str(row.layer), sources, row.method, row.kind, f"{row.parameters:,}", row.dtype, *fate)
     table.caption = f"{plan.num_parameters:,} parameters in {len(plan.tensors)} tensors, plan {plan.hash}"
     table.caption_justify = "left"
     return table
+
+
+def _fate(layer: int, train: TrainPlan) -> str:
+    return "frozen" if layer in train.frozen_layers else "trained"
+
+
+def training_lines(plan: Plan) -> list[str]:
+    """What stays frozen outside the layers, and what a reader should know of it; nothing where nothing trains."""
+    if plan.train is None:
+        return []
+    trained = [part for part in ("embedding", "final norm", "head") if part not in plan.train.frozen_parts]
+    parts = f"frozen: {', '.join(plan.train.frozen_parts) or 'none'}; trained: {', '.join(trained) or 'none'}"
+    return [f"outside the layers, {parts}", *plan.train.notes]
 
 
 def unused_lines(plan: Plan) -> list[str]:

@@ -12,6 +12,7 @@ from hybridizer.errors import RecipeError, nearest
 from hybridizer.recipe.fields import read_name
 from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges
 from hybridizer.recipe.recipe import AUTO
+from hybridizer.recipe.training import HUB_KEYS
 from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of, show
 
 _DIAL = ("deep", "shallow", "boundary")
@@ -169,7 +170,7 @@ def _check_source(path: KeyPath, entry: Mapping[str, Any]) -> Iterator[Finding]:
         found = "both `path` and `hub`" if "path" in entry else "neither `path` nor `hub`"
         yield Finding(path, f"{name_of(path)} has {found}.", "Give one of the two: where the text comes from.")
     elif "path" in entry:
-        for key in ("split", "config", "revision", "max_documents"):
+        for key in HUB_KEYS:
             if key in entry:
                 what = f"{name_of((*path, key))} is for hub datasets, and does nothing for the files of `path`."
                 yield Finding((*path, key), what, "Delete the line.")

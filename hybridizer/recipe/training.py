@@ -9,6 +9,7 @@ from typing import Any, Literal
 from hybridizer.recipe.layers import format_layers
 
 Part = Literal["side", "train", "freeze"]
+HUB_KEYS = ("split", "config", "revision", "max_documents")  # they say nothing about files
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,9 @@ class Evaluate:
 def plain(section: Train | Evaluate) -> dict[str, Any]:
     """The section as a recipe would hold it, what is None left out."""
     values: dict[str, Any] = _without_none(dataclasses.asdict(section))
+    for entry in values.get("data", []):
+        for key in HUB_KEYS if "path" in entry else ():
+            entry.pop(key, None)
     if isinstance(values.get("freeze"), list):
         values["freeze"] = format_layers(values["freeze"])
     return values

@@ -11,13 +11,12 @@ from hybridizer.planning.layers import boundary_layer
 from hybridizer.planning.plan import Plan
 from hybridizer.planning.training import DataPin, TrainPlan
 from hybridizer.recipe.recipe import Recipe
-from hybridizer.recipe.training import DataEntry, Train, plain
+from hybridizer.recipe.training import HUB_KEYS, DataEntry, Train, plain
 from hybridizer.training.documents import find_files
 from hybridizer.training.selectors import asked_to_freeze, choose_frozen
 
 # Keys that touch no number of the result, and keys whose meaning the plan holds in other words.
 _ELSEWHERE = {"checkpoint_minutes", "trackers", "data", "freeze", "embedding", "final_norm", "head"}
-_HUB_KEYS = ("split", "config", "revision", "max_documents")
 
 
 def plan_training(recipe: Recipe, plan: Plan, *, tied: bool, pin: bool) -> Plan:
@@ -82,7 +81,7 @@ def _pin_data(recipe: Recipe, train: Train, pin: bool) -> tuple[DataPin, ...]:
 def _pin_entry(recipe: Recipe, entry: DataEntry, pin: bool) -> DataPin:
     common = {"weight": entry.weight, "field": entry.field, "max_document_bytes": entry.max_document_bytes}
     if entry.path is None:
-        return DataPin({**common, "hub": entry.hub, **{key: getattr(entry, key) for key in _HUB_KEYS}})
+        return DataPin({**common, "hub": entry.hub, **{key: getattr(entry, key) for key in HUB_KEYS}})
     files = find_files(entry.path, recipe.folder)
     hashes = [fingerprint_files({"": path}, cache_folder()) for path in files] if pin else []
     return DataPin(common, tuple(hashes))

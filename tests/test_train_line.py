@@ -1,0 +1,263 @@
+"""From a recipe with a `train` section to a trained, verified model folder, on tiny checkpoints."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hybridizer.checkpoint.fingerprint import hash_file
+from hybridizer.planning.plan import plan_from_json
+from lines import hybridize, hybridize_json, make_donor, write_recipe
+
+TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 4000, "sequence": 64, "lr": 1e-3, "heldout_share": 0.2}
+DIAL = {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}
+SHALLOW = ("model.embed_tokens.", "model.layers.0.", "model.layers.1.")
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """Two tiny llamas of four layers, a text of 300 documents, an own cache, and the working folder."""
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    make_donor(tmp_path / "a", seed=1)
+    make_donor(tmp_path / "b", seed=2)
+    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(300)]
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return tmp_path
+
+
+def recipe_of(bench, name="x", layout=DIAL, donors=("a", "b"), train=None, **sections):
+    donors = {donor: donor for donor in donors}
+    return write_recipe(bench / f"{name}.yaml", donors=donors, layout=layout, train=TRAIN | (train or {}), **sections)
+
+
+def proofs_of(*arguments):
+    return {proof["check"]: proof["found"] for proof in hybridize_json(*arguments)["proofs"]}
+
+
+def test_what_is_frozen_keeps_the_donors_bytes_and_what_trains_moves(bench):
+    proofs = proofs_of("build", recipe_of(bench))
+    built, a, b = (load_file(bench / path / "model.safetensors") for path in ("runs/x/model", "a", "b"))
+    trained = {name for name in built if name.startswith(SHALLOW)}
+    for name, tensor in built.items():
+        donor = b if name.startswith("model.layers.") and name in trained else a
+        assert torch.equal(tensor, donor[name]) == (name not in trained), name
+    frozen = len(built) - len(trained)
+    assert proofs["frozen"] == f"{frozen} tensors hash as before training, {frozen} of them as in their donors"
+    manifest = hybridize_json("inspect", "runs/x")
+    assert set(manifest["training"]["trained"]) == trained
+    assert {n for n, t in manifest["tensors"].items() if t["method"] == "copy, trained"} == trained
+    record = json.loads((bench / "runs/x/training/training.json").read_text())
+    assert record["tokens"] >= 4000 and record["last_loss"] < record["first_loss"]
+    assert "layers 2..3, final norm, head frozen" in (bench / "runs/x/model/README.md").read_text()
+    assert proofs_of("verify", "runs/x").keys() == proofs.keys()
+
+
+def test_a_frozen_tensor_that_changed_afterwards_fails_verification(bench):
+    hybridize("build", recipe_of(bench))
+    model = bench / "runs/x/model"
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.3.mlp.up_proj.weight"][0, 0] += 1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    manifest = json.loads((model / "manifest.json").read_text())
+    manifest["files"]["model.safetensors"] = hash_file(model / "model.safetensors")  # a forger who knows of hashes
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    stderr = hybridize("verify", "runs/x", code=1).stderr
+    assert "the frozen tensor 'model.layers.3.mlp.up_proj.weight' is not what it was before training" in stderr
+
+
+def test_a_second_build_trains_nothing_and_a_lost_model_is_exported_again(bench):
+    recipe = recipe_of(bench)
+    hybridize("build", recipe)
+    log = (bench / "runs/x/training/log.jsonl").read_bytes()
+    before = hash_file(bench / "runs/x/model/model.safetensors")
+    assert "model: unchanged" in hybridize("build", recipe).stderr
+    subprocess.run(["rm", "-r", bench / "runs/x/model"], check=True)
+    assert "train: unchanged" in hybridize("build", recipe).stderr
+    assert hash_file(bench / "runs/x/model/model.safetensors") == before
+    assert (bench / "runs/x/training/log.jsonl").read_bytes() == log
+
+
+def test_the_layer_list_decides_and_parts_can_be_named(bench):
+    layout = {"host": "a", "slices": [{"donor": "a"}]}
+    recipe = recipe_of(bench, layout=layout, donors=("a",), train={"freeze": "0, 2..3", "head": "train"})
+    hybridize("build", recipe)
+    built, donor = (load_file(bench / path / "model.safetensors") for path in ("runs/x/model", "a"))
+    moved = {name for name in built if not torch.equal(built[name], donor[name])}
+    assert moved == {name for name in built if name.startswith(("model.layers.1.", "lm_head."))}
+
+
+def test_weights_are_rounded_to_the_asked_precision_once_at_the_end(bench):
+    hybridize("build", recipe_of(bench, output={"dtype": "bfloat16"}))
+    built = load_file(bench / "runs/x/model/model.safetensors")
+    trained = load_file(bench / "runs/x/training/trained.safetensors")
+    assert {tensor.dtype for tensor in built.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    assert all(torch.equal(built[name], tensor.to(torch.bfloat16)) for name, tensor in trained.items())
+    assert (built.keys() & trained.keys()) == {name for name in built if name.startswith(SHALLOW)}
+
+
+def test_stacked_experts_are_taken_apart_again(bench):
+    make_donor(bench / "moe", "mixtral", seed=3)
+    layout = {"host": "moe", "deep": "moe", "shallow": "moe"}
+    proofs = proofs_of("build", recipe_of(bench, layout=layout, donors=("moe",)))
+    built, donor = (load_file(bench / path / "model.safetensors") for path in ("runs/x/model", "moe"))
+    assert built.keys() == donor.keys()
+    moved = {name for name in built if not torch.equal(built[name], donor[name])}
+    assert moved == {name for name in built if name.startswith(SHALLOW)}
+    assert any(".experts.1." in name for name in moved)
+    assert proofs["frozen"].startswith(f"{len(built) - len(moved)} tensors hash as before training")
+
+
+def test_adapters_are_merged_into_the_layers_that_train(bench):
+    pytest.importorskip("peft")
+    hybridize("build", recipe_of(bench, train={"lora": {"rank": 4}, "lr": 1e-2}))
+    built, a, b = (load_file(bench / path / "model.safetensors") for path in ("runs/x/model", "a", "b"))
+    moved = {n for n in built if not torch.equal(built[n], (b if n.startswith(SHALLOW[1:]) else a)[n])}
+    assert moved == {n for n in built if n.startswith(SHALLOW[1:]) and "_proj" in n}
+
+
+def test_the_plan_shows_what_trains_and_what_it_costs(bench):
+    recipe = recipe_of(bench)
+    shown = hybridize("plan", recipe).stdout
+    assert "trained" in shown and "frozen" in shown and "peak memory" in shown
+    assert "outside the layers, frozen: final norm, head; trained: embedding" in shown
+    assert "Freezing saves" in shown
+    plan = hybridize_json("plan", recipe)
+    assert plan["train"]["frozen_layers"] == [2, 3] and plan["cost"]["asked"]["trained_layers"] == "0..1"
+    assert json.loads((bench / "runs/x/cost.json").read_text()) == plan["cost"]
+    again = plan_from_json(json.loads((bench / "runs/x/plan.json").read_text()), "plan.json")
+    assert again.hash == plan["hash"] != again.spliced.hash
+
+
+def test_a_probe_tells_the_time(bench):
+    expected = hybridize_json("plan", recipe_of(bench), "--probe")["expected"]
+    assert expected["run_seconds"] == pytest.approx(expected["step_seconds"] * 8)
+    assert expected["tokens_per_second"] > 0 and expected["measured_peak_bytes"] > 50e6
+
+
+def test_the_hash_follows_the_text_and_the_settings_and_not_the_place(bench, tmp_path_factory):
+    recipe = recipe_of(bench)
+    first = hybridize_json("plan", recipe)["hash"]
+    assert hybridize_json("plan", bench / "runs/x/recipe.resolved.yaml")["hash"] == first
+    assert hybridize_json("plan", recipe, "--set", "train.checkpoint_minutes=1")["hash"] == first
+    assert hybridize_json("plan", recipe, "--set", "train.freeze=2..3")["hash"] == first
+    elsewhere = tmp_path_factory.mktemp("else")
+    subprocess.run(["cp", "-r", bench / "a", bench / "b", bench / "text.jsonl", recipe, elsewhere], check=True)
+    assert hybridize_json("plan", elsewhere / "x.yaml")["hash"] == first
+    for change in ("lr=2e-3", "tokens=5k", "freeze=shallow", "head=train"):
+        assert hybridize_json("plan", recipe, "--set", f"train.{change}")["hash"] != first
+    with (bench / "text.jsonl").open("a") as file:
+        file.write('\n{"text": "one more"}')
+    assert hybridize_json("plan", recipe)["hash"] != first
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.freeze=9", "layers 9 selects nothing in a model with 4 layers (0..3)."),
+        ("train.freeze=0..3", "freezes all 4 layers"),
+        ("train.data=[{path: no.txt}]", "`no.txt`: no file in"),
+        ("train.data=[{path: a/model.safetensors}]", "model.safetensors"),
+        ("evaluate.bits_per_byte=[{name: n, path: none.txt}]", "`none.txt`: no file in"),
+    ],
+)
+def test_check_finds_what_cannot_train(bench, change, message):
+    if change == "train.freeze=0..3":
+        change = ["--set", change, "--set", "train.embedding=freeze"]
+    else:
+        change = ["--set", change]
+    stderr = hybridize("check", recipe_of(bench), *change, code=2).stderr
+    assert message in stderr and ("x.yaml:" in stderr or "--set train" in stderr or "--set evaluate" in stderr), stderr
+
+
+def test_recurrent_layers_refuse_packed_rows_and_train_unpacked(bench):
+    make_donor(bench / "m", "mamba2", seed=3)
+    layout = {"host": "m", "deep": "m", "shallow": "m"}
+    recipe = recipe_of(bench, layout=layout, donors=("m",))
+    stderr = hybridize("build", recipe, code=2).stderr
+    assert "carry state from one document" in stderr and "packed: false" in stderr
+    assert not (bench / "runs/x/model").exists()
+    hybridize("build", recipe, "--set", "train.packed=false", "--set", "train.tokens=1000")
+
+
+def test_another_training_in_the_same_folder_is_refused_with_the_difference(bench):
+    recipe = recipe_of(bench, train={"max_steps": 2})
+    hybridize("build", recipe)
+    stderr = hybridize("build", recipe, "--set", "train.lr=2e-3", "--replace", code=2).stderr
+    assert "train.optimizer.lr is 0.002 now and was 0.001 there" in stderr
+    hybridize("verify", "runs/x")
+    hybridize("build", recipe, "--set", "train.max_steps=4", "--replace")
+    record = json.loads((bench / "runs/x/training/training.json").read_text())
+    assert (record["steps"], record["stopped_by"]) == (4, "steps")
+
+
+def test_a_damaged_record_of_a_training_is_refused(bench):
+    recipe = recipe_of(bench)
+    hybridize("build", recipe)
+    subprocess.run(["rm", "-r", bench / "runs/x/model"], check=True)
+    path = bench / "runs/x/training/training.json"
+    record = json.loads(path.read_text())
+    del record["steps"]
+    path.write_text(json.dumps(record))
+    assert "not a whole record of a training" in hybridize("build", recipe, code=2).stderr
+
+
+def start(bench, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "hybridizer", "build", *map(str, arguments)], cwd=bench,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_build_that_is_killed_anywhere_ends_with_the_same_bytes(bench):
+    train = {"tokens": 12_000, "checkpoint_minutes": 0.0}
+    hybridize("build", recipe_of(bench, "whole", train=train), "--no-load")
+    recipe = recipe_of(bench, "killed", train=train)
+    generator, log = random.Random(int(os.environ.get("PYTEST_SEED", "7"))), bench / "runs/killed/training/log.jsonl"
+    for _ in range(3):
+        process = start(bench, recipe, "--no-load")
+        steps = generator.randrange(1, 8) + (len(log.read_text().splitlines()) if log.exists() else 0)
+        while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < steps):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (bench / "runs/killed/model/manifest.json").exists() or process.returncode == 0
+    stdout, stderr = start(bench, recipe, "--no-load").communicate()
+    assert "is complete and verified" in stdout, stderr
+    whole, killed = (load_file(bench / f"runs/{name}/model/model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("sharding", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["ddp", "fsdp2"])
+def test_two_processes_build_the_model_of_one(bench, sharding):
+    hybridize("build", recipe_of(bench, "one"), "--no-load")
+    recipe = recipe_of(bench, "two")
+    # accelerate's launcher goes through torch's on GPUs, and through mpirun on CPUs.
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", **sharding,
+    }  # fmt: skip
+    command = [sys.executable, *launch, "-m", "hybridizer", "build", str(recipe), "--no-load"]
+    done = subprocess.run(command, cwd=bench, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("is complete and verified") == 1, "only one process speaks"
+    one, two = (load_file(bench / f"runs/{name}/model/model.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-4)  # Adam magnifies rounding of tiny gradients
+    assert json.loads((bench / "runs/two/training/training.json").read_text())["num_processes"] == 2
+
+
+def test_several_processes_without_training_are_refused(bench, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = write_recipe(Path("s.yaml"), donors={"a": "a"}, layout={"host": "a", "slices": [{"donor": "a"}]})
+    assert "2 processes were started, and this recipe has no `train`" in hybridize("build", recipe, code=2).stderr
