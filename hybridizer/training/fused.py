@@ -7,9 +7,11 @@ float32, a norm takes half the time forwards and backwards, a gated network keep
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,52 +22,70 @@ from torch.nn import functional
 PIECE = 2**16  # elements: with their float32 temporaries they stay in a second-level cache of 1 MB
 
 
+@dataclass(frozen=True)
+class Activation:
+    """An element-wise function, and its slope: `slope(grad, x, grad_input=out)` writes grad times f'(x) into out."""
+
+    apply: Callable[[Tensor], Tensor]
+    slope: Callable[..., Tensor]
+
+
+SILU = Activation(functional.silu, torch.ops.aten.silu_backward.grad_input)
+GELU = Activation(functional.gelu, torch.ops.aten.gelu_backward.grad_input)
+TANH_GELU = Activation(partial(functional.gelu, approximate="tanh"), partial(GELU.slope, approximate="tanh"))
+
+
 @contextmanager
 def fused(model: nn.Module) -> Iterator[tuple[int, int]]:
-    """While it lasts, RMS norms and SiLU-gated networks of `model` run as below; how many of each were replaced."""
-    norms = [(module, partial(_norm_forward, module)) for module in model.modules() if _is_norm(module)]
-    gated = [(module, partial(_gated_forward, module)) for module in model.modules() if _is_gated(module)]
-    replaced = [(module, forward) for module, forward in [*norms, *gated] if _same(module, forward)]
-    for module, forward in replaced:
+    """While it lasts, RMS norms and gated networks of `model` run as below; how many of each were replaced."""
+    norms = {module: forward for module in model.modules() if (forward := _fused_norm(module)) is not None}
+    gated = {module: forward for module in model.modules() if (forward := _fused_gated(module)) is not None}
+    replaced = {**norms, **gated}
+    for module, forward in replaced.items():
         module.forward = forward
     try:
-        yield sum(1 for pair in replaced if pair in norms), sum(1 for pair in replaced if pair in gated)
+        yield len(norms), len(gated)
     finally:
-        for module, _ in replaced:
+        for module in replaced:
             vars(module).pop("forward")
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, around_one: bool = False) -> Tensor:
     """`x` (..., width) divided by its root mean square over the width, times `weight`; computed in float32.
 
-    The result is rounded to the dtype of `x` before the weight is applied, as the families do.
+    The result is rounded to the dtype of `x` before the weight is applied. `around_one` is the other way of the
+    families: the factor is 1 + weight, and rounding comes last.
     """
-    output: Tensor = _RmsNorm.apply(x, weight, eps)
+    output: Tensor = _RmsNorm.apply(x, weight, eps, around_one)
     return output
 
 
-def gated_network(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """`(silu(x @ gate.T) * (x @ up.T)) @ down.T`, keeping x and the two products for the backward pass, no more."""
-    output: Tensor = _GatedNetwork.apply(x, gate, up, down)
+def gated_network(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: Activation = SILU) -> Tensor:
+    """`(act(x @ gate.T) * (x @ up.T)) @ down.T`, keeping x and the two products for the backward pass, no more."""
+    output: Tensor = _GatedNetwork.apply(x, gate, up, down, activation)
     return output
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, around_one: bool) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        output = rows.new_empty(rows.shape, dtype=torch.promote_types(x.dtype, weight.dtype))
+        factor = 1 + weight.float() if around_one else weight
+        rounded = torch.float32 if around_one else x.dtype
+        output = rows.new_empty(rows.shape, dtype=x.dtype if around_one else torch.promote_types(x.dtype, weight.dtype))
         scales = rows.new_empty((len(rows), 1), dtype=torch.float32)
         for piece in _pieces(rows):
             exact = rows[piece].float()
             scales[piece, 0] = torch.linalg.vecdot(exact, exact).div_(rows.shape[1]).add_(eps).rsqrt_()
-            torch.mul((exact * scales[piece]).to(x.dtype), weight, out=output[piece])
+            torch.mul((exact * scales[piece]).to(rounded), factor, out=output[piece])
         ctx.save_for_backward(rows, weight, scales)
+        ctx.around_one = around_one
         return output.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, scales = ctx.saved_tensors
+        factor = 1 + weight.float() if ctx.around_one else weight
         grad = grad_outputs[0].reshape(rows.shape)
         grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -74,46 +94,48 @@ class _RmsNorm(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight += (slope * normed).sum(0)
             if grad_rows is not None:
-                slope = slope * weight
+                slope = slope * factor
                 along = torch.linalg.vecdot(slope, normed).div_(rows.shape[1])[:, None]
                 grad_rows[piece] = slope.addcmul_(normed, along, value=-1).mul_(scales[piece])
         shaped = None if grad_rows is None else grad_rows.view(grad_outputs[0].shape)
-        return shaped, None if grad_weight is None else grad_weight.to(weight.dtype), None
+        return shaped, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
 
 
 class _GatedNetwork(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: Activation) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         gates, ups = rows @ gate.to(x.dtype).T, rows @ up.to(x.dtype).T
         trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         ctx.save_for_backward(rows if trains else None, gates, ups, gate, up, down)
-        return (_activated(gates, ups) @ down.to(x.dtype).T).view(*x.shape[:-1], -1)
+        ctx.activation = activation
+        return (_activated(gates, ups, activation) @ down.to(x.dtype).T).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         rows, gates, ups, gate, up, down = ctx.saved_tensors
-        needs_x, needs_gate, needs_up, needs_down = ctx.needs_input_grad
+        needs_x, needs_gate, needs_up, needs_down, _ = ctx.needs_input_grad
+        activation = ctx.activation
         grad = grad_outputs[0].reshape(len(gates), -1)
-        grad_down = (grad.T @ _activated(gates, ups)).to(down.dtype) if needs_down else None
+        grad_down = (grad.T @ _activated(gates, ups, activation)).to(down.dtype) if needs_down else None
         slopes = grad @ down.to(grad.dtype)
         grad_gates, grad_ups = torch.empty_like(gates), slopes
         for piece in _pieces(gates):
             slope, gate_piece = slopes[piece], gates[piece]
-            torch.ops.aten.silu_backward.grad_input(slope * ups[piece], gate_piece, grad_input=grad_gates[piece])
-            grad_ups[piece] = slope * functional.silu(gate_piece)
+            activation.slope(slope * ups[piece], gate_piece, grad_input=grad_gates[piece])
+            grad_ups[piece] = slope * activation.apply(gate_piece)
         grad_x = None
         if needs_x:
             grad_x = torch.addmm(grad_gates @ gate.to(grad.dtype), grad_ups, up.to(grad.dtype))
             grad_x = grad_x.view(*grad_outputs[0].shape[:-1], -1)
         grad_gate = (grad_gates.T @ rows).to(gate.dtype) if needs_gate else None
-        return grad_x, grad_gate, (grad_ups.T @ rows).to(up.dtype) if needs_up else None, grad_down
+        return grad_x, grad_gate, (grad_ups.T @ rows).to(up.dtype) if needs_up else None, grad_down, None
 
 
-def _activated(gates: Tensor, ups: Tensor) -> Tensor:
+def _activated(gates: Tensor, ups: Tensor, activation: Activation) -> Tensor:
     output = torch.empty_like(gates)
     for piece in _pieces(gates):
-        torch.mul(functional.silu(gates[piece]), ups[piece], out=output[piece])
+        torch.mul(activation.apply(gates[piece]), ups[piece], out=output[piece])
     return output
 
 
@@ -121,6 +143,17 @@ def _pieces(rows: Tensor) -> list[slice]:
     """Slices of rows of about PIECE elements on a CPU; everything at once elsewhere, where launches cost more."""
     size = max(1, PIECE // rows.shape[1]) if rows.device.type == "cpu" else max(1, len(rows))
     return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+
+def _fused_norm(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The forward pass to put in place of a norm's, or None. Compared in float32, where a wrong one shows."""
+    if not _is_norm(module):
+        return None
+    exact = copy.deepcopy(module).float()
+    for around_one in (False, True):
+        if _same(exact, partial(_norm_forward, exact, around_one)):
+            return partial(_norm_forward, module, around_one)
+    return None
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -135,8 +168,25 @@ def _eps(module: nn.Module) -> object:
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
 
-def _norm_forward(module: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, module.weight, module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
+def _norm_forward(module: Any, around_one: bool, x: Tensor) -> Tensor:
+    return rms_norm(x, module.weight, _eps(module), around_one)
+
+
+def _fused_gated(module: Any) -> Callable[[Tensor], Tensor] | None:
+    """The forward pass to put in place of a gated network's, or None."""
+    activation = _find_activation(module.act_fn, (SILU, TANH_GELU, GELU)) if _is_gated(module) else None
+    if activation is None:
+        return None
+    forward = partial(_gated_forward, module, activation)
+    return forward if _same(module, forward) else None
+
+
+@torch.no_grad()
+def _find_activation(function: Callable[[Tensor], Tensor], known: Sequence[Activation]) -> Activation | None:
+    """Which of `known` the model's own function is, in float32: in bfloat16 SiLU could pass for GELU."""
+    probe = torch.linspace(-6, 6, 193)
+    expected = function(probe)
+    return next((a for a in known if torch.allclose(a.apply(probe), expected, rtol=1e-5, atol=1e-6)), None)
 
 
 def _is_gated(module: nn.Module) -> bool:
@@ -144,11 +194,12 @@ def _is_gated(module: nn.Module) -> bool:
     if set(parts) != {"gate_proj", "up_proj", "down_proj", "act_fn"} or list(module.parameters(recurse=False)):
         return False
     linears = [parts[name] for name in ("gate_proj", "up_proj", "down_proj")]
-    return all(isinstance(linear, nn.Linear) and linear.bias is None for linear in linears)
+    learnt = list(parts["act_fn"].parameters())
+    return not learnt and all(isinstance(linear, nn.Linear) and linear.bias is None for linear in linears)
 
 
-def _gated_forward(module: Any, x: Tensor) -> Tensor:
-    return gated_network(x, module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
+def _gated_forward(module: Any, activation: Activation, x: Tensor) -> Tensor:
+    return gated_network(x, module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight, activation)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from torch.nn import functional
 from training.models import tiny_model
 
 from hybridizer.training import fused as module
-from hybridizer.training.fused import fused, gated_network, rms_norm
+from hybridizer.training.fused import GELU, SILU, TANH_GELU, fused, gated_network, rms_norm
 
 ROWS, WIDTH, WIDE = 300, 40, 56
 
@@ -31,14 +31,25 @@ def test_rms_norm_and_its_gradients_are_those_of_its_formula(shape):
         torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4)
 
 
-def test_a_gated_network_and_its_gradients_are_those_of_its_formula():
+def test_a_norm_around_one_and_its_gradients_are_those_of_its_formula():
+    x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weight = torch.linspace(-0.5, 1, WIDTH).requires_grad_()
+    ours = rms_norm(x, weight, 1e-5, around_one=True)
+    theirs = (1 + weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    for our, their in zip(gradients(ours, x, weight), gradients(theirs, x, weight), strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", [SILU, GELU, TANH_GELU], ids=["silu", "gelu", "tanh gelu"])
+def test_a_gated_network_and_its_gradients_are_those_of_its_formula(activation):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 100, WIDTH, generator=generator).requires_grad_()
     gate, up, down = (
         torch.randn(s, generator=generator).requires_grad_() for s in [(WIDE, WIDTH)] * 2 + [(WIDTH, WIDE)]
     )
-    ours = gated_network(x, gate, up, down)
-    theirs = functional.linear(functional.silu(x @ gate.T) * (x @ up.T), down)
+    ours = gated_network(x, gate, up, down, activation)
+    theirs = functional.linear(activation.apply(x @ gate.T) * (x @ up.T), down)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
     inputs = (x, gate, up, down)
     for our, their in zip(gradients(ours, *inputs), gradients(theirs, *inputs), strict=True):
@@ -54,8 +65,8 @@ def test_frozen_weights_get_no_gradient_and_may_be_of_low_precision():
     assert torch.equal(low, exact)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "mistral"])
-def test_a_model_computes_the_same_with_its_norms_and_networks_replaced(model_type):
+@pytest.mark.parametrize(("model_type", "norms"), [("llama", 9), ("qwen3", 17), ("mistral", 9), ("gemma3_text", 25)])
+def test_a_model_computes_the_same_with_its_norms_and_networks_replaced(model_type, norms):
     model = tiny_model(model_type)
     ids = torch.arange(40)[None] + 3
     loss = model(input_ids=ids, labels=ids).loss
@@ -63,14 +74,24 @@ def test_a_model_computes_the_same_with_its_norms_and_networks_replaced(model_ty
     with fused(model) as counts:
         inside = model(input_ids=ids, labels=ids).loss
         ours = torch.autograd.grad(inside, list(model.parameters()))
-    assert counts == (9 + 8 * (model_type == "qwen3"), 4)
+    assert counts == (norms, 4)
     torch.testing.assert_close(inside, loss, rtol=1e-6, atol=0)
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-5)
     assert not any("forward" in vars(part) for part in model.modules())
 
 
-@pytest.mark.parametrize("model_type", ["gemma3_text", "gpt2", "mamba2", "gemma2"])
+@pytest.mark.parametrize(("function", "expected"), [("silu", SILU), ("gelu", GELU), ("gelu_pytorch_tanh", TANH_GELU)])
+def test_the_activation_of_a_low_precision_model_is_not_mistaken(function, expected):
+    model = tiny_model("llama", hidden_act=function).bfloat16()
+    with fused(model) as counts:
+        assert counts[1] == 4
+        assert all(layer.mlp.forward.args[1] is expected for layer in model.model.layers)
+    with fused(tiny_model("llama", hidden_act="relu").bfloat16()) as counts:
+        assert counts[1] == 0
+
+
+@pytest.mark.parametrize("model_type", ["cohere", "gpt2", "mamba2", "gemma2"])
 def test_what_computes_something_else_is_left_alone(model_type):
     model = tiny_model(model_type)
     ids = torch.arange(20)[None] + 3
