@@ -13,6 +13,7 @@ from hybridizer.checkpoint.publish import begin_output
 from hybridizer.draft import Planned, plan_recipe
 from hybridizer.durable import write_file
 from hybridizer.errors import DonorError, OutputError, Problem
+from hybridizer.measure import Outcome, measure
 from hybridizer.monitor import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Built:
-    """A finished run: its folder, plan, manifest, and what was proved of the model."""
+    """A finished run: its folder, plan, manifest, what was proved of the model, and what training did to it."""
 
     folder: Path
     plan: Plan
     manifest: Manifest
     proofs: tuple[Proof, ...]
+    outcome: Outcome | None = None
 
 
 def build(
@@ -78,7 +80,8 @@ def build(
         _export(planned, folder, record, replace, monitor)
     manifest, proofs = verify(folder / "model", monitor, find_donor=planned.donors.get, load=load, rehash=built)
     write_json(folder / FILE_NAME, manifest.to_json())
-    return Built(folder, planned.plan, manifest, proofs)
+    outcome = measure(planned, folder, monitor) if planned.plan.train is not None and load else None
+    return Built(folder, planned.plan, manifest, proofs, outcome)
 
 
 def _splice_for_training(planned: Planned, folder: Path, monitor: Monitor) -> None:

@@ -335,12 +335,26 @@ def build(
     if built is None:  # another process prints
         return
     if as_json:
-        _print_json({"folder": built.folder, "plan_hash": built.plan.hash, "proofs": built.proofs})
+        value = {"folder": built.folder, "plan_hash": built.plan.hash, "proofs": built.proofs}
+        _print_json(value if built.outcome is None else {**value, **to_jsonable(built.outcome)})
         return
     for warning in built.plan.warnings:
         click.echo(f"warning: {warning}")
     _draw(origins_table(built.manifest), proofs_table(built.proofs))
+    if built.outcome is not None:
+        _draw_outcome(built)
     click.echo(f"{built.folder / 'model'} is complete and verified; next: hybridize inspect {built.folder}")
+
+
+def _draw_outcome(built: Any) -> None:
+    from hybridizer.evaluation.tables import bits_table, samples_text
+    from hybridizer.terminal import trained_lines
+
+    for line in trained_lines(built.manifest.training):
+        click.echo(line)
+    _draw(bits_table(built.outcome.scores), samples_text(built.outcome.scores))
+    if built.outcome.profile is not None:
+        click.echo(built.outcome.profile["sentence"])
 
 
 @main.command()

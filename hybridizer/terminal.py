@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -43,6 +44,29 @@ def training_lines(plan: Plan) -> list[str]:
     trained = [part for part in ("embedding", "final norm", "head") if part not in plan.train.frozen_parts]
     parts = f"frozen: {', '.join(plan.train.frozen_parts) or 'none'}; trained: {', '.join(trained) or 'none'}"
     return [f"outside the layers, {parts}", *plan.train.notes]
+
+
+_STOPS = {"tokens": "all that was asked", "steps": "stopped by max_steps", "minutes": "stopped by max_minutes"}
+
+
+def trained_lines(training: Mapping[str, Any]) -> list[str]:
+    """What a training took and where it ended."""
+    minutes, rate = training["seconds"] / 60, training["tokens"] / max(training["seconds"], 1e-9)
+    lines = [
+        f"trained on {training['tokens']:,} tokens in {training['steps']:,} steps, {minutes:.1f} minutes at "
+        f"{rate:,.0f} tokens/s in {training['dtype']} on {training['device']}, {_STOPS[training['stopped_by']]}",
+        f"loss {training['first_loss']:.3f} at first and {training['last_loss']:.3f} at last, in nats a token; "
+        f"rows filled to {training['packing']:.1%}",
+    ]
+    for use in training["sources"]:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in use["left_out"].items())
+        lines.append(
+            f"{use['name']}: {use['tokens_taken']:,} tokens, {use['epochs']:.2f} times through"
+            + (f"; left out {left_out}" if left_out else "")
+        )
+    if training["unreached"]:
+        lines.append(f"no gradient in the first step, as experts may have none: {', '.join(training['unreached'][:5])}")
+    return lines
 
 
 def unused_lines(plan: Plan) -> list[str]:

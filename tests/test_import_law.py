@@ -22,6 +22,7 @@ LAYERS = [  # a layer may import itself only within one subpackage, and everythi
     {"stages"},
     {"settle"},
     {"draft"},
+    {"measure"},
     {"build"},
     {"terminal", "progress"},
     {"cli"},

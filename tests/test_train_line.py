@@ -61,6 +61,31 @@ def test_what_is_frozen_keeps_the_donors_bytes_and_what_trains_moves(bench):
     assert proofs_of("verify", "runs/x").keys() == proofs.keys()
 
 
+def test_what_was_learned_and_what_was_forgotten_is_in_the_records_and_in_the_summary(bench):
+    texts = [f"tale {i} of a dog " + "that dug and dug " * (i % 5 + 1) for i in range(30)]
+    documents = (bench / "text.jsonl").read_text().splitlines()
+    lines = [json.dumps({"text": text}) for text in texts] + documents
+    (bench / "tales.jsonl").write_text("\n".join(lines))
+    (bench / "probes.jsonl").write_text("".join(f'{{"prompt": "cat {i} is a", "target": " cat"}}\n' for i in range(12)))
+    evaluate = {"bits_per_byte": [{"name": "tales", "path": "tales.jsonl"}], "prompts": ["the cat"], "new_tokens": 4}
+    recipe = recipe_of(bench, evaluate=evaluate, trace={"probes": "probes.jsonl"}, train={"tokens": 8000})
+    summary = hybridize("build", recipe).stdout
+    scores = json.loads((bench / "runs/x/scores.json").read_text())
+    domain, general = scores["sets"]
+    assert (domain["name"], domain["role"], domain["verdict"]) == ("text.jsonl", "in-domain", "better")
+    assert domain["after_ci"][1] < domain["before_ci"][0]
+    heldout = domain["documents_available"]
+    assert 20 < heldout < 100 and general["documents_available"] == 30 + heldout, "what trained is no general text"
+    assert general["documents_trained"] == 300 - heldout
+    assert [sample["source"] for sample in scores["samples"]].count("recipe") == 1
+    profile = json.loads((bench / "runs/x/profile.json").read_text())
+    assert profile["boundary"] == 2 and profile["sentence"] in summary
+    for said in ("trained on 8,", "loss ", "bits per byte", "tales", "better", "before", "after"):
+        assert said in summary, said
+    again = hybridize_json("build", recipe)
+    assert again["scores"] == scores and again["profile"] == profile
+
+
 def test_a_frozen_tensor_that_changed_afterwards_fails_verification(bench):
     hybridize("build", recipe_of(bench))
     model = bench / "runs/x/model"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hybridizer.errors import DonorError, InputError, Problem
@@ -43,6 +44,15 @@ class TokenizerEncoder:
             rows = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=True)]
         end = self.tokenizer.eos_token_id
         return [row if end is None or row[-1:] == [end] else [*row, end] for row in rows]
+
+
+def load_encoder(folder: Path, trust_remote_code: bool = False) -> TokenizerEncoder:
+    """The tokenizer of a model folder as an encoder. Never asks a network."""
+    from transformers import AutoTokenizer
+
+    return TokenizerEncoder(
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    )
 
 
 def stream_texts(dataset: str, config: str | None, split: str, revision: str | None, text_field: str) -> Iterator[Any]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hybridizer.training.data import DataSettings, Source, TrainingData
     from hybridizer.training.freeze import FreezePlan
     from hybridizer.training.loop import DeviceFigures, TrainSettings
+    from hybridizer.training.shards import Encoder
 
 SCHEMA = "hybridizer.training/1"
 RECORD, TENSORS = "training.json", "trained.safetensors"
@@ -114,6 +115,7 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
     last. Every process of a run calls this. Raises what `training.loop.train` raises.
     """
     from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
+    from hybridizer.adapters.corpora import TokenizerEncoder
     from hybridizer.training.freeze import plan_freeze, plan_lora_
     from hybridizer.training.loop import train as run_loop
     from hybridizer.training.stored import as_stored
@@ -130,7 +132,7 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
         from hybridizer.adapters.lora import LoraSettings
 
         fates = plan_lora_(model, parts, fates, LoraSettings(**asdict(asked.lora)))
-    sources = open_texts(asked.data, recipe.folder, tokenizer, monitor)
+    sources = open_texts(asked.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
     data = _data(sources, asked, recipe.seed, tokenizer)
     settings = loop_settings(asked, recipe.seed)
     result = run_loop(
@@ -172,9 +174,8 @@ def _refuse_spread_adapters(runtime: Runtime) -> None:
         raise InputError(Problem("train.lora", what, "Launch without FSDP, or drop `lora`."))
 
 
-def open_texts(entries: tuple[DataEntry, ...], base: Path, tokenizer: Any, monitor: Monitor) -> tuple[Source, ...]:
+def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, monitor: Monitor) -> tuple[Source, ...]:
     """The sources that `entries` name, tokenised now or found in the cache."""
-    from hybridizer.adapters.corpora import TokenizerEncoder
     from hybridizer.training.shards import ReadSettings
     from hybridizer.training.sources import HubDataset, SourceSettings, open_sources
 
@@ -185,7 +186,7 @@ def open_texts(entries: tuple[DataEntry, ...], base: Path, tokenizer: Any, monit
             hub = HubDataset(entry.hub, entry.split, entry.config, entry.revision, entry.max_documents)
         read = ReadSettings(entry.field, entry.max_document_bytes)
         settings.append(SourceSettings(entry.path, hub, entry.weight, read))
-    return open_sources(settings, base, TokenizerEncoder(tokenizer), cache_folder() / "tokens", monitor)
+    return open_sources(settings, base, encoder, cache_folder() / "tokens", monitor)
 
 
 def loop_settings(train: Train, seed: int) -> TrainSettings:
