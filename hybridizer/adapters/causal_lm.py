@@ -7,6 +7,8 @@ where its batch and time axes lie, and what comes after the last layer, is read 
 from __future__ import annotations
 
 import itertools
+import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,6 +96,35 @@ def load_causal_lm(
         what = f"{len(lost)} tensors are missing or of the wrong shape and would be random: {', '.join(lost[:5])}."
         raise DonorError(Problem(str(folder), what, "Repair the checkpoint, or its config.json."))
     return model.eval().requires_grad_(False), tokenizer
+
+
+def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """The model that this config.json describes, with random weights in `dtype`: for what weights do not decide.
+
+    Raises DonorError when transformers cannot build it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # reading a file is how old spellings are understood
+            (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            read = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model: nn.Module = AutoModelForCausalLM.from_config(read, dtype=dtype)
+    except (OSError, *MODEL_FAULTS) as error:
+        what = f"transformers cannot build this model: {type(error).__name__}: {str(error).strip()[:300]}"
+        raise DonorError(Problem("config.json", what, "Give the config of a causal language model.")) from error
+    return model.eval().requires_grad_(False)
+
+
+def as_checkpoint(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` of `model`, as its checkpoint names and shapes them: what the loader stacked or renamed is undone.
+
+    All tensors that were made from one of the checkpoint's must be among them.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    reverted: dict[str, Tensor] = revert_weight_conversion(model, dict(tensors))
+    return reverted
 
 
 def run_model(model: nn.Module, ids: Tensor) -> Tensor:

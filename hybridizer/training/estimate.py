@@ -7,28 +7,33 @@ from dataclasses import dataclass
 from hybridizer.training.flops import TokenFlops, count_token_flops, full_training
 from hybridizer.training.selectors import FreezeChoice
 
-# Measured on SmolLM2-135M, glibc: freed temporaries leave holes among the activations that stay. CUDA's allocator
-# rounds and caches far less.
-HEAP_SPREAD = {"cpu": 1.45, "cuda": 1.08}
-PROCESS_BYTES = {"cpu": 260_000_000, "cuda": 0}  # python, torch and transformers; on a GPU only tensors are counted
+# What the allocator holds beyond living tensors: 1.17 to 1.22 of them was measured with glibc, over freezes, precisions
+# and shapes (scripts/bench_memory.py). On CUDA living tensors are what is counted.
+HEAP_SPREAD = {"cpu": 1.2, "cuda": 1.0}
+PROCESS_BYTES = {"cpu": 410_000_000, "cuda": 0}  # python, torch 2.13, transformers 5.23 and a model's code
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One decoder layer: all its parameters, those in matrices, and the matrices' output widths added up."""
+    """One decoder layer: all its parameters, and those in matrices that work on a token (of experts, the chosen ones).
+
+    `kept_width` is how many numbers a token leaves behind for the backward pass, `trained_width` how many more when the
+    layer trains; `attention_width` is heads x head size, 0 without attention.
+    """
 
     parameters: int
     matrix_parameters: int
-    output_width: int
+    kept_width: int
+    trained_width: int
+    attention_width: int
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A causal language model in numbers: `attention_width` is heads x head size, `stored_bytes` a parameter's."""
+    """A causal language model in numbers; `stored_bytes` are those of a parameter in the checkpoint."""
 
     width: int
     vocabulary: int
-    attention_width: int
     layers: tuple[LayerShape, ...]
     tied: bool
     stored_bytes: int
@@ -39,7 +44,7 @@ class RunShape:
     """How it will be trained: `batch_tokens` go through at a time, `context` is the mean number a token attends to.
 
     `compute_bytes` is 4 for float32 and 2 for bfloat16, `moment_bytes` what the optimizer keeps a parameter (8, or 2
-    for the 8-bit kind).
+    for the 8-bit kind). `accumulates`: a step has several batches, whose gradients add up.
     """
 
     batch_tokens: int
@@ -47,27 +52,33 @@ class RunShape:
     compute_bytes: int = 4
     moment_bytes: int = 8
     recompute_layers: bool = False
+    accumulates: bool = False
     loss_chunk_bytes: int = 64 * 2**20
     device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a step, by part. The peak is at the end of the forward pass, or of the backward pass."""
+    """Bytes at the peak of a step, by part.
+
+    The peak is where the forward pass ends, with all activations and the loss, or where the backward pass ends, with
+    all gradients: `activations`, `loss` and `gradients` are what each is at that moment. `allocator` is what the heap
+    holds beyond living tensors.
+    """
 
     process: int
     weights: int
     masters: int
-    gradients: int
     optimizer: int
+    gradients: int
     activations: int
     loss: int
+    allocator: int
 
     @property
     def total(self) -> int:
-        """The peak: gradients grow while activations shrink, so only the larger of the two counts."""
-        fixed = self.process + self.weights + self.masters + self.optimizer
-        return fixed + max(self.activations + self.loss, self.gradients)
+        """All parts together."""
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Estimate:
 
 
 def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate:
-    """What training under `choice` costs. Memory is within 15% of what scripts/bench_train.py measures for models of
+    """What training under `choice` costs. Memory is within 15% of what scripts/bench_memory.py measures for models of
     attention layers; operations are exact for matrices and count attention's two products."""
     full = full_training(choice)
     trained, frozen = _parameters(shape, choice)
@@ -120,39 +131,51 @@ def _parameters(shape: ModelShape, choice: FreezeChoice) -> tuple[int, int]:
 
 def _flops(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> TokenFlops:
     matrices = [layer.matrix_parameters for layer in shape.layers]
-    return count_token_flops(choice, matrices, shape.width * shape.vocabulary, shape.attention_width, run.context)
+    attention = [layer.attention_width for layer in shape.layers]
+    return count_token_flops(choice, matrices, shape.width * shape.vocabulary, attention, run.context)
 
 
 def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
     trained, frozen = _parameters(shape, choice)
     low = run.compute_bytes < 4
-    loss = run.loss_chunk_bytes + run.batch_tokens * shape.width * run.compute_bytes
+    weights = frozen * shape.stored_bytes + trained * run.compute_bytes
+    masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
+    waiting = 4 * trained if run.accumulates else 0
+    kept, one_layer = _activations(shape, choice, run)
+    table = shape.width * shape.vocabulary
+    forward = (waiting, kept, _loss(shape, choice, run))
+    # The embedding's gradient is a whole table beside the head's; low-precision gradients lie beside those they add to.
+    beside = (0 if choice.frozen_embedding else run.compute_bytes * table) + (2 * waiting // 4 if low else 0)
+    backward = (4 * trained + beside, one_layer, 0)
+    gradients, activations, loss = max(forward, backward, key=sum)
+    living = weights + masters + optimizer + gradients + activations + loss
+    allocator = round(living * (HEAP_SPREAD[run.device] - 1))
+    process = PROCESS_BYTES[run.device]
+    return Memory(process, weights, masters, optimizer, gradients, activations, loss, allocator)
+
+
+def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
+    """Logits of one chunk, the gradient of the hidden states, and what the loss holds of the head."""
+    table = shape.width * shape.vocabulary
+    chunk = min(run.loss_chunk_bytes, 4 * run.batch_tokens * shape.vocabulary)
+    chunk += chunk // 2 if run.compute_bytes < 4 else 0  # logits are made in low precision and copied
+    loss = chunk + run.batch_tokens * shape.width * run.compute_bytes
     if not choice.frozen_head:
-        loss += 4 * shape.width * shape.vocabulary  # the head's gradient, made with the loss
-    elif run.compute_bytes != shape.stored_bytes:
-        loss += run.compute_bytes * shape.width * shape.vocabulary  # the frozen head, cast for the loss
-    return Memory(
-        process=PROCESS_BYTES[run.device],
-        weights=frozen * shape.stored_bytes + trained * run.compute_bytes,
-        masters=4 * trained if low else 0,
-        gradients=4 * trained,
-        optimizer=run.moment_bytes * trained,
-        activations=round(_activations(shape, choice, run) * HEAP_SPREAD[run.device]),
-        loss=loss,
-    )
+        return loss + 4 * table  # the head's gradient is made with the loss
+    return loss + (run.compute_bytes * table if run.compute_bytes != shape.stored_bytes else 0)  # the head, cast
 
 
-def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
-    """Bytes kept for the backward pass by all layers from the lowest trained one on.
+def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tuple[int, int]:
+    """Bytes kept for the backward pass by all layers from the lowest trained one on, and by the largest of them.
 
-    A layer keeps what its matrices give, but for the two sums into the residual stream, and the stream before both;
-    attention keeps its result; a layer that trains keeps the normed inputs of its matrices as well.
+    Recomputed layers keep the stream before each, and one layer at a time has everything.
     """
     lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=len(shape.layers))
-    kept = []
-    for number, layer in enumerate(shape.layers[lowest:], start=lowest):
-        widths = layer.output_width + shape.attention_width
-        widths += 0 if number in choice.frozen_layers else 2 * shape.width
-        kept.append(widths)
-    per_token = len(kept) * shape.width + max(kept, default=0) if run.recompute_layers else sum(kept)
-    return per_token * run.batch_tokens * run.compute_bytes
+    kept = [
+        layer.kept_width + (0 if number in choice.frozen_layers else layer.trained_width)
+        for number, layer in enumerate(shape.layers[lowest:], start=lowest)
+    ]
+    most = max(kept, default=0)
+    per_token = len(kept) * shape.width if run.recompute_layers else sum(kept)
+    scale = run.batch_tokens * run.compute_bytes
+    return per_token * scale, most * scale

@@ -28,20 +28,23 @@ class TokenFlops:
 
 
 def count_token_flops(
-    choice: FreezeChoice, layer_parameters: Sequence[int], head_parameters: int, attention_width: int, context: float
+    choice: FreezeChoice,
+    layer_parameters: Sequence[int],
+    head_parameters: int,
+    attention_widths: Sequence[int],
+    context: float,
 ) -> TokenFlops:
     """The cost of one token under `choice`.
 
     `layer_parameters` are the matrix parameters that work on a token in each layer (of experts, those chosen);
-    `attention_width` is heads x head size, 0 for a model without attention; `context` the mean number of tokens that a
+    `attention_widths` are heads x head size in each, 0 without attention; `context` the mean number of tokens that a
     token attends to: half the row length for causal attention, half the mean document length when documents are packed.
     Activation gradients stop below the first trained layer.
     """
-    attention = 4 * attention_width * context  # scores and their sum over values; twice that backwards
-    forward = sum(2 * n + attention for n in layer_parameters) + 2 * head_parameters
+    attention = [4 * width * context for width in attention_widths]  # scores, and their sum over values
+    forward = sum(2 * n for n in layer_parameters) + sum(attention) + 2 * head_parameters
     lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=choice.num_layers)
-    crossed = [n for layer, n in enumerate(layer_parameters) if layer >= lowest]
-    activation = sum(2 * n + 2 * attention for n in crossed) + 2 * head_parameters
+    activation = sum(2 * n for n in layer_parameters[lowest:]) + 2 * sum(attention[lowest:]) + 2 * head_parameters
     trained = sum(2 * layer_parameters[layer] for layer in choice.trained_layers)
     return TokenFlops(forward, activation, trained + (0 if choice.frozen_head else 2 * head_parameters))
 

@@ -164,7 +164,7 @@ def _is_norm(module: nn.Module) -> bool:
     return module.get_parameter("weight").ndim == 1 and isinstance(_eps(module), float)
 
 
-def _eps(module: nn.Module) -> object:
+def _eps(module: nn.Module) -> Any:
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
 

@@ -13,8 +13,8 @@ from hybridizer.training.selectors import FreezeSettings, choose_frozen
 from hybridizer.training.shapes import shape_of
 
 # SmolLM2-135M
-LAYER = LayerShape(3_540_096, 3_538_944, 5184)
-SMOLLM2 = ModelShape(576, 49152, 576, (LAYER,) * 30, tied=True, stored_bytes=4)
+LAYER = LayerShape(3_540_096, 3_538_944, 5760, 1152, 576)
+SMOLLM2 = ModelShape(576, 49152, (LAYER,) * 30, tied=True, stored_bytes=4)
 RUN = RunShape(batch_tokens=2048, context=256)
 
 
@@ -28,7 +28,7 @@ def test_costs_are_the_formulas_of_freezing():
         choice = replace(choose(layers, tied=False), **heads)
         if layers == "shallow":
             choice = replace(choice, frozen_embedding=True)
-        flops = count_token_flops(choice, [n] * 30, 0, 0, 0)
+        flops = count_token_flops(choice, [n] * 30, 0, [0] * 30, 0)
         assert flops.total == pytest.approx(factor * 30 * n), layers
 
 

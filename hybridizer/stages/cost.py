@@ -1,0 +1,183 @@
+"""Plan -> cost of its training, before anything is loaded: operations, memory, and, when asked, time from a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hybridizer.planning.plan import Plan
+from hybridizer.recipe.layers import format_layers
+from hybridizer.records import to_jsonable
+from hybridizer.training.estimate import Estimate, Memory, ModelShape, RunShape, estimate
+from hybridizer.training.flops import TokenFlops
+from hybridizer.training.planned import DTYPE_BYTES, planned_shape
+from hybridizer.training.selectors import SIDES, FreezeSettings, choose_frozen
+
+if TYPE_CHECKING:  # it needs torch, and a plan is made without
+    from hybridizer.training.loop import TrainSettings
+
+SCHEMA = "hybridizer.cost/1"
+COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
+MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}
+
+
+@dataclass(frozen=True)
+class CostRequest:
+    """The training to price: what freezes, and the numbers of one step on one device.
+
+    `rows_per_batch` rows of `sequence` tokens go through at a time, `batches_per_step` such batches make a step.
+    `mean_document` is in tokens, for packed rows; None: a row is one document. `precision` auto counts as bfloat16 on
+    CUDA and as float32 on a CPU, which may have bfloat16 too.
+    """
+
+    freeze: FreezeSettings
+    boundary: int
+    sequence: int
+    rows_per_batch: int
+    batches_per_step: int = 1
+    mean_document: float | None = None
+    precision: str = "auto"
+    optimizer: str = "adamw"
+    recompute_layers: bool = False
+    device: str = "cpu"
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype that the estimate takes the training to compute in."""
+        if self.precision != "auto":
+            return self.precision
+        return "bfloat16" if self.device == "cuda" else "float32"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One choice of what to freeze: parameters, FLOP a token and their share of full training, bytes at the peak."""
+
+    name: str
+    trained_layers: str
+    trained_parameters: int
+    frozen_parameters: int
+    token_flops: TokenFlops
+    total_token_flops: float
+    share_of_full_flops: float
+    memory: Memory
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the asked training costs, beside the same with the deep side, the shallow side or nothing frozen."""
+
+    asked: Arm
+    arms: tuple[Arm, ...]
+    compute_dtype: str
+    device: str
+    batch_tokens: int
+    sentence: str
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        value: dict[str, Any] = to_jsonable(self)
+        return {"schema": SCHEMA, **value}
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a probe of a few real steps measured on this machine, and the time that makes for the whole run."""
+
+    step_seconds: float
+    run_seconds: float
+    tokens_per_second: float
+    measured_peak_bytes: int
+    estimated_peak_bytes: int
+    device: str
+    compute_dtype: str
+
+
+def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
+    """The cost of training the model of `plan`, from sizes alone: no weight is read, no torch is imported.
+
+    Raises RecipeError where `choose_frozen` does, for a boundary outside the model above all.
+    """
+    shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
+    asked, found, notes = _price("asked", request.freeze, shape, request)
+    arms = [_price(name, replace(request.freeze, layers=name), shape, request)[0] for name in SIDES]
+    tokens = request.rows_per_batch * request.sequence
+    return Cost(asked, tuple(arms), request.compute_dtype, request.device, tokens, found.sentence(), notes)
+
+
+def expect_time(
+    plan: Plan, request: CostRequest, settings: TrainSettings, *, packed: bool, num_steps: int
+) -> Expectation:
+    """Run a few real steps of this training on random weights, in a process of its own that writes nothing.
+
+    One process's steps: `num_steps` of them take `run_seconds`. Raises RunError when the process dies, and whatever
+    training raises.
+    """
+    from hybridizer.training.probe import ProbeRequest, probe
+
+    probed = probe(
+        ProbeRequest(
+            plan.config,
+            _main_dtype(plan),
+            request.freeze,
+            request.boundary,
+            request.sequence,
+            request.rows_per_batch * request.batches_per_step,
+            packed,
+            replace(settings, rows_per_batch=request.rows_per_batch),
+            cpu=request.device == "cpu",
+        )
+    )
+    exact = replace(request, precision=probed.compute_dtype, device=probed.device.partition(":")[0])
+    return Expectation(
+        probed.step_seconds,
+        probed.step_seconds * num_steps,
+        probed.tokens_per_second,
+        probed.peak_memory_bytes,
+        estimate_cost(plan, exact).asked.peak_bytes,
+        probed.device,
+        probed.compute_dtype,
+    )
+
+
+def _price(
+    name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRequest
+) -> tuple[Arm, Estimate, tuple[str, ...]]:
+    choice = choose_frozen(freeze, len(shape.layers), request.boundary, shape.tied)
+    found = estimate(shape, choice, _run_shape(request))
+    arm = Arm(
+        name=name,
+        trained_layers=format_layers(list(choice.trained_layers)),
+        trained_parameters=found.trained_parameters,
+        frozen_parameters=found.frozen_parameters,
+        token_flops=found.token_flops,
+        total_token_flops=found.token_flops.total,
+        share_of_full_flops=found.token_flops.total / found.full_token_flops.total,
+        memory=found.memory,
+        peak_bytes=found.memory.total,
+    )
+    return arm, found, choice.notes
+
+
+def _run_shape(request: CostRequest) -> RunShape:
+    return RunShape(
+        batch_tokens=request.rows_per_batch * request.sequence,
+        context=min(request.sequence, request.mean_document or request.sequence) / 2,
+        compute_bytes=COMPUTE_BYTES[request.compute_dtype],
+        moment_bytes=MOMENT_BYTES[request.optimizer],
+        recompute_layers=request.recompute_layers,
+        accumulates=request.batches_per_step > 1,
+        device=request.device,
+    )
+
+
+def _main_dtype(plan: Plan) -> str:
+    """The floating dtype that holds most of the plan's tensors, as torch names it."""
+    names: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    held = dict.fromkeys(DTYPE_BYTES, 0)
+    for tensor in plan.tensors:
+        held[tensor.dtype] = held.get(tensor.dtype, 0) + 1
+    return names[max(DTYPE_BYTES, key=lambda dtype: held[dtype])]

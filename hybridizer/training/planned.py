@@ -1,0 +1,162 @@
+"""The numbers of a model that is planned and not yet built, from its config and the shapes of its tensors alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hybridizer.anatomy.keys import SAME_AS, read_assumptions
+from hybridizer.anatomy.names import Shapes
+from hybridizer.anatomy.reading import read_anatomy
+from hybridizer.anatomy.structure import Anatomy
+from hybridizer.training.estimate import LayerShape, ModelShape
+
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# Kinds of layers that mix tokens without scoring pairs of them, or not at all.
+WITHOUT_SCORES = {"linear_attention", "mamba", "mamba2", "conv", "rwkv", "mlstm", "moe", "mlp"}
+# Activations of gated networks that training.fused runs without keeping their results.
+FUSED_ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh"}
+_GATED_NAMES = {"gate_proj", "up_proj", "down_proj"}
+_PLACE = re.compile(r"(?<=\.)\d+(?=\.)")
+_HEAD_NORM = re.compile(r"(^|\.)(q|k|query|key)_?(layer)?_?norm\.weight$")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts: how many there are in a layer, and how many of them work on a token."""
+
+    count: int
+    chosen: int
+
+
+def planned_shape(config: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> ModelShape:
+    """The shape of the model of `config` whose `tensors` map names to shape and safetensors dtype.
+
+    Raises CheckpointError when config and tensors contradict each other, as `read_anatomy` does.
+    """
+    anatomy = read_anatomy(config, {name: shape for name, (shape, _) in tensors.items()}, "the planned model")
+    text = {SAME_AS.get(key, key): value for key, value in anatomy.text_config.items()}
+    vocabulary, width = anatomy.shapes[anatomy.embedding[0]]
+    kinds = anatomy.traits.get("attention", ("",) * anatomy.num_layers)
+    layers = tuple(
+        layer_shape(
+            {suffix: anatomy.shapes[name] for suffix, name in names.items()},
+            width,
+            0 if kinds[i] in WITHOUT_SCORES else _attention_width(anatomy, text, width),
+            _experts(text, i),
+            text.get("hidden_act", text.get("hidden_activation", "silu")) in FUSED_ACTIVATIONS,
+        )
+        for i, names in enumerate(anatomy.layers)
+    )
+    return ModelShape(width, vocabulary, layers, anatomy.tied, _stored_bytes(tensors))
+
+
+def layer_shape(
+    tensors: Shapes, width: int, attention_width: int, experts: Experts | None = None, fusable: bool = True
+) -> LayerShape:
+    """The shape of one layer with these tensors (suffix -> shape) in a model `width` wide.
+
+    `fusable` says that the activation of a gated network is one that is not kept. Of `experts` all count as parameters,
+    and those chosen for a token as work.
+    """
+    routed = _routed(tensors, experts)
+    share = experts.chosen / experts.count if experts else 1.0
+    dense = {suffix: shape for suffix, shape in tensors.items() if len(shape) >= 2 and suffix not in routed}
+    outputs = {suffix: _output_width(suffix, tensors) for suffix in dense}
+    norms = sum(shape == (width,) and "norm" in suffix for suffix, shape in tensors.items())
+    kept = sum(outputs.values()) + attention_width + _head_norm_widths(tensors, outputs)
+    kept += max(0, norms - 2) * width  # norms behind attention and network, beside those before them
+    trained = 2 * width
+    if not (_is_gated(dense) and fusable):
+        inner = [
+            _count(shape) // outputs[suffix]
+            for suffix, shape in dense.items()
+            if len(shape) == 2 and _count(shape) // outputs[suffix] not in (width, attention_width)
+        ]
+        trained += sum(inner)  # what the activation gives
+        kept += sum(i for i in inner if list(outputs.values()).count(i) > 1 or 2 * i in outputs.values())
+    worked = sum(_count(shape) for shape in dense.values())
+    for suffix in routed:
+        worked += round(share * _count(tensors[suffix]))
+        kept += round(share * _expert_widths(tensors[suffix]))
+    return LayerShape(sum(_count(shape) for shape in tensors.values()), worked, kept, trained, attention_width)
+
+
+def _attention_width(anatomy: Anatomy, text: Mapping[str, Any], width: int) -> int:
+    """Heads x head size; of latent attention, the mean of what is scored and what is summed up."""
+    read = read_assumptions(anatomy.text_family)
+    heads = read.value_of("num_attention_heads", text)
+    if not isinstance(heads, int):
+        return width
+    if isinstance(text.get("qk_nope_head_dim"), int) and isinstance(text.get("v_head_dim"), int):
+        scored = text["qk_nope_head_dim"] + int(text.get("qk_rope_head_dim") or 0)
+        return heads * (scored + int(text["v_head_dim"])) // 2
+    size = read.value_of("head_dim", text)
+    return heads * size if isinstance(size, int) else width
+
+
+def _experts(text: Mapping[str, Any], layer: int) -> Experts | None:
+    count, chosen = text.get("num_local_experts"), text.get("num_experts_per_tok")
+    chosen = chosen[layer] if isinstance(chosen, list) else chosen
+    return Experts(count, chosen) if isinstance(count, int) and isinstance(chosen, int) and count > 1 else None
+
+
+def _routed(tensors: Shapes, experts: Experts | None) -> set[str]:
+    """The tensors of which a token uses the chosen experts' share: stacked over experts, or one of so many alike."""
+    if experts is None:
+        return set()
+    alike = Counter(_PLACE.sub("*", suffix, count=1) for suffix in tensors)
+    stacked = {suffix for suffix, shape in tensors.items() if len(shape) == 3 and shape[0] == experts.count}
+    return stacked | {suffix for suffix in tensors if alike[_PLACE.sub("*", suffix, count=1)] == experts.count}
+
+
+def _output_width(suffix: str, tensors: Shapes) -> int:
+    """How wide a matrix's result is: its first axis, or the last where its bias says so (as in GPT-2)."""
+    shape = tensors[suffix]
+    bias = tensors.get(suffix.removesuffix("weight") + "bias")
+    return shape[-1] if bias == shape[-1:] and bias != shape[:1] else shape[0]
+
+
+def _head_norm_widths(tensors: Shapes, outputs: Mapping[str, int]) -> int:
+    """What norms on queries and keys keep beside their results: those of the projections before them."""
+    widths = 0
+    for suffix in tensors:
+        found = _HEAD_NORM.search(suffix)
+        if found:
+            module = suffix[: found.start()]
+            same = [w for name, w in outputs.items() if name.startswith(module) and _names_part(name, found[2][0])]
+            widths += max(same, default=0)
+    return widths
+
+
+def _names_part(suffix: str, letter: str) -> bool:
+    """Whether a projection's name begins with the letter of queries or keys."""
+    return suffix.rpartition(".")[0].rpartition(".")[2].startswith(letter)
+
+
+def _is_gated(dense: Shapes) -> bool:
+    modules = {suffix.rpartition(".")[0].rpartition(".")[2] for suffix in dense}
+    return modules >= _GATED_NAMES
+
+
+def _expert_widths(shape: tuple[int, ...]) -> int:
+    """Input and output of one expert's matrix, or of all experts' where they are stacked."""
+    return shape[0] * (shape[1] + shape[2]) if len(shape) == 3 else sum(shape)
+
+
+def _stored_bytes(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
+    """Bytes of a parameter in the dtype that holds most of them."""
+    held: Counter[str] = Counter()
+    for shape, dtype in tensors.values():
+        held[dtype] += _count(shape)
+    return DTYPE_BYTES.get(held.most_common(1)[0][0], 1)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

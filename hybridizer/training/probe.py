@@ -1,0 +1,122 @@
+"""A few real steps of a training, on random weights and tokens in a process of their own: what one step takes here."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hybridizer.adapters.accelerator import Runtime
+from hybridizer.adapters.causal_lm import find_parts, random_causal_lm
+from hybridizer.errors import HybridizerError, Problem, RunError
+from hybridizer.monitor import SilentMonitor
+from hybridizer.training.data import DataSettings, Source, TrainingData
+from hybridizer.training.flops import TokenFlops
+from hybridizer.training.freeze import plan_freeze
+from hybridizer.training.loop import DeviceFigures, TrainSettings, train
+from hybridizer.training.memory import peak_memory_bytes
+from hybridizer.training.selectors import FreezeSettings
+from hybridizer.training.shards import Shard
+
+MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the freeze
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """The training to try: `config` is the model's config.json, `dtype` that of its weights, as torch names it.
+
+    A step has `rows_per_step` rows of `sequence` tokens; with `packed`, of several documents each.
+    """
+
+    config: Mapping[str, Any]
+    dtype: str
+    freeze: FreezeSettings
+    boundary: int
+    sequence: int
+    rows_per_step: int
+    packed: bool = True
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    steps: int = 3
+    cpu: bool = False
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What was measured: seconds and tokens of the last step, the peak of memory, and where and how it computed."""
+
+    step_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    device: str
+    compute_dtype: str
+
+
+def probe(request: ProbeRequest) -> Probed:
+    """Train a random model of this shape for a few steps, in a process of its own, and leave nothing behind.
+
+    Raises whatever `train` raises, and RunError when the process dies, which it does when memory is short.
+    """
+    assert request.steps >= MIN_STEPS, request.steps
+    start = multiprocessing.get_context("spawn")  # a fork would begin with this process's memory
+    receiver, sender = start.Pipe(duplex=False)
+    child = start.Process(target=_answer, args=(request, sender))
+    child.start()
+    sender.close()  # the child's end alone is open now, so that its death is heard
+    try:
+        found = receiver.recv()
+    except EOFError:
+        what = "the process of the probe died, most likely for want of memory."
+        fix = "Lower `rows_per_batch` or `sequence`, or set `recompute_layers: true`."
+        raise RunError(Problem("train probe", what, fix)) from None
+    finally:
+        child.join()
+    if isinstance(found, Probed):
+        return found
+    raise found[0](*found[1])
+
+
+def _answer(request: ProbeRequest, sender: Connection) -> None:
+    """The child's work. Errors travel as their problems: pickle would keep their text alone."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            sender.send(_train(request, Path(folder)))
+    except HybridizerError as error:
+        sender.send((type(error), error.problems))
+
+
+def _train(request: ProbeRequest, folder: Path) -> Probed:
+    model = random_causal_lm(request.config, getattr(torch, request.dtype))
+    parts = find_parts(model)
+    plan = plan_freeze(model, parts, request.freeze, request.boundary)
+    settings = replace(request.settings, max_steps=None, max_minutes=None, checkpoint_minutes=float("inf"))
+    runtime = Runtime(cpu=request.cpu)
+    data = _random_data(request, parts.vocab_size)
+    result = train(
+        model, parts, plan, data, settings, folder, plan_hash="probe",
+        runtime=runtime, monitor=SilentMonitor(), figures=DeviceFigures(TokenFlops(0, 0, 0)),
+    )  # fmt: skip
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    tokens = request.sequence * request.rows_per_step
+    seconds = tokens / last["tokens_per_second"]
+    peak = peak_memory_bytes(runtime.device)
+    return Probed(seconds, last["tokens_per_second"], peak, str(runtime.device), result.dtype)
+
+
+def _random_data(request: ProbeRequest, vocabulary: int) -> TrainingData:
+    """Rows full to the last position, of one document or of two."""
+    half = request.sequence // 2
+    lengths = [request.sequence - half, half] if request.packed and half > 1 else [request.sequence]
+    ends = np.cumsum(lengths * (request.steps * request.rows_per_step))
+    tokens = np.random.default_rng(0).integers(vocabulary, size=int(ends[-1]), dtype=np.uint32)
+    keys = np.zeros(len(ends), np.uint64)
+    shard = Shard(Path("random"), "random", tokens, ends, keys, np.diff(ends, prepend=0))
+    settings = DataSettings(int(ends[-1]), request.sequence, request.rows_per_step, 0.0, packed=request.packed)
+    return TrainingData([Source("random", (shard,))], settings)
