@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from hybridizer.adapters.causal_lm import Parts, run_model
+from hybridizer.adapters.generation import continue_greedily
 from hybridizer.errors import InputError, Problem
 from hybridizer.evaluation.scores import Sample, ScoreSettings
 from hybridizer.evaluation.texts import TextSet
@@ -20,7 +19,6 @@ RECIPE = "recipe"
 
 def continue_prompts(
     model: nn.Module,
-    parts: Parts,
     tokenizer: Any,
     texts: Sequence[TextSet],
     settings: ScoreSettings,
@@ -40,7 +38,7 @@ def continue_prompts(
             what = f"a prompt of {len(ids)} tokens; this model needs at least one, and takes {room} with its answer."
             raise InputError(Problem(f"prompt of '{source}'", what, "Change `evaluate.prompts`."))
         most = settings.new_tokens if room is None else min(settings.new_tokens, room - len(ids))
-        samples.append(Sample(source, *_continue(model, parts, tokenizer, ids, most)))
+        samples.append(Sample(source, *_continue(model, tokenizer, ids, most)))
         advance(1)
     return tuple(samples)
 
@@ -60,16 +58,10 @@ def _prompts(tokenizer: Any, texts: Sequence[TextSet], settings: ScoreSettings) 
         yield RECIPE, ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
 
 
-@torch.no_grad()
-def _continue(model: nn.Module, parts: Parts, tokenizer: Any, prompt: list[int], most: int) -> tuple[str, str]:
-    """Prompt and continuation as text. Every token is a run of its own: a few, and no cache to differ by family."""
-    ids = list(prompt)
-    for _ in range(most):
-        following = int(run_model(model, torch.tensor([ids], device=parts.device))[0, -1].argmax())
-        if following == tokenizer.eos_token_id:
-            break
-        ids.append(following)
-    before, whole = (tokenizer.decode(some, skip_special_tokens=True) for some in (prompt, ids))
+def _continue(model: nn.Module, tokenizer: Any, prompt: list[int], most: int) -> tuple[str, str]:
+    """Prompt and continuation as text."""
+    following = continue_greedily(model, prompt, most, tokenizer.eos_token_id)
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + following))
     if whole.startswith(before):
         return before, whole[len(before) :]
-    return before, tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)  # the prompt ends within a character
+    return before, tokenizer.decode(following, skip_special_tokens=True)  # the prompt ends within a character

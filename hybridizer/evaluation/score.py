@@ -32,7 +32,7 @@ def score_model(
     `score_documents` raise.
     """
     with monitor.task("continue prompts", num_prompts(texts, settings), "prompts") as advance:
-        samples = continue_prompts(model, parts, tokenizer, texts, settings, advance)
+        samples = continue_prompts(model, tokenizer, texts, settings, advance)
     context = min(settings.context, max_tokens(model.config) or settings.context)
     scored = tuple(_score_text(model, parts, text, context, monitor) for text in texts)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
