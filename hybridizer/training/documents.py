@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hybridizer.errors import InputError, Problem
+from hybridizer.training.zstd import open_zstandard
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 MAX_LISTED = 20
@@ -195,11 +196,5 @@ def _openers() -> dict[str, Callable[[Path], BinaryIO]]:
         ".gz": lambda path: io.BufferedReader(gzip.open(path)),
         ".bz2": lambda path: io.BufferedReader(bz2.open(path)),
         ".xz": lambda path: io.BufferedReader(lzma.open(path)),
-        ".zst": _open_zstandard,
+        ".zst": open_zstandard,
     }
-
-
-def _open_zstandard(path: Path) -> BinaryIO:
-    import zstandard
-
-    return io.BufferedReader(zstandard.open(path))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hybridizer.errors import InputError, Problem, RecipeError, nearest
 from hybridizer.training.freeze import FreezePlan
-from hybridizer.training.spread import gather, spread_like
+from hybridizer.training.spread import gather, is_spread, spread_like
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,15 @@ class Masters:
         torch._foreach_mul_([t.grad for t in self.tensors.values() if t.grad is not None], factor)
 
     def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """Masters and the optimizer's tensors for them, by name: `master.<name>`, `exp_avg.<name>` and so on.
+        """Masters and the optimizer's state for them, by name: `master.<name>`, `exp_avg.<name>` and so on.
 
-        Whole tensors, every process must call this.
+        Whole tensors, and plain numbers as tensors of int64 without an axis. Every process must call this.
         """
         tensors = {f"master.{name}": gather(tensor.detach()) for name, tensor in self.tensors.items()}
         for name, tensor in self.tensors.items():
-            kept = optimizer.state[tensor]
-            tensors |= {f"{key}.{name}": gather(value) for key, value in kept.items() if isinstance(value, Tensor)}
-        return tensors
+            for key, value in optimizer.state[tensor].items():
+                tensors[f"{key}.{name}"] = gather(value) if isinstance(value, Tensor) else torch.tensor(value)
+        return _apart(tensors)
 
     @torch.no_grad()
     def load_(self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -96,14 +97,16 @@ class Masters:
             master = self.tensors[name]
             if kind == "master":
                 master.copy_(spread_like(value, master))
+            elif value.ndim == 0:
+                optimizer.state[master][kind] = int(value) if value.dtype == torch.int64 else value
             else:
-                optimizer.state[master][kind] = value if kind == "step" else spread_like(value, master)
+                optimizer.state[master][kind] = spread_like(value, master)
         self.publish_()
 
 
 def make_optimizer(masters: Mapping[str, Tensor], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """The optimizer over `masters`, fused where torch has it. Raises RecipeError for an unknown name or values out of
-    range, InputError when bitsandbytes is asked for and missing."""
+    range, InputError when bitsandbytes is asked for and missing, or for tensors that are spread over processes."""
     _refuse_bad_settings(settings)
     decayed = [tensor for tensor in masters.values() if tensor.ndim >= 2]
     plain = [tensor for tensor in masters.values() if tensor.ndim < 2]
@@ -121,16 +124,30 @@ def set_rate_(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors`, copied where two share memory, as the 8-bit kind's tables do: a file takes no such pairs."""
+    seen: set[int] = set()
+    for key, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        if place in seen:
+            tensors[key] = tensor.clone()
+        seen.add(place)
+    return tensors
+
+
 def _master(parameter: nn.Parameter) -> Tensor:
     return parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_(True)
 
 
-def _eight_bit(groups: list[dict[str, object]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+def _eight_bit(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
         fix = "pip install bitsandbytes, or use adamw."
         raise InputError(Problem("train.optimizer", "adamw8bit needs the package bitsandbytes.", fix)) from None
+    if any(is_spread(tensor) for group in groups for tensor in group["params"]):
+        what = "adamw8bit cannot hold tensors that FSDP spreads over processes."
+        raise InputError(Problem("train.optimizer", what, "Use adamw, or DDP, which keeps them whole."))
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     return optimizer
 

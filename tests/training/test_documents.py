@@ -28,6 +28,22 @@ def test_json_lines_plain_and_compressed(tmp_path, suffix, pack):
     assert bad.counts == {}
 
 
+def test_json_lines_compressed_with_zstandard(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstandard.compress(LINES.encode()))
+    assert read(path)[0] == ["eins", "zwei\nzwei", "三"]
+    frames = [zstandard.compress(f"{line}\n".encode()) for line in LINES.splitlines()]
+    path.write_bytes(b"".join(frames))
+    assert read(path)[0] == ["eins", "zwei\nzwei", "三"]
+    path.write_bytes(b"".join(frames)[:-9])
+    with pytest.raises(InputError, match=r"a\.jsonl\.zst: cannot be read"):
+        read(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=r"a\.jsonl\.zst: cannot be read"):
+        read(path)
+
+
 def test_a_text_file_is_one_document_without_its_byte_order_mark(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\ufeffeins\n\nzwei\n", encoding="utf-8")

@@ -1,6 +1,11 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
-from training.models import plain_model
+from safetensors.torch import load_file
+from training.models import PlainLM, plain_model
+from training.runs import SETTINGS, bytes_of, run
 
 from hybridizer.errors import InputError, RecipeError
 from hybridizer.training.freeze import apply_freeze_, plan_freeze
@@ -72,4 +77,35 @@ def test_eight_bit_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(InputError, match="pip install bitsandbytes"):
+        make_optimizer(masters_of()[2].tensors, OptimizerSettings(name="adamw8bit"))
+
+
+def test_eight_bit_state_survives_a_checkpoint(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    settings = replace(SETTINGS, optimizer=OptimizerSettings(name="adamw8bit", lr=1e-2))
+    straight, result = run(tmp_path / "a", settings, model=wide_model())
+    run(tmp_path / "b", replace(settings, max_steps=4), model=wide_model())
+    state = load_file(tmp_path / "b" / "checkpoints" / "step-00000004" / "tensors.safetensors")
+    assert state["state1.embedding.weight"].dtype == torch.uint8
+    assert int(state["step.embedding.weight"]) == 4
+    resumed, _ = run(tmp_path / "b", settings, model=wide_model())
+    assert bytes_of(resumed) == bytes_of(straight)
+    assert result.last_loss < result.first_loss - 0.5
+
+
+def wide_model():
+    """A plain model with matrices above the 4096 elements from which bitsandbytes keeps 8 bits."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = PlainLM(width=32)
+    parts = SimpleNamespace(
+        embedding=model.embedding, layers=model.layers, final_norm=model.norm, head=model.head, tuple_sizes=(0,) * 4
+    )
+    return model, parts
+
+
+def test_eight_bit_refuses_tensors_spread_over_processes(monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("hybridizer.training.optimizer.is_spread", lambda tensor: True)
+    with pytest.raises(InputError, match="FSDP spreads over processes"):
         make_optimizer(masters_of()[2].tensors, OptimizerSettings(name="adamw8bit"))
