@@ -282,6 +282,12 @@ def test_two_processes_build_the_model_of_one(bench, sharding):
     assert json.loads((bench / "runs/two/training/training.json").read_text())["num_processes"] == 2
 
 
+def test_rows_that_the_processes_cannot_share_are_refused(bench, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    stderr = hybridize("build", recipe_of(bench), code=2).stderr
+    assert "8 rows in a step cannot be shared evenly by 3 processes" in stderr and "x.yaml:" in stderr
+
+
 def test_several_processes_without_training_are_refused(bench, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     recipe = write_recipe(Path("s.yaml"), donors={"a": "a"}, layout={"host": "a", "slices": [{"donor": "a"}]})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridizer.adapters.quiet import without_bars
 from hybridizer.cache import cache_folder
-from hybridizer.errors import CheckpointError, InputError, Problem
+from hybridizer.errors import CheckpointError, InputError, Problem, RecipeError
 from hybridizer.monitor import Monitor
 from hybridizer.planning.plan import Plan
 from hybridizer.recipe.recipe import Recipe
@@ -73,7 +73,7 @@ class TrainRecord:
 def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
     """This process's part among those that a launcher such as `accelerate launch` started; None where it is alone.
 
-    Raises InputError when there are several and the recipe trains nothing.
+    Raises InputError when there are several and the recipe trains nothing, or has rows that they cannot share evenly.
     """
     count = int(os.environ.get("WORLD_SIZE") or 1)
     if count == 1:
@@ -81,6 +81,10 @@ def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
     if recipe.train is None:
         what = f"{count} processes were started, and this recipe has no `train`: there is nothing to share."
         raise InputError(Problem(str(recipe.path), what, "Start `hybridize build` alone."))
+    if recipe.train.rows_per_step % count:
+        what = f"{recipe.train.rows_per_step} rows in a step cannot be shared evenly by {count} processes."
+        fix = f"Make it a multiple of {count}, or start another number of processes."
+        raise RecipeError(Problem(recipe.locate(("train", "rows_per_step")), what, fix))
     return open_runtime(recipe, runs / recipe.name)
 
 

@@ -91,6 +91,7 @@ class TrainingData:
 
         Every process gets the same number of rows; when rows run out in the last step, empty ones fill up.
         """
+        assert self.settings.rows_per_step % num_ranks == 0, "rows that no process takes would be lost"
         per_rank = self.settings.rows_per_step // num_ranks
         first = step * self.settings.rows_per_step + rank * per_rank
         size = rows_per_batch or per_rank

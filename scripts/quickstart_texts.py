@@ -1,0 +1,38 @@
+"""Texts for recipes/quickstart.yaml, from what is installed: one JSON object {"text": ...} a line, nothing downloaded.
+
+    python scripts/quickstart_texts.py runs/texts
+
+python.jsonl   the reference topics that every CPython ships (pydoc_data.topics), one document a topic: what is learned
+news.jsonl     314 news stories of the Australian Broadcasting Corporation, 2000-2001 (M. D. Lee, B. Pincombe, M. Welsh,
+               2005), from the tests of the package gensim: general text, to see what is forgotten
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from pydoc_data.topics import topics
+
+
+def main(folder: Path) -> None:
+    """Write both files into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    package = find_spec("gensim")
+    if package is None or package.origin is None:
+        sys.exit("the package gensim is not installed: pip install --no-deps gensim")
+    news = Path(package.origin).parent / "test" / "test_data" / "lee_background.cor"
+    write(folder / "python.jsonl", [topics[name] for name in sorted(topics)])
+    write(folder / "news.jsonl", news.read_text(encoding="utf-8").splitlines())
+
+
+def write(path: Path, texts: list[str]) -> None:
+    """One document a line; empty ones are left out."""
+    lines = [json.dumps({"text": text}) for text in texts if text.strip()]
+    path.write_text("\n".join(lines) + "\n")
+    print(f"wrote {path}: {len(lines)} documents")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
