@@ -1,6 +1,6 @@
-"""Traces, rankings and baselines as tables for a terminal: rich renderables, for the command line to print.
+"""Traces, profiles, rankings and baselines as tables for a terminal: rich renderables, for the command line to print.
 
-All take the plain objects of the contracts "hybridizer.trace/1" and "hybridizer.ranking/1".
+All take the plain objects of the contracts "hybridizer.trace/1", "hybridizer.profile/1" and "hybridizer.ranking/1".
 """
 
 from __future__ import annotations
@@ -43,6 +43,29 @@ def trace_table(record: Record, boundary: int | None = None) -> Group:
         )
     about = "JS, dJS and S(layer) in bits, the last two with 95% intervals over prompts"
     return _under([*caption(record, boundary), about], table)
+
+
+def profile_table(profile: Mapping[str, Any]) -> Group:
+    """One row a layer, parted at the boundary: dJS and target probability before, and their changes.
+
+    Above it what became of the deep side, in a sentence, and of S.
+    """
+    table = _table()
+    for name in ("layer", "dJS", "change", "target", "change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in profile["layers"]:
+        table.add_row(
+            str(row["layer"]),
+            f"{row['delta_js_before']:.3f}",
+            _figure(row["delta_js_change"], row["delta_js_change_ci"], "+.3f"),
+            f"{row['target_prob_before']:.3f}",
+            _figure(row["target_prob_change"], row["target_prob_change_ci"], "+.3f"),
+            end_section=row["layer"] == profile["boundary"],
+        )
+    b, change = profile["boundary"], _figure(profile["s_change"], profile["s_change_ci"], "+.3f")
+    score = f"S({b}) was {profile['s_before']:+.3f} bits and is {profile['s_after']:+.3f}: {change}"
+    about = f"{profile['n']} prompts before and after training, 95% intervals over them; dJS and target as before"
+    return _under([profile["sentence"], score, about], table)
 
 
 def ranking_table(ranking: Mapping[str, Any]) -> Group:

@@ -9,7 +9,7 @@ from rich.console import Console
 from tracer.synthetic import synthetic_record
 
 from hybridizer.tracer.baselines import LayerScores
-from hybridizer.tracer.tables import baseline_table, ranking_table, trace_table
+from hybridizer.tracer.tables import baseline_table, profile_table, ranking_table, trace_table
 
 
 def shown(renderable, width=80):
@@ -90,6 +90,33 @@ def test_a_ranking_shows_the_parts_of_the_score_their_intervals_and_ties():
         assert figure in text
     assert text.count("tied with") == 2
     assert text.index("alpha") < text.index("gamma")
+
+
+def profile(num_layers=30, boundary=12, ci=True):
+    def row(layer):
+        band = [-0.012, 0.021] if ci else None
+        return {"layer": layer, "delta_js_before": 0.001 * layer, "delta_js_change": 0.0044, "delta_js_change_ci": band,
+                "target_prob_before": 0.25, "target_prob_change": -0.031, "target_prob_change_ci": band}  # fmt: skip
+
+    return {
+        "n": 500, "boundary": boundary, "sentence": "The deep side kept its profile: dJS of layers 13..30 moved.",
+        "s_before": 0.011, "s_after": 0.009, "s_change": -0.002, "s_change_ci": [-0.004, 0.001] if ci else None,
+        "layers": [row(layer) for layer in range(1, num_layers + 1)],
+    }  # fmt: skip
+
+
+def test_a_profile_has_the_sentence_first_and_then_every_layer_with_what_changed():
+    text = shown(profile_table(profile()))
+    assert text.startswith(
+        "The deep side kept its profile: dJS of layers 13..30 moved.\n"
+        "S(12) was +0.011 bits and is +0.009: -0.002 -0.004..+0.001\n500 prompts before and after training"
+    )
+    lines = [line.split() for line in text.splitlines()]
+    at = lines.index(["12", "0.012", "+0.004", "-0.012..+0.021", "0.250", "-0.031", "-0.012..+0.021"])
+    assert lines[at + 1] == [] and lines[at + 2][0] == "13"
+    assert max(map(len, text.splitlines())) <= 80
+    bare = shown(profile_table(profile(ci=False)))
+    assert "+0.009: -0.002\n" in bare and "-0.012" not in bare
 
 
 def test_baselines_stand_side_by_side_with_their_sources():
