@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hybridizer.checkpoint.disk import check_free_space
+from hybridizer.checkpoint.folder import open_checkpoint
 from hybridizer.checkpoint.header import read_header
 from hybridizer.checkpoint.publish import begin_output
-from hybridizer.draft import Planned, plan_recipe
+from hybridizer.draft import Planned, plan_recipe, price
 from hybridizer.durable import write_file
 from hybridizer.errors import DonorError, OutputError, Problem
 from hybridizer.measure import Outcome, measure
@@ -28,7 +30,15 @@ from hybridizer.stages.donors import Access, check_unchanged, open_donor, scan_d
 from hybridizer.stages.export import export
 from hybridizer.stages.splice import splice
 from hybridizer.stages.trace import TraceRequest, score_baselines, trace
-from hybridizer.stages.train import TENSORS, TrainRecord, join_processes, open_runtime, read_training, train
+from hybridizer.stages.train import (
+    TENSORS,
+    TrainRecord,
+    join_processes,
+    open_runtime,
+    read_training,
+    required_bytes,
+    train,
+)
 from hybridizer.stages.verify import Proof, verify
 from hybridizer.tracer.traced import Traced
 
@@ -104,8 +114,17 @@ def _train(planned: Planned, folder: Path, runtime: Runtime | None, monitor: Mon
         monitor.note(f"train: unchanged, {folder / 'training'} holds the result of this plan")
         return record
     recipe = planned.settled.recipe
+    if not (folder / "training").exists():
+        _check_room(planned, folder)
     runtime = runtime or open_runtime(recipe, folder)
     return train(planned.plan, recipe, folder / "spliced", folder / "training", runtime, monitor)
+
+
+def _check_room(planned: Planned, folder: Path) -> None:
+    cost = price(planned, "cpu")
+    assert cost is not None, "called for plans that train"
+    spliced = sum(entry.num_bytes for entry in open_checkpoint(folder / "spliced").tensors.values())
+    check_free_space(folder, required_bytes(cost.asked.trained_parameters, spliced))
 
 
 def _export(planned: Planned, folder: Path, record: TrainRecord | None, replace: bool, monitor: Monitor) -> None:

@@ -41,7 +41,9 @@ def _command(function: Callable[..., Any]) -> Callable[..., None]:
             _print_error(error, as_json)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("interrupted; nothing half-written was left under its final name", err=True)
+            click.echo(
+                "interrupted; nothing half-written was left under its final name. Run it again to go on.", err=True
+            )
             sys.exit(130)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hybridizer.checkpoint import disk
 from hybridizer.checkpoint.fingerprint import hash_file
 from hybridizer.planning.plan import plan_from_json
 from lines import hybridize, hybridize_json, make_donor, write_recipe
@@ -236,11 +239,31 @@ def test_a_damaged_record_of_a_training_is_refused(bench):
     assert "not a whole record of a training" in hybridize("build", recipe, code=2).stderr
 
 
-def start(bench, *arguments):
+def start(bench, *arguments, **options):
     return subprocess.Popen(
-        [sys.executable, "-m", "hybridizer", "build", *map(str, arguments)], cwd=bench,
+        [sys.executable, "-m", "hybridizer", "build", *map(str, arguments)], cwd=bench, **options,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_a_full_disk_stops_the_training_and_loses_nothing(bench):
+    recipe = recipe_of(bench)
+    limit = 700_000  # bytes a file: room for the spliced model, none for a checkpoint
+
+    def shrink():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = start(bench, recipe, "--no-load", preexec_fn=shrink)
+    stderr = process.communicate()[1]
+    assert process.returncode == 1 and "File too large" in stderr and "Free some space" in stderr, stderr
+    assert not list((bench / "runs/x").rglob("*.partial")) and not (bench / "runs/x/model").exists()
+    hybridize("build", recipe, "--no-load")
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_found_before_the_first_step(bench, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 2_000_000))
+    stderr = hybridize("build", recipe_of(bench), code=1).stderr
+    assert "the output needs 37" in stderr and not (bench / "runs/x/training").exists(), stderr
 
 
 def test_a_build_that_is_killed_anywhere_ends_with_the_same_bytes(bench):

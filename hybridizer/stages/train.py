@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridizer.adapters.quiet import without_bars
 from hybridizer.cache import cache_folder
+from hybridizer.checkpoint.disk import to_output_error
 from hybridizer.errors import CheckpointError, InputError, Problem, RecipeError
 from hybridizer.monitor import Monitor
 from hybridizer.planning.plan import Plan
@@ -112,6 +114,20 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
         raise CheckpointError(Problem(str(folder / RECORD), what, fix)) from None
 
 
+def required_bytes(trained_parameters: int, model_bytes: int) -> int:
+    """What a training and its export take on disk: the result in float32, three checkpoints for a moment, the model."""
+    return (4 + 3 * 12) * trained_parameters + model_bytes
+
+
+@contextmanager
+def _room_in(folder: Path) -> Iterator[None]:
+    """Turn what the file system says inside the block into an OutputError about `folder`."""
+    try:
+        yield
+    except OSError as error:
+        raise to_output_error(error, folder) from error
+
+
 def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runtime, monitor: Monitor) -> TrainRecord:
     """Train the model in `spliced` as `plan` says, with checkpoints, log and result in `folder`.
 
@@ -139,12 +155,14 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
     sources = open_texts(asked.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
     data = _data(sources, asked, recipe.seed, tokenizer)
     settings = loop_settings(asked, recipe.seed)
-    result = run_loop(
-        model, parts, fates, data, settings, folder, plan_hash=plan.spliced.hash, runtime=runtime, monitor=monitor,
-        figures=_figures(plan, fates, data, settings, runtime),
-    )  # fmt: skip
+    figures = _figures(plan, fates, data, settings, runtime)
     names = {tensor.name for tensor in plan.tensors}
-    trained, frozen = as_stored(model, fates, result.frozen_sha256, names, folder / TENSORS, write=runtime.is_main)
+    with _room_in(folder):
+        result = run_loop(
+            model, parts, fates, data, settings, folder,
+            plan_hash=plan.spliced.hash, runtime=runtime, monitor=monitor, figures=figures,
+        )  # fmt: skip
+        trained, frozen = as_stored(model, fates, result.frozen_sha256, names, folder / TENSORS, write=runtime.is_main)
     record = TrainRecord(
         plan_hash=plan.hash,
         steps=result.steps,
@@ -190,7 +208,10 @@ def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, mon
             hub = HubDataset(entry.hub, entry.split, entry.config, entry.revision, entry.max_documents)
         read = ReadSettings(entry.field, entry.max_document_bytes)
         settings.append(SourceSettings(entry.path, hub, entry.weight, read))
-    return open_sources(settings, base, encoder, cache_folder() / "tokens", monitor)
+    cache = cache_folder() / "tokens"
+    cache.mkdir(parents=True, exist_ok=True)
+    with _room_in(cache):
+        return open_sources(settings, base, encoder, cache, monitor)
 
 
 def loop_settings(train: Train, seed: int) -> TrainSettings:

@@ -9,6 +9,7 @@ Frozen tensors are not in it: they are the donor's.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -58,11 +59,21 @@ def write_checkpoint(folder: Path, state: State, facts: Mapping[str, Any]) -> Pa
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write `tensors` as one safetensors file: complete and flushed under its name, or not there."""
+    """Write `tensors` as one safetensors file: complete and flushed under its name, or not there.
+
+    Raises OSError as the file system gives it.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    except SafetensorError as error:  # the number of what the system said is in its text alone
+        partial.unlink(missing_ok=True)
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(partial)) from error
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.chmod(0o644)
