@@ -97,7 +97,7 @@ def test_noise_of_the_prompts_alone_is_no_lost_profile():
     found = [both(DEEP, noise=0.05, seed=seed) for seed in range(1, 21)]
     assert "not kept" not in [change.verdict for change in found]
     middles = [sum(change.deep.delta_js_moved_ci) / 2 / change.deep.delta_js_moved for change in found]
-    assert np.mean(middles) == pytest.approx(1, abs=0.1)  # unshifted samples lie around 1.25
+    assert np.mean(middles) < 1.2  # samples are skewed to the right; unshifted ones would lie at 1.57
 
 
 def test_a_real_change_is_covered_by_its_interval():
