@@ -114,6 +114,16 @@ def test_a_second_build_trains_nothing_and_a_lost_model_is_exported_again(bench)
     assert (bench / "runs/x/training/log.jsonl").read_bytes() == log
 
 
+def test_records_that_cannot_be_read_are_counted_and_placed(bench):
+    with (bench / "text.jsonl").open("a") as file:
+        file.write('\n{"text": ""}\n{"body": "x"}\nno json')
+    result = hybridize("build", recipe_of(bench))
+    (use,) = json.loads((bench / "runs/x/training/training.json").read_text())["sources"]
+    assert sum(use["left_out"].values()) == 3 and len(use["left_out"]) == 3
+    assert any(place.endswith("text.jsonl:301") for places in use["left_out_at"].values() for place in places), use
+    assert "; left out 1 " in result.stdout and "left out 1 " in result.stderr
+
+
 def test_the_layer_list_decides_and_parts_can_be_named(bench):
     layout = {"host": "a", "slices": [{"donor": "a"}]}
     recipe = recipe_of(bench, layout=layout, donors=("a",), train={"freeze": "0, 2..3", "head": "train"})

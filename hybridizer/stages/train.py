@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from hybridizer.planning.plan import Plan
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.recipe.training import DataEntry, Train
 from hybridizer.records import read_json, write_json
+from hybridizer.training.documents import MAX_LISTED
 from hybridizer.training.planned import planned_shape
 from hybridizer.training.selectors import asked_to_freeze
 
@@ -34,13 +36,17 @@ RECORD, TENSORS = "training.json", "trained.safetensors"
 
 @dataclass(frozen=True)
 class SourceUse:
-    """What one source gave: tokens it has for training, tokens taken, epochs, and records left out by reason."""
+    """What one source gave: tokens it has for training, tokens taken, epochs, and records left out by reason.
+
+    `left_out_at` says where the first of each reason are; the token cache has more.
+    """
 
     name: str
     tokens: int
     tokens_taken: int
     epochs: float
     left_out: Mapping[str, int]
+    left_out_at: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -274,9 +280,11 @@ def _figures(
 def _uses(sources: tuple[Source, ...], data: TrainingData) -> tuple[SourceUse, ...]:
     uses = []
     for source, drawn in zip(sources, data.drawn, strict=True):
-        left_out: dict[str, int] = {}
+        left_out: Counter[str] = Counter()
+        places: dict[str, list[str]] = {}
         for shard in source.shards:
-            for reason, count in shard.bad.counts.items():
-                left_out[reason] = left_out.get(reason, 0) + count
-        uses.append(SourceUse(drawn.name, drawn.tokens, drawn.tokens_taken, drawn.epochs, left_out))
+            left_out.update(shard.bad.counts)
+            for reason, listed in shard.bad.listed.items():
+                places[reason] = [*places.get(reason, []), *listed][:MAX_LISTED]
+        uses.append(SourceUse(drawn.name, drawn.tokens, drawn.tokens_taken, drawn.epochs, dict(left_out), places))
     return tuple(uses)

@@ -149,3 +149,22 @@ def test_packed_rows_are_refused_where_layers_carry_state_across_documents(tmp_p
     data = data_in(tmp_path / "data", packed=False, tokens=400)
     result = run_model(tmp_path, model, parts, plan, data=data)
     assert result.stopped_by == "tokens" and result.last_loss < result.first_loss
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on the way to its compiler
+def test_compiled_layers_train_alike_and_stay_proven(tmp_path, monkeypatch):
+    compiled = []
+    plain_compile = torch.nn.Module.compile
+
+    def compile_without_code(layer):  # tracing is ours to test, making C++ of it takes minutes
+        compiled.append(layer)
+        plain_compile(layer, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
+    settings = replace(SETTINGS, max_steps=3)
+    model, result = run(tmp_path / "compiled", replace(settings, compile_layers=True), dropout=0.0)
+    plain, expected = run(tmp_path / "plain", settings, dropout=0.0)
+    assert compiled == list(model.layers)
+    assert result.last_loss == pytest.approx(expected.last_loss, rel=1e-5)
+    assert result.frozen_sha256 == expected.frozen_sha256 and result.unreached == ()
+    assert set(dict(model.named_parameters())) == set(dict(plain.named_parameters()))
