@@ -43,7 +43,8 @@ class TrainSettings:
     """How a run computes and when it ends; how much it reads is the data's business.
 
     `rows_per_batch` rows go through the model at a time (0: all of a step), gradients add up over the step.
-    `max_steps` and `max_minutes` end a run early. A checkpoint is written every `checkpoint_minutes` and at the end.
+    `max_steps` and `max_minutes` end a run early and leave its schedule as it is, decay undone: the next start goes on
+    as if there had been no end. A checkpoint is written every `checkpoint_minutes` and at the end.
     """
 
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)

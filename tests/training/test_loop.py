@@ -151,7 +151,8 @@ def test_packed_rows_are_refused_where_layers_carry_state_across_documents(tmp_p
     assert result.stopped_by == "tokens" and result.last_loss < result.first_loss
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on the way to its compiler
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # both are torch's own, on the way to its compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_compiled_layers_train_alike_and_stay_proven(tmp_path, monkeypatch):
     compiled = []
     plain_compile = torch.nn.Module.compile
