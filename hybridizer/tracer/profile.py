@@ -6,11 +6,12 @@ of the layer as the model now uses it. target_prob moves besides because the tar
 
 The criterion is ours. `delta_js_moved` is how far dJS moved, as a mean of absolute values over the deep layers;
 `delta_js_spread` how far these layers lay from their own mean before. At moved = spread the old profile tells no more
-of the new one than a flat line does, and shuffled layers move further still. The profile is kept where moved is at most
-half the spread, and not kept where it is more, each with its whole 95% interval over prompts; else it is undecided. It
-does not compare with the shallow side, which little training moves little, nor with the noise of the first trace, which
-more prompts make smaller until any change counts. Absolute values add what noise there is: few prompts make `moved`
-too large, never too small, and speak against "kept".
+of the new one than a flat line does. Of the spread, SmolLM2-135M moved by 0.05, 0.15 and 0.40 when its shallow half got
+noise of 1%, 3% and 10% of its weights, and by 1.0 when its deep half was shuffled (100 prompts). The profile is kept
+where moved is at most half the spread, not kept where it is more, each with its whole 95% interval over prompts, else
+undecided. It does not compare with the shallow side, which little training moves little, nor with the noise of the
+first trace, which more prompts make smaller until any change counts. Absolute values add what noise there is: few
+prompts make `moved` too large, never too small, and speak against "kept".
 """
 
 from __future__ import annotations
