@@ -351,12 +351,13 @@ def build(
 def _draw_outcome(built: Any) -> None:
     from hybridizer.evaluation.tables import bits_table, samples_text
     from hybridizer.terminal import trained_lines
+    from hybridizer.tracer.tables import profile_table
 
     for line in trained_lines(built.manifest.training):
         click.echo(line)
     _draw(bits_table(built.outcome.scores), samples_text(built.outcome.scores))
     if built.outcome.profile is not None:
-        click.echo(built.outcome.profile["sentence"])
+        _draw(profile_table(built.outcome.profile))
 
 
 @main.command()
