@@ -86,3 +86,23 @@ def test_a_peak_is_a_plausible_rate():
 
 def test_full_training_freezes_nothing():
     assert full_training(choose("deep")).trained_layers == tuple(range(30))
+
+
+def test_gradients_that_add_up_wait_while_the_next_batch_goes_forward():
+    one, several = (estimate(SMOLLM2, choose("deep"), replace(RUN, accumulates=a)) for a in (False, True))
+    assert one.memory.gradients == 0  # the peak is where the forward pass ends, before there are any
+    assert several.memory.gradients == 4 * several.trained_parameters
+    assert several.memory.activations == one.memory.activations
+
+
+def test_a_trained_tied_table_has_a_second_gradient_table():
+    small = replace(RUN, batch_tokens=64)
+    full = estimate(SMOLLM2, choose("none"), small)
+    assert full.memory.gradients == 4 * full.trained_parameters + 4 * 576 * 49152
+
+
+def test_parts_of_memory_are_all_of_it():
+    memory = estimate(SMOLLM2, choose("deep"), replace(RUN, compute_bytes=2)).memory
+    assert memory.total == sum(vars(memory).values())
+    assert memory.masters == 2 * memory.optimizer // 4 > 0
+    assert estimate(SMOLLM2, choose("deep"), replace(RUN, device="cuda")).memory.allocator == 0
