@@ -15,6 +15,7 @@ from hybridizer.evaluation.scores import Scores, ScoreSettings, TextScores
 from hybridizer.evaluation.texts import TextSet
 from hybridizer.monitor import Monitor
 from hybridizer.tracer.trace import max_tokens
+from hybridizer.training.precision import has_bfloat16
 
 
 def score_model(
@@ -26,7 +27,7 @@ def score_model(
     settings: ScoreSettings,
     monitor: Monitor,
 ) -> Scores:
-    """The scores of `model`, which `identity` names, where it is and in its own precision.
+    """The scores of `model`, which `identity` names, where it is and in the precision it was loaded in.
 
     Samples come first: a prompt that does not fit is found before the long work. Raises what `continue_prompts` and
     `score_documents` raise.
@@ -44,6 +45,11 @@ def default_device() -> torch.device:
     return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
         "cpu"
     )
+
+
+def compute_dtype() -> str:
+    """What weights are loaded in to be scored: "auto", as they are stored, or "float32" where bfloat16 is emulated."""
+    return "auto" if has_bfloat16(default_device()) else "float32"
 
 
 def _score_text(model: nn.Module, parts: Parts, text: TextSet, context: int, monitor: Monitor) -> TextScores:

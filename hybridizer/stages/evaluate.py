@@ -25,16 +25,19 @@ def evaluate(
     *,
     remote_code: bool = False,
 ) -> Scores:
-    """The scores of the model in `folder`, in its own precision, on this machine's accelerator where it has one.
+    """The scores of the model in `folder` on this machine's accelerator where it has one.
+
+    Weights compute in the precision they are stored in, or in float32 on a device that would emulate bfloat16.
 
     `identity` is a hash of the model's content: equal models on equal texts are scored once, whichever arm or recipe
     asks. Raises DonorError for a folder that cannot be loaded, and whatever `score_model` raises.
     """
-    from hybridizer.evaluation.score import default_device
+    from hybridizer.evaluation.score import compute_dtype, default_device
     from hybridizer.evaluation.scores import read_scores
 
     asked = [(text.name, text.role, text.documents_trained, text.identity) for text in texts]
-    key = content_hash([identity, asked, settings, default_device().type, __version__]).removeprefix("sha256:")
+    place = (default_device().type, compute_dtype())
+    key = content_hash([identity, asked, settings, place, __version__]).removeprefix("sha256:")
     path = cache_folder() / "scores" / f"{key}.json"
     if path.is_file():
         monitor.note(f"scores of {folder.name}: unchanged, from the cache")
@@ -62,9 +65,9 @@ def _score(
 ) -> Scores:
     from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
     from hybridizer.adapters.quiet import without_bars
-    from hybridizer.evaluation.score import default_device, score_model
+    from hybridizer.evaluation.score import compute_dtype, default_device, score_model
 
     with without_bars():
-        model, tokenizer = load_causal_lm(folder, trust_remote_code=remote_code)
+        model, tokenizer = load_causal_lm(folder, compute_dtype(), trust_remote_code=remote_code)
     model = model.to(default_device())
     return score_model(model, tokenizer, find_parts(model), identity, texts, settings, monitor)

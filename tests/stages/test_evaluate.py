@@ -7,7 +7,6 @@ import pytest
 from training.texts import shard_of
 
 from hybridizer.adapters.corpora import TokenizerEncoder
-from hybridizer.errors import DonorError
 from hybridizer.evaluation.scores import ScoreSettings
 from hybridizer.evaluation.texts import general_text, heldout_texts, trained_keys
 from hybridizer.monitor import SilentMonitor
@@ -88,6 +87,10 @@ def test_the_window_is_never_longer_than_the_model_takes(folders, texts):
     assert scores.texts[0].context == 512 and scores.dtype == "float32"
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path, texts):
-    with pytest.raises(DonorError, match="cannot load this folder"):
-        evaluate(tmp_path / "nothing", "a", texts, SETTINGS, SilentMonitor())
+@pytest.mark.parametrize(("hardware", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_stored_bfloat16_computes_as_such_only_where_the_device_can(folders, texts, monkeypatch, hardware, dtype):
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr("hybridizer.evaluation.score.has_bfloat16", lambda device: hardware)
+    AutoModelForCausalLM.from_pretrained(folders[0], dtype="bfloat16").save_pretrained(folders[0])
+    assert evaluate(folders[0], "a", texts[:1], SETTINGS, SilentMonitor()).dtype == dtype
