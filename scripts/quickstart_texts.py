@@ -2,7 +2,7 @@
 
     python scripts/quickstart_texts.py runs/texts
 
-python.jsonl   the reference topics that every CPython ships (pydoc_data.topics), one document a topic: what is learned
+python.jsonl   the reference topics that every CPython ships (pydoc_data.topics), one document a section: what is learned
 news.jsonl     314 news stories of the Australian Broadcasting Corporation, 2000-2001 (M. D. Lee, B. Pincombe, M. Welsh,
                2005), from the tests of the package gensim: general text, to see what is forgotten
 """
@@ -10,10 +10,14 @@ news.jsonl     314 news stories of the Australian Broadcasting Corporation, 2000
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
+
+# Before a line that is underlined with stars, equals signs, dashes or tildes.
+HEADING = re.compile(r"\n(?=[^\n]+\n(?:\*{3,}|={3,}|-{3,}|~{3,})\n)")
 
 
 def main(folder: Path) -> None:
@@ -23,7 +27,7 @@ def main(folder: Path) -> None:
     if package is None or package.origin is None:
         sys.exit("the package gensim is not installed: pip install --no-deps gensim")
     news = Path(package.origin).parent / "test" / "test_data" / "lee_background.cor"
-    write(folder / "python.jsonl", [topics[name] for name in sorted(topics)])
+    write(folder / "python.jsonl", [section for name in sorted(topics) for section in HEADING.split(topics[name])])
     write(folder / "news.jsonl", news.read_text(encoding="utf-8").splitlines())
 
 

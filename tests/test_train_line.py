@@ -134,7 +134,8 @@ def test_the_layer_list_decides_and_parts_can_be_named(bench):
 
 
 def test_weights_are_rounded_to_the_asked_precision_once_at_the_end(bench):
-    hybridize("build", recipe_of(bench, output={"dtype": "bfloat16"}))
+    proofs = proofs_of("build", recipe_of(bench, output={"dtype": "bfloat16"}))
+    assert proofs["frozen"] == "20 tensors hash as before training, 20 of them as in their donors"
     built = load_file(bench / "runs/x/model/model.safetensors")
     trained = load_file(bench / "runs/x/training/trained.safetensors")
     assert {tensor.dtype for tensor in built.values()} == {torch.bfloat16}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridizer.checkpoint.fingerprint import hash_file, hash_tensor
+from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.writer import WrittenCheckpoint
 from hybridizer.durable import write_file
 from hybridizer.errors import Problem, RunError
@@ -56,18 +58,32 @@ def export(
 
 
 def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: Mapping[str, str]) -> int:
-    """How many frozen tensors hash in memory after training as in their donors: all but blended and converted ones."""
+    """How many frozen tensors hash in memory, after training, as their donors' do in the plan's dtype: all but blends.
+
+    Raises RunError for one that does not.
+    """
     compared = 0
     for tensor in plan.tensors:
         entry = donors[tensor.origins[0].donor].checkpoint.tensors[tensor.origins[0].tensor]
-        if tensor.name not in frozen_sha256 or tensor.blend is not None or entry.dtype != tensor.dtype:
+        if tensor.name not in frozen_sha256 or tensor.blend is not None:
             continue
-        if hash_tensor(entry) != frozen_sha256[tensor.name]:
+        if _hash_as(entry, tensor.dtype) != frozen_sha256[tensor.name]:
             what = f"frozen, and not what the donor '{tensor.origins[0].donor}' holds as '{entry.name}'."
             fix = "The spliced model or the donor changed during the run: build anew under another name."
             raise RunError(Problem(tensor.name, what, fix))
         compared += 1
     return compared
+
+
+def _hash_as(entry: TensorEntry, dtype: str) -> str:
+    if entry.dtype == dtype:
+        return hash_tensor(entry)
+    from hybridizer.adapters.tensors import converted_chunks
+
+    digest = hashlib.sha256()
+    for chunk in converted_chunks(entry, dtype):
+        digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def tool_versions() -> dict[str, str]:
