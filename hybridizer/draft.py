@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hybridizer.monitor import Monitor
@@ -73,8 +73,12 @@ def price(planned: Planned, device: str) -> Cost | None:
 
     No weight is read, no torch is imported.
     """
-    request = _cost_request(planned, device)
-    return None if request is None else estimate_cost(planned.plan, request)
+    request, train = _cost_request(planned, device), planned.settled.recipe.train
+    if request is None or train is None:
+        return None
+    cost = estimate_cost(planned.plan, request)
+    note = "priced without the adapters: with lora, gradients and optimizer state are far smaller than shown"
+    return cost if train.lora is None else replace(cost, notes=(*cost.notes, note))
 
 
 def expect(planned: Planned, device: str) -> Expectation | None:

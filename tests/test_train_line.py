@@ -177,6 +177,12 @@ def test_the_plan_shows_what_trains_and_what_it_costs(bench):
     assert again.hash == plan["hash"] != again.spliced.hash
 
 
+def test_the_price_says_that_it_leaves_adapters_out(bench):
+    recipe = recipe_of(bench, train={"lora": {"rank": 4}})
+    assert any("lora" in note for note in hybridize_json("plan", recipe)["cost"]["notes"])
+    assert not any("lora" in note for note in hybridize_json("plan", recipe_of(bench))["cost"]["notes"])
+
+
 def test_a_probe_tells_the_time(bench):
     expected = hybridize_json("plan", recipe_of(bench), "--probe")["expected"]
     assert expected["run_seconds"] == pytest.approx(expected["step_seconds"] * 8)
