@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from hybridizer.training.flops import TokenFlops, count_token_flops, full_training
 from hybridizer.training.selectors import FreezeChoice
 
-# What the allocator holds beyond living tensors: 1.17 to 1.22 of them was measured with glibc, over freezes, precisions
+# What glibc's heap holds beyond the living tensors in it: 0.2 to 0.43 of them was measured, over freezes, precisions
 # and shapes (scripts/bench_memory.py). On CUDA living tensors are what is counted.
-HEAP_SPREAD = {"cpu": 1.2, "cuda": 1.0}
+HEAP_SPREAD = {"cpu": 0.35, "cuda": 0.0}
+LARGE_ELEMENTS = 2**23  # 32 MiB of float32: such a block never lies in the heap, but comes from the system alone
 PROCESS_BYTES = {"cpu": 410_000_000, "cuda": 0}  # python, torch 2.13, transformers 5.23 and a model's code
 
 
@@ -18,7 +19,8 @@ class LayerShape:
     """One decoder layer: all its parameters, and those in matrices that work on a token (of experts, the chosen ones).
 
     `kept_width` is how many numbers a token leaves behind for the backward pass, `trained_width` how many more when the
-    layer trains; `attention_width` is heads x head size, 0 without attention.
+    layer trains; `attention_width` is heads x head size, 0 without attention. `large_parameters` are those in tensors
+    of at least LARGE_ELEMENTS.
     """
 
     parameters: int
@@ -26,6 +28,7 @@ class LayerShape:
     kept_width: int
     trained_width: int
     attention_width: int
+    large_parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,15 @@ def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate
     )
 
 
-def _parameters(shape: ModelShape, choice: FreezeChoice) -> tuple[int, int]:
-    """Trained and frozen parameters; a tied table counts once."""
+def _parameters(shape: ModelShape, choice: FreezeChoice, large: bool = True) -> tuple[int, int]:
+    """Trained and frozen parameters, without those in `large` tensors if so asked; a tied table counts once."""
     table = shape.width * shape.vocabulary
-    parts = [(layer.parameters, i in choice.frozen_layers) for i, layer in enumerate(shape.layers)]
+    if not large and table >= LARGE_ELEMENTS:
+        table = 0
+    parts = [
+        (layer.parameters - (0 if large else layer.large_parameters), i in choice.frozen_layers)
+        for i, layer in enumerate(shape.layers)
+    ]
     parts += [(table, choice.frozen_embedding), (shape.width, choice.frozen_final_norm)]
     parts += [] if shape.tied else [(table, choice.frozen_head)]
     frozen = sum(count for count, is_frozen in parts if is_frozen)
@@ -144,12 +152,15 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
     kept, one_layer = _activations(shape, choice, run)
     table = shape.width * shape.vocabulary
     forward = (waiting, kept, _loss(shape, choice, run))
-    # The embedding's gradient is a whole table beside the head's; low-precision gradients lie beside those they add to.
-    beside = (0 if choice.frozen_embedding else run.compute_bytes * table) + (2 * waiting // 4 if low else 0)
+    # A tied embedding's gradient is a table beside the head's; low-precision gradients lie beside those they add to.
+    twice = shape.tied and not choice.frozen_embedding
+    beside = (run.compute_bytes * table if twice else 0) + (waiting // 2 if low else 0)
     backward = (4 * trained + beside, one_layer, 0)
     gradients, activations, loss = max(forward, backward, key=sum)
-    living = weights + masters + optimizer + gradients + activations + loss
-    allocator = round(living * (HEAP_SPREAD[run.device] - 1))
+    small, small_frozen = _parameters(shape, choice, large=False)
+    states = run.compute_bytes + (4 if low else 0) + run.moment_bytes + (4 if gradients else 0)
+    in_heap = small_frozen * shape.stored_bytes + small * states + activations + min(loss, run.loss_chunk_bytes)
+    allocator = round(in_heap * HEAP_SPREAD[run.device])
     process = PROCESS_BYTES[run.device]
     return Memory(process, weights, masters, optimizer, gradients, activations, loss, allocator)
 
@@ -160,8 +171,8 @@ def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     chunk = min(run.loss_chunk_bytes, 4 * run.batch_tokens * shape.vocabulary)
     chunk += chunk // 2 if run.compute_bytes < 4 else 0  # logits are made in low precision and copied
     loss = chunk + run.batch_tokens * shape.width * run.compute_bytes
-    if not choice.frozen_head:
-        return loss + 4 * table  # the head's gradient is made with the loss
+    if not choice.frozen_head:  # its gradient is made with the loss, in float32, and handed on in the head's precision
+        return loss + 4 * table + (2 * run.compute_bytes * table if run.compute_bytes < 4 else 0)
     return loss + (run.compute_bytes * table if run.compute_bytes != shape.stored_bytes else 0)  # the head, cast
 
 

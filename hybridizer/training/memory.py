@@ -25,3 +25,11 @@ def peak_memory_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak_(device: torch.device) -> None:
+    """Let the peak begin anew, at what is in use now: on CUDA and on Linux; elsewhere it stays."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _STATUS.exists():
+        _STATUS.with_name("clear_refs").write_text("5")

@@ -12,7 +12,7 @@ from hybridizer.anatomy.keys import SAME_AS, read_assumptions
 from hybridizer.anatomy.names import Shapes
 from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.anatomy.structure import Anatomy
-from hybridizer.training.estimate import LayerShape, ModelShape
+from hybridizer.training.estimate import LARGE_ELEMENTS, LayerShape, ModelShape
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 # Kinds of layers that mix tokens without scoring pairs of them, or not at all.
@@ -82,7 +82,9 @@ def layer_shape(
     for suffix in routed:
         worked += round(share * _count(tensors[suffix]))
         kept += round(share * _expert_widths(tensors[suffix]))
-    return LayerShape(sum(_count(shape) for shape in tensors.values()), worked, kept, trained, attention_width)
+    counts = [_count(shape) for shape in tensors.values()]
+    large = sum(count for count in counts if count >= LARGE_ELEMENTS)
+    return LayerShape(sum(counts), worked, kept, trained, attention_width, large)
 
 
 def _attention_width(anatomy: Anatomy, text: Mapping[str, Any], width: int) -> int:

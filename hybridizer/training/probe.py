@@ -22,7 +22,7 @@ from hybridizer.training.data import DataSettings, Source, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import plan_freeze
 from hybridizer.training.loop import DeviceFigures, TrainSettings, train
-from hybridizer.training.memory import peak_memory_bytes
+from hybridizer.training.memory import forget_peak_, peak_memory_bytes
 from hybridizer.training.selectors import FreezeSettings
 from hybridizer.training.shards import Shard
 
@@ -99,6 +99,7 @@ def _train(request: ProbeRequest, folder: Path) -> Probed:
     settings = replace(request.settings, max_steps=None, max_minutes=None, checkpoint_minutes=float("inf"))
     runtime = Runtime(cpu=request.cpu)
     data = _random_data(request, parts.vocab_size)
+    forget_peak_(runtime.device)  # making random weights needs a second table where head and embedding are tied
     result = train(
         model, parts, plan, data, settings, folder, plan_hash="probe",
         runtime=runtime, monitor=SilentMonitor(), figures=DeviceFigures(TokenFlops(0, 0, 0)),

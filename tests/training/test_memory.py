@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import torch
 
-from hybridizer.training.memory import peak_memory_bytes
+from hybridizer.training.memory import forget_peak_, peak_memory_bytes
 
 CPU = torch.device("cpu")
 CHILD = "import torch; from hybridizer.training.memory import peak_memory_bytes as p; print(p(torch.device('cpu')))"
@@ -14,6 +14,13 @@ def test_a_peak_stays_after_what_made_it_is_gone():
     before = peak_memory_bytes(CPU)
     np.ones(before, np.uint8)
     assert peak_memory_bytes(CPU) >= 1.5 * before
+
+
+def test_a_peak_can_begin_anew():
+    np.ones(2 * peak_memory_bytes(CPU), np.uint8)
+    high = peak_memory_bytes(CPU)
+    forget_peak_(CPU)
+    assert peak_memory_bytes(CPU) < 0.8 * high
 
 
 def test_a_process_does_not_count_what_started_it():
