@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from hybridizer.checkpoint.disk import check_free_space
 from hybridizer.checkpoint.folder import open_checkpoint
 from hybridizer.checkpoint.header import read_header
-from hybridizer.checkpoint.publish import begin_output
+from hybridizer.checkpoint.publish import begin_output, lock
 from hybridizer.draft import Planned, plan_recipe, price
 from hybridizer.durable import write_file
-from hybridizer.errors import DonorError, OutputError, Problem
+from hybridizer.errors import DonorError, InputError, OutputError, Problem
 from hybridizer.measure import Outcome, measure
 from hybridizer.monitor import Monitor
 from hybridizer.planning.donor import Donor
@@ -77,13 +77,15 @@ def build(
         built = _is_built(folder / "model", planned.plan, replace)
         if built:
             monitor.note(f"model: unchanged, {folder / 'model'} was built from this plan")
-        elif runtime is None or runtime.is_main:
-            write_records(folder, planned)
-            if planned.plan.train is not None:
+        if runtime is None or runtime.is_main:
+            if planned.plan.train is not None and (load or not built):
                 _splice_for_training(planned, folder / "spliced", monitor)
+            write_records(folder, planned)
     record = None
     if planned.plan.train is not None and not built:
-        record = _train(planned, folder, runtime, monitor)
+        main = runtime is None or runtime.is_main
+        with lock(folder / "training") if main else nullcontext():
+            record = _train(planned, folder, runtime, monitor)
     if runtime is not None and not runtime.is_main:
         return None
     if not built:
@@ -100,6 +102,10 @@ def _splice_for_training(planned: Planned, folder: Path, monitor: Monitor) -> No
     if (folder / FILE_NAME).is_file() and read_manifest(folder).plan_hash == plan.hash:
         monitor.note(f"splice: unchanged, {folder} was spliced from this plan")
         return
+    if folder.is_dir() and any((folder.parent / "training").glob("checkpoints/step-*")):
+        what = "a training of another spliced model has checkpoints here, which would be lost."
+        fix = "Give the recipe another name, or remove the folder training/ to start anew."
+        raise InputError(Problem(str(folder.parent / "training"), what, fix))
     with begin_output(folder, replace=True) as partial:
         written = splice(plan, donors, partial, monitor)
         check_unchanged(donors)
@@ -179,7 +185,8 @@ def _draw_trace(path: Path, traced: Traced, recipe: Recipe) -> None:
 def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     """The recipe with every default filled in, every choice made and every donor pinned, readable from anywhere."""
     resolved = recipe.resolved()
-    resolved.pop("trace", None)  # what it was asked for is settled
+    if recipe.train is None:
+        resolved.pop("trace", None)  # what it was asked for is settled; a trained model is traced again
     for entry in recipe.donors:
         pin, values = plan.donors[entry.name], resolved["donors"][entry.name]
         reference = parse_reference(entry.source, recipe.folder)

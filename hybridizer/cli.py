@@ -355,7 +355,10 @@ def _draw_outcome(built: Any) -> None:
 
     for line in trained_lines(built.manifest.training):
         click.echo(line)
-    _draw(bits_table(built.outcome.scores), samples_text(built.outcome.scores))
+    if built.outcome.scores["sets"]:
+        _draw(bits_table(built.outcome.scores))
+    if built.outcome.scores["samples"]:
+        _draw(samples_text(built.outcome.scores))
     if built.outcome.profile is not None:
         _draw(profile_table(built.outcome.profile))
 

@@ -245,6 +245,91 @@ def test_another_training_in_the_same_folder_is_refused_with_the_difference(benc
     assert (record["steps"], record["stopped_by"]) == (4, "steps")
 
 
+def test_fewer_steps_than_were_taken_are_refused(bench):
+    recipe = recipe_of(bench, train={"max_steps": 4})
+    hybridize("build", recipe, "--no-load")
+    stderr = hybridize("build", recipe, "--set", "train.max_steps=2", "--replace", "--no-load", code=2).stderr
+    assert "its newest checkpoint is at step 4, and `max_steps` is 2" in stderr
+
+
+def test_another_splice_does_not_take_the_place_of_what_was_trained_from(bench):
+    recipe = recipe_of(bench)
+    hybridize("build", recipe)
+    before = (bench / "runs/x/scores.json").read_text()
+    stderr = hybridize("build", recipe, "--set", "layout.boundary=1", "--replace", code=2).stderr
+    assert "a training of another spliced model has checkpoints here" in stderr
+    subprocess.run(["rm", "-r", bench / "runs/x/spliced"], check=True)
+    hybridize("build", recipe)
+    assert (bench / "runs/x/scores.json").read_text() == before
+
+
+def test_a_record_of_other_tensors_is_not_believed(bench):
+    recipe = recipe_of(bench)
+    hybridize("build", recipe, "--no-load")
+    expected = hash_file(bench / "runs/x/model/model.safetensors")
+    subprocess.run(["rm", "-r", bench / "runs/x/model"], check=True)
+    path = bench / "runs/x/training/trained.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    assert "train: unchanged" not in hybridize("build", recipe, "--no-load").stderr
+    assert hash_file(bench / "runs/x/model/model.safetensors") == expected
+
+
+def one_donor(bench, model_type, **train):
+    make_donor(bench / "m", model_type, seed=3)
+    return recipe_of(bench, layout={"host": "m", "deep": "m", "shallow": "m"}, donors=("m",), train=train)
+
+
+def rewrite(folder, change):
+    tensors = change(load_file(folder / "model.safetensors"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_tied_head_that_is_stored_twice_trains_twice(bench):
+    recipe = one_donor(bench, "gpt2", freeze="shallow", head="train")
+    rewrite(bench / "m", lambda t: {**t, "lm_head.weight": t["transformer.wte.weight"].clone()})
+    hybridize("build", recipe, "--no-load")
+    built, donor = (load_file(bench / path / "model.safetensors") for path in ("runs/x/model", "m"))
+    assert torch.equal(built["lm_head.weight"], built["transformer.wte.weight"])
+    assert not torch.equal(built["lm_head.weight"], donor["lm_head.weight"])
+
+
+def test_names_without_the_models_prefix_come_back_as_they_were(bench):
+    recipe = one_donor(bench, "gpt2")
+    rewrite(bench / "m", lambda t: {name.removeprefix("transformer."): tensor for name, tensor in t.items()})
+    hybridize("build", recipe, "--no-load")
+    built, donor = (load_file(bench / path / "model.safetensors") for path in ("runs/x/model", "m"))
+    moved = {name for name in built if not torch.equal(built[name], donor[name])}
+    assert moved and all(name.startswith(("h.0.", "h.1.")) for name in moved)
+
+
+def test_weights_stored_in_another_precision_than_the_config_says_are_still_proved(bench):
+    recipe = one_donor(bench, "llama")
+    rewrite(bench / "m", lambda t: {name: tensor.bfloat16() for name, tensor in t.items()})
+    assert proofs_of("build", recipe)["frozen"].endswith("20 of them as in their donors")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "train", "message"),
+    [
+        ("gpt2", {"sequence": 4096}, "rows of 4096 tokens; the model takes"),
+        ("gpt2", {"lora": {"rank": 2}}, "have no linear modules"),
+    ],
+)
+def test_what_a_model_cannot_do_is_said_before_the_first_step(bench, model_type, train, message):
+    recipe = one_donor(bench, model_type, **train)
+    assert message in hybridize("build", recipe, "--no-load", code=2).stderr
+    assert not list((bench / "runs/x").glob("training/log.jsonl"))
+
+
+def test_two_builds_at_once_do_not_share_a_training(bench):
+    recipe = recipe_of(bench, train={"tokens": 40_000})
+    first = start(bench, recipe, "--no-load")
+    while first.poll() is None and not (bench / "runs/x/training/log.jsonl").exists():
+        time.sleep(0.01)
+    assert "another run is writing this folder now" in hybridize("build", recipe, "--no-load", code=1).stderr
+    assert first.communicate() and first.returncode == 0
+
+
 def test_a_damaged_record_of_a_training_is_refused(bench):
     recipe = recipe_of(bench)
     hybridize("build", recipe)

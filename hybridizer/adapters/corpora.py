@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridizer.checkpoint.fingerprint import hash_files
 from hybridizer.errors import DonorError, InputError, Problem
+from hybridizer.records import content_hash
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,13 @@ class TokenizerEncoder:
     """
 
     tokenizer: Any
+
+    def __post_init__(self) -> None:
+        """Switch off what tokenizer.json may ask for, before the identity is read."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
 
     @property
     def vocab_size(self) -> int:
@@ -39,8 +49,6 @@ class TokenizerEncoder:
         if backend is None:
             rows = self.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
         else:
-            backend.no_truncation()
-            backend.no_padding()
             rows = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=True)]
         end = self.tokenizer.eos_token_id
         return [row if end is None or row[-1:] == [end] else [*row, end] for row in rows]
@@ -53,6 +61,29 @@ def load_encoder(folder: Path, trust_remote_code: bool = False) -> TokenizerEnco
     return TokenizerEncoder(
         AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     )
+
+
+def pin_dataset(dataset: str, revision: str | None) -> str:
+    """What fixes a dataset's content: the commit that `revision` is on the hub, or a hash of a local folder's files.
+
+    A commit of 40 hex digits is taken as it is. Raises DonorError when the hub does not answer.
+    """
+    if Path(dataset).is_dir():
+        files = {str(path.relative_to(dataset)): path for path in sorted(Path(dataset).rglob("*")) if path.is_file()}
+        return content_hash(dict(hash_files(files)))
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        commit = HfApi().dataset_info(dataset, revision=revision).sha
+    except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        what = f"the hub does not say which commit '{revision or 'main'}' is: {reason}"
+        fix = "Check the name and your network, or give `revision` as a commit of 40 hex digits."
+        raise DonorError(Problem(dataset, what, fix)) from error
+    return str(commit)
 
 
 def stream_texts(dataset: str, config: str | None, split: str, revision: str | None, text_field: str) -> Iterator[Any]:

@@ -30,6 +30,9 @@ def add_lora_(model: nn.Module, module_names: Sequence[str], settings: LoraSetti
     except ImportError:
         problem = Problem("train.lora", "low-rank adapters need the package peft.", "pip install peft, or drop `lora`.")
         raise InputError(problem) from None
+    if not module_names:
+        what = "the layers that train have no linear modules, which adapters go on."
+        raise InputError(Problem("train.lora", what, "Train without LoRA."))
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=list(module_names)
     )

@@ -41,7 +41,7 @@ def begin_output(final: Path, *, replace: bool = False) -> Iterator[Path]:
     final = Path(os.path.abspath(final))  # noqa: PTH100  resolve() would follow the link that is to be refused
     with _as_output_errors(final):
         _make_parents(final)
-    with _lock(final):
+    with lock(final):
         with _as_output_errors(final):
             _check_vacant(final, replace=replace)
             _remove_stale(final)
@@ -79,7 +79,8 @@ def _hidden_name(final: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(final: Path) -> Iterator[None]:
+def lock(final: Path) -> Iterator[None]:
+    """Keep other runs off the folder `final`, there or not yet. Raises OutputError when one is at work on it."""
     path = final.with_name(f".{final.name}.lock")
     descriptor = -1
     while descriptor < 0:

@@ -11,7 +11,7 @@ from typing import Any
 class DataPin:
     """One source of training text as the hash sees it: its settings, and the sha256 of each of its files in order.
 
-    A hub dataset has no files; its revision is among the settings.
+    A hub dataset has no files; its commit is among the settings, as `content`.
     """
 
     settings: Mapping[str, Any]

@@ -158,6 +158,10 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             ("train", "freeze") if "freeze" in train else ("train",), what, "List the layers: freeze: 15..29."
         )
+    for part in ("embedding", "final_norm", "head"):
+        if "lora" in train and train.get(part) == "train":
+            what = f"`{part}` is to train, and with `lora` only adapters on layers do."
+            yield Finding(("train", part), what, f"Delete `{part}`, or delete `lora`.")
     data = train.get("data")
     for index, entry in enumerate(data if isinstance(data, list) else []):
         if isinstance(entry, dict):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hybridizer.adapters.corpora import TokenizerEncoder, pin_dataset
 from hybridizer.adapters.quiet import without_bars
 from hybridizer.cache import cache_folder
 from hybridizer.checkpoint.disk import to_output_error
+from hybridizer.checkpoint.fingerprint import hash_file
+from hybridizer.checkpoint.folder import open_checkpoint
 from hybridizer.errors import CheckpointError, InputError, Problem, RecipeError
 from hybridizer.monitor import Monitor
 from hybridizer.planning.plan import Plan
@@ -76,6 +80,7 @@ class TrainRecord:
     notes: tuple[str, ...]
     sources: tuple[SourceUse, ...]
     packing: float
+    tensors_sha256: str
 
 
 def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
@@ -105,7 +110,7 @@ def open_runtime(recipe: Recipe, folder: Path) -> Runtime:
 
 
 def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
-    """The record in `folder` of a training that `plan` asks for, None when there is none or of another plan."""
+    """The record in `folder` of a training that `plan` asks for; None when there is none, or of other tensors."""
     if not (folder / RECORD).is_file() or not (folder / TENSORS).is_file():
         return None
     value = read_json(folder / RECORD)
@@ -113,11 +118,32 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
         return None
     try:
         lists = {key: tuple(value[key]) for key in ("frozen_layers", "frozen_parts", "trained", "unreached", "notes")}
-        return TrainRecord(**{**value, **lists, "sources": tuple(SourceUse(**use) for use in value["sources"])})
+        record = TrainRecord(**{**value, **lists, "sources": tuple(SourceUse(**use) for use in value["sources"])})
+        return record if record.tensors_sha256 == hash_file(folder / TENSORS) else None
     except (KeyError, TypeError) as error:
         what = f"not a whole record of a training: {error!r}."
         fix = "Delete it; the training goes on from its last checkpoint."
         raise CheckpointError(Problem(str(folder / RECORD), what, fix)) from None
+
+
+def _check_sequence(recipe: Recipe, model: Any) -> None:
+    from hybridizer.tracer.trace import max_tokens
+
+    assert recipe.train is not None
+    longest = max_tokens(model.config)
+    if longest is not None and recipe.train.sequence > longest:
+        what = f"rows of {recipe.train.sequence} tokens; the model takes {longest}."
+        raise RecipeError(Problem(recipe.locate(("train", "sequence")), what, f"Give at most {longest}."))
+
+
+def _check_ids(sources: Sequence[Source], embedding: Any) -> None:
+    """Return if the embedding has a row for every token of the texts."""
+    rows = len(next(embedding.parameters()))
+    for shard in (shard for source in sources for shard in source.shards):
+        largest = int(shard.tokens.max())
+        if largest >= rows:
+            what = f"the tokenizer gives token {largest}, and the embedding has {rows} rows."
+            raise InputError(Problem(shard.source, what, "Take the tokenizer that the host was trained with."))
 
 
 def required_bytes(trained_parameters: int, model_bytes: int) -> int:
@@ -141,10 +167,9 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
     last. Every process of a run calls this. Raises what `training.loop.train` raises.
     """
     from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
-    from hybridizer.adapters.corpora import TokenizerEncoder
     from hybridizer.training.freeze import plan_freeze, plan_lora_
     from hybridizer.training.loop import train as run_loop
-    from hybridizer.training.stored import as_stored
+    from hybridizer.training.stored import as_stored, check_storable
 
     asked = recipe.train
     assert asked is not None and plan.train is not None, "called for plans that train"
@@ -153,22 +178,27 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
     parts = find_parts(model)
     fates = plan_freeze(model, parts, asked_to_freeze(asked), plan.train.boundary)
     assert fates.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
+    stored = open_checkpoint(spliced).tensors
+    check_storable(model, stored.keys())
+    _check_sequence(recipe, model)
     if asked.lora is not None:
         _refuse_spread_adapters(runtime)
         from hybridizer.adapters.lora import LoraSettings
 
         fates = plan_lora_(model, parts, fates, LoraSettings(**asdict(asked.lora)))
-    sources = open_texts(asked.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
+    with runtime.main_first():
+        sources = open_texts(asked.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
+    _check_ids(sources, parts.embedding)
     data = _data(sources, asked, recipe.seed, tokenizer)
     settings = loop_settings(asked, recipe.seed)
     figures = _figures(plan, fates, data, settings, runtime)
-    names = {tensor.name for tensor in plan.tensors}
+    (folder / RECORD).unlink(missing_ok=True)  # it speaks of the tensors that are replaced now
     with _room_in(folder):
         result = run_loop(
             model, parts, fates, data, settings, folder,
             plan_hash=plan.spliced.hash, runtime=runtime, monitor=monitor, figures=figures,
         )  # fmt: skip
-        trained, frozen = as_stored(model, fates, result.frozen_sha256, names, folder / TENSORS, write=runtime.is_main)
+        trained, frozen = as_stored(model, fates, result.frozen_sha256, stored, folder / TENSORS, write=runtime.is_main)
     record = TrainRecord(
         plan_hash=plan.hash,
         steps=result.steps,
@@ -189,8 +219,10 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
         notes=fates.notes,
         sources=_uses(sources, data),
         packing=data.packed.fill,
+        tensors_sha256="",
     )
     if runtime.is_main:
+        record = replace(record, tensors_sha256=hash_file(folder / TENSORS))
         write_json(folder / RECORD, {"schema": SCHEMA, **asdict(record)})
     runtime.wait()
     return record
@@ -211,7 +243,9 @@ def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, mon
     for entry in entries:
         hub = None
         if entry.hub is not None:
-            hub = HubDataset(entry.hub, entry.split, entry.config, entry.revision, entry.max_documents)
+            content = pin_dataset(entry.hub, entry.revision)
+            revision = content if re.fullmatch(r"[0-9a-f]{40}", content) else entry.revision
+            hub = HubDataset(entry.hub, entry.split, entry.config, revision, entry.max_documents, content)
         read = ReadSettings(entry.field, entry.max_document_bytes)
         settings.append(SourceSettings(entry.path, hub, entry.weight, read))
     cache = cache_folder() / "tokens"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hybridizer.adapters.corpora import pin_dataset
 from hybridizer.cache import cache_folder
 from hybridizer.checkpoint.fingerprint import fingerprint_files
 from hybridizer.errors import HybridizerError, Problem, RecipeError
@@ -34,10 +35,11 @@ def plan_training(recipe: Recipe, plan: Plan, *, tied: bool, pin: bool) -> Plan:
     except RecipeError as error:
         places = {problem: recipe.locate(tuple(problem.where.split("."))) for problem in error.problems}
         raise RecipeError(*(replace(problem, where=places[problem]) for problem in error.problems)) from None
+    adapted = train.lora is not None  # adapters go on layers alone
     parts = {
-        "embedding": choice.frozen_embedding,
-        "final norm": choice.frozen_final_norm,
-        "head": choice.frozen_head,
+        "embedding": adapted or choice.frozen_embedding,
+        "final norm": adapted or choice.frozen_final_norm,
+        "head": adapted or choice.frozen_head,
     }
     settings = {key: value for key, value in plain(train).items() if key not in _ELSEWHERE}
     training = TrainPlan(
@@ -81,7 +83,9 @@ def _pin_data(recipe: Recipe, train: Train, pin: bool) -> tuple[DataPin, ...]:
 def _pin_entry(recipe: Recipe, entry: DataEntry, pin: bool) -> DataPin:
     common = {"weight": entry.weight, "field": entry.field, "max_document_bytes": entry.max_document_bytes}
     if entry.path is None:
-        return DataPin({**common, "hub": entry.hub, **{key: getattr(entry, key) for key in HUB_KEYS}})
+        assert entry.hub is not None, "checked at the door"
+        asked = {key: getattr(entry, key) for key in HUB_KEYS if key != "revision"}
+        return DataPin({**common, **asked, "content": pin_dataset(entry.hub, entry.revision) if pin else ""})
     files = find_files(entry.path, recipe.folder)
     hashes = [fingerprint_files({"": path}, cache_folder()) for path in files] if pin else []
     return DataPin(common, tuple(hashes))

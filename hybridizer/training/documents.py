@@ -45,8 +45,8 @@ def find_files(pattern: str, folder: Path) -> tuple[Path, ...]:
 
     Raises InputError when there is none, or when one is of a kind that cannot be read.
     """
-    names = glob.glob(str(folder / pattern), recursive=True)  # noqa: PTH207 -- Path.glob takes no absolute pattern
-    found = sorted(path for path in map(Path, names) if path.is_file())
+    names = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 -- Path.glob takes no absolute pattern
+    found = sorted(path for name in names if (path := folder / name).is_file())
     if not found:
         raise InputError(Problem(pattern, f"no file in {folder} matches.", "Check the path; ** matches any depth."))
     problems = [problem for path in found if (problem := _kind_problem(path)) is not None]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hybridizer.durable import write_file
 from hybridizer.records import to_jsonable
 
 
@@ -17,7 +18,7 @@ class Journal:
         """Keeps what the file holds up to `next_step` and drops the rest: those steps are taken again."""
         self._path = path
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < next_step]
-        path.write_text("".join(kept))
+        write_file(path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the line of `step`."""

@@ -174,7 +174,9 @@ class _Run:
 
     def to_end(self, advance: Callable[[int], None], monitor: Monitor) -> str:
         """Take steps until the data, the steps or the minutes are used up; which of them it was."""
-        last_step = min(self._data.num_steps, self._settings.max_steps or self._data.num_steps)
+        last_step = self._last_step
+        if self._runtime.sum(*self._clock_decisions())[0]:  # a restart after the minutes were used up
+            return "minutes"
         self._runtime.start_tracking("train", self._facts["train"])
         while self.step < last_step:
             self._take_step()
@@ -186,6 +188,10 @@ class _Run:
                 monitor.note(f"stopped after {self._settings.max_minutes:g} minutes, at step {self.step}")
                 return "minutes"
         return "tokens" if last_step == self._data.num_steps else "steps"
+
+    @property
+    def _last_step(self) -> int:
+        return min(self._data.num_steps, self._settings.max_steps or self._data.num_steps)
 
     def finish(self, stopped_by: str) -> TrainResult:
         """Write the trained tensors, put them into the model where it is whole here, and prove the frozen untouched."""
@@ -323,6 +329,9 @@ class _Run:
         self._runtime.wait()
         if state is None:
             return
+        if state.step > self._last_step:
+            what = f"its newest checkpoint is at step {state.step}, and `max_steps` is {self._last_step}."
+            raise InputError(Problem(str(self._folder), what, "Raise max_steps, or give the recipe another name."))
         self._masters.load_(self._optimizer, state.tensors)
         figures = state.figures
         self._guard = LossGuard(figures["smoothed"], figures["lowest"])

@@ -18,13 +18,17 @@ from hybridizer.training.shards import FORMAT, Encoder, ReadSettings, Shard, ope
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset on a hub (or a folder that `datasets` reads), read as a stream up to `max_documents`."""
+    """A dataset on a hub (or a folder that `datasets` reads), read as a stream up to `max_documents`.
+
+    `pin` is its commit, or a hash of the folder: the same name may hold other texts tomorrow.
+    """
 
     name: str
     split: str = "train"
     config: str | None = None
     revision: str | None = None
     max_documents: int = 100_000
+    pin: str = ""
 
 
 @dataclass(frozen=True)

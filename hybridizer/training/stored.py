@@ -6,32 +6,45 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from hybridizer.adapters.causal_lm import as_checkpoint
 from hybridizer.adapters.lora import merge_lora_
-from hybridizer.errors import Problem, RunError
+from hybridizer.adapters.tensors import torch_dtype
+from hybridizer.checkpoint.fingerprint import hash_tensor
+from hybridizer.checkpoint.header import TensorEntry
+from hybridizer.errors import InputError, Problem
 from hybridizer.training.freeze import FreezePlan, tensor_sha256
 from hybridizer.training.spread import gather
 from hybridizer.training.state import write_tensors
+
+
+def check_storable(model: nn.Module, names: Collection[str]) -> None:
+    """Return if every parameter of `model` can be stored under one of `names`; InputError, before any work, if not."""
+    shapes = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
+    strangers = sorted(_stored(model, shapes, names).keys() - set(names))
+    if strangers:
+        what = f"gives tensors that its checkpoint has not: {', '.join(strangers[:5])}."
+        raise InputError(Problem(type(model).__name__, what, "This family cannot be trained here yet."))
 
 
 def as_stored(
     model: nn.Module,
     fates: FreezePlan,
     frozen_sha256: Mapping[str, str],
-    names: Collection[str],
+    stored: Mapping[str, TensorEntry],
     path: Path,
     write: bool,
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Names of the trained tensors and hashes of the frozen ones, both as a checkpoint with these `names` stores them.
+    """Names of the trained tensors and hashes of the frozen ones, as the checkpoint `stored` that was loaded has them.
 
     `path` holds the trained tensors under the model's names and is rewritten, where those differ, if `write`. Every
-    process calls this. Raises RunError when the model does not give the tensors that the checkpoint has.
+    process calls this. A frozen tensor that was loaded in another precision is hashed in its file.
     """
-    parameters = dict(model.named_parameters())
+    parameters, names = dict(model.named_parameters()), stored.keys()
     adapted = any(hasattr(module, "lora_A") for module in model.modules())
-    if not adapted and parameters.keys() <= set(names):
+    plain = parameters.keys() == names and all(_as_in_file(parameters[name], stored[name]) for name in fates.frozen)
+    if plain and not adapted:
         return tuple(fates.trained), dict(frozen_sha256)
     if adapted:
         trained = merge_lora_(model)
@@ -39,11 +52,36 @@ def as_stored(
     else:
         trained = load_file(path)
         frozen = {name: gather(parameters[name].detach()) for name in fates.frozen}
-    trained, frozen = as_checkpoint(model, trained), as_checkpoint(model, frozen)
-    strangers = sorted((trained.keys() | frozen.keys()) - set(names))
-    if strangers:
-        what = f"gives tensors that its checkpoint has not: {', '.join(strangers[:5])}."
-        raise RunError(Problem(type(model).__name__, what, "This family cannot be trained here yet: please report it."))
+    trained, frozen = (_stored(model, _with_aliases(model, some, names), names) for some in (trained, frozen))
     if write:
-        write_tensors(path, trained)
-    return tuple(trained), {name: tensor_sha256(tensor) for name, tensor in frozen.items()}
+        write_tensors(path, {name: tensor.clone() for name, tensor in trained.items()})  # aliases share memory
+    hashes = {
+        name: tensor_sha256(tensor) if _as_in_file(tensor, stored[name]) else hash_tensor(stored[name])
+        for name, tensor in frozen.items()
+    }
+    return tuple(trained), hashes
+
+
+def _as_in_file(tensor: Tensor, entry: TensorEntry) -> bool:
+    return tensor.dtype == torch_dtype(entry.dtype)
+
+
+def _stored(model: nn.Module, tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """`tensors` under the checkpoint's names, which may lack the prefix that a model with a head puts before them."""
+    found = as_checkpoint(model, tensors)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return {
+        short if name not in names and (short := name.removeprefix(prefix)) in names else name: tensor
+        for name, tensor in found.items()
+    }
+
+
+def _with_aliases(model: nn.Module, tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """`tensors`, and those that the model ties to one of them and its checkpoint holds as well."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    aliases = {
+        name: tensors[first[id(parameter)]]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if first.get(id(parameter), name) != name and name in names and first[id(parameter)] in tensors
+    }
+    return {**tensors, **aliases}

@@ -59,7 +59,7 @@ VALUES: dict[str, Any] = {
         ],
         "tokens": "2M",
         "freeze": [0, "15..29"],
-        "embedding": "train",
+        "embedding": "freeze",
         "final_norm": "freeze",
         "head": "side",
         "lora": {"rank": 8, "alpha": 16, "dropout": 0.1},

@@ -128,6 +128,9 @@ def test_globs_are_sorted_and_reach_any_depth(tmp_path):
         (tmp_path / name).write_text("x")
     assert find_files("*.txt", tmp_path) == (tmp_path / "a.txt", tmp_path / "b.txt")
     assert tmp_path / "deep/er/c.txt" in find_files("**/*.txt", tmp_path)
+    (odd := tmp_path / "br[1]").mkdir()
+    (odd / "d.txt").write_text("d")
+    assert find_files("*.txt", odd) == (odd / "d.txt",)
     assert find_files(str(tmp_path / "a.txt"), tmp_path / "deep") == (tmp_path / "a.txt",)
 
 
