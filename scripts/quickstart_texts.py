@@ -2,8 +2,8 @@
 
     python scripts/quickstart_texts.py runs/texts
 
-python.jsonl   the reference topics that every CPython ships (pydoc_data.topics), one document a section: what is learned
-news.jsonl     314 news stories of the Australian Broadcasting Corporation, 2000-2001 (M. D. Lee, B. Pincombe, M. Welsh,
+python.jsonl   the reference topics that every CPython ships (pydoc_data.topics), one document a section: to learn
+news.jsonl     300 news stories of the Australian Broadcasting Corporation, 2000-2001 (M. D. Lee, B. Pincombe, M. Welsh,
                2005), from the tests of the package gensim: general text, to see what is forgotten
 """
 
