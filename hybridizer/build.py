@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -68,6 +68,7 @@ def build(
     rest, and the others get None.
     """
     runtime = join_processes(load_recipe(path, overrides), runs)
+    main = runtime is None or runtime.is_main
     with runtime.main_first() if runtime else nullcontext():
         planned = plan_recipe(path, overrides, monitor)
         folder = runs / planned.plan.name
@@ -77,19 +78,18 @@ def build(
         built = _is_built(folder / "model", planned.plan, replace)
         if built:
             monitor.note(f"model: unchanged, {folder / 'model'} was built from this plan")
-        if runtime is None or runtime.is_main:
+        if main:
             if planned.plan.train is not None and (load or not built):
                 _splice_for_training(planned, folder / "spliced", monitor)
             write_records(folder, planned)
     record = None
     if planned.plan.train is not None and not built:
-        main = runtime is None or runtime.is_main
         with lock(folder / "training") if main else nullcontext():
             record = _train(planned, folder, runtime, monitor)
-    if runtime is not None and not runtime.is_main:
+    if not main:
         return None
     if not built:
-        _export(planned, folder, record, replace, monitor)
+        _write_model(planned.plan, planned.donors, folder / "model", record, replace, monitor)
     manifest, proofs = verify(folder / "model", monitor, find_donor=planned.donors.get, load=load, rehash=built)
     write_json(folder / FILE_NAME, manifest.to_json())
     outcome = measure(planned, folder, monitor) if planned.plan.train is not None and load else None
@@ -98,7 +98,7 @@ def build(
 
 def _splice_for_training(planned: Planned, folder: Path, monitor: Monitor) -> None:
     """Make the model that training starts from, unless it is there."""
-    plan, donors = planned.plan.spliced, planned.donors
+    plan = planned.plan.spliced
     if (folder / FILE_NAME).is_file() and read_manifest(folder).plan_hash == plan.hash:
         monitor.note(f"splice: unchanged, {folder} was spliced from this plan")
         return
@@ -106,11 +106,7 @@ def _splice_for_training(planned: Planned, folder: Path, monitor: Monitor) -> No
         what = "a training of another spliced model has checkpoints here, which would be lost."
         fix = "Give the recipe another name, or remove the folder training/ to start anew."
         raise InputError(Problem(str(folder.parent / "training"), what, fix))
-    with begin_output(folder, replace=True) as partial:
-        written = splice(plan, donors, partial, monitor)
-        check_unchanged(donors)
-        export(plan, donors, written, partial)
-    monitor.note(f"splice: wrote {len(plan.tensors)} tensors to {folder}")
+    _write_model(plan, planned.donors, folder, None, True, monitor)
 
 
 def _train(planned: Planned, folder: Path, runtime: Runtime | None, monitor: Monitor) -> TrainRecord:
@@ -133,16 +129,22 @@ def _check_room(planned: Planned, folder: Path) -> None:
     check_free_space(folder, required_bytes(cost.asked.trained_parameters, spliced))
 
 
-def _export(planned: Planned, folder: Path, record: TrainRecord | None, replace: bool, monitor: Monitor) -> None:
-    """Write the model folder: every tensor from its donor, or from the training."""
-    plan, donors = planned.plan, planned.donors
-    trained = read_header(folder / "training" / TENSORS).tensors if record else {}
-    with begin_output(folder / "model", replace=replace) as partial:
+def _write_model(
+    plan: Plan,
+    donors: Mapping[str, Donor],
+    folder: Path,
+    record: TrainRecord | None,
+    replace: bool,
+    monitor: Monitor,
+) -> None:
+    """Write a model folder, every tensor from its donor or, with the `record` of one, from the training beside it."""
+    trained = read_header(folder.parent / "training" / TENSORS).tensors if record else {}
+    with begin_output(folder, replace=replace) as partial:
         written = splice(plan, donors, partial, monitor, trained)
         check_unchanged(donors)
         export(plan, donors, written, partial, asdict(record) if record else None)
     verb = "export" if record else "splice"
-    monitor.note(f"{verb}: wrote {len(plan.tensors)} tensors to {folder / 'model'}")
+    monitor.note(f"{verb}: wrote {len(plan.tensors)} tensors to {folder}")
 
 
 def _is_built(model: Path, plan: Plan, replace: bool) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,13 @@ from hybridizer.recipe.recipe import Recipe
 from hybridizer.recipe.training import DataEntry, Train
 from hybridizer.records import read_json, write_json
 from hybridizer.training.documents import MAX_LISTED
+from hybridizer.training.estimate import model_token_flops
 from hybridizer.training.planned import planned_shape
 from hybridizer.training.selectors import asked_to_freeze
 
 if TYPE_CHECKING:
     from hybridizer.adapters.accelerator import Runtime
-    from hybridizer.training.data import DataSettings, Source, TrainingData
+    from hybridizer.training.data import Source, TrainingData
     from hybridizer.training.freeze import FreezePlan
     from hybridizer.training.loop import DeviceFigures, TrainSettings
     from hybridizer.training.shards import Encoder
@@ -219,10 +220,9 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
         notes=fates.notes,
         sources=_uses(sources, data),
         packing=data.packed.fill,
-        tensors_sha256="",
+        tensors_sha256=hash_file(folder / TENSORS) if runtime.is_main else "",
     )
     if runtime.is_main:
-        record = replace(record, tensors_sha256=hash_file(folder / TENSORS))
         write_json(folder / RECORD, {"schema": SCHEMA, **asdict(record)})
     runtime.wait()
     return record
@@ -276,37 +276,25 @@ def loop_settings(train: Train, seed: int) -> TrainSettings:
     )
 
 
-def data_settings(train: Train, seed: int) -> DataSettings:
-    """What the recipe's section means for the rows that are read."""
-    from hybridizer.training.data import DataSettings
-
-    return DataSettings(train.tokens, train.sequence, train.rows_per_step, train.heldout_share, seed, train.packed)
-
-
 def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) -> TrainingData:
-    from hybridizer.training.data import TrainingData
+    from hybridizer.training.data import DataSettings, TrainingData
 
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return TrainingData(sources, data_settings(train, seed), pad_id or 0)
+    settings = DataSettings(train.tokens, train.sequence, train.rows_per_step, train.heldout_share, seed, train.packed)
+    return TrainingData(sources, settings, pad_id or 0)
 
 
 def _figures(
     plan: Plan, fates: FreezePlan, data: TrainingData, settings: TrainSettings, runtime: Runtime
 ) -> DeviceFigures:
-    from hybridizer.training.flops import count_token_flops, measure_peak
+    from hybridizer.training.flops import measure_peak
     from hybridizer.training.loop import DeviceFigures
     from hybridizer.training.precision import choose_dtype
 
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
     lengths = data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
-    flops = count_token_flops(
-        fates.choice,
-        [layer.matrix_parameters for layer in shape.layers],
-        shape.width * shape.vocabulary,
-        [layer.attention_width for layer in shape.layers],
-        context,
-    )
+    flops = model_token_flops(shape, fates.choice, context)
     dtype = str(choose_dtype(settings.precision, runtime.device)).removeprefix("torch.")
     return DeviceFigures(flops, measure_peak(str(runtime.device), dtype))
 

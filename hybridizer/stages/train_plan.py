@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from hybridizer.adapters.corpora import pin_dataset
@@ -62,22 +64,26 @@ def _boundary(recipe: Recipe, plan: Plan) -> int:
 
 
 def _pin_data(recipe: Recipe, train: Train, pin: bool) -> tuple[DataPin, ...]:
-    pins, problems = [], []
+    pins: list[DataPin] = []
+    problems: list[Problem] = []
     for index, entry in enumerate(train.data):
-        try:
+        with _collecting(problems, recipe.locate(("train", "data", index))):
             pins.append(_pin_entry(recipe, entry, pin))
-        except HybridizerError as error:
-            where = recipe.locate(("train", "data", index))
-            problems += [Problem(where, f"`{p.where}`: {p.what}", p.fix) for p in error.problems]
     for index, text in enumerate(recipe.evaluate.bits_per_byte if recipe.evaluate else ()):
-        try:
+        with _collecting(problems, recipe.locate(("evaluate", "bits_per_byte", index))):
             find_files(text.path, recipe.folder)
-        except HybridizerError as error:
-            where = recipe.locate(("evaluate", "bits_per_byte", index))
-            problems += [Problem(where, f"`{p.where}`: {p.what}", p.fix) for p in error.problems]
     if problems:
         raise RecipeError(*problems)
     return tuple(pins)
+
+
+@contextmanager
+def _collecting(problems: list[Problem], where: str) -> Iterator[None]:
+    """Add the problems of an error inside the block to `problems`, as those of the line `where`."""
+    try:
+        yield
+    except HybridizerError as error:
+        problems += [Problem(where, f"`{p.where}`: {p.what}", p.fix) for p in error.problems]
 
 
 def _pin_entry(recipe: Recipe, entry: DataEntry, pin: bool) -> DataPin:

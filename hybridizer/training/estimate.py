@@ -115,8 +115,8 @@ def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate
     return Estimate(
         trained,
         frozen,
-        _flops(shape, choice, run),
-        _flops(shape, full, run),
+        model_token_flops(shape, choice, run.context),
+        model_token_flops(shape, full, run.context),
         _memory(shape, choice, run),
         _memory(shape, full, run),
     )
@@ -137,10 +137,11 @@ def _parameters(shape: ModelShape, choice: FreezeChoice, large: bool = True) -> 
     return sum(count for count, _ in parts) - frozen, frozen
 
 
-def _flops(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> TokenFlops:
+def model_token_flops(shape: ModelShape, choice: FreezeChoice, context: float) -> TokenFlops:
+    """The cost of one token of this model under `choice`, which attends to `context` tokens on average."""
     matrices = [layer.matrix_parameters for layer in shape.layers]
     attention = [layer.attention_width for layer in shape.layers]
-    return count_token_flops(choice, matrices, shape.width * shape.vocabulary, attention, run.context)
+    return count_token_flops(choice, matrices, shape.width * shape.vocabulary, attention, context)
 
 
 def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
