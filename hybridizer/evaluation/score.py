@@ -15,7 +15,7 @@ from hybridizer.evaluation.scores import Scores, ScoreSettings, TextScores
 from hybridizer.evaluation.texts import TextSet
 from hybridizer.monitor import Monitor
 from hybridizer.tracer.trace import max_tokens
-from hybridizer.training.precision import has_bfloat16
+from hybridizer.training.products import has_bfloat16
 
 
 def score_model(

@@ -7,7 +7,6 @@ There is no autocast, so nothing is cast twice in a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybridizer.training.freeze import FreezePlan
+from hybridizer.training.products import has_bfloat16
 from hybridizer.training.spread import is_spread
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -25,16 +25,6 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     return torch.bfloat16 if has_bfloat16(device) else torch.float32
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 run in hardware. A CPU without it emulates them, three times slower here."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has it, 2.6 has not
-        return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-    return True
 
 
 class MixedLinear(nn.Linear):

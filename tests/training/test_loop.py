@@ -9,6 +9,7 @@ from training.runs import SETTINGS, bytes_of, data_in, run, run_model
 from hybridizer.errors import InputError, RunError
 from hybridizer.training.freeze import plan_freeze, tensor_sha256
 from hybridizer.training.optimizer import OptimizerSettings
+from hybridizer.training.products import WideProducts
 from hybridizer.training.selectors import FreezeSettings
 
 
@@ -55,6 +56,18 @@ def test_bfloat16_trains_with_float32_masters(tmp_path):
     assert trained.dtype == torch.float32 and not torch.equal(trained, trained.bfloat16().float())
     assert result.last_loss == pytest.approx(reference.last_loss, rel=0.1)
     assert all(p.dtype == torch.float32 for p in model.parameters())  # the frozen ones came in float32
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_products_are_widened_only_where_bfloat16_would_be_emulated(tmp_path, monkeypatch, hardware):
+    entered = []
+    enter = WideProducts.__enter__
+    monkeypatch.setattr(WideProducts, "__enter__", lambda self: entered.append(self) or enter(self))
+    monkeypatch.setattr("hybridizer.training.loop.has_bfloat16", lambda device: hardware)
+    run(tmp_path / "exact")
+    assert not entered
+    run(tmp_path / "low", replace(SETTINGS, precision="bfloat16"))
+    assert bool(entered) is not hardware
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_the_difference_named(tmp_path):

@@ -46,7 +46,8 @@ def test_value_and_gradients_are_those_of_torch_cross_entropy(make_head, chunk_t
 
 
 @pytest.mark.parametrize("make_head", [lambda: nn.Linear(WIDTH, VOCABULARY, bias=False), SoftCapped])
-def test_bfloat16_stays_within_its_own_rounding_of_float32(make_head):
+def test_bfloat16_stays_within_its_own_rounding_of_float32(make_head, monkeypatch):
+    monkeypatch.setattr("hybridizer.training.loss.has_bfloat16", lambda device: True)
     head, hidden, targets = case(make_head(), torch.bfloat16)
     loss = cross_entropy_sum(hidden, head, list(head.parameters()), targets)
     assert loss.dtype == torch.float32
@@ -57,6 +58,18 @@ def test_bfloat16_stays_within_its_own_rounding_of_float32(make_head):
         assert our.dtype == torch.bfloat16
         # bfloat16 keeps 8 bits: one rounding of the slopes (2**-8) and one of the sum.
         assert (our - their).float().norm() <= 2**-7 * their.float().norm()
+
+
+def test_bfloat16_that_would_be_emulated_computes_in_float32(monkeypatch):
+    monkeypatch.setattr("hybridizer.training.loss.has_bfloat16", lambda device: False)
+    head, hidden, targets = case(nn.Linear(WIDTH, VOCABULARY, bias=False), torch.bfloat16)
+    loss = cross_entropy_sum(hidden, head, list(head.parameters()), targets)
+    logits = functional.linear(hidden.float(), head.weight.float())
+    exact = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    torch.testing.assert_close(loss, exact, rtol=1e-6, atol=0)
+    for our, their in zip(gradients(loss, head, hidden), gradients(exact, head, hidden), strict=True):
+        assert our.dtype == torch.bfloat16
+        torch.testing.assert_close(our, their, rtol=2**-7, atol=1e-6)  # one rounding of two float32 sums
 
 
 @pytest.mark.parametrize("make_head", [lambda: nn.Linear(WIDTH, VOCABULARY, bias=False), SoftCapped])

@@ -8,7 +8,8 @@ from training.models import tiny_model
 from hybridizer.adapters.causal_lm import find_parts
 from hybridizer.training.freeze import apply_freeze_, plan_freeze, tensor_sha256
 from hybridizer.training.objective import Objective
-from hybridizer.training.precision import MixedLinear, WorkingPrecision, choose_dtype, has_bfloat16
+from hybridizer.training.precision import MixedLinear, WorkingPrecision, choose_dtype
+from hybridizer.training.products import has_bfloat16
 from hybridizer.training.selectors import FreezeSettings
 
 IDS = torch.arange(24)[None] + 3

@@ -1,0 +1,64 @@
+"""Matrix products of bfloat16 tensors where the processor has none: in float32, rounded once, as the hardware would.
+
+A processor without bfloat16 instructions emulates them, three times slower than it multiplies in float32 (measured in
+docs/log.md). The operands here are widened, which is exact, multiplied in float32 and rounded to bfloat16: what the
+instructions do, which also add up in float32. What is kept for the backward pass stays in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+_ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
+_PRODUCTS = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten.baddbmm.default,
+    _aten._grouped_mm.default,
+    _ATTENTION,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+}
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run in hardware. A CPU without it emulates them, three times slower here."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has it, 2.6 has not
+        return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return True
+
+
+class WideProducts(TorchDispatchMode):
+    """While it lasts, products and attention of bfloat16 tensors on a CPU compute in float32, backward passes too.
+
+    Every operation inside passes through Python, about 20 microseconds each: made for large tensors.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run `func`, its operands widened and its results rounded where it is a product of bfloat16 tensors."""
+        kwargs = kwargs or {}
+        if func not in _PRODUCTS or not _is_low(args[0]):
+            return func(*args, **kwargs)
+        result = func(*map(_widened, args), **{key: _widened(value) for key, value in kwargs.items()})
+        if func is _ATTENTION:
+            return result[0].bfloat16(), result[1]  # the sum of exponentials is float32 in every precision
+        return result.bfloat16() if isinstance(result, Tensor) else tuple(part.bfloat16() for part in result)
+
+
+def _is_low(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16 and value.device.type == "cpu"
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if _is_low(value) else value

@@ -1,0 +1,74 @@
+import pytest
+import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from training.models import tiny_model
+
+from hybridizer.adapters.causal_lm import find_parts
+from hybridizer.training.objective import Objective
+from hybridizer.training.products import WideProducts
+
+
+class Recorder(TorchDispatchMode):
+    """The dtypes of what goes into every matrix product and attention, and of what comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.taken, self.given = set(), set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        result = func(*args, **(kwargs or {}))
+        if "mm" in name or "attention" in name:
+            self.taken |= {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
+            self.given |= {part.dtype for part in (result if isinstance(result, tuple) else (result,))}
+        return result
+
+
+def low(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape))).bfloat16().requires_grad_()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "mamba2", "qwen3_moe"])
+def test_no_product_of_a_training_step_is_left_in_bfloat16(model_type):
+    model = tiny_model(model_type).bfloat16().eval()
+    ids = torch.arange(24)[None] + 3
+    with Recorder() as beneath, WideProducts():
+        Objective(model, find_parts(model))(ids, torch.arange(24)[None], ids).backward()
+    assert beneath.taken - {torch.int32} == {torch.float32}  # grouped products also take where each group ends
+
+
+def test_attention_gives_gradients_in_bfloat16():
+    q, k, v = (low(1, 2, 16, 8) for _ in range(3))
+    with WideProducts(), Recorder() as above:
+        output = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        assert above.given == {torch.bfloat16, torch.float32}  # the output, and the sums of exponentials
+        above.given.clear()
+        output.backward(torch.ones_like(output))
+    assert above.given == {torch.bfloat16}
+
+
+def test_a_product_is_rounded_once_in_each_direction():
+    x, weight = low(5, 64), low(3, 64)
+    with WideProducts():
+        output = functional.linear(x, weight)
+        output.backward(torch.ones_like(output))
+    assert torch.equal(output, (x.float() @ weight.float().T).bfloat16())
+    assert torch.equal(weight.grad, (torch.ones(3, 5) @ x.float()).bfloat16())
+
+
+def test_attention_gives_what_float32_gives_and_keeps_bfloat16():
+    q, k, v = (low(1, 2, 16, 8) for _ in range(3))
+    kept = []
+    with WideProducts(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
+        output = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    exact = functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+    assert torch.equal(output, exact.bfloat16())
+    assert kept.count(torch.bfloat16) == 4  # queries, keys, values and the output
+
+
+def test_float32_passes_untouched():
+    x, weight = torch.randn(5, 64), torch.randn(3, 64)
+    with WideProducts():
+        assert torch.equal(functional.linear(x, weight), functional.linear(x, weight))
+        assert functional.linear(x, weight).dtype == torch.float32
