@@ -39,6 +39,7 @@ from hybridizer.stages.train import (
     required_bytes,
     train,
 )
+from hybridizer.stages.train_plan import check_texts
 from hybridizer.stages.verify import Proof, verify
 from hybridizer.tracer.traced import Traced
 
@@ -119,6 +120,7 @@ def _train(planned: Planned, folder: Path, runtime: Runtime | None, monitor: Mon
     if not (folder / "training").exists():
         _check_room(planned, folder)
     runtime = runtime or open_runtime(recipe, folder)
+    check_texts(recipe, planned.plan)
     return train(planned.plan, recipe, folder / "spliced", folder / "training", runtime, monitor)
 
 

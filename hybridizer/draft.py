@@ -16,7 +16,7 @@ from hybridizer.settle import Settled, guess, settle
 from hybridizer.stages.cost import Cost, CostRequest, Expectation, estimate_cost, expect_time
 from hybridizer.stages.donors import Awaited, open_donors, scan_donors
 from hybridizer.stages.plan import make_plan
-from hybridizer.stages.train_plan import plan_training
+from hybridizer.stages.train_plan import pin_datasets, plan_training
 from hybridizer.training.selectors import asked_to_freeze
 
 
@@ -56,10 +56,10 @@ class Planned:
 
 
 def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
-    """Plan a recipe, every donor pinned by fingerprint. Fetches, dequantises and traces donors where that is asked."""
+    """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors where asked."""
     recipe = load_recipe(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
-    settled = settle(recipe, donors, monitor)
+    settled = settle(pin_datasets(recipe), donors, monitor)
     return Planned(settled, _plan(settled.recipe, donors, settled.evidence, pin=True), donors)
 
 

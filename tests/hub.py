@@ -1,4 +1,4 @@
-"""A stand-in for the model hub on this machine: one repository, served the way huggingface_hub asks for it."""
+"""A stand-in for the hub on this machine: one repository, served the way huggingface_hub asks for it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serve_repository(repository: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """The endpoint that serves `folder` as `repository`, branch `main` and tag `v1`, and the paths asked of it."""
+def serve_repository(repository: str, folder: Path, kind: str = "models") -> Iterator[tuple[str, list[str]]]:
+    """The endpoint that serves `folder` as `repository`, branch `main` and tag `v1`, and the paths asked of it.
+
+    `kind` is models or datasets.
+    """
     asked: list[str] = []
+    api = f"/api/{kind}/{repository}"
+    files_at = f"/{repository}/resolve" if kind == "models" else f"/datasets/{repository}/resolve"
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_arguments: object) -> None:
@@ -32,19 +37,21 @@ def serve_repository(repository: str, folder: Path) -> Iterator[tuple[str, list[
             path = self.path.partition("?")[0]
             asked.append(path)
             for revision in ("main", "v1", COMMIT):
-                if path == f"/api/models/{repository}/revision/{revision}":
+                if path in (f"{api}/revision/{revision}", api):
                     files = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
                     info = {"_id": "0", "id": repository, "sha": COMMIT, "siblings": files, "tags": []}
                     return self._send(200, json.dumps(info).encode(), body)
-                if path == f"/api/models/{repository}/tree/{revision}":
+                if path == f"{api}/tree/{revision}":
                     files = [
                         {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in folder.iterdir()
                     ]
                     return self._send(200, json.dumps(files).encode(), body)
-                prefix = f"/{repository}/resolve/{revision}/"
+                prefix = f"{files_at}/{revision}/"
                 if path.startswith(prefix) and (folder / path.removeprefix(prefix)).is_file():
                     return self._send(200, (folder / path.removeprefix(prefix)).read_bytes(), body)
-            known = path.startswith((f"/api/models/{repository}/", f"/{repository}/"))
+                if path.startswith((prefix, f"{api}/tree/{revision}/")):
+                    return self._send(404, b"", body, error="EntryNotFound")
+            known = path.startswith((f"{api}/", f"{files_at}/"))
             self._send(404, b"", body, error="RevisionNotFound" if known else "RepoNotFound")
 
         def _send(self, status: int, data: bytes, body: bool, error: str | None = None) -> None:

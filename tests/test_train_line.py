@@ -15,9 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hub import COMMIT, serve_repository
 from hybridizer.checkpoint import disk
 from hybridizer.checkpoint.fingerprint import hash_file
+from hybridizer.draft import plan_recipe
+from hybridizer.errors import InputError
+from hybridizer.monitor import SilentMonitor
 from hybridizer.planning.plan import plan_from_json
+from hybridizer.stages.train_plan import check_texts
 from lines import hybridize, hybridize_json, make_donor, write_recipe
 
 TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 4000, "sequence": 64, "lr": 1e-3, "heldout_share": 0.2}
@@ -112,6 +117,48 @@ def test_a_second_build_trains_nothing_and_a_lost_model_is_exported_again(bench)
     assert "train: unchanged" in hybridize("build", recipe).stderr
     assert hash_file(bench / "runs/x/model/model.safetensors") == before
     assert (bench / "runs/x/training/log.jsonl").read_bytes() == log
+
+
+def test_a_hub_dataset_is_asked_for_its_commit_once_and_rebuilt_offline_from_the_resolved_recipe(bench):
+    (bench / "set").mkdir()
+    shutil.move(bench / "text.jsonl", bench / "set/train.jsonl")
+    train = {"data": [{"hub": "org/set", "revision": "main", "max_documents": 200}], "tokens": 1000}
+    command = [sys.executable, "-m", "hybridizer"]
+    with serve_repository("org/set", bench / "set", "datasets") as (endpoint, asked):
+        online = {**os.environ, "HF_HOME": str(bench / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+        built = subprocess.run(
+            [*command, "build", recipe_of(bench, train=train)], env=online, capture_output=True, text=True
+        )
+        assert built.returncode == 0, built.stderr
+    assert sum(path.endswith("/revision/main") for path in asked) == 1, "a branch may move between two questions"
+    plan = json.loads((bench / "runs/x/plan.json").read_text())
+    assert plan["train"]["data"][0]["settings"]["content"] == COMMIT
+    scores = json.loads((bench / "runs/x/scores.json").read_text())
+    assert scores["sets"][0]["documents_available"] < 200, "the documents were read, and not all of the 300"
+    offline = {**os.environ, "HF_HOME": str(bench / "hf"), "HF_HUB_OFFLINE": "1"}
+    resolved = [*command, "build", "runs/x/recipe.resolved.yaml", "--json"]
+    again = subprocess.run(resolved, env=offline, capture_output=True, text=True)
+    assert again.returncode == 0 and "model: unchanged" in again.stderr, again.stderr
+
+
+def test_a_hub_that_does_not_know_the_dataset_is_named_at_the_line(bench):
+    with serve_repository("org/set", bench, "datasets") as (endpoint, _):
+        online = {**os.environ, "HF_HOME": str(bench / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+        recipe = recipe_of(bench, train={"data": [{"hub": "org/other"}]})
+        command = [sys.executable, "-m", "hybridizer", "plan", recipe]
+        result = subprocess.run(command, env=online, capture_output=True, text=True)
+    assert (
+        result.returncode == 2 and "x.yaml:11: `org/other`: the hub does not say which commit 'main'" in result.stderr
+    )
+
+
+def test_a_text_that_changes_between_plan_and_training_is_refused(bench):
+    planned = plan_recipe(recipe_of(bench), (), SilentMonitor())
+    check_texts(planned.settled.recipe, planned.plan)
+    with (bench / "text.jsonl").open("a") as file:
+        file.write('\n{"text": "one more"}')
+    with pytest.raises(InputError, match=r"text\.jsonl: changed since it was planned"):
+        check_texts(planned.settled.recipe, planned.plan)
 
 
 def test_records_that_cannot_be_read_are_counted_and_placed(bench):

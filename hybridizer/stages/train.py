@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -235,7 +234,7 @@ def _refuse_spread_adapters(runtime: Runtime) -> None:
 
 
 def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, monitor: Monitor) -> tuple[Source, ...]:
-    """The sources that `entries` name, tokenised now or found in the cache."""
+    """The sources that `entries` of a settled recipe name, tokenised now or found in the cache."""
     from hybridizer.training.shards import ReadSettings
     from hybridizer.training.sources import HubDataset, SourceSettings, open_sources
 
@@ -243,9 +242,8 @@ def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, mon
     for entry in entries:
         hub = None
         if entry.hub is not None:
-            content = pin_dataset(entry.hub, entry.revision)
-            revision = content if re.fullmatch(r"[0-9a-f]{40}", content) else entry.revision
-            hub = HubDataset(entry.hub, entry.split, entry.config, revision, entry.max_documents, content)
+            pin = pin_dataset(entry.hub, entry.revision)
+            hub = HubDataset(entry.hub, entry.split, entry.config, entry.revision, entry.max_documents, pin)
         read = ReadSettings(entry.field, entry.max_document_bytes)
         settings.append(SourceSettings(entry.path, hub, entry.weight, read))
     cache = cache_folder() / "tokens"

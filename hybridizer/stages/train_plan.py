@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from hybridizer.adapters.corpora import pin_dataset
 from hybridizer.cache import cache_folder
 from hybridizer.checkpoint.fingerprint import fingerprint_files
-from hybridizer.errors import HybridizerError, Problem, RecipeError
+from hybridizer.errors import HybridizerError, InputError, Problem, RecipeError
 from hybridizer.planning.layers import boundary_layer
 from hybridizer.planning.plan import Plan
 from hybridizer.planning.training import DataPin, TrainPlan
@@ -20,6 +21,34 @@ from hybridizer.training.selectors import asked_to_freeze, choose_frozen
 
 # Keys that touch no number of the result, and keys whose meaning the plan holds in other words.
 _ELSEWHERE = {"checkpoint_minutes", "trackers", "data", "freeze", "embedding", "final_norm", "head"}
+
+
+def pin_datasets(recipe: Recipe) -> Recipe:
+    """The recipe with every hub dataset at the commit that its branch or tag is now; asked of the hub this once.
+
+    Raises RecipeError at the lines of datasets that the hub does not know.
+    """
+    if recipe.train is None:
+        return recipe
+    problems: list[Problem] = []
+    pinned = list(recipe.train.data)
+    for index, entry in enumerate(recipe.train.data):
+        if entry.hub is not None and not Path(entry.hub).is_dir():
+            with _collecting(problems, recipe.locate(("train", "data", index))):
+                pinned[index] = replace(entry, revision=pin_dataset(entry.hub, entry.revision))
+    if problems:
+        raise RecipeError(*problems)
+    return replace(recipe, train=replace(recipe.train, data=tuple(pinned)))
+
+
+def check_texts(recipe: Recipe, plan: Plan) -> None:
+    """Return if the texts still hold what `plan` was made of. Raises InputError that names the first that does not."""
+    assert recipe.train is not None and plan.train is not None, "called for plans that train"
+    found = _pin_data(recipe, recipe.train, pin=True)
+    for entry, pin, planned in zip(recipe.train.data, found, plan.train.data, strict=True):
+        if pin != planned:
+            what = "changed since it was planned: its bytes are others now."
+            raise InputError(Problem(entry.name, what, "Start again, and leave the texts alone while it runs."))
 
 
 def plan_training(recipe: Recipe, plan: Plan, *, tied: bool, pin: bool) -> Plan:

@@ -4,11 +4,11 @@ from hybridizer.adapters.corpora import TokenizerEncoder
 from tiny import tiny_tokenizer
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
+@pytest.fixture
+def tokenizer(tmp_path):
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    return AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path))
 
 
 def test_documents_get_the_tokenizers_ids_and_end_with_its_end_token(tokenizer):
@@ -29,6 +29,8 @@ def test_another_tokenizer_has_another_identity(tokenizer):
     import copy
 
     other = copy.deepcopy(tokenizer)
+    assert TokenizerEncoder(other).identity == TokenizerEncoder(tokenizer).identity
+    other.backend_tokenizer.enable_truncation(4)  # it is switched off, and makes no other tokens
     assert TokenizerEncoder(other).identity == TokenizerEncoder(tokenizer).identity
     other.add_tokens(["<new>"])
     assert TokenizerEncoder(other).identity != TokenizerEncoder(tokenizer).identity
