@@ -65,7 +65,7 @@ def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> Pla
 
 def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, *, pin: bool) -> Plan:
     plan = make_plan(recipe, donors, evidence)
-    return plan_training(recipe, plan, tied=donors[plan.host].anatomy.tied, pin=pin)
+    return plan_training(recipe, plan, donors[plan.host].anatomy, pin=pin)
 
 
 def price(planned: Planned, device: str) -> Cost | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -10,9 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from accelerate.utils import LoggerType
 from safetensors.torch import load_file, save_file
 
 from hub import COMMIT, serve_repository
@@ -22,6 +25,7 @@ from hybridizer.draft import plan_recipe
 from hybridizer.errors import InputError
 from hybridizer.monitor import SilentMonitor
 from hybridizer.planning.plan import plan_from_json
+from hybridizer.recipe.training import Tracker
 from hybridizer.stages.train_plan import check_texts
 from lines import hybridize, hybridize_json, make_donor, write_recipe
 
@@ -321,9 +325,10 @@ def test_a_record_of_other_tensors_is_not_believed(bench):
     assert hash_file(bench / "runs/x/model/model.safetensors") == expected
 
 
-def one_donor(bench, model_type, **train):
+def one_donor(bench, model_type, evaluate=None, **train):
     make_donor(bench / "m", model_type, seed=3)
-    return recipe_of(bench, layout={"host": "m", "deep": "m", "shallow": "m"}, donors=("m",), train=train)
+    layout = {"host": "m", "deep": "m", "shallow": "m"}
+    return recipe_of(bench, layout=layout, donors=("m",), train=train, evaluate=evaluate or {})
 
 
 def rewrite(folder, change):
@@ -356,16 +361,40 @@ def test_weights_stored_in_another_precision_than_the_config_says_are_still_prov
 
 
 @pytest.mark.parametrize(
-    ("model_type", "train", "message"),
+    ("train", "evaluate", "message"),
     [
-        ("gpt2", {"sequence": 4096}, "rows of 4096 tokens; the model takes"),
-        ("gpt2", {"lora": {"rank": 2}}, "have no linear modules"),
+        ({"lora": {"rank": 2}}, {}, "have no linear modules"),
+        ({}, {"prompts": ["a", "the cat " * 300]}, "evaluate.prompts, 'the cat the cat"),
+        ({}, {"prompts": ["the cat " * 300]}, "tokens; the model needs at least one, and takes 512 with its answer."),
     ],
 )
-def test_what_a_model_cannot_do_is_said_before_the_first_step(bench, model_type, train, message):
-    recipe = one_donor(bench, model_type, **train)
+def test_what_a_model_cannot_do_is_said_before_the_first_step(bench, train, evaluate, message):
+    recipe = one_donor(bench, "gpt2", evaluate, **train)
     assert message in hybridize("build", recipe, "--no-load", code=2).stderr
     assert not list((bench / "runs/x").glob("training/log.jsonl"))
+
+
+def test_rows_longer_than_the_model_takes_are_found_by_check(bench):
+    recipe = one_donor(bench, "gpt2", sequence=4096)
+    assert "x.yaml:11: rows of 4096 tokens; the model takes 512." in hybridize("check", recipe, code=2).stderr
+
+
+def test_packages_that_are_missing_are_found_by_check_at_their_lines(bench, monkeypatch):
+    train = {"trackers": ["tensorboard", "wandb"], "lora": {"rank": 2}, "optimizer": "adamw8bit"}
+    recipe = recipe_of(bench, train=train | {"data": [{"path": "text.jsonl"}, {"hub": "org/set"}]})
+    assert "wandb needs" in hybridize("check", recipe, code=2).stderr
+    monkeypatch.setattr("hybridizer.stages.train_plan.find_spec", lambda name: None)
+    found = hybridize("check", recipe, code=2).stderr
+    for line, package in ((10, "datasets"), (17, "tensorboard"), (17, "wandb"), (20, "peft"), (22, "bitsandbytes")):
+        assert re.search(rf"x\.yaml:{line}: .* needs the package {package}\.\n  pip install {package}\n", found), found
+    monkeypatch.setattr("hybridizer.stages.train_plan.find_spec", lambda name: name != "tensorboard" or None)
+    hybridize("check", recipe)  # tensorboardX serves as well
+
+
+def test_a_tracker_that_does_not_exist_is_told_from_its_nearest(bench):
+    stderr = hybridize("check", recipe_of(bench, train={"trackers": ["tensorbord"]}), code=2).stderr
+    assert "cannot be 'tensorbord'" in stderr and "tensorboard" in stderr
+    assert set(get_args(Tracker)) == {kind.value for kind in LoggerType} - {"all"}
 
 
 def test_two_builds_at_once_do_not_share_a_training(bench):

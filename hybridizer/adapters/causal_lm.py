@@ -127,6 +127,12 @@ def as_checkpoint(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
     return reverted
 
 
+def max_tokens(config: Any) -> int | None:
+    """The longest input that a model of this config was made for, in tokens; None where nothing limits it."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
 def run_model(model: nn.Module, ids: Tensor) -> Tensor:
     """The model's own logits for `ids` (batch, time), no padding, no cache."""
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits

@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import nn
 
+from hybridizer.adapters.causal_lm import max_tokens
 from hybridizer.adapters.generation import continue_greedily
 from hybridizer.errors import InputError, Problem
 from hybridizer.evaluation.scores import Sample, ScoreSettings
 from hybridizer.evaluation.texts import TextSet
-from hybridizer.tracer.trace import max_tokens
 
 PROMPT_TOKENS = 48  # about 40 words of English
 RECIPE = "recipe"
+QUOTED = 40  # characters of a prompt in a message
 
 
 def continue_prompts(
@@ -29,18 +30,31 @@ def continue_prompts(
     A document is cut after PROMPT_TOKENS, or in its middle where that comes first. A continuation is the most probable
     token each time, at most `settings.new_tokens` of them, up to the end token or the model's longest input. It is raw:
     no chat template, no sampling, none of the penalties that a generation config may ask for, so that it shows the
-    model and not its settings. `advance` is told of each prompt. Raises InputError for a prompt of no tokens, and for
-    one that leaves the model no room.
+    model and not its settings. `advance` is told of each prompt. Raises InputError as `check_prompts` does.
     """
     room, samples = max_tokens(model.config), []
+    check_prompts(tokenizer, room, settings.prompts)
     for source, ids in _prompts(tokenizer, texts, settings):
-        if not ids or (room is not None and len(ids) >= room):
-            what = f"a prompt of {len(ids)} tokens; this model needs at least one, and takes {room} with its answer."
-            raise InputError(Problem(f"prompt of '{source}'", what, "Change `evaluate.prompts`."))
         most = settings.new_tokens if room is None else min(settings.new_tokens, room - len(ids))
         samples.append(Sample(source, *_continue(model, tokenizer, ids, most)))
         advance(1)
     return tuple(samples)
+
+
+def check_prompts(tokenizer: Any, room: int | None, prompts: Sequence[str]) -> None:
+    """Return if every prompt has a token, and leaves one of the `room` of the model (None: endless) for its answer.
+
+    Raises InputError that quotes those that do not.
+    """
+    problems = []
+    for prompt in prompts:
+        count = len(_encode(tokenizer, prompt))
+        if count == 0 or (room is not None and count >= room):
+            what = f"{count} tokens; the model needs at least one, and takes {room or 'any number'} with its answer."
+            quoted = prompt if len(prompt) <= QUOTED else f"{prompt[:QUOTED]}..."
+            problems.append(Problem(f"evaluate.prompts, '{quoted}'", what, "Write another prompt."))
+    if problems:
+        raise InputError(*problems)
 
 
 def num_prompts(texts: Sequence[TextSet], settings: ScoreSettings) -> int:
@@ -54,8 +68,13 @@ def _prompts(tokenizer: Any, texts: Sequence[TextSet], settings: ScoreSettings) 
             ids = document.tokens.tolist()
             yield text.name, ids[: min(PROMPT_TOKENS, len(ids) // 2)]
     for prompt in settings.prompts:
-        ids = list(tokenizer(prompt)["input_ids"])
-        yield RECIPE, ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
+        yield RECIPE, _encode(tokenizer, prompt)
+
+
+def _encode(tokenizer: Any, prompt: str) -> list[int]:
+    """The tokens of a prompt, without an end that the tokenizer may set."""
+    ids = list(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+    return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
 
 
 def _continue(model: nn.Module, tokenizer: Any, prompt: list[int], most: int) -> tuple[str, str]:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridizer.adapters.causal_lm import Parts
+from hybridizer.adapters.causal_lm import Parts, max_tokens
 from hybridizer.evaluation.bits import num_scored_tokens, score_documents
 from hybridizer.evaluation.samples import continue_prompts, num_prompts
 from hybridizer.evaluation.scores import Scores, ScoreSettings, TextScores
 from hybridizer.evaluation.texts import TextSet
 from hybridizer.monitor import Monitor
-from hybridizer.tracer.trace import max_tokens
 from hybridizer.training.products import has_bfloat16
 
 

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from hybridizer.recipe.layers import format_layers
 
 Part = Literal["side", "train", "freeze"]
+Tracker = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]  # accelerate's
 HUB_KEYS = ("split", "config", "revision", "max_documents")  # they say nothing about files
 
 
@@ -81,7 +84,7 @@ class Train:
     max_steps: int | None = None
     max_minutes: float | None = None
     checkpoint_minutes: float = 5.0
-    trackers: tuple[str, ...] = ()
+    trackers: tuple[Tracker, ...] = ()
 
 
 @dataclass(frozen=True)

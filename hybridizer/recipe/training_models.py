@@ -19,7 +19,7 @@ from hybridizer.recipe.fields import (
 )
 from hybridizer.recipe.layers import expand
 from hybridizer.recipe.section import Section
-from hybridizer.recipe.training import DataEntry, Evaluate, Lora, Part, TextEntry, Train
+from hybridizer.recipe.training import DataEntry, Evaluate, Lora, Part, TextEntry, Tracker, Train
 
 _Positive = Annotated[int, Field(ge=1)]
 
@@ -109,7 +109,7 @@ class TrainModel(Section):
     checkpoint_minutes: NonNegativeField = Field(
         default=Train.checkpoint_minutes, description="how often the state is saved; 0: every step"
     )
-    trackers: list[TextField] = Field(default=[], description="accelerate's trackers, such as tensorboard")
+    trackers: list[Tracker] = Field(default=[], description="accelerate's trackers, such as tensorboard")
 
     def frozen(self) -> Train:
         """The section with its layers counted out."""

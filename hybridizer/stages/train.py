@@ -126,16 +126,6 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
         raise CheckpointError(Problem(str(folder / RECORD), what, fix)) from None
 
 
-def _check_sequence(recipe: Recipe, model: Any) -> None:
-    from hybridizer.tracer.trace import max_tokens
-
-    assert recipe.train is not None
-    longest = max_tokens(model.config)
-    if longest is not None and recipe.train.sequence > longest:
-        what = f"rows of {recipe.train.sequence} tokens; the model takes {longest}."
-        raise RecipeError(Problem(recipe.locate(("train", "sequence")), what, f"Give at most {longest}."))
-
-
 def _check_ids(sources: Sequence[Source], embedding: Any) -> None:
     """Return if the embedding has a row for every token of the texts."""
     rows = len(next(embedding.parameters()))
@@ -166,7 +156,8 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
     Afterwards `folder` holds the trained tensors in float32 under their names in the output, and the record, written
     last. Every process of a run calls this. Raises what `training.loop.train` raises.
     """
-    from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
+    from hybridizer.adapters.causal_lm import find_parts, load_causal_lm, max_tokens
+    from hybridizer.evaluation.samples import check_prompts
     from hybridizer.training.freeze import plan_freeze, plan_lora_
     from hybridizer.training.loop import train as run_loop
     from hybridizer.training.stored import as_stored, check_storable
@@ -180,7 +171,8 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
     assert fates.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
     stored = open_checkpoint(spliced).tensors
     check_storable(model, stored.keys())
-    _check_sequence(recipe, model)
+    if recipe.evaluate is not None:  # else a prompt without an answer would be found when the training is done
+        check_prompts(tokenizer, max_tokens(model.config), recipe.evaluate.prompts)
     if asked.lora is not None:
         _refuse_spread_adapters(runtime)
         from hybridizer.adapters.lora import LoraSettings

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from hybridizer.adapters.corpora import pin_dataset
+from hybridizer.anatomy.keys import SAME_AS, read_assumptions
+from hybridizer.anatomy.structure import Anatomy
 from hybridizer.cache import cache_folder
 from hybridizer.checkpoint.fingerprint import fingerprint_files
 from hybridizer.errors import HybridizerError, InputError, Problem, RecipeError
@@ -19,6 +22,8 @@ from hybridizer.recipe.training import HUB_KEYS, DataEntry, Train, plain
 from hybridizer.training.documents import find_files
 from hybridizer.training.selectors import asked_to_freeze, choose_frozen
 
+# Packages that serve a tracker, where they are called otherwise than it.
+_TRACKED_BY = {"tensorboard": ("tensorboard", "tensorboardX")}
 # Keys that touch no number of the result, and keys whose meaning the plan holds in other words.
 _ELSEWHERE = {"checkpoint_minutes", "trackers", "data", "freeze", "embedding", "final_norm", "head"}
 
@@ -51,18 +56,21 @@ def check_texts(recipe: Recipe, plan: Plan) -> None:
             raise InputError(Problem(entry.name, what, "Start again, and leave the texts alone while it runs."))
 
 
-def plan_training(recipe: Recipe, plan: Plan, *, tied: bool, pin: bool) -> Plan:
-    """`plan` with its training, where the recipe asks for one; the layout is settled. `tied`: head and embedding are.
+def plan_training(recipe: Recipe, plan: Plan, host: Anatomy, *, pin: bool) -> Plan:
+    """`plan` with its training, where the recipe asks for one; the layout is settled, `host` gives embedding and head.
 
     With `pin` the texts are hashed, without they are only looked for. Raises RecipeError, at lines of the recipe, for
-    layers that are not there, a choice that freezes everything, and text files that are missing or of a kind unknown.
+    layers that are not there, a choice that freezes everything, rows longer than the model takes, packages that are
+    not installed, and text files that are missing or of a kind unknown.
     """
     train = recipe.train
     if train is None:
         return plan
+    _check_row(recipe, train, host)
+    _check_packages(recipe, train)
     boundary = _boundary(recipe, plan)
     try:
-        choice = choose_frozen(asked_to_freeze(train), len(plan.layers), boundary, tied)
+        choice = choose_frozen(asked_to_freeze(train), len(plan.layers), boundary, host.tied)
     except RecipeError as error:
         places = {problem: recipe.locate(tuple(problem.where.split("."))) for problem in error.problems}
         raise RecipeError(*(replace(problem, where=places[problem]) for problem in error.problems)) from None
@@ -82,6 +90,34 @@ def plan_training(recipe: Recipe, plan: Plan, *, tied: bool, pin: bool) -> Plan:
         notes=choice.notes,
     )
     return replace(plan, train=training)
+
+
+def _check_row(recipe: Recipe, train: Train, host: Anatomy) -> None:
+    config = {SAME_AS.get(key, key): value for key, value in host.text_config.items()}
+    longest = read_assumptions(host.text_family).value_of("max_position_embeddings", config)
+    if isinstance(longest, int) and 0 < longest < train.sequence:
+        what = f"rows of {train.sequence} tokens; the model takes {longest}."
+        raise RecipeError(Problem(recipe.locate(("train", "sequence")), what, f"Give at most {longest}."))
+
+
+def _check_packages(recipe: Recipe, train: Train) -> None:
+    """Return if the packages that this training needs are installed here; none of them is imported."""
+    needed: list[tuple[tuple[str, str], str, tuple[str, ...]]] = [
+        (("train", "trackers"), f"the tracker {name}", _TRACKED_BY.get(name, (name,))) for name in train.trackers
+    ]
+    if train.lora is not None:
+        needed.append((("train", "lora"), "a training of low-rank adapters", ("peft",)))
+    if train.optimizer == "adamw8bit":
+        needed.append((("train", "optimizer"), "adamw8bit", ("bitsandbytes",)))
+    if any(entry.hub for entry in train.data):
+        needed.append((("train", "data"), "a hub dataset", ("datasets",)))
+    missing = [
+        Problem(recipe.locate(path), f"{what} needs the package {packages[0]}.", f"pip install {packages[0]}")
+        for path, what, packages in needed
+        if not any(find_spec(package) for package in packages)
+    ]
+    if missing:
+        raise RecipeError(*missing)
 
 
 def _boundary(recipe: Recipe, plan: Plan) -> int:

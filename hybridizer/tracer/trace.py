@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridizer.adapters.causal_lm import Parts
+from hybridizer.adapters.causal_lm import Parts, max_tokens
 from hybridizer.errors import DonorError, Problem, RunError
 from hybridizer.records import content_hash, read_json
 from hybridizer.tracer.batching import make_batches
@@ -133,9 +133,3 @@ def _used_settings(
         num_resamples=settings.num_resamples,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )
-
-
-def max_tokens(config: Any) -> int | None:
-    """The longest input that a model of this config was made for, in tokens; None where nothing limits it."""
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return longest if isinstance(longest, int) and longest > 0 else None
