@@ -73,6 +73,7 @@ def table() -> list[Row]:
     ]
     rows += [Row("smollm2", "deep"), Row("smollm2", "none", recompute=True), Row("smollm2", "deep", rows=4)]
     rows += [Row("smol-12", "deep", rows=4), Row("smol-12", "none", rows=4, recompute=True)]
+    rows += [Row("smollm2", freeze, "bfloat16", rows=4) for freeze in ("deep", "none")]
     rows += [Row("smol-12", "none", batches=2), Row("smol-12", "deep", "bfloat16", batches=2)]
     rows += [Row("smol-12", "deep", stored="bfloat16")]
     rows += [Row(shape, freeze) for shape in ("gemma3", "qwen3") for freeze in ("deep", "none")]
