@@ -128,7 +128,10 @@ def _check_room(planned: Planned, folder: Path) -> None:
     cost = price(planned, "cpu")
     assert cost is not None, "called for plans that train"
     spliced = sum(entry.num_bytes for entry in open_checkpoint(folder / "spliced").tensors.values())
-    check_free_space(folder, required_bytes(cost.asked.trained_parameters, spliced))
+    trained = cost.asked.trained_parameters
+    adapted = planned.settled.recipe.train is not None and planned.settled.recipe.train.lora is not None
+    changed = cost.asked.frozen_parameters if adapted else trained
+    check_free_space(folder, required_bytes(trained, changed, spliced))
 
 
 def _write_model(

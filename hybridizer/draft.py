@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hybridizer.monitor import Monitor
@@ -73,12 +73,8 @@ def price(planned: Planned, device: str) -> Cost | None:
 
     No weight is read, no torch is imported.
     """
-    request, train = _cost_request(planned, device), planned.settled.recipe.train
-    if request is None or train is None:
-        return None
-    cost = estimate_cost(planned.plan, request)
-    note = "priced without the adapters: with lora, gradients and optimizer state are far smaller than shown"
-    return cost if train.lora is None else replace(cost, notes=(*cost.notes, note))
+    request = _cost_request(planned, device)
+    return None if request is None else estimate_cost(planned.plan, request)
 
 
 def expect(planned: Planned, device: str) -> Expectation | None:
@@ -110,6 +106,7 @@ def _cost_request(planned: Planned, device: str) -> CostRequest | None:
         optimizer=train.optimizer,
         recompute_layers=train.recompute_layers,
         device=device,
+        adapter_rank=0 if train.lora is None else train.lora.rank,
     )
 
 

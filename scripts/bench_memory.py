@@ -45,7 +45,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration: `rows` in each of `batches` micro-batches of a step; weights are stored in `stored`."""
+    """One configuration: `rows` in each of `batches` micro-batches of a step; weights are stored in `stored`.
+
+    `rank` is that of adapters, 0 for none.
+    """
 
     shape: str
     freeze: str
@@ -54,9 +57,10 @@ class Row:
     rows: int = 1
     batches: int = 1
     stored: str = "float32"
+    rank: int = 0
 
     def __str__(self) -> str:
-        kept = "recompute" if self.recompute else ""
+        kept = "recompute" if self.recompute else f"rank {self.rank}" if self.rank else ""
         return (
             f"{self.shape:8} {self.freeze:8} {self.stored:9}{self.precision:9} {self.batches} x {self.rows} x {TOKENS} "
             f"{kept:9}"
@@ -76,6 +80,8 @@ def table() -> list[Row]:
     rows += [Row("smollm2", freeze, "bfloat16", rows=4) for freeze in ("deep", "none")]
     rows += [Row("smol-12", "none", batches=2), Row("smol-12", "deep", "bfloat16", batches=2)]
     rows += [Row("smol-12", "deep", stored="bfloat16")]
+    rows += [Row("smol-12", freeze, rank=16, rows=4) for freeze in ("deep", "none")]
+    rows += [Row("smol-12", "none", stored="bfloat16", rank=64), Row("qwen3", "deep", rank=16)]
     rows += [Row(shape, freeze) for shape in ("gemma3", "qwen3") for freeze in ("deep", "none")]
     return [*rows, Row("gemma3", "none", "bfloat16", stored="bfloat16"), Row("qwen3", "deep", stored="bfloat16")]
 
@@ -106,7 +112,7 @@ def _measure(row: Row, device: str) -> int:
     boundary = config["num_hidden_layers"] // 2
     request = ProbeRequest(
         config, row.stored, FreezeSettings(row.freeze), boundary, TOKENS, row.rows * row.batches,
-        settings=settings, steps=STEPS, cpu=device == "cpu",
+        settings=settings, adapter_rank=row.rank, steps=STEPS, cpu=device == "cpu",
     )  # fmt: skip
     return probe(request).peak_memory_bytes
 
@@ -122,7 +128,12 @@ def _estimate(row: Row, device: str):
     shape = planned_shape(config, {name: (tuple(p.shape), stored) for name, p in model.named_parameters()})
     choice = choose_frozen(FreezeSettings(row.freeze), len(shape.layers), len(shape.layers) // 2, shape.tied)
     run = RunShape(
-        row.rows * TOKENS, TOKENS / 4, recompute_layers=row.recompute, accumulates=row.batches > 1, device=device
+        row.rows * TOKENS,
+        TOKENS / 4,
+        recompute_layers=row.recompute,
+        accumulates=row.batches > 1,
+        device=device,
+        adapter_rank=row.rank,
     )
     if row.precision == "bfloat16":
         run = replace(run, compute_bytes=2)

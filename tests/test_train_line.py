@@ -228,10 +228,11 @@ def test_the_plan_shows_what_trains_and_what_it_costs(bench):
     assert again.hash == plan["hash"] != again.spliced.hash
 
 
-def test_the_price_says_that_it_leaves_adapters_out(bench):
-    recipe = recipe_of(bench, train={"lora": {"rank": 4}})
-    assert any("lora" in note for note in hybridize_json("plan", recipe)["cost"]["notes"])
-    assert not any("lora" in note for note in hybridize_json("plan", recipe_of(bench))["cost"]["notes"])
+def test_the_price_is_that_of_the_adapters_where_adapters_train(bench):
+    adapted, whole = (hybridize_json("plan", recipe_of(bench, train=t))["cost"] for t in ({"lora": {"rank": 4}}, {}))
+    assert adapted["asked"]["trained_parameters"] < whole["asked"]["trained_parameters"] / 4
+    assert any("adapters of rank 4" in note for note in adapted["notes"])
+    assert not any("adapters" in note for note in whole["notes"])
 
 
 def test_a_probe_tells_the_time(bench):

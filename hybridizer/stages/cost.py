@@ -28,7 +28,7 @@ class CostRequest:
 
     `rows_per_batch` rows of `sequence` tokens go through at a time, `batches_per_step` such batches make a step.
     `mean_document` is in tokens, for packed rows; None: a row is one document. `precision` auto counts as bfloat16 on
-    CUDA and as float32 on a CPU, which may have bfloat16 too.
+    CUDA and as float32 on a CPU, which may have bfloat16 too. `adapter_rank` is that of low-rank adapters, 0 for none.
     """
 
     freeze: FreezeSettings
@@ -41,6 +41,7 @@ class CostRequest:
     optimizer: str = "adamw"
     recompute_layers: bool = False
     device: str = "cpu"
+    adapter_rank: int = 0
 
     @property
     def compute_dtype(self) -> str:
@@ -105,6 +106,8 @@ def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
     asked, found, notes = _price("asked", request.freeze, shape, request)
     arms = [_price(name, replace(request.freeze, layers=name), shape, request)[0] for name in SIDES]
     tokens = request.rows_per_batch * request.sequence
+    if request.adapter_rank:
+        notes = (*notes, f"low-rank adapters of rank {request.adapter_rank} train in every arm, and nothing else")
     return Cost(asked, tuple(arms), request.compute_dtype, request.device, tokens, found.sentence(), notes)
 
 
@@ -128,6 +131,7 @@ def expect_time(
             request.rows_per_batch * request.batches_per_step,
             packed,
             replace(settings, rows_per_batch=request.rows_per_batch),
+            adapter_rank=request.adapter_rank,
             cpu=request.device == "cpu",
         )
     )
@@ -171,6 +175,7 @@ def _run_shape(request: CostRequest) -> RunShape:
         recompute_layers=request.recompute_layers,
         accumulates=request.batches_per_step > 1,
         device=request.device,
+        adapter_rank=request.adapter_rank,
     )
 
 

@@ -136,9 +136,12 @@ def _check_ids(sources: Sequence[Source], embedding: Any) -> None:
             raise InputError(Problem(shard.source, what, "Take the tokenizer that the host was trained with."))
 
 
-def required_bytes(trained_parameters: int, model_bytes: int) -> int:
-    """What a training and its export take on disk: the result in float32, three checkpoints for a moment, the model."""
-    return (4 + 3 * 12) * trained_parameters + model_bytes
+def required_bytes(trained_parameters: int, changed_parameters: int, model_bytes: int) -> int:
+    """What a training and its export take on disk: three checkpoints for a moment, the result in float32, the model.
+
+    Adapters train few parameters and change as many as the matrices have that they are merged into.
+    """
+    return 3 * 12 * trained_parameters + 4 * changed_parameters + model_bytes
 
 
 @contextmanager
@@ -183,7 +186,7 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
     _check_ids(sources, parts.embedding)
     data = _data(sources, asked, recipe.seed, tokenizer)
     settings = loop_settings(asked, recipe.seed)
-    figures = _figures(plan, fates, data, settings, runtime)
+    figures = _figures(plan, asked, fates, data, runtime)
     (folder / RECORD).unlink(missing_ok=True)  # it speaks of the tensors that are replaced now
     with _room_in(folder):
         result = run_loop(
@@ -274,9 +277,7 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
     return TrainingData(sources, settings, pad_id or 0)
 
 
-def _figures(
-    plan: Plan, fates: FreezePlan, data: TrainingData, settings: TrainSettings, runtime: Runtime
-) -> DeviceFigures:
+def _figures(plan: Plan, asked: Train, fates: FreezePlan, data: TrainingData, runtime: Runtime) -> DeviceFigures:
     from hybridizer.training.flops import measure_peak
     from hybridizer.training.loop import DeviceFigures
     from hybridizer.training.precision import choose_dtype
@@ -284,8 +285,8 @@ def _figures(
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
     lengths = data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
-    flops = model_token_flops(shape, fates.choice, context)
-    dtype = str(choose_dtype(settings.precision, runtime.device)).removeprefix("torch.")
+    flops = model_token_flops(shape, fates.choice, context, asked.lora.rank if asked.lora else 0)
+    dtype = str(choose_dtype(asked.precision, runtime.device)).removeprefix("torch.")
     return DeviceFigures(flops, measure_peak(str(runtime.device), dtype))
 
 

@@ -20,7 +20,7 @@ from hybridizer.planning.training import DataPin, TrainPlan
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.recipe.training import HUB_KEYS, DataEntry, Train, plain
 from hybridizer.training.documents import find_files
-from hybridizer.training.selectors import asked_to_freeze, choose_frozen
+from hybridizer.training.selectors import asked_to_freeze, choose_frozen, with_adapters
 
 # Packages that serve a tracker, where they are called otherwise than it.
 _TRACKED_BY = {"tensorboard": ("tensorboard", "tensorboardX")}
@@ -74,11 +74,12 @@ def plan_training(recipe: Recipe, plan: Plan, host: Anatomy, *, pin: bool) -> Pl
     except RecipeError as error:
         places = {problem: recipe.locate(tuple(problem.where.split("."))) for problem in error.problems}
         raise RecipeError(*(replace(problem, where=places[problem]) for problem in error.problems)) from None
-    adapted = train.lora is not None  # adapters go on layers alone
+    if train.lora is not None:
+        choice = with_adapters(choice)
     parts = {
-        "embedding": adapted or choice.frozen_embedding,
-        "final norm": adapted or choice.frozen_final_norm,
-        "head": adapted or choice.frozen_head,
+        "embedding": choice.frozen_embedding,
+        "final norm": choice.frozen_final_norm,
+        "head": choice.frozen_head,
     }
     settings = {key: value for key, value in plain(train).items() if key not in _ELSEWHERE}
     training = TrainPlan(

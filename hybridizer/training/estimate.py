@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hybridizer.training.flops import TokenFlops, count_token_flops, full_training
-from hybridizer.training.selectors import FreezeChoice
+from hybridizer.training.selectors import FreezeChoice, with_adapters
 
 # What glibc's heap holds beyond the living tensors in it: 0.2 to 0.43 of them was measured, over freezes, precisions
 # and shapes (scripts/bench_memory.py). On CUDA living tensors are what is counted.
 HEAP_SPREAD = {"cpu": 0.35, "cuda": 0.0}
+ADAPTED_SPREAD = {"cpu": 0.6, "cuda": 0.0}  # adapters free a block beside each that is kept: 0.38 to 0.8 was measured
 LARGE_ELEMENTS = 2**23  # 32 MiB of float32: such a block never lies in the heap, but comes from the system alone
 PROCESS_BYTES = {"cpu": 410_000_000, "cuda": 0}  # python, torch 2.13, transformers 5.23 and a model's code
 
@@ -20,7 +21,8 @@ class LayerShape:
 
     `kept_width` is how many numbers a token leaves behind for the backward pass, `trained_width` how many more when the
     layer trains; `attention_width` is heads x head size, 0 without attention. `large_parameters` are those in tensors
-    of at least LARGE_ELEMENTS.
+    of at least LARGE_ELEMENTS. A low-rank adapter of rank r on each of the `num_linears` linear modules has r times
+    `adapter_width` parameters, and the layer leaves `adapted_width` more numbers behind than one that is frozen.
     """
 
     parameters: int
@@ -29,6 +31,9 @@ class LayerShape:
     trained_width: int
     attention_width: int
     large_parameters: int = 0
+    num_linears: int = 0
+    adapter_width: int = 0
+    adapted_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class RunShape:
     """How it will be trained: `batch_tokens` go through at a time, `context` is the mean number a token attends to.
 
     `compute_bytes` is 4 for float32 and 2 for bfloat16, `moment_bytes` what the optimizer keeps a parameter (8, or 2
-    for the 8-bit kind). `accumulates`: a step has several batches, whose gradients add up.
+    for the 8-bit kind). `accumulates`: a step has several batches, whose gradients add up. `adapter_rank` is that of
+    the low-rank adapters that train in place of whole matrices, 0 for none.
     """
 
     batch_tokens: int
@@ -58,6 +64,7 @@ class RunShape:
     accumulates: bool = False
     loss_chunk_bytes: int = 64 * 2**20
     device: str = "cpu"
+    adapter_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,20 +117,24 @@ class Estimate:
 def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate:
     """What training under `choice` costs. Memory is within 15% of what scripts/bench_memory.py measures for models of
     attention layers; operations are exact for matrices and count attention's two products."""
-    full = full_training(choice)
-    trained, frozen = _parameters(shape, choice)
+    choice = with_adapters(choice) if run.adapter_rank else choice
+    full, full_run = full_training(choice), replace(run, adapter_rank=0)
+    trained, frozen = _parameters(shape, choice, run.adapter_rank)
     return Estimate(
         trained,
         frozen,
-        model_token_flops(shape, choice, run.context),
+        model_token_flops(shape, choice, run.context, run.adapter_rank),
         model_token_flops(shape, full, run.context),
         _memory(shape, choice, run),
-        _memory(shape, full, run),
+        _memory(shape, full, full_run),
     )
 
 
-def _parameters(shape: ModelShape, choice: FreezeChoice, large: bool = True) -> tuple[int, int]:
-    """Trained and frozen parameters, without those in `large` tensors if so asked; a tied table counts once."""
+def _parameters(shape: ModelShape, choice: FreezeChoice, rank: int, large: bool = True) -> tuple[int, int]:
+    """Trained and frozen parameters, without those in `large` tensors if so asked; a tied table counts once.
+
+    With adapters of a `rank` they train, and all that is there without them is frozen.
+    """
     table = shape.width * shape.vocabulary
     if not large and table >= LARGE_ELEMENTS:
         table = 0
@@ -133,19 +144,26 @@ def _parameters(shape: ModelShape, choice: FreezeChoice, large: bool = True) -> 
     ]
     parts += [(table, choice.frozen_embedding), (shape.width, choice.frozen_final_norm)]
     parts += [] if shape.tied else [(table, choice.frozen_head)]
+    total = sum(count for count, _ in parts)
+    if rank:
+        return rank * sum(shape.layers[layer].adapter_width for layer in choice.trained_layers), total
     frozen = sum(count for count, is_frozen in parts if is_frozen)
-    return sum(count for count, _ in parts) - frozen, frozen
+    return total - frozen, frozen
 
 
-def model_token_flops(shape: ModelShape, choice: FreezeChoice, context: float) -> TokenFlops:
-    """The cost of one token of this model under `choice`, which attends to `context` tokens on average."""
+def model_token_flops(shape: ModelShape, choice: FreezeChoice, context: float, adapter_rank: int = 0) -> TokenFlops:
+    """The cost of one token of this model under `choice`, which attends to `context` tokens on average.
+
+    With adapters of `adapter_rank` in the layers that train, those alone train.
+    """
     matrices = [layer.matrix_parameters for layer in shape.layers]
     attention = [layer.attention_width for layer in shape.layers]
-    return count_token_flops(choice, matrices, shape.width * shape.vocabulary, attention, context)
+    adapters = [adapter_rank * layer.adapter_width for layer in shape.layers] if adapter_rank else None
+    return count_token_flops(choice, matrices, shape.width * shape.vocabulary, attention, context, adapters)
 
 
 def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
-    trained, frozen = _parameters(shape, choice)
+    trained, frozen = _parameters(shape, choice, run.adapter_rank)
     low = run.compute_bytes < 4
     weights = frozen * shape.stored_bytes + trained * run.compute_bytes
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
@@ -158,10 +176,10 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
     beside = (run.compute_bytes * table if twice else 0) + (waiting // 2 if low else 0)
     backward = (4 * trained + beside, one_layer, 0)
     gradients, activations, loss = max(forward, backward, key=sum)
-    small, small_frozen = _parameters(shape, choice, large=False)
+    small, small_frozen = _parameters(shape, choice, run.adapter_rank, large=False)
     states = run.compute_bytes + (4 if low else 0) + run.moment_bytes + (4 if gradients else 0)
     in_heap = small_frozen * shape.stored_bytes + small * states + activations + min(loss, run.loss_chunk_bytes)
-    allocator = round(in_heap * HEAP_SPREAD[run.device])
+    allocator = round(in_heap * (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device])
     process = PROCESS_BYTES[run.device]
     return Memory(process, weights, masters, optimizer, gradients, activations, loss, allocator)
 
@@ -184,10 +202,15 @@ def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tupl
     """
     lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=len(shape.layers))
     kept = [
-        layer.kept_width + (0 if number in choice.frozen_layers else layer.trained_width)
+        layer.kept_width + (0 if number in choice.frozen_layers else _trained_width(layer, run.adapter_rank))
         for number, layer in enumerate(shape.layers[lowest:], start=lowest)
     ]
     most = max(kept, default=0)
     per_token = len(kept) * shape.width if run.recompute_layers else sum(kept)
     scale = run.batch_tokens * run.compute_bytes
     return per_token * scale, most * scale
+
+
+def _trained_width(layer: LayerShape, rank: int) -> int:
+    """How many more numbers of a token a layer keeps when it trains, or its adapters of a rank do."""
+    return layer.adapted_width + rank * layer.num_linears if rank else layer.trained_width

@@ -33,20 +33,24 @@ def count_token_flops(
     head_parameters: int,
     attention_widths: Sequence[int],
     context: float,
+    adapters: Sequence[int] | None = None,
 ) -> TokenFlops:
     """The cost of one token under `choice`.
 
     `layer_parameters` are the matrix parameters that work on a token in each layer (of experts, those chosen);
     `attention_widths` are heads x head size in each, 0 without attention; `context` the mean number of tokens that a
     token attends to: half the row length for causal attention, half the mean document length when documents are packed.
-    Activation gradients stop below the first trained layer.
+    Activation gradients stop below the first trained layer. With `adapters`, the parameters of each layer's, those of
+    trained layers work and train beside the matrices, which do not train.
     """
     attention = [4 * width * context for width in attention_widths]  # scores, and their sum over values
     forward = sum(2 * n for n in layer_parameters) + sum(attention) + 2 * head_parameters
     lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=choice.num_layers)
     activation = sum(2 * n for n in layer_parameters[lowest:]) + 2 * sum(attention[lowest:]) + 2 * head_parameters
-    trained = sum(2 * layer_parameters[layer] for layer in choice.trained_layers)
-    return TokenFlops(forward, activation, trained + (0 if choice.frozen_head else 2 * head_parameters))
+    beside = 0 if adapters is None else sum(2 * adapters[layer] for layer in choice.trained_layers)
+    trained = beside or sum(2 * layer_parameters[layer] for layer in choice.trained_layers)
+    head = 0 if choice.frozen_head else 2 * head_parameters
+    return TokenFlops(forward + beside, activation + beside, trained + head)
 
 
 def full_training(choice: FreezeChoice) -> FreezeChoice:

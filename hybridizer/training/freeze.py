@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hybridizer.adapters.lora import LoraSettings, add_lora_
 from hybridizer.errors import Problem, RecipeError, RunError
-from hybridizer.training.selectors import FreezeChoice, FreezeSettings, choose_frozen
+from hybridizer.training.selectors import FreezeChoice, FreezeSettings, choose_frozen, with_adapters
 from hybridizer.training.spread import gather, local_part
 
 REST = "outside the layers"
@@ -93,7 +93,7 @@ def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: 
     for name, parameter in model.named_parameters():
         fates[id(parameter) in known][name] = places.get(id(parameter), [REST])[0]
     note = f"low-rank adapters of rank {settings.rank} on {len(linears)} linear modules train, and nothing else"
-    return FreezePlan(plan.choice, *fates, (*plan.notes, note))
+    return FreezePlan(with_adapters(plan.choice), *fates, (*plan.notes, note))
 
 
 def apply_freeze_(model: nn.Module, plan: FreezePlan) -> None:

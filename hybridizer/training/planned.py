@@ -70,21 +70,21 @@ def layer_shape(
     kept = sum(outputs.values()) + attention_width + _head_norm_widths(tensors, outputs)
     kept += max(0, norms - 2) * width  # norms behind attention and network, beside those before them
     trained = 2 * width
+    linears = {suffix: _count(shape) // outputs[suffix] for suffix, shape in dense.items() if len(shape) == 2}
+    inner = [inputs for inputs in linears.values() if inputs not in (width, attention_width)]
+    activated = sum(inner)  # what the activation gives
+    gates = sum(i for i in inner if list(outputs.values()).count(i) > 1 or 2 * i in outputs.values())
+    adapted = trained + activated + gates  # a network with adapters is not fused
     if not (_is_gated(dense) and fusable):
-        inner = [
-            _count(shape) // outputs[suffix]
-            for suffix, shape in dense.items()
-            if len(shape) == 2 and _count(shape) // outputs[suffix] not in (width, attention_width)
-        ]
-        trained += sum(inner)  # what the activation gives
-        kept += sum(i for i in inner if list(outputs.values()).count(i) > 1 or 2 * i in outputs.values())
+        trained, kept, adapted = trained + activated, kept + gates, adapted - gates
     worked = sum(_count(shape) for shape in dense.values())
     for suffix in routed:
         worked += round(share * _count(tensors[suffix]))
         kept += round(share * _expert_widths(tensors[suffix]))
     counts = [_count(shape) for shape in tensors.values()]
     large = sum(count for count in counts if count >= LARGE_ELEMENTS)
-    return LayerShape(sum(counts), worked, kept, trained, attention_width, large)
+    adapter_width = sum(linears.values()) + sum(outputs[suffix] for suffix in linears)
+    return LayerShape(sum(counts), worked, kept, trained, attention_width, large, len(linears), adapter_width, adapted)
 
 
 def _attention_width(anatomy: Anatomy, text: Mapping[str, Any], width: int) -> int:

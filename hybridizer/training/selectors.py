@@ -5,7 +5,7 @@ A layer is chosen by its index, never by a name: as text, `layers.1` also hits l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hybridizer.errors import Problem, RecipeError, nearest
@@ -80,6 +80,11 @@ def choose_frozen(settings: FreezeSettings, num_layers: int, boundary: int, tied
             )
         )
     return FreezeChoice(num_layers, boundary, tuple(sorted(frozen_layers)), embedding, final_norm, head, notes)
+
+
+def with_adapters(choice: FreezeChoice) -> FreezeChoice:
+    """`choice` for a training of low-rank adapters: they go on the layers that train, and all three parts freeze."""
+    return replace(choice, frozen_embedding=True, frozen_final_norm=True, frozen_head=True)
 
 
 def _frozen_part(choice: PartChoice, side: bool) -> bool:

@@ -67,6 +67,26 @@ def test_what_is_priced_is_what_was_asked(plan):
     assert short.total_token_flops < estimate_cost(plan, REQUEST).asked.total_token_flops
 
 
+def test_adapters_are_priced_as_adapters(plan):
+    cost = estimate_cost(plan, replace(REQUEST, adapter_rank=4))
+    widths = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96)  # of the seven linear modules of a layer
+    assert (cost.asked.trained_parameters, cost.asked.frozen_parameters) == (2 * 4 * widths, plan.num_parameters)
+    whole = estimate_cost(plan, REQUEST).asked
+    assert cost.asked.memory.optimizer == 8 * 2 * 4 * widths < whole.memory.optimizer
+    assert cost.asked.memory.activations > whole.memory.activations, "a network with adapters is not fused"
+    assert cost.asked.total_token_flops < whole.total_token_flops
+    assert "low-rank adapters of rank 4 train in every arm" in cost.notes[-1]
+
+
+def test_a_probe_trains_the_adapters_that_were_asked_for(plan):
+    from hybridizer.training.loop import TrainSettings
+
+    request = replace(REQUEST, adapter_rank=4)
+    found = expect_time(plan, request, TrainSettings(precision="float32"), packed=True, num_steps=50)
+    assert found.estimated_peak_bytes == estimate_cost(plan, request).asked.peak_bytes
+    assert found.estimated_peak_bytes == pytest.approx(found.measured_peak_bytes, rel=0.15)
+
+
 def test_a_boundary_outside_the_model_is_refused(plan):
     with pytest.raises(RecipeError, match="inside 1..3"):
         estimate_cost(plan, replace(REQUEST, boundary=4))
