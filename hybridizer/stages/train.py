@@ -281,13 +281,14 @@ def _figures(plan: Plan, asked: Train, fates: FreezePlan, data: TrainingData, ru
     from hybridizer.training.flops import measure_peak
     from hybridizer.training.loop import DeviceFigures
     from hybridizer.training.precision import choose_dtype
+    from hybridizer.training.products import product_dtype
 
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
     lengths = data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
     flops = model_token_flops(shape, fates.choice, context, asked.lora.rank if asked.lora else 0)
-    dtype = str(choose_dtype(asked.precision, runtime.device)).removeprefix("torch.")
-    return DeviceFigures(flops, measure_peak(str(runtime.device), dtype))
+    dtype = product_dtype(choose_dtype(asked.precision, runtime.device), runtime.device)
+    return DeviceFigures(flops, measure_peak(str(runtime.device), str(dtype).removeprefix("torch.")))
 
 
 def _uses(sources: tuple[Source, ...], data: TrainingData) -> tuple[SourceUse, ...]:

@@ -31,7 +31,7 @@ from hybridizer.training.memory import peak_memory_bytes
 from hybridizer.training.objective import Objective, TrainableParts, documents_leak
 from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
 from hybridizer.training.precision import Precision, WorkingPrecision, choose_dtype
-from hybridizer.training.products import WideProducts, has_bfloat16
+from hybridizer.training.products import WideProducts, product_dtype
 from hybridizer.training.schedule import ScheduleSettings, rate_factor
 from hybridizer.training.spread import gather, is_spread
 from hybridizer.training.state import State, read_checkpoint, write_checkpoint, write_tensors
@@ -155,7 +155,7 @@ class _Run:
             compile_layers_(parts.layers)
         else:
             stack.enter_context(fused(model))
-            if self._dtype == torch.bfloat16 and not has_bfloat16(runtime.device):
+            if product_dtype(self._dtype, runtime.device) != self._dtype:
                 stack.enter_context(WideProducts())
         if settings.recompute_layers:
             stack.enter_context(recomputing(parts.layers))

@@ -37,6 +37,11 @@ def has_bfloat16(device: torch.device) -> bool:
     return True
 
 
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype in which a training in `dtype` multiplies: itself, or float32 where bfloat16 would be emulated."""
+    return torch.float32 if dtype == torch.bfloat16 and not has_bfloat16(device) else dtype
+
+
 class WideProducts(TorchDispatchMode):
     """While it lasts, products and attention of bfloat16 tensors on a CPU compute in float32, backward passes too.
 

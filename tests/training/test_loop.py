@@ -63,7 +63,7 @@ def test_products_are_widened_only_where_bfloat16_would_be_emulated(tmp_path, mo
     entered = []
     enter = WideProducts.__enter__
     monkeypatch.setattr(WideProducts, "__enter__", lambda self: entered.append(self) or enter(self))
-    monkeypatch.setattr("hybridizer.training.loop.has_bfloat16", lambda device: hardware)
+    monkeypatch.setattr("hybridizer.training.products.has_bfloat16", lambda device: hardware)
     run(tmp_path / "exact")
     assert not entered
     run(tmp_path / "low", replace(SETTINGS, precision="bfloat16"))

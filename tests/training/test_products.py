@@ -6,7 +6,7 @@ from training.models import tiny_model
 
 from hybridizer.adapters.causal_lm import find_parts
 from hybridizer.training.objective import Objective
-from hybridizer.training.products import WideProducts
+from hybridizer.training.products import WideProducts, product_dtype
 
 
 class Recorder(TorchDispatchMode):
@@ -72,3 +72,10 @@ def test_float32_passes_untouched():
     with WideProducts():
         assert torch.equal(functional.linear(x, weight), functional.linear(x, weight))
         assert functional.linear(x, weight).dtype == torch.float32
+
+
+@pytest.mark.parametrize("hardware, multiplied", [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_multiplies_in_itself_only_in_hardware(monkeypatch, hardware, multiplied):
+    monkeypatch.setattr("hybridizer.training.products.has_bfloat16", lambda device: hardware)
+    assert product_dtype(torch.bfloat16, torch.device("cpu")) == multiplied
+    assert product_dtype(torch.float32, torch.device("cpu")) == torch.float32
