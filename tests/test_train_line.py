@@ -471,7 +471,7 @@ def test_two_processes_build_the_model_of_one(bench, sharding):
     # accelerate's launcher goes through torch's on GPUs, and through mpirun on CPUs.
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", **sharding,
     }  # fmt: skip
     command = [sys.executable, *launch, "-m", "hybridizer", "build", str(recipe), "--no-load"]

@@ -34,6 +34,8 @@ class Runtime:
             what = f"no tracker {', '.join(missing)} here; installed: {', '.join(available) or 'none'}."
             raise InputError(Problem("train.trackers", what, "Install its package, or leave it out."))
         patience = InitProcessGroupKwargs(timeout=PATIENCE)
+        # Not told that it is on a CPU, accelerate lets every process of a launcher believe that it is alone.
+        cpu = cpu or not torch.accelerator.is_available()
         self._accelerator = Accelerator(
             cpu=cpu, log_with=list(trackers) or None, project_dir=folder, kwargs_handlers=[patience]
         )
