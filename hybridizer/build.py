@@ -83,6 +83,8 @@ def build(
             if planned.plan.train is not None and (load or not built):
                 _splice_for_training(planned, folder / "spliced", monitor)
             write_records(folder, planned)
+    if runtime is not None:
+        _check_same_plan(runtime, planned.plan)
     record = None
     if planned.plan.train is not None and not built:
         with lock(folder / "training") if main else nullcontext():
@@ -90,11 +92,20 @@ def build(
     if not main:
         return None
     if not built:
-        _write_model(planned.plan, planned.donors, folder / "model", record, replace, monitor)
+        _write_model(planned.plan, planned.donors, folder / "model", record, monitor, replace=replace)
     manifest, proofs = verify(folder / "model", monitor, find_donor=planned.donors.get, load=load, rehash=built)
     write_json(folder / FILE_NAME, manifest.to_json())
     outcome = measure(planned, folder, monitor) if planned.plan.train is not None and load else None
     return Built(folder, planned.plan, manifest, proofs, outcome)
+
+
+def _check_same_plan(runtime: Runtime, plan: Plan) -> None:
+    """Return if every process planned the same: they plan one after the other, and a branch or a text may move."""
+    hashes = runtime.tell_all(plan.hash)
+    if len(set(hashes)) > 1:
+        found = ", ".join(f"{hash_[:19]}... by process {rank}" for rank, hash_ in enumerate(hashes))
+        fix = "A donor, a text or a branch of the hub moved meanwhile, or the processes see other files: start again."
+        raise InputError(Problem(plan.name, f"the processes made different plans: {found}.", fix))
 
 
 def _splice_for_training(planned: Planned, folder: Path, monitor: Monitor) -> None:
@@ -107,7 +118,7 @@ def _splice_for_training(planned: Planned, folder: Path, monitor: Monitor) -> No
         what = "a training of another spliced model has checkpoints here, which would be lost."
         fix = "Give the recipe another name, or remove the folder training/ to start anew."
         raise InputError(Problem(str(folder.parent / "training"), what, fix))
-    _write_model(plan, planned.donors, folder, None, True, monitor)
+    _write_model(plan, planned.donors, folder, None, monitor, replace=True)
 
 
 def _train(planned: Planned, folder: Path, runtime: Runtime | None, monitor: Monitor) -> TrainRecord:
@@ -125,13 +136,12 @@ def _train(planned: Planned, folder: Path, runtime: Runtime | None, monitor: Mon
 
 
 def _check_room(planned: Planned, folder: Path) -> None:
-    cost = price(planned, "cpu")
-    assert cost is not None, "called for plans that train"
+    plan, cost = planned.plan, price(planned, "cpu")
+    assert cost is not None and plan.train is not None, "called for plans that train"
     spliced = sum(entry.num_bytes for entry in open_checkpoint(folder / "spliced").tensors.values())
     trained = cost.asked.trained_parameters
-    adapted = planned.settled.recipe.train is not None and planned.settled.recipe.train.lora is not None
-    changed = cost.asked.frozen_parameters if adapted else trained
-    check_free_space(folder, required_bytes(trained, changed, spliced))
+    merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
+    check_free_space(folder, required_bytes(trained, max(trained, merged), spliced))
 
 
 def _write_model(
@@ -139,8 +149,9 @@ def _write_model(
     donors: Mapping[str, Donor],
     folder: Path,
     record: TrainRecord | None,
-    replace: bool,
     monitor: Monitor,
+    *,
+    replace: bool,
 ) -> None:
     """Write a model folder, every tensor from its donor or, with the `record` of one, from the training beside it."""
     trained = read_header(folder.parent / "training" / TENSORS).tensors if record else {}

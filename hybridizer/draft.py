@@ -106,7 +106,7 @@ def _cost_request(planned: Planned, device: str) -> CostRequest | None:
         optimizer=train.optimizer,
         recompute_layers=train.recompute_layers,
         device=device,
-        adapter_rank=0 if train.lora is None else train.lora.rank,
+        lora=train.lora,
     )
 
 

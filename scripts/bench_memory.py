@@ -14,6 +14,7 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hybridizer.recipe.training import Lora
 from hybridizer.training.estimate import RunShape, estimate
 from hybridizer.training.planned import planned_shape
 from hybridizer.training.selectors import FreezeSettings, choose_frozen
@@ -77,6 +78,7 @@ def table() -> list[Row]:
     ]
     rows += [Row("smollm2", "deep"), Row("smollm2", "none", recompute=True), Row("smollm2", "deep", rows=4)]
     rows += [Row("smol-12", "deep", rows=4), Row("smol-12", "none", rows=4, recompute=True)]
+    rows += [Row("gemma3", "deep", "bfloat16", stored="bfloat16")]
     rows += [Row("smollm2", freeze, "bfloat16", rows=4) for freeze in ("deep", "none")]
     rows += [Row("smol-12", "none", batches=2), Row("smol-12", "deep", "bfloat16", batches=2)]
     rows += [Row("smol-12", "deep", stored="bfloat16")]
@@ -112,7 +114,7 @@ def _measure(row: Row, device: str) -> int:
     boundary = config["num_hidden_layers"] // 2
     request = ProbeRequest(
         config, row.stored, FreezeSettings(row.freeze), boundary, TOKENS, row.rows * row.batches,
-        settings=settings, adapter_rank=row.rank, steps=STEPS, cpu=device == "cpu",
+        settings=settings, lora=Lora(row.rank) if row.rank else None, steps=STEPS, cpu=device == "cpu",
     )  # fmt: skip
     return probe(request).peak_memory_bytes
 

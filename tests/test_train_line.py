@@ -19,14 +19,13 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file, save_file
 
 from hub import COMMIT, serve_repository
+from hybridizer import build
+from hybridizer.adapters.accelerator import Runtime
 from hybridizer.checkpoint import disk
 from hybridizer.checkpoint.fingerprint import hash_file
-from hybridizer.draft import plan_recipe
-from hybridizer.errors import InputError
-from hybridizer.monitor import SilentMonitor
 from hybridizer.planning.plan import plan_from_json
 from hybridizer.recipe.training import Tracker
-from hybridizer.stages.train_plan import check_texts
+from hybridizer.stages.train import open_runtime
 from lines import hybridize, hybridize_json, make_donor, write_recipe
 
 TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 4000, "sequence": 64, "lr": 1e-3, "heldout_share": 0.2}
@@ -156,13 +155,41 @@ def test_a_hub_that_does_not_know_the_dataset_is_named_at_the_line(bench):
     )
 
 
-def test_a_text_that_changes_between_plan_and_training_is_refused(bench):
-    planned = plan_recipe(recipe_of(bench), (), SilentMonitor())
-    check_texts(planned.settled.recipe, planned.plan)
-    with (bench / "text.jsonl").open("a") as file:
-        file.write('\n{"text": "one more"}')
-    with pytest.raises(InputError, match=r"text\.jsonl: changed since it was planned"):
-        check_texts(planned.settled.recipe, planned.plan)
+def test_a_text_that_changes_between_plan_and_training_is_refused(bench, monkeypatch):
+    def change(*arguments):
+        with (bench / "text.jsonl").open("a") as file:
+            file.write('\n{"text": "one more"}')
+        splice_for_training(*arguments)
+
+    splice_for_training = build._splice_for_training
+    monkeypatch.setattr(build, "_splice_for_training", change)
+    recipe = recipe_of(bench)
+    assert "text.jsonl: changed since it was planned" in hybridize("build", recipe, code=2).stderr
+    assert not (bench / "runs/x/training/log.jsonl").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(bench)
+    hybridize("build", recipe, "--no-load")
+
+
+def test_processes_that_planned_differently_do_not_train(bench, monkeypatch):
+    monkeypatch.setattr(build, "join_processes", lambda recipe, runs: open_runtime(recipe, runs / recipe.name))
+    monkeypatch.setattr(Runtime, "tell_all", lambda self, text: [text, "sha256:another"])
+    stderr = hybridize("build", recipe_of(bench), code=2).stderr
+    assert "x: the processes made different plans" in stderr and "sha256:another... by process 1" in stderr
+    assert not (bench / "runs/x/training").exists()
+
+
+def test_a_folder_stands_for_a_hub_dataset_wherever_the_recipe_is_run_from(bench, monkeypatch):
+    (bench / "set").mkdir()
+    shutil.move(bench / "text.jsonl", bench / "set/train.jsonl")
+    recipe = recipe_of(bench, train={"data": [{"hub": "set"}]})
+    here = hybridize_json("plan", recipe)["hash"]
+    (bench / "elsewhere").mkdir()
+    monkeypatch.chdir(bench / "elsewhere")
+    assert hybridize_json("plan", recipe)["hash"] == here
+    assert hybridize_json("plan", bench / "runs/x/recipe.resolved.yaml")["hash"] == here
+    recipe = recipe_of(bench, train={"data": [{"hub": "set", "revision": "v7"}]})
+    assert "x.yaml:11: `set` is a folder here, without revisions." in hybridize("plan", recipe, code=2).stderr
 
 
 def test_records_that_cannot_be_read_are_counted_and_placed(bench):
@@ -365,7 +392,7 @@ def test_weights_stored_in_another_precision_than_the_config_says_are_still_prov
     ("train", "evaluate", "message"),
     [
         ({"lora": {"rank": 2}}, {}, "have no linear modules"),
-        ({}, {"prompts": ["a", "the cat " * 300]}, "evaluate.prompts, 'the cat the cat"),
+        ({}, {"prompts": ["a", "the cat " * 300]}, "x.yaml:17: 2400 tokens; the model needs"),
         ({}, {"prompts": ["the cat " * 300]}, "tokens; the model needs at least one, and takes 512 with its answer."),
     ],
 )
@@ -383,10 +410,9 @@ def test_rows_longer_than_the_model_takes_are_found_by_check(bench):
 def test_packages_that_are_missing_are_found_by_check_at_their_lines(bench, monkeypatch):
     train = {"trackers": ["tensorboard", "wandb"], "lora": {"rank": 2}, "optimizer": "adamw8bit"}
     recipe = recipe_of(bench, train=train | {"data": [{"path": "text.jsonl"}, {"hub": "org/set"}]})
-    assert "wandb needs" in hybridize("check", recipe, code=2).stderr
     monkeypatch.setattr("hybridizer.stages.train_plan.find_spec", lambda name: None)
     found = hybridize("check", recipe, code=2).stderr
-    for line, package in ((10, "datasets"), (17, "tensorboard"), (17, "wandb"), (20, "peft"), (22, "bitsandbytes")):
+    for line, package in ((12, "datasets"), (17, "tensorboard"), (17, "wandb"), (20, "peft"), (22, "bitsandbytes")):
         assert re.search(rf"x\.yaml:{line}: .* needs the package {package}\.\n  pip install {package}\n", found), found
     monkeypatch.setattr("hybridizer.stages.train_plan.find_spec", lambda name: name != "tensorboard" or None)
     hybridize("check", recipe)  # tensorboardX serves as well

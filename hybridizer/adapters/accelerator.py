@@ -57,6 +57,13 @@ class Runtime:
         """How many processes train together."""
         return int(self._accelerator.num_processes)
 
+    def tell_all(self, text: str) -> list[str]:
+        """The `text` of every process, in the order of their numbers. Every process must call this."""
+        from accelerate.utils import gather_object
+
+        told: list[str] = gather_object([text])
+        return told
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes what is written once."""

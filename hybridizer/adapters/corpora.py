@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.checkpoint.fingerprint import hash_files
+from hybridizer.cache import cache_folder
+from hybridizer.checkpoint.fingerprint import fingerprint_files
 from hybridizer.errors import DonorError, InputError, Problem
-from hybridizer.records import content_hash
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def pin_dataset(dataset: str, revision: str | None) -> str:
     """
     if Path(dataset).is_dir():
         files = {str(path.relative_to(dataset)): path for path in sorted(Path(dataset).rglob("*")) if path.is_file()}
-        return content_hash(dict(hash_files(files)))
+        return fingerprint_files(files, cache_folder())
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
     from huggingface_hub import HfApi

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hybridizer.anatomy.families import read_traits
-from hybridizer.anatomy.keys import SAME_AS, is_harmless, read_assumptions
+from hybridizer.anatomy.keys import is_harmless, read_assumptions, unify
 from hybridizer.anatomy.reading import DEPTH_NAMES
 from hybridizer.anatomy.rope import ROPE_KEYS, read_rope
 from hybridizer.anatomy.spellings import Config
@@ -59,7 +59,7 @@ def _meaning(anatomy: Anatomy) -> dict[str, Any]:
     }
     if text.get("use_sliding_window") is False:  # version 4 keeps a size of window that version 5 writes as null
         flat["sliding_window"] = None
-    named = {SAME_AS.get(key, key): value for key, value in flat.items() if SAME_AS.get(key) not in flat}
+    named = unify(flat)
     meaning = {key: value for key, value in named.items() if not is_harmless(key)}
     rope = read_rope(text, anatomy.text_family)
     return meaning | {f"rotary positions, {key}": value for key, value in rope.items()}

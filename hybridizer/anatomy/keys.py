@@ -64,10 +64,16 @@ SAME_AS = {
     "num_expert_group": "n_group", "num_shared_experts": "n_shared_experts", "moe_renormalize": "norm_topk_prob",
     "n_positions": "max_position_embeddings", "n_ctx": "max_position_embeddings",
     "max_seq_len": "max_position_embeddings", "context_length": "max_position_embeddings",
+    "model_max_length": "max_position_embeddings",
     "qkv_bias": "attention_bias", "block_ff_dim": "intermediate_size", "sconv_kernel_size": "conv_kernel_size",
     "mamba_n_groups": "n_groups", "mamba_d_conv": "conv_kernel", "mamba_expand": "expand",
     "mamba_chunk_size": "chunk_size", "mamba_conv_bias": "use_conv_bias",
 }  # fmt: skip
+
+
+def unify(config: Config) -> dict[str, Any]:
+    """`config` with every key under the name used here, whose own value counts where there are both."""
+    return {SAME_AS.get(key, key): value for key, value in config.items() if SAME_AS.get(key) not in config}
 
 
 def is_harmless(key: str) -> bool:

@@ -15,7 +15,6 @@ from hybridizer.evaluation.texts import TextSet
 
 PROMPT_TOKENS = 48  # about 40 words of English
 RECIPE = "recipe"
-QUOTED = 40  # characters of a prompt in a message
 
 
 def continue_prompts(
@@ -30,10 +29,11 @@ def continue_prompts(
     A document is cut after PROMPT_TOKENS, or in its middle where that comes first. A continuation is the most probable
     token each time, at most `settings.new_tokens` of them, up to the end token or the model's longest input. It is raw:
     no chat template, no sampling, none of the penalties that a generation config may ask for, so that it shows the
-    model and not its settings. `advance` is told of each prompt. Raises InputError as `check_prompts` does.
+    model and not its settings. `advance` is told of each prompt. Raises InputError for prompts that do not fit.
     """
     room, samples = max_tokens(model.config), []
-    check_prompts(tokenizer, room, settings.prompts)
+    if problems := unfit_prompts(tokenizer, room, settings.prompts):
+        raise InputError(*problems.values())
     for source, ids in _prompts(tokenizer, texts, settings):
         most = settings.new_tokens if room is None else min(settings.new_tokens, room - len(ids))
         samples.append(Sample(source, *_continue(model, tokenizer, ids, most)))
@@ -41,20 +41,18 @@ def continue_prompts(
     return tuple(samples)
 
 
-def check_prompts(tokenizer: Any, room: int | None, prompts: Sequence[str]) -> None:
-    """Return if every prompt has a token, and leaves one of the `room` of the model (None: endless) for its answer.
+def unfit_prompts(tokenizer: Any, room: int | None, prompts: Sequence[str]) -> dict[int, Problem]:
+    """What is wrong with which of `prompts`: no token, or none of the `room` of the model left for an answer.
 
-    Raises InputError that quotes those that do not.
+    `room` is in tokens, None where the model is endless.
     """
-    problems = []
-    for prompt in prompts:
+    problems = {}
+    for index, prompt in enumerate(prompts):
         count = len(_encode(tokenizer, prompt))
         if count == 0 or (room is not None and count >= room):
             what = f"{count} tokens; the model needs at least one, and takes {room or 'any number'} with its answer."
-            quoted = prompt if len(prompt) <= QUOTED else f"{prompt[:QUOTED]}..."
-            problems.append(Problem(f"evaluate.prompts, '{quoted}'", what, "Write another prompt."))
-    if problems:
-        raise InputError(*problems)
+            problems[index] = Problem(f"evaluate.prompts[{index}]", what, "Write another prompt.")
+    return problems
 
 
 def num_prompts(texts: Sequence[TextSet], settings: ScoreSettings) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridizer.planning.plan import Plan
 from hybridizer.recipe.layers import format_layers
+from hybridizer.recipe.training import Lora
 from hybridizer.records import to_jsonable
 from hybridizer.training.estimate import Estimate, Memory, ModelShape, RunShape, estimate
 from hybridizer.training.flops import TokenFlops
@@ -28,7 +29,7 @@ class CostRequest:
 
     `rows_per_batch` rows of `sequence` tokens go through at a time, `batches_per_step` such batches make a step.
     `mean_document` is in tokens, for packed rows; None: a row is one document. `precision` auto counts as bfloat16 on
-    CUDA and as float32 on a CPU, which may have bfloat16 too. `adapter_rank` is that of low-rank adapters, 0 for none.
+    CUDA and as float32 on a CPU, which may have bfloat16 too.
     """
 
     freeze: FreezeSettings
@@ -41,7 +42,7 @@ class CostRequest:
     optimizer: str = "adamw"
     recompute_layers: bool = False
     device: str = "cpu"
-    adapter_rank: int = 0
+    lora: Lora | None = None
 
     @property
     def compute_dtype(self) -> str:
@@ -106,8 +107,8 @@ def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
     asked, found, notes = _price("asked", request.freeze, shape, request)
     arms = [_price(name, replace(request.freeze, layers=name), shape, request)[0] for name in SIDES]
     tokens = request.rows_per_batch * request.sequence
-    if request.adapter_rank:
-        notes = (*notes, f"low-rank adapters of rank {request.adapter_rank} train in every arm, and nothing else")
+    if request.lora is not None:
+        notes = (*notes, f"low-rank adapters of rank {request.lora.rank} train in every arm, and nothing else")
     return Cost(asked, tuple(arms), request.compute_dtype, request.device, tokens, found.sentence(), notes)
 
 
@@ -131,7 +132,7 @@ def expect_time(
             request.rows_per_batch * request.batches_per_step,
             packed,
             replace(settings, rows_per_batch=request.rows_per_batch),
-            adapter_rank=request.adapter_rank,
+            lora=request.lora,
             cpu=request.device == "cpu",
         )
     )
@@ -175,7 +176,8 @@ def _run_shape(request: CostRequest) -> RunShape:
         recompute_layers=request.recompute_layers,
         accumulates=request.batches_per_step > 1,
         device=request.device,
-        adapter_rank=request.adapter_rank,
+        adapter_rank=request.lora.rank if request.lora else 0,
+        adapter_dropout=request.lora is not None and request.lora.dropout > 0,
     )
 
 

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +160,7 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
     last. Every process of a run calls this. Raises what `training.loop.train` raises.
     """
     from hybridizer.adapters.causal_lm import find_parts, load_causal_lm, max_tokens
-    from hybridizer.evaluation.samples import check_prompts
+    from hybridizer.evaluation.samples import unfit_prompts
     from hybridizer.training.freeze import plan_freeze, plan_lora_
     from hybridizer.training.loop import train as run_loop
     from hybridizer.training.stored import as_stored, check_storable
@@ -174,8 +174,11 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
     assert fates.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
     stored = open_checkpoint(spliced).tensors
     check_storable(model, stored.keys())
-    if recipe.evaluate is not None:  # else a prompt without an answer would be found when the training is done
-        check_prompts(tokenizer, max_tokens(model.config), recipe.evaluate.prompts)
+    prompts = recipe.evaluate.prompts if recipe.evaluate else ()
+    # Found afterwards, a prompt without room for an answer would end a run of hours.
+    if unfit := unfit_prompts(tokenizer, max_tokens(model.config), prompts):
+        places = {index: recipe.locate(("evaluate", "prompts", index)) for index in unfit}
+        raise RecipeError(*(replace(problem, where=places[index]) for index, problem in unfit.items()))
     if asked.lora is not None:
         _refuse_spread_adapters(runtime)
         from hybridizer.adapters.lora import LoraSettings
@@ -287,7 +290,8 @@ def _figures(plan: Plan, asked: Train, fates: FreezePlan, data: TrainingData, ru
     lengths = data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
     flops = model_token_flops(shape, fates.choice, context, asked.lora.rank if asked.lora else 0)
-    dtype = product_dtype(choose_dtype(asked.precision, runtime.device), runtime.device)
+    dtype = choose_dtype(asked.precision, runtime.device)
+    dtype = dtype if asked.compile_layers else product_dtype(dtype, runtime.device)
     return DeviceFigures(flops, measure_peak(str(runtime.device), str(dtype).removeprefix("torch.")))
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 from hybridizer.adapters.corpora import pin_dataset
-from hybridizer.anatomy.keys import SAME_AS, read_assumptions
+from hybridizer.anatomy.keys import read_assumptions, unify
 from hybridizer.anatomy.structure import Anatomy
 from hybridizer.cache import cache_folder
 from hybridizer.checkpoint.fingerprint import fingerprint_files
@@ -19,6 +18,7 @@ from hybridizer.planning.plan import Plan
 from hybridizer.planning.training import DataPin, TrainPlan
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.recipe.training import HUB_KEYS, DataEntry, Train, plain
+from hybridizer.recipe.tree import KeyPath
 from hybridizer.training.documents import find_files
 from hybridizer.training.selectors import asked_to_freeze, choose_frozen, with_adapters
 
@@ -31,16 +31,24 @@ _ELSEWHERE = {"checkpoint_minutes", "trackers", "data", "freeze", "embedding", "
 def pin_datasets(recipe: Recipe) -> Recipe:
     """The recipe with every hub dataset at the commit that its branch or tag is now; asked of the hub this once.
 
-    Raises RecipeError at the lines of datasets that the hub does not know.
+    A folder that stands for a dataset, relative to the recipe, gets its whole path. Raises RecipeError at the lines of
+    datasets that the hub does not know, and of folders with a revision, which they do not have.
     """
     if recipe.train is None:
         return recipe
     problems: list[Problem] = []
     pinned = list(recipe.train.data)
     for index, entry in enumerate(recipe.train.data):
-        if entry.hub is not None and not Path(entry.hub).is_dir():
-            with _collecting(problems, recipe.locate(("train", "data", index))):
+        if entry.hub is None:
+            continue
+        where, folder = recipe.locate(("train", "data", index)), recipe.folder / entry.hub
+        if not folder.is_dir():
+            with _collecting(problems, where):
                 pinned[index] = replace(entry, revision=pin_dataset(entry.hub, entry.revision))
+        elif entry.revision is not None:
+            problems.append(Problem(where, f"`{entry.hub}` is a folder here, without revisions.", "Delete `revision`."))
+        else:
+            pinned[index] = replace(entry, hub=str(folder.absolute()))
     if problems:
         raise RecipeError(*problems)
     return replace(recipe, train=replace(recipe.train, data=tuple(pinned)))
@@ -49,7 +57,10 @@ def pin_datasets(recipe: Recipe) -> Recipe:
 def check_texts(recipe: Recipe, plan: Plan) -> None:
     """Return if the texts still hold what `plan` was made of. Raises InputError that names the first that does not."""
     assert recipe.train is not None and plan.train is not None, "called for plans that train"
-    found = _pin_data(recipe, recipe.train, pin=True)
+    problems: list[Problem] = []
+    found = _pin_data(recipe, recipe.train, True, problems)
+    if problems:
+        raise InputError(*problems)
     for entry, pin, planned in zip(recipe.train.data, found, plan.train.data, strict=True):
         if pin != planned:
             what = "changed since it was planned: its bytes are others now."
@@ -66,14 +77,15 @@ def plan_training(recipe: Recipe, plan: Plan, host: Anatomy, *, pin: bool) -> Pl
     train = recipe.train
     if train is None:
         return plan
-    _check_row(recipe, train, host)
-    _check_packages(recipe, train)
+    problems = [*_long_rows(recipe, train, host), *_missing_packages(recipe, train)]
     boundary = _boundary(recipe, plan)
     try:
         choice = choose_frozen(asked_to_freeze(train), len(plan.layers), boundary, host.tied)
     except RecipeError as error:
-        places = {problem: recipe.locate(tuple(problem.where.split("."))) for problem in error.problems}
-        raise RecipeError(*(replace(problem, where=places[problem]) for problem in error.problems)) from None
+        problems += [replace(p, where=recipe.locate(tuple(p.where.split(".")))) for p in error.problems]
+    data = _pin_data(recipe, train, pin, problems)
+    if problems:
+        raise RecipeError(*problems)
     if train.lora is not None:
         choice = with_adapters(choice)
     parts = {
@@ -87,38 +99,33 @@ def plan_training(recipe: Recipe, plan: Plan, host: Anatomy, *, pin: bool) -> Pl
         frozen_layers=choice.frozen_layers,
         frozen_parts=tuple(name for name, frozen in parts.items() if frozen),
         settings=settings,
-        data=_pin_data(recipe, train, pin),
+        data=data,
         notes=choice.notes,
     )
     return replace(plan, train=training)
 
 
-def _check_row(recipe: Recipe, train: Train, host: Anatomy) -> None:
-    config = {SAME_AS.get(key, key): value for key, value in host.text_config.items()}
-    longest = read_assumptions(host.text_family).value_of("max_position_embeddings", config)
+def _long_rows(recipe: Recipe, train: Train, host: Anatomy) -> Iterator[Problem]:
+    longest = read_assumptions(host.text_family).value_of("max_position_embeddings", unify(host.text_config))
     if isinstance(longest, int) and 0 < longest < train.sequence:
         what = f"rows of {train.sequence} tokens; the model takes {longest}."
-        raise RecipeError(Problem(recipe.locate(("train", "sequence")), what, f"Give at most {longest}."))
+        yield Problem(recipe.locate(("train", "sequence")), what, f"Give at most {longest}.")
 
 
-def _check_packages(recipe: Recipe, train: Train) -> None:
-    """Return if the packages that this training needs are installed here; none of them is imported."""
-    needed: list[tuple[tuple[str, str], str, tuple[str, ...]]] = [
+def _missing_packages(recipe: Recipe, train: Train) -> Iterator[Problem]:
+    """A problem for every package that this training needs and that is not installed here; none is imported."""
+    needed: list[tuple[KeyPath, str, tuple[str, ...]]] = [
         (("train", "trackers"), f"the tracker {name}", _TRACKED_BY.get(name, (name,))) for name in train.trackers
     ]
     if train.lora is not None:
         needed.append((("train", "lora"), "a training of low-rank adapters", ("peft",)))
     if train.optimizer == "adamw8bit":
         needed.append((("train", "optimizer"), "adamw8bit", ("bitsandbytes",)))
-    if any(entry.hub for entry in train.data):
-        needed.append((("train", "data"), "a hub dataset", ("datasets",)))
-    missing = [
-        Problem(recipe.locate(path), f"{what} needs the package {packages[0]}.", f"pip install {packages[0]}")
-        for path, what, packages in needed
-        if not any(find_spec(package) for package in packages)
-    ]
-    if missing:
-        raise RecipeError(*missing)
+    hubs = [index for index, entry in enumerate(train.data) if entry.hub is not None]
+    needed += [(("train", "data", index), "a hub dataset", ("datasets",)) for index in hubs]
+    for path, what, packages in needed:
+        if not any(find_spec(package) for package in packages):
+            yield Problem(recipe.locate(path), f"{what} needs the package {packages[0]}.", f"pip install {packages[0]}")
 
 
 def _boundary(recipe: Recipe, plan: Plan) -> int:
@@ -129,17 +136,15 @@ def _boundary(recipe: Recipe, plan: Plan) -> int:
     return boundary_layer(layout.boundary, plan.donors[layout.shallow].num_layers)
 
 
-def _pin_data(recipe: Recipe, train: Train, pin: bool) -> tuple[DataPin, ...]:
+def _pin_data(recipe: Recipe, train: Train, pin: bool, problems: list[Problem]) -> tuple[DataPin, ...]:
+    """What pins every source; sources and general texts that are not there are added to `problems`."""
     pins: list[DataPin] = []
-    problems: list[Problem] = []
     for index, entry in enumerate(train.data):
         with _collecting(problems, recipe.locate(("train", "data", index))):
             pins.append(_pin_entry(recipe, entry, pin))
     for index, text in enumerate(recipe.evaluate.bits_per_byte if recipe.evaluate else ()):
         with _collecting(problems, recipe.locate(("evaluate", "bits_per_byte", index))):
             find_files(text.path, recipe.folder)
-    if problems:
-        raise RecipeError(*problems)
     return tuple(pins)
 
 

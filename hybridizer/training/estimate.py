@@ -22,7 +22,8 @@ class LayerShape:
     `kept_width` is how many numbers a token leaves behind for the backward pass, `trained_width` how many more when the
     layer trains; `attention_width` is heads x head size, 0 without attention. `large_parameters` are those in tensors
     of at least LARGE_ELEMENTS. A low-rank adapter of rank r on each of the `num_linears` linear modules has r times
-    `adapter_width` parameters, and the layer leaves `adapted_width` more numbers behind than one that is frozen.
+    `adapter_width` parameters, and the layer leaves `adapted_width` more numbers behind than one that is frozen, and
+    `dropout_width` more than those where the adapters drop out.
     """
 
     parameters: int
@@ -34,6 +35,7 @@ class LayerShape:
     num_linears: int = 0
     adapter_width: int = 0
     adapted_width: int = 0
+    dropout_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class RunShape:
 
     `compute_bytes` is 4 for float32 and 2 for bfloat16, `moment_bytes` what the optimizer keeps a parameter (8, or 2
     for the 8-bit kind). `accumulates`: a step has several batches, whose gradients add up. `adapter_rank` is that of
-    the low-rank adapters that train in place of whole matrices, 0 for none.
+    the low-rank adapters that train in place of whole matrices, 0 for none; `adapter_dropout` says that they drop out.
     """
 
     batch_tokens: int
@@ -65,6 +67,12 @@ class RunShape:
     loss_chunk_bytes: int = 64 * 2**20
     device: str = "cpu"
     adapter_rank: int = 0
+    adapter_dropout: bool = False
+
+    @property
+    def product_bytes(self) -> int:
+        """Bytes of a number in the loss's products: a CPU is taken for one that makes those of bfloat16 in float32."""
+        return 4 if self.device == "cpu" else self.compute_bytes
 
 
 @dataclass(frozen=True)
@@ -188,11 +196,14 @@ def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     """Logits of one chunk, the gradient of the hidden states, and what the loss holds of the head."""
     table = shape.width * shape.vocabulary
     chunk = min(run.loss_chunk_bytes, 4 * run.batch_tokens * shape.vocabulary)
-    chunk += chunk // 2 if run.compute_bytes < 4 else 0  # logits are made in low precision and copied
-    loss = chunk + run.batch_tokens * shape.width * run.compute_bytes
-    if not choice.frozen_head:  # its gradient is made with the loss, in float32, and handed on in the head's precision
-        return loss + 4 * table + (2 * run.compute_bytes * table if run.compute_bytes < 4 else 0)
-    return loss + (run.compute_bytes * table if run.compute_bytes != shape.stored_bytes else 0)  # the head, cast
+    chunk += chunk // 2 if run.product_bytes < 4 else 0  # logits are made in low precision and copied
+    loss = chunk + run.batch_tokens * shape.width * run.product_bytes
+    held = shape.stored_bytes if choice.frozen_head else run.compute_bytes
+    loss += run.product_bytes * table if run.product_bytes != held else 0  # the head, cast
+    if choice.frozen_head:
+        return loss
+    # Its gradient is made with the loss, in float32, and handed on in the head's precision.
+    return loss + 4 * table + (run.compute_bytes * table if run.compute_bytes < 4 else 0)
 
 
 def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tuple[int, int]:
@@ -202,7 +213,7 @@ def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tupl
     """
     lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=len(shape.layers))
     kept = [
-        layer.kept_width + (0 if number in choice.frozen_layers else _trained_width(layer, run.adapter_rank))
+        layer.kept_width + (0 if number in choice.frozen_layers else _trained_width(layer, run))
         for number, layer in enumerate(shape.layers[lowest:], start=lowest)
     ]
     most = max(kept, default=0)
@@ -211,6 +222,9 @@ def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tupl
     return per_token * scale, most * scale
 
 
-def _trained_width(layer: LayerShape, rank: int) -> int:
-    """How many more numbers of a token a layer keeps when it trains, or its adapters of a rank do."""
-    return layer.adapted_width + rank * layer.num_linears if rank else layer.trained_width
+def _trained_width(layer: LayerShape, run: RunShape) -> int:
+    """How many more numbers of a token a layer keeps when it trains, or its adapters do."""
+    if not run.adapter_rank:
+        return layer.trained_width
+    dropped = layer.dropout_width if run.adapter_dropout else 0
+    return layer.adapted_width + run.adapter_rank * layer.num_linears + dropped

@@ -152,7 +152,7 @@ class _Run:
         working = WorkingPrecision(model, plan, self._dtype)
         stack.callback(working.restore_)
         if settings.compile_layers:
-            compile_layers_(parts.layers)
+            compile_layers_(parts.layers)  # what follows would break the compiled graphs at every operation
         else:
             stack.enter_context(fused(model))
             if product_dtype(self._dtype, runtime.device) != self._dtype:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridizer.anatomy.keys import SAME_AS, read_assumptions
+from hybridizer.anatomy.keys import read_assumptions, unify
 from hybridizer.anatomy.names import Shapes
 from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.anatomy.structure import Anatomy
@@ -19,6 +19,7 @@ DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 WITHOUT_SCORES = {"linear_attention", "mamba", "mamba2", "conv", "rwkv", "mlstm", "moe", "mlp"}
 # Activations of gated networks that training.fused runs without keeping their results.
 FUSED_ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh"}
+ROUTERS = {"gate", "router", "wg"}  # modules of their own in transformers 5, which adapters leave alone
 _GATED_NAMES = {"gate_proj", "up_proj", "down_proj"}
 _PLACE = re.compile(r"(?<=\.)\d+(?=\.)")
 _HEAD_NORM = re.compile(r"(^|\.)(q|k|query|key)_?(layer)?_?norm\.weight$")
@@ -38,7 +39,7 @@ def planned_shape(config: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[i
     Raises CheckpointError when config and tensors contradict each other, as `read_anatomy` does.
     """
     anatomy = read_anatomy(config, {name: shape for name, (shape, _) in tensors.items()}, "the planned model")
-    text = {SAME_AS.get(key, key): value for key, value in anatomy.text_config.items()}
+    text = unify(anatomy.text_config)
     vocabulary, width = anatomy.shapes[anatomy.embedding[0]]
     kinds = anatomy.traits.get("attention", ("",) * anatomy.num_layers)
     layers = tuple(
@@ -70,11 +71,14 @@ def layer_shape(
     kept = sum(outputs.values()) + attention_width + _head_norm_widths(tensors, outputs)
     kept += max(0, norms - 2) * width  # norms behind attention and network, beside those before them
     trained = 2 * width
-    linears = {suffix: _count(shape) // outputs[suffix] for suffix, shape in dense.items() if len(shape) == 2}
-    inner = [inputs for inputs in linears.values() if inputs not in (width, attention_width)]
+    matrices = {suffix: _count(shape) // outputs[suffix] for suffix, shape in dense.items() if len(shape) == 2}
+    linears = {suffix: inputs for suffix, inputs in matrices.items() if _is_linear(suffix)}
+    inner = [inputs for inputs in matrices.values() if inputs not in (width, attention_width)]
     activated = sum(inner)  # what the activation gives
     gates = sum(i for i in inner if list(outputs.values()).count(i) > 1 or 2 * i in outputs.values())
-    adapted = trained + activated + gates  # a network with adapters is not fused
+    shared = trained + activated  # inputs of several modules are kept once
+    adapted = shared + gates  # a network with adapters is not fused
+    dropped = 2 * sum(linears.values()) - shared  # a mask and what is left, for each module
     if not (_is_gated(dense) and fusable):
         trained, kept, adapted = trained + activated, kept + gates, adapted - gates
     worked = sum(_count(shape) for shape in dense.values())
@@ -84,7 +88,16 @@ def layer_shape(
     counts = [_count(shape) for shape in tensors.values()]
     large = sum(count for count in counts if count >= LARGE_ELEMENTS)
     adapter_width = sum(linears.values()) + sum(outputs[suffix] for suffix in linears)
-    return LayerShape(sum(counts), worked, kept, trained, attention_width, large, len(linears), adapter_width, adapted)
+    return LayerShape(
+        sum(counts), worked, kept, trained, attention_width, large,
+        len(linears), adapter_width, adapted, dropped,
+    )  # fmt: skip
+
+
+def _is_linear(suffix: str) -> bool:
+    """Whether a matrix is the weight of a plain linear module, as far as its name tells: biases and routers are not."""
+    module, _, kind = suffix.rpartition(".")
+    return kind == "weight" and module.rpartition(".")[2] not in ROUTERS
 
 
 def _attention_width(anatomy: Anatomy, text: Mapping[str, Any], width: int) -> int:

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from hybridizer.adapters.causal_lm import find_parts, random_causal_lm
 from hybridizer.adapters.lora import LoraSettings
 from hybridizer.errors import HybridizerError, Problem, RunError
 from hybridizer.monitor import SilentMonitor
+from hybridizer.recipe.training import Lora
 from hybridizer.training.data import DataSettings, Source, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import plan_freeze, plan_lora_
@@ -34,8 +35,7 @@ MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the free
 class ProbeRequest:
     """The training to try: `config` is the model's config.json, `dtype` that of its weights, as torch names it.
 
-    A step has `rows_per_step` rows of `sequence` tokens; with `packed`, of several documents each. `adapter_rank` is
-    that of low-rank adapters, 0 for none.
+    A step has `rows_per_step` rows of `sequence` tokens; with `packed`, of several documents each.
     """
 
     config: Mapping[str, Any]
@@ -46,7 +46,7 @@ class ProbeRequest:
     rows_per_step: int
     packed: bool = True
     settings: TrainSettings = field(default_factory=TrainSettings)
-    adapter_rank: int = 0
+    lora: Lora | None = None
     steps: int = 3
     cpu: bool = False
 
@@ -99,8 +99,8 @@ def _train(request: ProbeRequest, folder: Path) -> Probed:
     model = random_causal_lm(request.config, getattr(torch, request.dtype))
     parts = find_parts(model)
     plan = plan_freeze(model, parts, request.freeze, request.boundary)
-    if request.adapter_rank:
-        plan = plan_lora_(model, parts, plan, LoraSettings(request.adapter_rank))
+    if request.lora is not None:
+        plan = plan_lora_(model, parts, plan, LoraSettings(**asdict(request.lora)))
     settings = replace(request.settings, max_steps=None, max_minutes=None, checkpoint_minutes=float("inf"))
     runtime = Runtime(cpu=request.cpu)
     data = _random_data(request, parts.vocab_size)

@@ -31,21 +31,25 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 run in hardware. A CPU without it emulates them, three times slower here."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu" and not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if device.type == "cpu":
-        able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has it, 2.6 has not
+        able: Mapping[str, Any] = torch.cpu.get_capabilities()
         return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return True
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which a training in `dtype` multiplies: itself, or float32 where bfloat16 would be emulated."""
-    return torch.float32 if dtype == torch.bfloat16 and not has_bfloat16(device) else dtype
+    """The dtype in which a training in `dtype` multiplies: itself, or float32 where a CPU would emulate bfloat16."""
+    emulated = dtype == torch.bfloat16 and device.type == "cpu" and not has_bfloat16(device)
+    return torch.float32 if emulated else dtype
 
 
 class WideProducts(TorchDispatchMode):
-    """While it lasts, products and attention of bfloat16 tensors on a CPU compute in float32, backward passes too.
+    """While it lasts, matrix products and attention of bfloat16 tensors on a CPU compute in float32, both passes.
 
-    Every operation inside passes through Python, about 20 microseconds each: made for large tensors.
+    Every operation inside passes through Python, about 20 microseconds each: made for large tensors. Convolutions stay
+    as they are, for they are no slower in bfloat16.
     """
 
     def __torch_dispatch__(

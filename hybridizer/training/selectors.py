@@ -83,8 +83,11 @@ def choose_frozen(settings: FreezeSettings, num_layers: int, boundary: int, tied
 
 
 def with_adapters(choice: FreezeChoice) -> FreezeChoice:
-    """`choice` for a training of low-rank adapters: they go on the layers that train, and all three parts freeze."""
-    return replace(choice, frozen_embedding=True, frozen_final_norm=True, frozen_head=True)
+    """`choice` for a training of low-rank adapters: they go on the layers that train, and all three parts freeze.
+
+    What the notes said of a tied table is no longer so.
+    """
+    return replace(choice, frozen_embedding=True, frozen_final_norm=True, frozen_head=True, notes=())
 
 
 def _frozen_part(choice: PartChoice, side: bool) -> bool:

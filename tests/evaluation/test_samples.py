@@ -86,7 +86,7 @@ def test_a_continuation_ends_before_the_end_token_and_at_the_longest_input(token
 
 @pytest.mark.parametrize("prompt", ["", "x" * 512])
 def test_a_prompt_without_tokens_or_without_room_is_refused(tokenizer, prompt):
-    with pytest.raises(InputError, match=rf"prompt of 'recipe': a prompt of {len(prompt)} tokens"):
+    with pytest.raises(InputError, match=rf"evaluate.prompts\[0\]: {len(prompt)} tokens"):
         samples_of(tokenizer, prompts=[prompt])
 
 
