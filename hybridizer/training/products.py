@@ -31,8 +31,6 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 run in hardware. A CPU without it emulates them, three times slower here."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu" and not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if device.type == "cpu":
         able: Mapping[str, Any] = torch.cpu.get_capabilities()
         return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
