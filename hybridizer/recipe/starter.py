@@ -94,7 +94,7 @@ trace:
 #   # max_steps: 1000      # stop early ...
 #   # max_minutes: 60
 #   checkpoint_minutes: 5
-#   trackers: []           # such as tensorboard
+#   trackers: []           # aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, trackio, wandb
 
 # What is measured before and after training, besides the documents held out.
 #
