@@ -47,8 +47,9 @@ def count_token_flops(
     forward = sum(2 * n for n in layer_parameters) + sum(attention) + 2 * head_parameters
     lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=choice.num_layers)
     activation = sum(2 * n for n in layer_parameters[lowest:]) + 2 * sum(attention[lowest:]) + 2 * head_parameters
-    beside = sum(2 * adapters[layer] for layer in choice.trained_layers) if adapters is not None else 0
-    trained = beside if adapters is not None else sum(2 * layer_parameters[layer] for layer in choice.trained_layers)
+    moving = layer_parameters if adapters is None else adapters
+    trained = sum(2 * moving[layer] for layer in choice.trained_layers)
+    beside = 0 if adapters is None else trained
     head = 0 if choice.frozen_head else 2 * head_parameters
     return TokenFlops(forward + beside, activation + beside, trained + head)
 

@@ -70,17 +70,16 @@ def layer_shape(
     norms = sum(shape == (width,) and "norm" in suffix for suffix, shape in tensors.items())
     kept = sum(outputs.values()) + attention_width + _head_norm_widths(tensors, outputs)
     kept += max(0, norms - 2) * width  # norms behind attention and network, beside those before them
-    trained = 2 * width
     matrices = {suffix: _count(shape) // outputs[suffix] for suffix, shape in dense.items() if len(shape) == 2}
     linears = {suffix: inputs for suffix, inputs in matrices.items() if _is_linear(suffix)}
     inner = [inputs for inputs in matrices.values() if inputs not in (width, attention_width)]
-    activated = sum(inner)  # what the activation gives
     gates = sum(i for i in inner if list(outputs.values()).count(i) > 1 or 2 * i in outputs.values())
-    shared = trained + activated  # inputs of several modules are kept once
-    adapted = shared + gates  # a network with adapters is not fused
-    dropped = 2 * sum(linears.values()) - shared  # a mask and what is left, for each module
-    if not (_is_gated(dense) and fusable):
-        trained, kept, adapted = trained + activated, kept + gates, adapted - gates
+    taken = 2 * width + sum(inner)  # what goes into the matrices, once where several take it
+    fused = _is_gated(dense) and fusable
+    trained = 2 * width if fused else taken
+    kept += 0 if fused else gates
+    adapted = taken + gates if fused else taken  # a network with adapters is not fused
+    dropped = 2 * sum(linears.values()) - taken  # a mask and what is left, for each module
     worked = sum(_count(shape) for shape in dense.values())
     for suffix in routed:
         worked += round(share * _count(tensors[suffix]))
