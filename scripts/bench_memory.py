@@ -17,7 +17,7 @@ from typing import Any
 from hybridizer.recipe.training import Lora
 from hybridizer.training.estimate import RunShape, estimate
 from hybridizer.training.planned import planned_shape
-from hybridizer.training.selectors import FreezeSettings, choose_frozen
+from hybridizer.training.selectors import FreezeSettings, choose_frozen, with_adapters
 
 TOLERANCE, TOKENS, STEPS = 0.15, 512, 2
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -139,7 +139,7 @@ def _estimate(row: Row, device: str):
     )
     if row.precision == "bfloat16":
         run = replace(run, compute_bytes=2)
-    return estimate(shape, choice, run).memory
+    return estimate(shape, with_adapters(choice) if row.rank else choice, run).memory
 
 
 def _config(row: Row):

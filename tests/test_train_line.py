@@ -262,6 +262,17 @@ def test_the_price_is_that_of_the_adapters_where_adapters_train(bench):
     assert not any("adapters" in note for note in whole["notes"])
 
 
+def test_nothing_says_that_a_tied_table_trains_where_adapters_do(bench):
+    recipe = one_donor(bench, "llama", lora={"rank": 2}, freeze="none")
+    make_donor(bench / "m", "llama", seed=3, tie_word_embeddings=True)
+    found = hybridize_json("plan", recipe)
+    assert found["train"]["frozen_parts"] == ["embedding", "final norm", "head"]
+    hybridize("build", recipe, "--no-load")
+    record = json.loads((bench / "runs/x/training/training.json").read_text())
+    for notes in (found["train"]["notes"], found["cost"]["notes"], record["notes"]):
+        assert not any("tied" in note for note in notes), notes
+
+
 def test_a_probe_tells_the_time(bench):
     expected = hybridize_json("plan", recipe_of(bench), "--probe")["expected"]
     assert expected["run_seconds"] == pytest.approx(expected["step_seconds"] * 8)

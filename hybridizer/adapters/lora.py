@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from hybridizer.errors import InputError, Problem
+from hybridizer.recipe.training import Lora
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Rank of the two factors, the scale `alpha` / rank of their product, and dropout before them (0..1)."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-
-
-def add_lora_(model: nn.Module, module_names: Sequence[str], settings: LoraSettings) -> None:
+def add_lora_(model: nn.Module, module_names: Sequence[str], settings: Lora) -> None:
     """Put an adapter on each linear module named, by its full path in `model`; the modules keep their weights inside.
 
     Raises InputError when peft is not installed or adapts other modules than those.

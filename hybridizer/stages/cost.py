@@ -13,7 +13,7 @@ from hybridizer.records import to_jsonable
 from hybridizer.training.estimate import Estimate, Memory, ModelShape, RunShape, estimate
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.planned import DTYPE_BYTES, planned_shape
-from hybridizer.training.selectors import SIDES, FreezeSettings, choose_frozen
+from hybridizer.training.selectors import SIDES, FreezeSettings, choose_frozen, with_adapters
 
 if TYPE_CHECKING:  # it needs torch, and a plan is made without
     from hybridizer.training.loop import TrainSettings
@@ -152,6 +152,8 @@ def _price(
     name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRequest
 ) -> tuple[Arm, Estimate, tuple[str, ...]]:
     choice = choose_frozen(freeze, len(shape.layers), request.boundary, shape.tied)
+    if request.lora is not None:
+        choice = with_adapters(choice)
     found = estimate(shape, choice, _run_shape(request))
     arm = Arm(
         name=name,

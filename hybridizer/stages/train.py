@@ -181,9 +181,7 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
         raise RecipeError(*(replace(problem, where=places[index]) for index, problem in unfit.items()))
     if asked.lora is not None:
         _refuse_spread_adapters(runtime)
-        from hybridizer.adapters.lora import LoraSettings
-
-        fates = plan_lora_(model, parts, fates, LoraSettings(**asdict(asked.lora)))
+        fates = plan_lora_(model, parts, fates, asked.lora)
     with runtime.main_first():
         sources = open_texts(asked.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
     _check_ids(sources, parts.embedding)

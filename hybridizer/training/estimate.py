@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hybridizer.training.flops import TokenFlops, count_token_flops, full_training
-from hybridizer.training.selectors import FreezeChoice, with_adapters
+from hybridizer.training.selectors import FreezeChoice
 
 # What glibc's heap holds beyond the living tensors in it: 0.2 to 0.43 of them was measured, over freezes, precisions
 # and shapes (scripts/bench_memory.py). On CUDA living tensors are what is counted.
@@ -123,9 +123,11 @@ class Estimate:
 
 
 def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate:
-    """What training under `choice` costs. Memory is within 15% of what scripts/bench_memory.py measures for models of
-    attention layers; operations are exact for matrices and count attention's two products."""
-    choice = with_adapters(choice) if run.adapter_rank else choice
+    """What training under `choice` costs, which `selectors.with_adapters` made where adapters train.
+
+    Memory is within 15% of what scripts/bench_memory.py measures for models of attention layers; operations are exact
+    for matrices and count attention's two products.
+    """
     full, full_run = full_training(choice), replace(run, adapter_rank=0)
     trained, frozen = _parameters(shape, choice, run.adapter_rank)
     return Estimate(

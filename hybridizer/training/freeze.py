@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hybridizer.adapters.lora import LoraSettings, add_lora_
+from hybridizer.adapters.lora import add_lora_
 from hybridizer.errors import Problem, RecipeError, RunError
+from hybridizer.recipe.training import Lora
 from hybridizer.training.selectors import FreezeChoice, FreezeSettings, choose_frozen, with_adapters
 from hybridizer.training.spread import gather, local_part
 
@@ -78,7 +79,7 @@ def plan_freeze(model: nn.Module, parts: ModelParts, settings: FreezeSettings, b
     return FreezePlan(choice, trained, frozen, choice.notes + _notes(trained, frozen, places, model))
 
 
-def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: LoraSettings) -> FreezePlan:
+def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: Lora) -> FreezePlan:
     """Put low-rank adapters on the linear modules of the layers that `plan` trains; the plan that trains only those.
 
     Everything else is frozen then, the adapted weights, the embedding, the norms and the head included. Raises
@@ -93,7 +94,8 @@ def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: 
     for name, parameter in model.named_parameters():
         fates[id(parameter) in known][name] = places.get(id(parameter), [REST])[0]
     note = f"low-rank adapters of rank {settings.rank} on {len(linears)} linear modules train, and nothing else"
-    return FreezePlan(with_adapters(plan.choice), *fates, (*plan.notes, note))
+    kept = [other for other in plan.notes if other not in plan.choice.notes]  # a tied table has another fate now
+    return FreezePlan(with_adapters(plan.choice), *fates, (*kept, note))
 
 
 def apply_freeze_(model: nn.Module, plan: FreezePlan) -> None:

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import torch
 
 from hybridizer.adapters.accelerator import Runtime
 from hybridizer.adapters.causal_lm import find_parts, random_causal_lm
-from hybridizer.adapters.lora import LoraSettings
 from hybridizer.errors import HybridizerError, Problem, RunError
 from hybridizer.monitor import SilentMonitor
 from hybridizer.recipe.training import Lora
@@ -100,7 +99,7 @@ def _train(request: ProbeRequest, folder: Path) -> Probed:
     parts = find_parts(model)
     plan = plan_freeze(model, parts, request.freeze, request.boundary)
     if request.lora is not None:
-        plan = plan_lora_(model, parts, plan, LoraSettings(**asdict(request.lora)))
+        plan = plan_lora_(model, parts, plan, request.lora)
     settings = replace(request.settings, max_steps=None, max_minutes=None, checkpoint_minutes=float("inf"))
     runtime = Runtime(cpu=request.cpu)
     data = _random_data(request, parts.vocab_size)

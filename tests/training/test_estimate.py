@@ -5,7 +5,7 @@ import torch
 from training.models import tiny_model
 
 from hybridizer.adapters.causal_lm import find_parts
-from hybridizer.adapters.lora import LoraSettings
+from hybridizer.recipe.training import Lora
 from hybridizer.training.estimate import LayerShape, ModelShape, RunShape, estimate
 from hybridizer.training.flops import count_token_flops, full_training, measure_peak
 from hybridizer.training.freeze import apply_freeze_, plan_freeze, plan_lora_
@@ -45,7 +45,7 @@ def test_counted_operations_are_the_estimated_ones(layers, rank):
     plan = plan_freeze(model, parts, FreezeSettings(layers), boundary=2)
     shape = shape_of(parts, attention_width=64)
     if rank:
-        plan = plan_lora_(model, parts, plan, LoraSettings(rank))
+        plan = plan_lora_(model, parts, plan, Lora(rank))
     apply_freeze_(model, plan)
     objective = Objective(model, parts)
     tokens = 32
@@ -68,7 +68,7 @@ def test_what_adapters_keep_is_what_autograd_keeps(dropout, precision):
     model = tiny_model("llama", num_hidden_layers=6).to(precision)
     parts = find_parts(model.eval())
     shape = shape_of(parts, attention_width=64)
-    lora = LoraSettings(4, dropout=dropout)
+    lora = Lora(4, dropout=dropout)
     plan = plan_lora_(model, parts, plan_freeze(model, parts, FreezeSettings("none"), boundary=2), lora)
     apply_freeze_(model.to(precision).train(), plan)
     ids, weights, kept = torch.arange(200)[None] + 3, {p.data_ptr() for p in model.parameters()}, {}

@@ -4,8 +4,9 @@ from training.models import tiny_model
 from training.runs import run_model
 
 from hybridizer.adapters.causal_lm import find_parts
-from hybridizer.adapters.lora import LoraSettings, merge_lora_
+from hybridizer.adapters.lora import merge_lora_
 from hybridizer.errors import InputError
+from hybridizer.recipe.training import Lora
 from hybridizer.training.freeze import apply_freeze_, check_freeze, plan_freeze, plan_lora_, tensor_sha256
 from hybridizer.training.selectors import FreezeSettings
 
@@ -16,7 +17,7 @@ def adapted(**overrides):
     model = tiny_model("llama", vocab_size=257, **overrides)
     parts = find_parts(model)
     plan = plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
-    return model, parts, plan_lora_(model, parts, plan, LoraSettings(rank=4, alpha=8))
+    return model, parts, plan_lora_(model, parts, plan, Lora(rank=4, alpha=8))
 
 
 def test_only_adapters_on_the_trained_layers_train():
@@ -32,7 +33,7 @@ def test_layer_one_of_twelve_gets_adapters_and_ten_does_not():
     model = tiny_model("llama", num_hidden_layers=12, hidden_size=16, intermediate_size=16)
     parts = find_parts(model)
     plan = plan_freeze(model, parts, FreezeSettings(tuple(i for i in range(12) if i != 1)), boundary=6)
-    assert set(plan_lora_(model, parts, plan, LoraSettings(rank=2)).trained.values()) == {"layer 1"}
+    assert set(plan_lora_(model, parts, plan, Lora(rank=2)).trained.values()) == {"layer 1"}
 
 
 def test_training_moves_the_merged_weights_of_the_trained_layers_only(tmp_path):
