@@ -55,10 +55,17 @@ def serve_repository(repository: str, folder: Path, kind: str = "models") -> Ite
             self._send(404, b"", body, error="RevisionNotFound" if known else "RepoNotFound")
 
         def _send(self, status: int, data: bytes, body: bool, error: str | None = None) -> None:
+            etag, whole = hashlib.sha256(data).hexdigest(), len(data)
+            first, dash, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+            if status == 200 and dash:  # Parquet is read from its end
+                start = int(first) if first else whole - int(last)
+                status, data = 206, data[start : int(last) + 1 if first and last else whole]
             self.send_response(status)
+            if status == 206:
+                self.send_header("Content-Range", f"bytes {start}-{start + len(data) - 1}/{whole}")
             self.send_header("Content-Length", str(len(data)))
             self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("ETag", f'"{etag}"')
             if error:
                 self.send_header("X-Error-Code", error)
             self.end_headers()
