@@ -30,7 +30,13 @@ def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
                 layer.forward = forward
 
 
-def compile_layers_(layers: Sequence[nn.Module]) -> None:
-    """Compile every layer in place with torch.compile: one compilation for each kind of layer, frozen or trained."""
+@contextmanager
+def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """While it lasts, every layer runs through torch.compile: one graph for each kind of layer, frozen or trained."""
     for layer in layers:
         layer.compile()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None  # as torch leaves a module that was never compiled; it has no call for it

@@ -6,8 +6,8 @@ A run on one device with the same settings gives the same bits, whether it was i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.adapters.accelerator import Runtime
+from hybridizer.adapters.causal_lm import MODEL_FAULTS
 from hybridizer.errors import InputError, Problem
 from hybridizer.monitor import Monitor
 from hybridizer.records import content_hash
@@ -24,11 +25,12 @@ from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
 from hybridizer.training.fused import fused
 from hybridizer.training.guard import LossGuard
+from hybridizer.training.isolation import documents_apart, documents_leak
 from hybridizer.training.journal import Journal
-from hybridizer.training.layers import compile_layers_, recomputing
+from hybridizer.training.layers import compiled, recomputing
 from hybridizer.training.loss import CHUNK_BYTES
 from hybridizer.training.memory import peak_memory_bytes
-from hybridizer.training.objective import Objective, TrainableParts, documents_leak
+from hybridizer.training.objective import Objective, TrainableParts
 from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
 from hybridizer.training.precision import Precision, WorkingPrecision, choose_dtype
 from hybridizer.training.products import WideProducts, product_dtype
@@ -106,11 +108,15 @@ def train(
     Afterwards `folder` holds trained.safetensors, the trained tensors in float32 under their names in the model, beside
     checkpoints/ and log.jsonl. The trained parameters of `model` are those, and the frozen ones hold the bytes they
     came with, which is checked (under FSDP2 the model stays spread). `plan_hash` names what the model was made of.
-    Raises InputError for a checkpoint of another run and for packed rows whose documents would leak into each other,
+    Raises InputError for a checkpoint of another run and for packed rows whose documents cannot be kept apart,
     RunError when the loss explodes or the freeze does not hold.
     """
     with ExitStack() as stack, torch.random.fork_rng(devices=[]):
         run = _Run(model, parts, plan, data, settings, folder, plan_hash, runtime, figures, clock, stack)
+        if run.num_apart:
+            monitor.note(
+                f"{run.num_apart} modules would mix the documents of a row: each document runs by itself there"
+            )
         with monitor.task("train", data.num_steps, "step") as advance:
             advance(run.step)
             stopped_by = run.to_end(advance, monitor)
@@ -151,16 +157,18 @@ class _Run:
         self._dtype = choose_dtype(settings.precision, runtime.device)
         working = WorkingPrecision(model, plan, self._dtype)
         stack.callback(working.restore_)
-        if settings.compile_layers:
-            compile_layers_(parts.layers)  # what follows would break the compiled graphs at every operation
-        else:
+        if not settings.compile_layers:  # either would break the compiled graphs at every operation
             stack.enter_context(fused(model))
             if product_dtype(self._dtype, runtime.device) != self._dtype:
                 stack.enter_context(WideProducts())
         if settings.recompute_layers:
             stack.enter_context(recomputing(parts.layers))
         objective = Objective(model, parts, settings.loss_chunk_bytes)
-        _refuse_leaks(objective, parts, data)
+        self.num_apart = stack.enter_context(_packed_apart(objective, parts)) if data.settings.packed else 0
+        if settings.compile_layers:
+            stack.enter_context(
+                compiled(parts.layers)
+            )  # last: each of the trials above would take up one of the few graphs
         self._objective = runtime.wrap(objective)
         check_freeze(model, plan)
         self._masters = Masters(model, plan)
@@ -342,14 +350,26 @@ class _Run:
         self._first_loss, self._last_loss = figures["first_loss"], figures["last_loss"]
 
 
-def _refuse_leaks(objective: Objective, parts: TrainableParts, data: TrainingData) -> None:
-    """Return if documents that share a row stay apart in this model, or none share one; InputError otherwise."""
+@contextmanager
+def _packed_apart(objective: Objective, parts: TrainableParts) -> Iterator[int]:
+    """While it lasts, documents that share a row stay apart; how many modules need help with that.
+
+    Raises InputError where no module that could be helped explains the leak.
+    """
     vocabulary = len(next(parts.embedding.parameters()))
-    if data.settings.packed and documents_leak(objective, vocabulary):
-        what = (
-            "its layers carry state from one document of a packed row into the next (recurrent or convolving layers)."
-        )
-        raise InputError(Problem("train.packed", what, "Set `packed: false`: one document a row, rows of like length."))
+    if not documents_leak(objective, vocabulary):
+        yield 0
+        return
+    with documents_apart(objective.model, parts.layers, vocabulary) as count:
+        try:
+            leak, why = documents_leak(objective, vocabulary), ""
+        except MODEL_FAULTS as error:
+            leak, why = True, f" Running it document by document fails: {type(error).__name__}: {str(error)[:200]}."
+        if leak:
+            what = f"its layers let a document of a packed row reach the next one, in a way we cannot undo.{why}"
+            fix = "Set `packed: false`: one document a row, rows of like length."
+            raise InputError(Problem("train.packed", what, fix))
+        yield count
 
 
 # Settings that may change between one start of a run and the next: they do not touch the numbers.

@@ -7,7 +7,7 @@ as well, which is recognised by comparing, not by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -111,40 +111,6 @@ class Objective(nn.Module):
                 Problem(type(self.model).__name__, what, "This family cannot be trained or scored here.")
             ) from error
         return torch.equal(logits, head(probe))
-
-
-@torch.no_grad()
-def documents_leak(objective: Objective, vocab_size: int) -> bool:
-    """Whether a document in a packed row changes what the model makes of the document after it.
-
-    Tried on the model itself, with one document behind several different ones: attention that restarts with the
-    positions keeps documents apart, recurrences and convolutions usually do not. Only rounding may differ, as it does
-    between rows of a batch, which cannot leak: experts round by how many tokens they get.
-    """
-    training = objective.training
-    objective.eval()  # dropout would look like a leak
-    device = next(objective.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    others = torch.randint(vocab_size, (_LEAK_TRIALS, 7), generator=generator).to(device)
-    document = torch.randint(vocab_size, (1, 9), generator=generator).to(device)
-    positions = torch.arange(9, device=device)[None]
-    packed_positions = torch.cat([positions[:, :7], positions], dim=1)
-    behind = [objective.hidden(torch.cat([other[None], document], 1), packed_positions)[:, 7:] for other in others]
-    beside = [
-        objective.hidden(torch.cat([document, other[None].repeat(1, 2)[:, :9]]), positions.expand(2, -1))[:1]
-        for other in others
-    ]
-    objective.train(training)
-    return _spread(behind) > _LEAK_FACTOR * _spread(beside)
-
-
-_LEAK_TRIALS = 6
-_LEAK_FACTOR = 16.0
-
-
-def _spread(results: Sequence[Tensor]) -> float:
-    """The most by which any element differs between the first of `results` and another."""
-    return max(float((other - results[0]).abs().max()) for other in results[1:])
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from training.models import plain_model, tiny_model
 from training.runs import SETTINGS, bytes_of, data_in, run, run_model
 
 from hybridizer.errors import InputError, RunError
+from hybridizer.monitor import SilentMonitor
 from hybridizer.training.freeze import plan_freeze, tensor_sha256
 from hybridizer.training.optimizer import OptimizerSettings
 from hybridizer.training.products import WideProducts
@@ -151,30 +152,48 @@ def test_an_unknown_tracker_is_refused():
         Runtime(("abacus",), cpu=True)
 
 
-def test_packed_rows_are_refused_where_layers_carry_state_across_documents(tmp_path):
+@pytest.mark.parametrize("packed", [True, False])
+def test_layers_that_carry_state_train_on_packed_rows_and_on_others(tmp_path, packed):
     from hybridizer.adapters.causal_lm import find_parts
 
     model = tiny_model("mamba2", vocab_size=257).eval()
     parts = find_parts(model)
     plan = plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+    notes, monitor = [], SilentMonitor()
+    monitor.note = notes.append
+    data = data_in(tmp_path / "data", packed=packed, tokens=400)
+    result = run_model(tmp_path, model, parts, plan, data=data, monitor=monitor)
+    assert result.stopped_by == "tokens" and result.last_loss < result.first_loss
+    expected = "4 modules would mix the documents of a row: each document runs by itself there"
+    assert notes == ([expected] if packed else [])
+
+
+def test_packed_rows_are_refused_where_documents_cannot_be_kept_apart(tmp_path):
+    from hybridizer.adapters.causal_lm import find_parts
+
+    model = tiny_model("bloom", vocab_size=257).eval()
+    parts = find_parts(model)
+    plan = plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
     with pytest.raises(InputError, match="Set `packed: false`"):
         run_model(tmp_path, model, parts, plan)
-    data = data_in(tmp_path / "data", packed=False, tokens=400)
-    result = run_model(tmp_path, model, parts, plan, data=data)
-    assert result.stopped_by == "tokens" and result.last_loss < result.first_loss
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # both are torch's own, on the way to its compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_compiled_layers_train_alike_and_stay_proven(tmp_path, monkeypatch):
-    compiled = []
+    compiled, graphs = [], []
     plain_compile = torch.nn.Module.compile
 
-    def compile_without_code(layer):  # tracing is ours to test, making C++ of it takes minutes
+    def trace_only(graph, inputs):  # tracing is ours to test, making C++ of it takes minutes
+        graphs.append({size for value in inputs if isinstance(value, torch.Tensor) for size in value.shape})
+        return graph
+
+    def compile_without_code(layer):
         compiled.append(layer)
-        plain_compile(layer, backend="eager")
+        plain_compile(layer, backend=trace_only)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
+    torch.compiler.reset()
     settings = replace(SETTINGS, max_steps=3)
     model, result = run(tmp_path / "compiled", replace(settings, compile_layers=True), dropout=0.0)
     plain, expected = run(tmp_path / "plain", settings, dropout=0.0)
@@ -182,3 +201,5 @@ def test_compiled_layers_train_alike_and_stay_proven(tmp_path, monkeypatch):
     assert result.last_loss == pytest.approx(expected.last_loss, rel=1e-5)
     assert result.frozen_sha256 == expected.frozen_sha256 and result.unreached == ()
     assert set(dict(model.named_parameters())) == set(dict(plain.named_parameters()))
+    assert 0 < len(graphs) <= 4 and all(64 in sizes for sizes in graphs), "compiled for more than the training's rows"
+    assert all(layer._compiled_call_impl is None for layer in model.layers)

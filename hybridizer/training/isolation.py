@@ -1,0 +1,258 @@
+"""Documents of a packed row kept apart, whatever the layers are: found out by trying, and mended where they are not.
+
+Attention usually restarts where positions do. Recurrences and convolutions carry state on, and some families build
+masks that ignore positions. Modules that do so run over the documents of a batch as over rows of their own, which
+cannot reach each other; what is around them stays packed. Exact for every causal module and kernel, at the cost of some
+padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.adapters.causal_lm import MODEL_FAULTS, first_floating
+from hybridizer.training.objective import Objective
+
+_SHORTEST = 0.5  # of a group's longest document: fewer groups are fewer passes over a recurrence, but more padding
+_TRIALS, _TRIED = 6, (7, 9)  # documents of 9 tokens behind six different ones of 7
+_LEAK_FACTOR = 16.0
+
+
+@torch.no_grad()
+def documents_leak(objective: Objective, vocab_size: int) -> bool:
+    """Whether a document in a packed row changes what the model makes of the document after it.
+
+    Tried on the model itself, with one document behind several different ones. Only rounding may differ, as it does
+    between rows of a batch, which cannot leak: experts round by how many tokens they get.
+    """
+    first, size = _TRIED
+    generator = torch.Generator().manual_seed(0)
+    device = next(objective.parameters()).device
+    others = torch.randint(vocab_size, (_TRIALS, 1, first), generator=generator).to(device)
+    document = torch.randint(vocab_size, (1, size), generator=generator).to(device)
+    positions = _positions(first, size, device).expand(2, -1)
+    counted = _positions(size, 0, device).expand(2, -1)
+    with _in_eval(objective):
+        behind = [objective.hidden(torch.cat([o, document], 1).repeat(2, 1), positions)[1, first:] for o in others]
+        beside = [objective.hidden(torch.cat([document, o.repeat(1, 2)[:, :size]]), counted)[0] for o in others]
+    return _spread(behind) > _LEAK_FACTOR * _spread(beside)
+
+
+@contextmanager
+def documents_apart(model: nn.Module, layers: Sequence[nn.Module], vocab_size: int) -> Iterator[int]:
+    """While it lasts, modules in `layers` that let documents of a packed row meet run over each alone; how many do.
+
+    The documents of a batch are read off the `position_ids`, (rows, tokens) and 0 where one begins, that `model` is
+    called with. A call without them changes nothing: layers run again for the backward pass see their own batch's.
+    """
+    modules = leaking_modules(model, layers, vocab_size)
+    documents = Documents()
+
+    def enter(_model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("position_ids") is not None:
+            documents.enter(kwargs["position_ids"])
+
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        for module in modules:
+            stack.callback(_put_back, module, vars(module).get("forward"))
+            module.forward = partial(documents.run, module.forward)
+        yield len(modules)
+
+
+def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    vars(module).pop("forward")
+    if forward is not None:
+        module.forward = forward
+
+
+@torch.no_grad()
+def leaking_modules(model: nn.Module, layers: Sequence[nn.Module], vocab_size: int) -> list[nn.Module]:
+    """The outermost modules inside `layers` through which one document of a packed row reaches the next.
+
+    Each is called again with what it was given in a run of the model, the first document changed. Modules that take
+    something without a place for every token, or for every pair of them, are looked into instead.
+    """
+    first, size = _TRIED
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab_size, (1, first + size), generator=generator).to(next(model.parameters()).device)
+    calls: dict[nn.Module, _Call] = {}
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[module] = _Call(args, kwargs)
+
+    inner = [module for layer in layers for module in layer.modules() if module is not layer]
+    hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in inner]
+    try:
+        with _in_eval(model):
+            model(input_ids=ids, position_ids=_positions(first, size, ids.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    def look(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            if child in calls and _leaks(child, calls[child], first, ids.shape):
+                yield child
+            else:
+                yield from look(child)
+
+    with _in_eval(model):
+        return list(dict.fromkeys(module for layer in layers for module in look(layer)))
+
+
+@dataclass(frozen=True)
+class _Call:
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def _leaks(module: nn.Module, call: _Call, first: int, shape: torch.Size) -> bool:
+    """Whether the `first` tokens of a row change what `module` gives for the rest, more than rounding can."""
+    tensors: list[Tensor] = []
+    _mapped((call.args, call.kwargs), tensors.append)
+    hidden = first_floating((*call.args, *call.kwargs.values()))
+    if hidden is None or not all(_fits(tensor, shape) or _is_pairs(tensor, shape) for tensor in tensors):
+        return False
+
+    def change(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor[:, :first].flip(-1), tensor[:, first:]], dim=1) if tensor is hidden else tensor
+
+    try:
+        before = first_floating(module(*call.args, **call.kwargs))
+        after = first_floating(module(*_mapped(call.args, change), **_mapped(call.kwargs, change)))
+    except MODEL_FAULTS:  # it does not run twice: left to the check of the whole model
+        return False
+    if before is None or after is None or before.shape[:2] != shape:
+        return False
+    rounding = _LEAK_FACTOR * torch.finfo(before.dtype).eps * float(before.abs().max())
+    return _spread([before[:, first:], after[:, first:]]) > rounding
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Documents that run together. `places` (documents, tokens) are positions in the flat batch, `real` no padding.
+
+    A padded place repeats its document's last one: a causal module never looks there, and nobody reads what it gives.
+    """
+
+    places: Tensor
+    real: Tensor
+
+
+class Documents:
+    """Where the documents of the batch lie that is being worked on, and how modules run over each of them alone."""
+
+    def __init__(self) -> None:
+        self._shape = torch.Size()
+        self._groups: list[_Group] = []  # none where every document has a row of its own
+        self._order = torch.empty(0)
+
+    def enter(self, position_ids: Tensor) -> None:
+        """From now on the batch is the one of `position_ids` (rows, tokens)."""
+        self._shape = position_ids.shape
+        self._groups = _grouped(position_ids)
+        if self._groups:
+            self._order = torch.cat([group.places[group.real] for group in self._groups]).argsort()
+
+    @torch.compiler.disable(reason="documents differ in number and length from batch to batch")
+    def run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What `forward` gives for these arguments when every document is a row of its own.
+
+        Tensors among the arguments have a place for every token of the batch, or every pair of tokens in a row. In the
+        result all that has no place for every token is None: states of a recurrence, weights of an attention.
+        """
+        if not self._groups:
+            return forward(*args, **kwargs)
+        return self._joined([self._run_group(forward, group, args, kwargs) for group in self._groups])
+
+    def _run_group(self, forward: Callable[..., Any], group: _Group, args: Any, kwargs: Any) -> Any:
+        take = partial(_take, shape=self._shape, group=group)
+        output = forward(*_mapped(args, take), **_mapped(kwargs, take))
+        return _mapped(output, lambda given: given[group.real] if given.shape[:2] == group.places.shape else None)
+
+    def _joined(self, outputs: Sequence[Any]) -> Any:
+        """Outputs of all groups, each (tokens of the group, ...), as one of (rows, tokens, ...)."""
+        first = outputs[0]
+        if isinstance(first, Tensor):
+            return torch.cat(list(outputs))[self._order].unflatten(0, self._shape)
+        if isinstance(first, (tuple, list)):
+            return type(first)(self._joined(items) for items in zip(*outputs, strict=True))
+        return first
+
+
+def _grouped(position_ids: Tensor) -> list[_Group]:
+    """The documents of a batch, longest first, in groups of like length; none if each has a row of its own."""
+    begins = (position_ids == 0).flatten().nonzero()[:, 0]
+    if len(begins) <= len(position_ids):
+        return []
+    ends = torch.cat([begins[1:], begins.new_tensor([position_ids.numel()])])
+    lengths, order = (ends - begins).sort(descending=True, stable=True)
+    begins, sizes = begins[order, None], lengths.tolist()
+    groups, start = [], 0
+    for at in range(1, len(sizes) + 1):
+        if at == len(sizes) or sizes[at] < _SHORTEST * sizes[start]:
+            steps = torch.arange(sizes[start], device=begins.device)
+            length = lengths[start:at, None]
+            groups.append(_Group(begins[start:at] + torch.minimum(steps, length - 1), steps < length))
+            start = at
+    return groups
+
+
+def _take(tensor: Tensor, shape: torch.Size, group: _Group) -> Tensor:
+    """`tensor` of a batch of `shape` for the documents of `group`: (documents, tokens, ...), or masks of pairs."""
+    rows, tokens = shape
+    whole = tensor.expand(rows, *tensor.shape[1:])
+    if not _is_pairs(tensor, shape):
+        return whole.flatten(0, 1)[group.places]
+    masks = whole[group.places[:, 0] // tokens]  # (documents, heads, tokens of a row, the same)
+    place = (group.places % tokens)[:, None].expand(-1, masks.shape[1], -1)
+    seen = masks.gather(2, place[..., None].expand(-1, -1, -1, tokens))
+    return seen.gather(3, place[..., None, :].expand(-1, -1, place.shape[-1], -1))
+
+
+def _fits(tensor: Tensor, shape: torch.Size) -> bool:
+    return tensor.ndim > 1 and tensor.shape[0] in (1, shape[0]) and tensor.shape[1] == shape[1]
+
+
+def _is_pairs(tensor: Tensor, shape: torch.Size) -> bool:
+    return tensor.ndim == 4 and tensor.shape[0] in (1, shape[0]) and tensor.shape[2:] == (shape[1], shape[1])
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`value` with every tensor changed that it is or that is an item of it, a tuple, a list or a dict."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    return value
+
+
+def _positions(first: int, second: int, device: torch.device) -> Tensor:
+    """The `position_ids` (1, tokens) of two documents in a row."""
+    return torch.cat([torch.arange(first), torch.arange(second)]).to(device)[None]
+
+
+def _spread(results: Sequence[Tensor]) -> float:
+    """The most by which any element differs between the first of `results` and another."""
+    return max(float((other.float() - results[0].float()).abs().max()) for other in results[1:])
+
+
+@contextmanager
+def _in_eval(module: nn.Module) -> Iterator[None]:
+    """While it lasts, `module` is in eval mode: dropout would look like a leak."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
