@@ -104,11 +104,12 @@ def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
     Raises RecipeError where `choose_frozen` does, for a boundary outside the model above all.
     """
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
-    asked, found, notes = _price("asked", request.freeze, shape, request)
+    asked, found = _price("asked", request.freeze, shape, request)
     arms = [_price(name, replace(request.freeze, layers=name), shape, request)[0] for name in SIDES]
     tokens = request.rows_per_batch * request.sequence
+    notes: tuple[str, ...] = ()
     if request.lora is not None:
-        notes = (*notes, f"low-rank adapters of rank {request.lora.rank} train in every arm, and nothing else")
+        notes = (f"low-rank adapters of rank {request.lora.rank} train in every arm, and nothing else",)
     return Cost(asked, tuple(arms), request.compute_dtype, request.device, tokens, found.sentence(), notes)
 
 
@@ -148,9 +149,7 @@ def expect_time(
     )
 
 
-def _price(
-    name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRequest
-) -> tuple[Arm, Estimate, tuple[str, ...]]:
+def _price(name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRequest) -> tuple[Arm, Estimate]:
     choice = choose_frozen(freeze, len(shape.layers), request.boundary, shape.tied)
     if request.lora is not None:
         choice = with_adapters(choice)
@@ -166,7 +165,7 @@ def _price(
         memory=found.memory,
         peak_bytes=found.memory.total,
     )
-    return arm, found, choice.notes
+    return arm, found
 
 
 def _run_shape(request: CostRequest) -> RunShape:

@@ -109,7 +109,7 @@ def _tied_fate(settings: FreezeSettings, embedding: bool, head: bool) -> tuple[b
     verb = "frozen" if frozen else "trained"
     if named or embedding == head:
         return frozen, f"embedding and head are one tied tensor, {verb} as a whole"
-    return frozen, "embedding and head are one tied tensor on both sides, frozen as a whole because one side is"
+    return frozen, "embedding and head are one tied tensor, frozen as a whole because one of their sides is frozen"
 
 
 def _frozen_layers(layers: str | tuple[int, ...], num_layers: int, boundary: int) -> set[int]:

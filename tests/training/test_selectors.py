@@ -72,7 +72,7 @@ def test_a_tied_tensor_between_two_sides_is_frozen_and_the_choice_says_so():
     choice = choose("deep", tied=True)
     assert choice.frozen_embedding and choice.frozen_head
     assert choice.notes == (
-        "embedding and head are one tied tensor on both sides, frozen as a whole because one side is",
+        "embedding and head are one tied tensor, frozen as a whole because one of their sides is frozen",
     )
 
 
