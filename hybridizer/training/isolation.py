@@ -39,7 +39,7 @@ def documents_leak(objective: Objective, vocab_size: int) -> bool:
     document = torch.randint(vocab_size, (1, size), generator=generator).to(device)
     positions = _positions(first, size, device).expand(2, -1)
     counted = _positions(size, 0, device).expand(2, -1)
-    with _in_eval(objective):
+    with _in_eval(objective), _nothing_zero(objective):
         behind = [objective.hidden(torch.cat([o, document], 1).repeat(2, 1), positions)[1, first:] for o in others]
         beside = [objective.hidden(torch.cat([document, o.repeat(1, 2)[:, :size]]), counted)[0] for o in others]
     return _spread(behind) > _LEAK_FACTOR * _spread(beside)
@@ -90,12 +90,6 @@ def leaking_modules(model: nn.Module, layers: Sequence[nn.Module], vocab_size: i
 
     inner = [module for layer in layers for module in layer.modules() if module is not layer]
     hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in inner]
-    try:
-        with _in_eval(model):
-            model(input_ids=ids, position_ids=_positions(first, size, ids.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
     def look(module: nn.Module) -> Iterator[nn.Module]:
         for child in module.children():
@@ -104,7 +98,12 @@ def leaking_modules(model: nn.Module, layers: Sequence[nn.Module], vocab_size: i
             else:
                 yield from look(child)
 
-    with _in_eval(model):
+    with _in_eval(model), _nothing_zero(model):
+        try:
+            model(input_ids=ids, position_ids=_positions(first, size, ids.device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
         return list(dict.fromkeys(module for layer in layers for module in look(layer)))
 
 
@@ -256,3 +255,20 @@ def _in_eval(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(training)
+
+
+@contextmanager
+def _nothing_zero(module: nn.Module) -> Iterator[None]:
+    """While it lasts, parameters that are all zeros hold small numbers instead.
+
+    A fresh mixer whose last projection begins at zero carries nothing on yet, and will once it has learnt.
+    """
+    saved = [(parameter, parameter.detach().clone()) for parameter in module.parameters() if not parameter.any()]
+    generator = torch.Generator().manual_seed(0)
+    for parameter, zeros in saved:
+        parameter.data.copy_(0.02 * torch.randn(zeros.shape, generator=generator))
+    try:
+        yield
+    finally:
+        for parameter, zeros in saved:
+            parameter.data.copy_(zeros)

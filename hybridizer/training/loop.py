@@ -357,9 +357,6 @@ def _packed_apart(objective: Objective, parts: TrainableParts) -> Iterator[int]:
     Raises InputError where no module that could be helped explains the leak.
     """
     vocabulary = len(next(parts.embedding.parameters()))
-    if not documents_leak(objective, vocabulary):
-        yield 0
-        return
     with documents_apart(objective.model, parts.layers, vocabulary) as count:
         try:
             leak, why = documents_leak(objective, vocabulary), ""

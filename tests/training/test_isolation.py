@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from training.models import tiny_model
+from training.runs import bytes_of
 
 from hybridizer.adapters.causal_lm import find_parts
 from hybridizer.training.isolation import Documents, documents_apart, documents_leak
@@ -76,6 +77,8 @@ def test_attention_keeps_documents_apart_by_itself(model_type):
 def test_experts_keep_documents_apart_but_for_rounding(model_type):
     objective = objective_of(model_type)
     assert not documents_leak(objective, 256)
+    with apart(objective) as count:
+        assert count == 0
     documents = documents_of(11, 5, 13)
     before = losses_of_documents(objective, [documents])
     documents[1] = documents[1].flip(0)
@@ -102,6 +105,19 @@ def test_layers_that_carry_state_are_found_and_a_change_in_one_document_changes_
     assert abs(after[1] - before[1]) > 1e-3
     assert [vars(module).get("forward") for module in objective.modules()] == before_forwards
     assert documents_leak(objective, 256)
+
+
+def test_a_fresh_mixer_whose_output_begins_at_zero_is_found():
+    objective = objective_of("bamba")
+    silent = [p for name, p in objective.named_parameters() if "mamba.out_proj" in name]
+    for parameter in silent:
+        parameter.data.copy_(torch.tensor(-0.0))
+    before = bytes_of(objective)
+    assert documents_leak(objective, 256)
+    with apart(objective) as count:
+        assert count == len(silent) == 2
+        assert not documents_leak(objective, 256)
+    assert bytes_of(objective) == before
 
 
 @pytest.mark.parametrize("recompute", [False, True])
