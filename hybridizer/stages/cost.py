@@ -107,10 +107,16 @@ def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
     asked, found = _price("asked", request.freeze, shape, request)
     arms = [_price(name, replace(request.freeze, layers=name), shape, request)[0] for name in SIDES]
     tokens = request.rows_per_batch * request.sequence
-    notes: tuple[str, ...] = ()
+    notes = []
+    if shape.stateful_layers:
+        layers = format_layers(list(shape.stateful_layers))
+        notes.append(
+            f"Layers {layers} carry state along a row. What their scans compute and keep depends on the kernels and is "
+            "in no figure here, so that operations and peak are lower bounds; `--probe` measures time and peak."
+        )
     if request.lora is not None:
-        notes = (f"low-rank adapters of rank {request.lora.rank} train in every arm, and nothing else",)
-    return Cost(asked, tuple(arms), request.compute_dtype, request.device, tokens, found.sentence(), notes)
+        notes.append(f"low-rank adapters of rank {request.lora.rank} train in every arm, and nothing else")
+    return Cost(asked, tuple(arms), request.compute_dtype, request.device, tokens, found.sentence(), tuple(notes))
 
 
 def expect_time(

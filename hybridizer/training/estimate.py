@@ -40,13 +40,18 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A causal language model in numbers; `stored_bytes` are those of a parameter in the checkpoint."""
+    """A causal language model in numbers; `stored_bytes` are those of a parameter in the checkpoint.
+
+    `stateful_layers` carry state along a row: what their scans compute and keep depends on the kernels, and is priced
+    nowhere here.
+    """
 
     width: int
     vocabulary: int
     layers: tuple[LayerShape, ...]
     tied: bool
     stored_bytes: int
+    stateful_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from hybridizer.anatomy.structure import Anatomy
 from hybridizer.training.estimate import LARGE_ELEMENTS, LayerShape, ModelShape
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-# Kinds of layers that mix tokens without scoring pairs of them, or not at all.
-WITHOUT_SCORES = {"linear_attention", "mamba", "mamba2", "conv", "rwkv", "mlstm", "moe", "mlp"}
+# Kinds of layers that carry state along a row, alone or beside attention; kinds that score no pairs of tokens.
+STATEFUL = {"linear_attention", "mamba", "mamba2", "conv", "rwkv", "mlstm"}
+STATEFUL_ATTENTION = {"hybrid", "hybrid_sliding"}
+WITHOUT_SCORES = STATEFUL | {"moe", "mlp"}
 # Activations of gated networks that training.fused runs without keeping their results.
 FUSED_ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh"}
 ROUTERS = {"gate", "router", "wg"}  # modules of their own in transformers 5, which adapters leave alone
@@ -52,7 +54,8 @@ def planned_shape(config: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[i
         )
         for i, names in enumerate(anatomy.layers)
     )
-    return ModelShape(width, vocabulary, layers, anatomy.tied, _stored_bytes(tensors))
+    stateful = tuple(i for i, kind in enumerate(kinds) if kind in STATEFUL | STATEFUL_ATTENTION)
+    return ModelShape(width, vocabulary, layers, anatomy.tied, _stored_bytes(tensors), stateful)
 
 
 def layer_shape(

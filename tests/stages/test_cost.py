@@ -20,12 +20,16 @@ from tiny import tiny_config
 @pytest.fixture(scope="module")
 def plan():
     """A plan of a tiny Llama with a head of its own."""
+    return plan_of("llama", tie_word_embeddings=False)
+
+
+def plan_of(model_type, **overrides):
     import torch
     from transformers import AutoModelForCausalLM
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = tiny_config("llama", tie_word_embeddings=False)
+        config = tiny_config(model_type, **overrides)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     tensors = tuple(
@@ -66,6 +70,13 @@ def test_what_is_priced_is_what_was_asked(plan):
     assert estimate_cost(plan, replace(REQUEST, device="cuda")).compute_dtype == "bfloat16"
     short = estimate_cost(plan, replace(REQUEST, mean_document=16.0)).asked
     assert short.total_token_flops < estimate_cost(plan, REQUEST).asked.total_token_flops
+
+
+@pytest.mark.parametrize(("family", "layers"), [("qwen3_next", "0, 2"), ("mamba2", "0..3"), ("falcon_h1", "0..3")])
+def test_layers_that_carry_state_make_the_figures_lower_bounds(family, layers):
+    (note,) = estimate_cost(plan_of(family), REQUEST).notes
+    assert note.startswith(f"Layers {layers} carry state along a row.") and "`--probe` measures time and peak" in note
+    assert estimate_cost(plan_of("gemma3_text"), REQUEST).notes == ()
 
 
 def test_adapters_are_priced_as_adapters(plan):
