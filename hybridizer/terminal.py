@@ -65,7 +65,8 @@ def trained_lines(training: Mapping[str, Any]) -> list[str]:
             + (f"; left out {left_out}" if left_out else "")
         )
     if training["unreached"]:
-        lines.append(f"no gradient in the first step, as experts may have none: {', '.join(training['unreached'][:5])}")
+        names = ", ".join(training["unreached"][:5])
+        lines.append(f"no gradient in the first step, as with experts not chosen or zeros behind: {names}")
     return lines
 
 
