@@ -59,14 +59,22 @@ class Built:
 
 
 def build(
-    path: Path, overrides: tuple[str, ...], runs: Path, monitor: Monitor, *, replace: bool, deep: bool, load: bool
+    path: Path,
+    overrides: tuple[str, ...],
+    runs: Path,
+    monitor: Monitor,
+    *,
+    replace: bool,
+    deep: bool,
+    load: bool,
+    accept_changes: bool = False,
 ) -> Built | None:
     """The whole line, from a recipe to a verified model in `runs`/<name>/model.
 
     A model that is there already and was built from the same plan is kept, and verified. One from another plan raises
     OutputError unless `replace`; it stays in place until the new one is complete. A training that was interrupted goes
-    on from its last checkpoint. Where a launcher started several processes all of them train, the main one does the
-    rest, and the others get None.
+    on from its last checkpoint, with another learning rate only if `accept_changes`. Where a launcher started several
+    processes all of them train, the main one does the rest, and the others get None.
     """
     runtime = join_processes(load_recipe(path, overrides), runs)
     main = runtime is None or runtime.is_main
@@ -88,7 +96,7 @@ def build(
     record = None
     if planned.plan.train is not None and not built:
         with lock(folder / "training") if main else nullcontext():
-            record = _train(planned, folder, runtime, monitor)
+            record = _train(planned, folder, runtime, monitor, accept_changes)
     if not main:
         return None
     if not built:
@@ -121,7 +129,9 @@ def _splice_for_training(planned: Planned, folder: Path, monitor: Monitor) -> No
     _write_model(plan, planned.donors, folder, None, monitor, replace=True)
 
 
-def _train(planned: Planned, folder: Path, runtime: Runtime | None, monitor: Monitor) -> TrainRecord:
+def _train(
+    planned: Planned, folder: Path, runtime: Runtime | None, monitor: Monitor, accept_changes: bool
+) -> TrainRecord:
     """Train the spliced model, or find that it was trained: a run may have been killed between training and export."""
     record = read_training(folder / "training", planned.plan)
     if record is not None:
@@ -132,7 +142,8 @@ def _train(planned: Planned, folder: Path, runtime: Runtime | None, monitor: Mon
         _check_room(planned, folder)
     runtime = runtime or open_runtime(recipe, folder)
     check_texts(recipe, planned.plan)
-    return train(planned.plan, recipe, folder / "spliced", folder / "training", runtime, monitor)
+    spliced, training = folder / "spliced", folder / "training"
+    return train(planned.plan, recipe, spliced, training, runtime, monitor, accept_changes=accept_changes)
 
 
 def _check_room(planned: Planned, folder: Path) -> None:

@@ -324,16 +324,27 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, probe: bool, devi
 @_DEEP
 @_NO_LOAD
 @click.option("--replace", is_flag=True, help="Replace a model of another plan in the run's folder.")
+@click.option(
+    "--accept-changes", is_flag=True, help="Go on from a checkpoint although lr, schedule or clipping changed."
+)
 @_JSON
 @_command
 def build(
-    recipe: Path, overrides: tuple[str, ...], runs: Path, deep: bool, no_load: bool, replace: bool, as_json: bool
+    recipe: Path,
+    overrides: tuple[str, ...],
+    runs: Path,
+    deep: bool,
+    no_load: bool,
+    replace: bool,
+    accept_changes: bool,
+    as_json: bool,
 ) -> None:
     """Run the whole line of RECIPE: plan, splice, train, export, verify. The model is in RUNS/<name>/model."""
     from hybridizer import build as line
     from hybridizer.terminal import origins_table, proofs_table
 
-    built = line.build(recipe, overrides, runs, _monitor(), replace=replace, deep=deep, load=not no_load)
+    options = {"replace": replace, "deep": deep, "load": not no_load, "accept_changes": accept_changes}
+    built = line.build(recipe, overrides, runs, _monitor(), **options)
     if built is None:  # another process prints
         return
     if as_json:

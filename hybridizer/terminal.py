@@ -58,6 +58,10 @@ def trained_lines(training: Mapping[str, Any]) -> list[str]:
         f"loss {training['first_loss']:.3f} at first and {training['last_loss']:.3f} at last, in nats a token; "
         f"rows filled to {training['packing']:.1%}",
     ]
+    for change in training["changes"]:
+        lines.append(
+            f"from step {change['step']:,} on {change['setting']} was {change['now']}, before {change['before']}"
+        )
     for use in training["sources"]:
         left_out = ", ".join(f"{count} {reason}" for reason, count in use["left_out"].items())
         lines.append(

@@ -333,6 +333,26 @@ def test_another_training_in_the_same_folder_is_refused_with_the_difference(benc
     assert (record["steps"], record["stopped_by"]) == (4, "steps")
 
 
+def test_a_run_that_exploded_goes_on_with_a_lower_rate_from_its_last_good_state(bench):
+    settings = {"schedule": "constant", "warmup_share": 0, "clip_norm": 0, "checkpoint_minutes": 0}
+    recipe = recipe_of(bench, train=settings)
+    hybridize("build", recipe, "--no-load", "--set", "train.max_steps=2")
+    stderr = hybridize(
+        "build", recipe, "--no-load", "--replace", "--accept-changes", "--set", "train.lr=3e38", code=1
+    ).stderr
+    assert "training step 3: " in stderr and "it goes on from runs/x/training/checkpoints/step-00000002" in stderr, (
+        stderr
+    )
+    stderr = hybridize("build", recipe, "--no-load", "--replace", "--set", "train.lr=2e-3", code=2).stderr
+    assert "or pass --accept-changes to go on with it" in stderr
+    found = hybridize("build", recipe, "--replace", "--accept-changes", "--set", "train.lr=2e-3")
+    record = json.loads((bench / "runs/x/training/training.json").read_text())
+    (change,) = record["changes"]
+    assert (change["step"], change["setting"], change["now"]) == (2, "train.optimizer.lr", 2e-3)
+    assert f"from step 2 on train.optimizer.lr was 0.002, before {change['before']}" in found.stdout
+    hybridize("verify", "runs/x")
+
+
 def test_fewer_steps_than_were_taken_are_refused(bench):
     recipe = recipe_of(bench, train={"max_steps": 4})
     hybridize("build", recipe, "--no-load")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "hybridizer.training/1"
 RECORD, TENSORS = "training.json", "trained.safetensors"
+_LISTS = ("frozen_layers", "frozen_parts", "trained", "unreached", "changes", "notes")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class TrainRecord:
     """A finished training. `trained` names tensors of the output, `frozen_sha256` maps the others to their hashes.
 
     Losses are in nats a token, `stopped_by` is tokens, steps or minutes. Hashes are of the bytes in memory after the
-    last step, in the precision of the checkpoint; they were compared with those before the first.
+    last step, in the precision of the checkpoint; they were compared with those before the first. `changes` are
+    settings that became others on the way.
     """
 
     plan_hash: str
@@ -77,6 +79,7 @@ class TrainRecord:
     trained: tuple[str, ...]
     frozen_sha256: Mapping[str, str]
     unreached: tuple[str, ...]
+    changes: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
     sources: tuple[SourceUse, ...]
     packing: float
@@ -117,7 +120,7 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
     if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA or value["plan_hash"] != plan.hash:
         return None
     try:
-        lists = {key: tuple(value[key]) for key in ("frozen_layers", "frozen_parts", "trained", "unreached", "notes")}
+        lists = {key: tuple(value[key]) for key in _LISTS}
         record = TrainRecord(**{**value, **lists, "sources": tuple(SourceUse(**use) for use in value["sources"])})
         return record if record.tensors_sha256 == hash_file(folder / TENSORS) else None
     except (KeyError, TypeError) as error:
@@ -153,7 +156,16 @@ def _room_in(folder: Path) -> Iterator[None]:
         raise to_output_error(error, folder) from error
 
 
-def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runtime, monitor: Monitor) -> TrainRecord:
+def train(
+    plan: Plan,
+    recipe: Recipe,
+    spliced: Path,
+    folder: Path,
+    runtime: Runtime,
+    monitor: Monitor,
+    *,
+    accept_changes: bool = False,
+) -> TrainRecord:
     """Train the model in `spliced` as `plan` says, with checkpoints, log and result in `folder`.
 
     Afterwards `folder` holds the trained tensors in float32 under their names in the output, and the record, written
@@ -193,6 +205,7 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
         result = run_loop(
             model, parts, fates, data, settings, folder,
             plan_hash=plan.spliced.hash, runtime=runtime, monitor=monitor, figures=figures,
+            accept_changes=accept_changes,
         )  # fmt: skip
         trained, frozen = as_stored(model, fates, result.frozen_sha256, stored, folder / TENSORS, write=runtime.is_main)
     record = TrainRecord(
@@ -212,6 +225,7 @@ def train(plan: Plan, recipe: Recipe, spliced: Path, folder: Path, runtime: Runt
         trained=trained,
         frozen_sha256=frozen,
         unreached=result.unreached,
+        changes=result.changes,
         notes=fates.notes,
         sources=_uses(sources, data),
         packing=data.packed.fill,

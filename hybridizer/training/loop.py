@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybridizer.adapters.accelerator import Runtime
 from hybridizer.adapters.causal_lm import MODEL_FAULTS
-from hybridizer.errors import InputError, Problem
+from hybridizer.errors import InputError, Problem, RunError
 from hybridizer.monitor import Monitor
 from hybridizer.records import content_hash
 from hybridizer.training.data import Batch, TrainingData
@@ -36,7 +36,7 @@ from hybridizer.training.precision import Precision, WorkingPrecision, choose_dt
 from hybridizer.training.products import WideProducts, product_dtype
 from hybridizer.training.schedule import ScheduleSettings, rate_factor
 from hybridizer.training.spread import gather, is_spread
-from hybridizer.training.state import State, read_checkpoint, write_checkpoint, write_tensors
+from hybridizer.training.state import State, drop_unproven, read_checkpoint, write_checkpoint, write_tensors
 
 TRAINED = "trained.safetensors"
 
@@ -75,7 +75,8 @@ class DeviceFigures:
 class TrainResult:
     """How a run ended: `stopped_by` is tokens, steps or minutes; losses in nats a token.
 
-    `unreached` lists trained tensors that no gradient had reached in the first step of this process.
+    `unreached` lists trained tensors that no gradient had reached in the first step of this process. `changes` are
+    settings that became others on the way: from which `step` on, the `setting`, its value `before` and `now`.
     """
 
     steps: int
@@ -87,6 +88,7 @@ class TrainResult:
     dtype: str
     unreached: tuple[str, ...]
     frozen_sha256: Mapping[str, str]
+    changes: tuple[Mapping[str, Any], ...]
 
 
 def train(
@@ -101,18 +103,22 @@ def train(
     runtime: Runtime,
     monitor: Monitor,
     figures: DeviceFigures,
+    accept_changes: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> TrainResult:
     """Train `model` in place as planned, from the newest checkpoint in `folder` if there is one.
 
     Afterwards `folder` holds trained.safetensors, the trained tensors in float32 under their names in the model, beside
     checkpoints/ and log.jsonl. The trained parameters of `model` are those, and the frozen ones hold the bytes they
-    came with, which is checked (under FSDP2 the model stays spread). `plan_hash` names what the model was made of.
+    came with, which is checked (under FSDP2 the model stays spread). `plan_hash` names what the model was made of;
+    `accept_changes` lets a checkpoint go on whose learning rate, schedule, clipping or weight decay were others.
     Raises InputError for a checkpoint of another run and for packed rows whose documents cannot be kept apart,
     RunError when the loss explodes or the freeze does not hold.
     """
     with ExitStack() as stack, torch.random.fork_rng(devices=[]):
-        run = _Run(model, parts, plan, data, settings, folder, plan_hash, runtime, figures, clock, stack)
+        run = _Run(
+            model, parts, plan, data, settings, folder, plan_hash, runtime, figures, accept_changes, clock, stack
+        )
         if run.num_apart:
             monitor.note(
                 f"{run.num_apart} modules would mix the documents of a row: each document runs by itself there"
@@ -138,6 +144,7 @@ class _Run:
         plan_hash: str,
         runtime: Runtime,
         figures: DeviceFigures,
+        accept_changes: bool,
         clock: Callable[[], float],
         stack: ExitStack,
     ) -> None:
@@ -177,7 +184,8 @@ class _Run:
         self.step, self._tokens, self._seconds = 0, 0, 0.0
         self._first_loss = self._last_loss = float("nan")
         self._unreached: tuple[str, ...] = ()
-        self._resume()
+        self._changes: list[dict[str, Any]] = []
+        self._resume(accept_changes)
         self._proof.begin(self._masters.tensors, self._parameters())
         self._started, self._first_step = clock(), self.step
         self._saved_at = self._started
@@ -227,6 +235,7 @@ class _Run:
             str(self._dtype).removeprefix("torch."),
             self._unreached,
             self._proof.frozen_sha256,
+            tuple(self._changes),
         )
 
     def _take_step(self) -> None:
@@ -237,7 +246,8 @@ class _Run:
         set_rate_(self._optimizer, lr)
         loss = self._backward()
         norms = self._masters.gradient_norms()
-        self._guard.check(self.step, loss, norms["total"], lr, self._where_saved())
+        if fault := self._guard.fault(loss, norms["total"]):
+            raise self._stopped(fault, lr)
         clip = self._settings.optimizer.clip_norm
         if clip and norms["total"] > clip:
             self._masters.scale_gradients_(clip / norms["total"])
@@ -315,9 +325,13 @@ class _Run:
     def _elapsed(self) -> float:
         return self._seconds + self._clock() - self._started
 
-    def _where_saved(self) -> str:
-        found = sorted((self._folder / "checkpoints").glob("step-*"))
-        return f"The last good state is {found[-1]}." if found else "No checkpoint was written yet; nothing is lost."
+    def _stopped(self, fault: str, lr: float) -> RunError:
+        good = drop_unproven(self._folder / "checkpoints", self.step)
+        again = "and build again: no good state was written before."
+        if good is not None:
+            again = f"and build again with --accept-changes: it goes on from {good}, the last good state."
+        advice = f"Lower `lr` (it was {lr:.2g} here), lengthen the warm-up or lower `clip_norm`, {again}"
+        return RunError(Problem(f"training step {self.step}", fault, advice))
 
     def _save(self) -> None:
         self._saved_at = self._clock()
@@ -330,13 +344,14 @@ class _Run:
                 "last_loss": self._last_loss,
                 "smoothed": self._guard.smoothed,
                 "lowest": self._guard.lowest,
+                "changes": self._changes,
             }
             state = State(self.step, tensors, figures)
             write_checkpoint(self._folder / "checkpoints", state, self._facts)
         self._runtime.wait()
 
-    def _resume(self) -> None:
-        state = read_checkpoint(self._folder / "checkpoints", self._facts)
+    def _resume(self, accept_changes: bool) -> None:
+        state = read_checkpoint(self._folder / "checkpoints", self._facts, accept_changes)
         self._runtime.wait()
         if state is None:
             return
@@ -348,6 +363,8 @@ class _Run:
         self._guard = LossGuard(figures["smoothed"], figures["lowest"])
         self.step, self._tokens, self._seconds = state.step, figures["tokens"], figures["seconds"]
         self._first_loss, self._last_loss = figures["first_loss"], figures["last_loss"]
+        changes = [{"step": state.step, **asdict(change)} for change in state.changes]
+        self._changes = [*figures["changes"], *changes]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,34 @@ from hybridizer.errors import CheckpointError, InputError, Problem
 from hybridizer.records import read_json, to_jsonable, write_json
 
 KEPT = 2
+# How large the steps are may change on the way, when somebody says so; what is trained on what may not.
+CHANGEABLE = ("train.optimizer.lr", "train.optimizer.clip_norm", "train.optimizer.weight_decay", "train.schedule.")
 _NAME = re.compile(r"step-\d{8}")
 
 
 @dataclass(frozen=True)
+class Change:
+    """A fact of a run that is not as it was: its path, joined by dots, and both values."""
+
+    setting: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.setting} is {self.now!r} now and was {self.before!r} there"
+
+
+@dataclass(frozen=True)
 class State:
-    """All that a run needs to go on from `step` (steps already taken): tensors by name, and figures as plain values."""
+    """All that a run needs to go on from `step` (steps already taken): tensors by name, and figures as plain values.
+
+    `changes` are the settings that were others when it was written.
+    """
 
     step: int
     tensors: Mapping[str, Tensor]
     figures: Mapping[str, Any]
+    changes: tuple[Change, ...] = ()
 
 
 def write_checkpoint(folder: Path, state: State, facts: Mapping[str, Any]) -> Path:
@@ -81,11 +99,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     flush_folder(path.parent)
 
 
-def read_checkpoint(folder: Path, facts: Mapping[str, Any]) -> State | None:
+def read_checkpoint(folder: Path, facts: Mapping[str, Any], accept_changes: bool = False) -> State | None:
     """The newest state in `folder`, or None when there is none.
 
-    Raises InputError naming every fact in which the run that wrote it differs from `facts`, and CheckpointError when
-    its files are damaged.
+    Raises InputError naming every fact in which the run that wrote it differs from `facts`, unless all are settings
+    that may change on the way and `accept_changes` says so; CheckpointError when its files are damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -94,13 +112,23 @@ def read_checkpoint(folder: Path, facts: Mapping[str, Any]) -> State | None:
     if not found:
         return None
     record = read_json(found[-1] / "state.json")
-    _refuse_other_run(found[-1], record["facts"], to_jsonable(facts))
+    changes = _changes("", record["facts"], to_jsonable(facts))
+    _refuse_other_run(found[-1], changes, accept_changes)
     try:
         tensors = load_file(found[-1] / "tensors.safetensors")
     except (OSError, SafetensorError) as error:
         fix = "Delete this folder; the run goes on from the checkpoint before it, or from the start."
         raise CheckpointError(Problem(str(found[-1]), f"damaged checkpoint: {error}.", fix)) from error
-    return State(record["step"], tensors, record["figures"])
+    return State(record["step"], tensors, record["figures"], tuple(changes))
+
+
+def drop_unproven(folder: Path, step: int) -> Path | None:
+    """Remove the checkpoint of `step`, whose loss turned out bad; the newest one before it, None when there is none.
+
+    A checkpoint is written before anybody knows the loss of its weights.
+    """
+    shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)
+    return next((path for path in reversed(_checkpoints(folder)) if path.name < f"step-{step:08d}"), None)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -114,15 +142,20 @@ def _prune(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _refuse_other_run(folder: Path, theirs: Any, ours: Any) -> None:
-    differences = list(_differences("", theirs, ours))
-    if differences:
-        fix = "Restore the setting to go on, or remove the checkpoints folder to start anew."
-        raise InputError(*(Problem(str(folder), f"belongs to another run: {text}.", fix) for text in differences))
+def _refuse_other_run(folder: Path, changes: Sequence[Change], accept: bool) -> None:
+    if not changes:
+        return
+    may = all(change.setting.startswith(CHANGEABLE) for change in changes)
+    if may and accept:
+        return
+    fix = "Restore the setting to go on, or remove the checkpoints folder to start anew."
+    if may:
+        fix = "Restore the setting, or pass --accept-changes to go on with it; or give the recipe another name."
+    raise InputError(*(Problem(str(folder), f"belongs to another run: {change}.", fix) for change in changes))
 
 
-def _differences(path: str, theirs: Any, ours: Any) -> list[str]:
+def _changes(path: str, theirs: Any, ours: Any) -> list[Change]:
     if isinstance(theirs, dict) and isinstance(ours, dict):
         keys = sorted({*theirs, *ours})
-        return [text for key in keys for text in _differences(f"{path}.{key}", theirs.get(key), ours.get(key))]
-    return [] if theirs == ours else [f"{path.removeprefix('.')} is {ours!r} now and was {theirs!r} there"]
+        return [change for key in keys for change in _changes(f"{path}.{key}", theirs.get(key), ours.get(key))]
+    return [] if theirs == ours else [Change(path.removeprefix("."), theirs, ours)]

@@ -133,8 +133,37 @@ def test_a_loss_gone_wrong_stops_the_run_and_names_the_last_good_state(tmp_path,
     broken_after(model, 4, value)
     with pytest.raises(RunError, match=f"training step 4: .*{words}") as caught:
         run(tmp_path, model=(model, parts))
+    # Nobody knew the loss of step 4's weights when they were written.
+    good = tmp_path / "checkpoints" / "step-00000003"
+    assert list((tmp_path / "checkpoints").iterdir()) == [good]
     assert "Lower `lr`" in str(caught.value)
-    assert f"The last good state is {tmp_path}/checkpoints/step-00000004" in str(caught.value)
+    assert f"build again with --accept-changes: it goes on from {good}, the last good state." in str(caught.value)
+
+
+def test_a_first_step_gone_wrong_leaves_nothing_to_go_on_from(tmp_path):
+    model, parts = plain_model()
+    broken_after(model, 1, float("nan"))
+    with pytest.raises(RunError, match="build again: no good state was written before"):
+        run(tmp_path, model=(model, parts))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tmp_path):
+    data = data_in(tmp_path / "data")
+    slower = replace(SETTINGS, optimizer=OptimizerSettings(lr=1e-3))
+    run(tmp_path, replace(SETTINGS, max_steps=3), data)
+    with pytest.raises(InputError, match=r"train.optimizer.lr is 0.001 now and was 0.01 there.\n.*--accept-changes"):
+        run(tmp_path, slower, data)
+    _, result = run(tmp_path, replace(slower, max_steps=5), data, accept_changes=True)
+    changes = ({"step": 3, "setting": "train.optimizer.lr", "before": 0.01, "now": 0.001},)
+    assert (result.steps, result.changes) == (5, changes)
+    assert (
+        max(line["lr"] for line in lines_of(tmp_path)[3:]) <= 1e-3 < min(line["lr"] for line in lines_of(tmp_path)[:3])
+    )
+    assert run(tmp_path, replace(slower, max_steps=6), data)[1].changes == changes
+    other = replace(slower, seed=7)
+    with pytest.raises(InputError, match=r"train.seed is 7 now and was 0 there.\n.*remove the checkpoints folder"):
+        run(tmp_path, other, data, accept_changes=True)
 
 
 def test_trackers_get_the_curves(tmp_path):
