@@ -16,7 +16,7 @@ from hybridizer.draft import Planned, plan_recipe, price
 from hybridizer.durable import write_file
 from hybridizer.errors import DonorError, InputError, OutputError, Problem
 from hybridizer.measure import Outcome, measure
-from hybridizer.monitor import Monitor
+from hybridizer.monitor import Monitor, SilentMonitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.planning.plan import Plan
@@ -78,6 +78,7 @@ def build(
     """
     runtime = join_processes(load_recipe(path, overrides), runs)
     main = runtime is None or runtime.is_main
+    monitor = monitor if main else SilentMonitor()  # what is true of all is told once
     with runtime.main_first() if runtime else nullcontext():
         planned = plan_recipe(path, overrides, monitor)
         folder = runs / planned.plan.name

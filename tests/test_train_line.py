@@ -519,10 +519,17 @@ def test_a_build_that_is_killed_anywhere_ends_with_the_same_bytes(bench):
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
-@pytest.mark.parametrize("sharding", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["ddp", "fsdp2"])
-def test_two_processes_build_the_model_of_one(bench, sharding):
-    hybridize("build", recipe_of(bench, "one"), "--no-load")
-    recipe = recipe_of(bench, "two")
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("sharding", "family"), [({}, "llama"), (FSDP2, "llama"), (FSDP2, "bamba")], ids=["ddp", "fsdp2", "fsdp2-hybrid"]
+)
+def test_two_processes_build_the_model_of_one(bench, sharding, family):
+    make_donor(bench / "m", family, seed=3)
+    model = {"layout": {"host": "m", "deep": "m", "shallow": "m"}, "donors": ("m",)}
+    hybridize("build", recipe_of(bench, "one", **model), "--no-load")
+    recipe = recipe_of(bench, "two", **model)
     # accelerate's launcher goes through torch's on GPUs, and through mpirun on CPUs.
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {
@@ -533,6 +540,7 @@ def test_two_processes_build_the_model_of_one(bench, sharding):
     done = subprocess.run(command, cwd=bench, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("is complete and verified") == 1, "only one process speaks"
+    assert done.stderr.count("modules would mix the documents of a row") == (family == "bamba")
     one, two = (load_file(bench / f"runs/{name}/model/model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-4)  # Adam magnifies rounding of tiny gradients
