@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training.models import tiny_model
+from training.models import plain_model, tiny_model
 from training.runs import bytes_of
 
 from hybridizer.adapters.causal_lm import find_parts
@@ -118,6 +118,23 @@ def test_a_fresh_mixer_whose_output_begins_at_zero_is_found():
         assert count == len(silent) == 2
         assert not documents_leak(objective, 256)
     assert bytes_of(objective) == before
+
+
+class Faint(torch.nn.Module):
+    """Passes on what it is given, and very little of what came before."""
+
+    def forward(self, hidden):
+        return hidden + 0.02 * hidden.cumsum(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_faint_trace_of_another_document_is_a_leak_in_any_precision(dtype):
+    model, parts = plain_model(dropout=0.0)
+    model.layers[1].norm = torch.nn.Sequential(model.layers[1].norm, Faint())
+    objective = Objective(model.to(dtype), parts)
+    assert documents_leak(objective, 257)
+    with documents_apart(model, parts.layers, 257) as count:
+        assert count == 1 and not documents_leak(objective, 257)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
