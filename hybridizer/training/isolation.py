@@ -21,21 +21,22 @@ from hybridizer.adapters.causal_lm import MODEL_FAULTS, first_floating
 from hybridizer.training.objective import Objective
 
 _SHORTEST = 0.5  # of a group's longest document: fewer groups are fewer passes over a recurrence, but more padding
-_TRIALS, _TRIED = 6, (7, 9)  # documents of 9 tokens behind six different ones of 7
 _LEAK_FACTOR = 16.0
+FEW_TOKENS = 16  # of a row to try modules with: nearly all that leak do so at once
 
 
 @torch.no_grad()
-def documents_leak(objective: Objective, vocab_size: int) -> bool:
+def documents_leak(objective: Objective, vocab_size: int, num_tokens: int = FEW_TOKENS) -> bool:
     """Whether a document in a packed row changes what the model makes of the document after it.
 
-    Tried on the model itself, with one document behind several different ones. Only rounding may differ, as it does
-    between rows of a batch, which cannot leak: experts round by how many tokens they get.
+    Tried on the model itself, with one document behind several different ones, `num_tokens` in all. Only rounding may
+    differ, as it does between rows of a batch, which cannot leak: experts round by how many tokens they get.
     """
-    first, size = _TRIED
+    first, size = _lengths(num_tokens)
     generator = torch.Generator().manual_seed(0)
     device = next(objective.parameters()).device
-    others = torch.randint(vocab_size, (_TRIALS, 1, first), generator=generator).to(device)
+    trials = max(2, min(6, 512 // num_tokens))  # rounding shows in few tokens only where there are several trials
+    others = torch.randint(vocab_size, (trials, 1, first), generator=generator).to(device)
     document = torch.randint(vocab_size, (1, size), generator=generator).to(device)
     positions = _positions(first, size, device).expand(2, -1)
     counted = _positions(size, 0, device).expand(2, -1)
@@ -46,13 +47,16 @@ def documents_leak(objective: Objective, vocab_size: int) -> bool:
 
 
 @contextmanager
-def documents_apart(model: nn.Module, layers: Sequence[nn.Module], vocab_size: int) -> Iterator[int]:
+def documents_apart(
+    model: nn.Module, layers: Sequence[nn.Module], vocab_size: int, num_tokens: int = FEW_TOKENS
+) -> Iterator[int]:
     """While it lasts, modules in `layers` that let documents of a packed row meet run over each alone; how many do.
 
+    They are found with rows of `num_tokens`; what compresses many tokens into one may leak over long rows only.
     The documents of a batch are read off the `position_ids`, (rows, tokens) and 0 where one begins, that `model` is
     called with. A call without them changes nothing: layers run again for the backward pass see their own batch's.
     """
-    modules = leaking_modules(model, layers, vocab_size)
+    modules = leaking_modules(model, layers, vocab_size, num_tokens)
     documents = Documents()
 
     def enter(_model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -74,15 +78,17 @@ def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
 
 
 @torch.no_grad()
-def leaking_modules(model: nn.Module, layers: Sequence[nn.Module], vocab_size: int) -> list[nn.Module]:
+def leaking_modules(
+    model: nn.Module, layers: Sequence[nn.Module], vocab_size: int, num_tokens: int = FEW_TOKENS
+) -> list[nn.Module]:
     """The outermost modules inside `layers` through which one document of a packed row reaches the next.
 
     Each is called again with what it was given in a run of the model, the first document changed. Modules that take
     something without a place for every token, or for every pair of them, are looked into instead.
     """
-    first, size = _TRIED
+    first, size = _lengths(num_tokens)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocab_size, (1, first + size), generator=generator).to(next(model.parameters()).device)
+    ids = torch.randint(vocab_size, (1, num_tokens), generator=generator).to(next(model.parameters()).device)
     calls: dict[nn.Module, _Call] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -250,6 +256,12 @@ def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(item, change) for key, item in value.items()}
     return value
+
+
+def _lengths(num_tokens: int) -> tuple[int, int]:
+    """Those of two documents in a row of `num_tokens`, the second one longer and beginning at no round number."""
+    first = 7 * num_tokens // FEW_TOKENS - (num_tokens > FEW_TOKENS)
+    return first, num_tokens - first
 
 
 def _positions(first: int, second: int, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
 from hybridizer.training.fused import fused
 from hybridizer.training.guard import LossGuard
-from hybridizer.training.isolation import documents_apart, documents_leak
+from hybridizer.training.isolation import FEW_TOKENS, documents_apart, documents_leak
 from hybridizer.training.journal import Journal
 from hybridizer.training.layers import compiled, recomputing
 from hybridizer.training.loss import CHUNK_BYTES
@@ -171,7 +171,8 @@ class _Run:
         if settings.recompute_layers:
             stack.enter_context(recomputing(parts.layers))
         objective = Objective(model, parts, settings.loss_chunk_bytes)
-        self.num_apart = stack.enter_context(_packed_apart(objective, parts)) if data.settings.packed else 0
+        apart = _packed_apart(objective, parts, data.settings.sequence) if data.settings.packed else nullcontext(0)
+        self.num_apart = stack.enter_context(apart)
         if settings.compile_layers:
             stack.enter_context(
                 compiled(parts.layers)
@@ -368,22 +369,28 @@ class _Run:
 
 
 @contextmanager
-def _packed_apart(objective: Objective, parts: TrainableParts) -> Iterator[int]:
-    """While it lasts, documents that share a row stay apart; how many modules need help with that.
+def _packed_apart(objective: Objective, parts: TrainableParts, row_tokens: int) -> Iterator[int]:
+    """While it lasts, documents that share a row stay apart, tried on whole rows; how many modules need help with that.
 
     Raises InputError where no module that could be helped explains the leak.
     """
-    vocabulary = len(next(parts.embedding.parameters()))
-    with documents_apart(objective.model, parts.layers, vocabulary) as count:
-        try:
-            leak, why = documents_leak(objective, vocabulary), ""
-        except MODEL_FAULTS as error:
-            leak, why = True, f" Running it document by document fails: {type(error).__name__}: {str(error)[:200]}."
-        if leak:
-            what = f"its layers let a document of a packed row reach the next one, in a way we cannot undo.{why}"
-            fix = "Set `packed: false`: one document a row, rows of like length."
-            raise InputError(Problem("train.packed", what, fix))
-        yield count
+    vocabulary, tokens = len(next(parts.embedding.parameters())), max(row_tokens, FEW_TOKENS)
+    for tried in (FEW_TOKENS, tokens):
+        with documents_apart(objective.model, parts.layers, vocabulary, tried) as count:
+            fault = _packing_fault(objective, vocabulary, tokens)
+            if fault is None:
+                yield count
+                return
+    what = f"its layers let a document of a packed row reach the next one, and {fault}."
+    raise InputError(Problem("train.packed", what, "Set `packed: false`: one document a row, rows of like length."))
+
+
+def _packing_fault(objective: Objective, vocabulary: int, tokens: int) -> str | None:
+    try:
+        leaks = documents_leak(objective, vocabulary, tokens)
+    except MODEL_FAULTS as error:
+        return f"running each by itself fails: {type(error).__name__}: {str(error)[:200]}"
+    return "no module was found that could run over each by itself instead" if leaks else None
 
 
 # Settings that may change between one start of a run and the next: they do not touch the numbers.

@@ -207,6 +207,27 @@ def test_packed_rows_are_refused_where_documents_cannot_be_kept_apart(tmp_path):
         run_model(tmp_path, model, parts, plan)
 
 
+class LeaksLate(torch.nn.Module):
+    """Passes on what it is given, and from the 33rd token on what came 32 tokens before."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, hidden):
+        normed = self.norm(hidden)
+        return normed + torch.nn.functional.pad(normed, (0, 0, 32, 0))[:, : normed.shape[1]]
+
+
+def test_what_leaks_over_whole_rows_only_is_found_as_well(tmp_path):
+    model, parts = plain_model(dropout=0.0)
+    model.layers[1].norm = LeaksLate(model.layers[1].norm)
+    notes, monitor = [], SilentMonitor()
+    monitor.note = notes.append
+    run(tmp_path, replace(SETTINGS, max_steps=1), model=(model, parts), monitor=monitor)
+    assert notes == ["1 modules would mix the documents of a row: each document runs by itself there"]
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # both are torch's own, on the way to its compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_compiled_layers_train_alike_and_stay_proven(tmp_path, monkeypatch):
