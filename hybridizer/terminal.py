@@ -58,7 +58,7 @@ def trained_lines(training: Mapping[str, Any]) -> list[str]:
         f"loss {training['first_loss']:.3f} at first and {training['last_loss']:.3f} at last, in nats a token; "
         f"rows filled to {training['packing']:.1%}",
     ]
-    for change in training["changes"]:
+    for change in training.get("changes", []):
         lines.append(
             f"from step {change['step']:,} on {change['setting']} was {change['now']}, before {change['before']}"
         )
@@ -70,7 +70,9 @@ def trained_lines(training: Mapping[str, Any]) -> list[str]:
         )
     if training["unreached"]:
         names = ", ".join(training["unreached"][:5])
-        lines.append(f"no gradient in the first step, as with experts not chosen or zeros behind: {names}")
+        lines.append(
+            f"no gradient in the first step, as with experts not chosen, or before weights still zero: {names}"
+        )
     return lines
 
 

@@ -27,7 +27,11 @@ def add_lora_(model: nn.Module, module_names: Sequence[str], settings: Lora) -> 
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=list(module_names)
     )
-    inject_adapter_in_model(config, model)
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:  # peft knows kinds of module that adapters would break
+        what = f"peft refuses these modules: {error}"
+        raise InputError(Problem("train.lora", what, "Train without LoRA.")) from error
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     if adapted != set(module_names):  # peft also takes modules whose path ends with a name
         wrong = ", ".join(sorted(adapted ^ set(module_names))[:5])

@@ -74,7 +74,7 @@ trace:
 #   head: side             # ... as the last layer
 #   # lora: {{rank: 16, alpha: 32, dropout: 0}}      # train low-rank adapters in place of whole matrices
 #   sequence: 1024         # tokens in a row
-#   packed: true           # several documents in a row, kept apart by attention
+#   packed: true           # several documents in a row, kept apart
 #   rows_per_step: 8       # rows in one optimizer step
 #   rows_per_batch: 0      # rows in memory at a time; 0: all of a step
 #   heldout_share: 0.02    # the share of documents that never train, to measure on

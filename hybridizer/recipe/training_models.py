@@ -73,7 +73,7 @@ class TrainModel(Section):
     head: Part = Field(default="side", description="train or freeze it; side: as the last layer")
     lora: LoraModel | None = Field(default=None, description="train low-rank adapters in place of whole matrices")
     sequence: Annotated[int, Field(ge=2)] = Field(default=Train.sequence, description="tokens in a row")
-    packed: bool = Field(default=Train.packed, description="several documents in a row, kept apart by attention")
+    packed: bool = Field(default=Train.packed, description="several documents in a row, kept apart")
     rows_per_step: _Positive = Field(default=Train.rows_per_step, description="rows in one optimizer step")
     rows_per_batch: Annotated[int, Field(ge=0)] = Field(
         default=Train.rows_per_batch, description="rows in memory at a time; 0: all of a step"

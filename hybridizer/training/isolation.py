@@ -54,7 +54,7 @@ def documents_apart(
 
     They are found with rows of `num_tokens`; what compresses many tokens into one may leak over long rows only.
     The documents of a batch are read off the `position_ids`, (rows, tokens) and 0 where one begins, that `model` is
-    called with. A call without them changes nothing: layers run again for the backward pass see their own batch's.
+    called with. A call without them keeps those of the batch before: layers may run again for the backward pass.
     """
     modules = leaking_modules(model, layers, vocab_size, num_tokens)
     documents = Documents()
@@ -161,7 +161,8 @@ def _shifted(tensor: Tensor) -> Tensor:
 class _Group:
     """Documents that run together. `places` (documents, tokens) are positions in the flat batch, `real` no padding.
 
-    A padded place repeats its document's last one: a causal module never looks there, and nobody reads what it gives.
+    A padded place repeats its document's last one: a causal module never looks there, masks of pairs hide it, and
+    nobody reads what it gives.
     """
 
     places: Tensor
@@ -192,6 +193,8 @@ class Documents:
         """
         if not self._groups:
             return forward(*args, **kwargs)
+        hidden = first_floating((*args, *kwargs.values()))
+        assert hidden is not None and hidden.shape[:2] == self._shape, "of the batch that was entered"
         return self._joined([self._run_group(forward, group, args, kwargs) for group in self._groups])
 
     def _run_group(self, forward: Callable[..., Any], group: _Group, args: Any, kwargs: Any) -> Any:
@@ -233,10 +236,11 @@ def _take(tensor: Tensor, shape: torch.Size, group: _Group) -> Tensor:
     whole = tensor.expand(rows, *tensor.shape[1:])
     if not _is_pairs(tensor, shape):
         return whole.flatten(0, 1)[group.places]
-    masks = whole[group.places[:, 0] // tokens]  # (documents, heads, tokens of a row, the same)
-    place = (group.places % tokens)[:, None].expand(-1, masks.shape[1], -1)
-    seen = masks.gather(2, place[..., None].expand(-1, -1, -1, tokens))
-    return seen.gather(3, place[..., None, :].expand(-1, -1, place.shape[-1], -1))
+    row, place = group.places[:, :1, None] // tokens, group.places % tokens
+    masks = whole[row, :, place[:, :, None], place[:, None, :]].permute(0, 3, 1, 2)
+    # A document's last token would see its own copies in the padding.
+    hidden = False if masks.dtype == torch.bool else torch.finfo(masks.dtype).min
+    return masks.masked_fill(~group.real[:, None, None], hidden)
 
 
 def _fits(tensor: Tensor, shape: torch.Size) -> bool:

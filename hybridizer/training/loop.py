@@ -32,11 +32,11 @@ from hybridizer.training.loss import CHUNK_BYTES
 from hybridizer.training.memory import peak_memory_bytes
 from hybridizer.training.objective import Objective, TrainableParts
 from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
-from hybridizer.training.precision import Precision, WorkingPrecision, choose_dtype
+from hybridizer.training.precision import Precision, choose_dtype, working_precision
 from hybridizer.training.products import WideProducts, product_dtype
 from hybridizer.training.schedule import ScheduleSettings, rate_factor
 from hybridizer.training.spread import gather, is_spread
-from hybridizer.training.state import State, drop_unproven, read_checkpoint, write_checkpoint, write_tensors
+from hybridizer.training.state import State, newest_before, read_checkpoint, set_aside, write_checkpoint, write_tensors
 
 TRAINED = "trained.safetensors"
 
@@ -120,9 +120,13 @@ def train(
             model, parts, plan, data, settings, folder, plan_hash, runtime, figures, accept_changes, clock, stack
         )
         if run.num_apart:
+            monitor.note(f"modules that would mix the documents of a row, and run each by itself: {run.num_apart}")
+        for change in run.changes:
             monitor.note(
-                f"{run.num_apart} modules would mix the documents of a row: each document runs by itself there"
+                f"from step {change['step']} on {change['setting']} is {change['now']}, before {change['before']}"
             )
+        if accept_changes and not run.changes:
+            monitor.note("no setting has changed since the last start: nothing to accept")
         with monitor.task("train", data.num_steps, "step") as advance:
             advance(run.step)
             stopped_by = run.to_end(advance, monitor)
@@ -162,8 +166,7 @@ class _Run:
         apply_freeze_(model, plan)
         self._proof = FreezeProof(plan, dict(model.named_parameters()))
         self._dtype = choose_dtype(settings.precision, runtime.device)
-        working = WorkingPrecision(model, plan, self._dtype)
-        stack.callback(working.restore_)
+        stack.callback(working_precision(model, plan, self._dtype, _vocabulary(parts)).restore_)
         if not settings.compile_layers:  # either would break the compiled graphs at every operation
             stack.enter_context(fused(model))
             if product_dtype(self._dtype, runtime.device) != self._dtype:
@@ -185,7 +188,7 @@ class _Run:
         self.step, self._tokens, self._seconds = 0, 0, 0.0
         self._first_loss = self._last_loss = float("nan")
         self._unreached: tuple[str, ...] = ()
-        self._changes: list[dict[str, Any]] = []
+        self.changes: list[dict[str, Any]] = []
         self._resume(accept_changes)
         self._proof.begin(self._masters.tensors, self._parameters())
         self._started, self._first_step = clock(), self.step
@@ -236,7 +239,7 @@ class _Run:
             str(self._dtype).removeprefix("torch."),
             self._unreached,
             self._proof.frozen_sha256,
-            tuple(self._changes),
+            tuple(self.changes),
         )
 
     def _take_step(self) -> None:
@@ -327,7 +330,10 @@ class _Run:
         return self._seconds + self._clock() - self._started
 
     def _stopped(self, fault: str, lr: float) -> RunError:
-        good = drop_unproven(self._folder / "checkpoints", self.step)
+        folder = self._folder / "checkpoints"
+        good = newest_before(folder, self.step)
+        if self._runtime.is_main:
+            set_aside(folder, self.step)
         again = "and build again: no good state was written before."
         if good is not None:
             again = f"and build again with --accept-changes: it goes on from {good}, the last good state."
@@ -345,7 +351,7 @@ class _Run:
                 "last_loss": self._last_loss,
                 "smoothed": self._guard.smoothed,
                 "lowest": self._guard.lowest,
-                "changes": self._changes,
+                "changes": self.changes,
             }
             state = State(self.step, tensors, figures)
             write_checkpoint(self._folder / "checkpoints", state, self._facts)
@@ -359,13 +365,20 @@ class _Run:
         if state.step > self._last_step:
             what = f"its newest checkpoint is at step {state.step}, and `max_steps` is {self._last_step}."
             raise InputError(Problem(str(self._folder), what, "Raise max_steps, or give the recipe another name."))
+        if state.changes and state.step == self._last_step:
+            what = f"all {state.step} steps were taken with the settings from before; the new ones would train nothing."
+            raise InputError(Problem(str(self._folder), what, "Give the recipe another name, or restore the settings."))
         self._masters.load_(self._optimizer, state.tensors)
         figures = state.figures
         self._guard = LossGuard(figures["smoothed"], figures["lowest"])
         self.step, self._tokens, self._seconds = state.step, figures["tokens"], figures["seconds"]
         self._first_loss, self._last_loss = figures["first_loss"], figures["last_loss"]
         changes = [{"step": state.step, **asdict(change)} for change in state.changes]
-        self._changes = [*figures["changes"], *changes]
+        self.changes = [*figures.get("changes", []), *changes]
+
+
+def _vocabulary(parts: TrainableParts) -> int:
+    return len(next(parts.embedding.parameters()))
 
 
 @contextmanager
@@ -374,7 +387,7 @@ def _packed_apart(objective: Objective, parts: TrainableParts, row_tokens: int) 
 
     Raises InputError where no module that could be helped explains the leak.
     """
-    vocabulary, tokens = len(next(parts.embedding.parameters())), max(row_tokens, FEW_TOKENS)
+    vocabulary, tokens = _vocabulary(parts), max(row_tokens, FEW_TOKENS)
     for tried in (FEW_TOKENS, tokens):
         with documents_apart(objective.model, parts.layers, vocabulary, tried) as count:
             fault = _packing_fault(objective, vocabulary, tokens)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hybridizer.adapters.causal_lm import MODEL_FAULTS
+from hybridizer.errors import InputError, Problem
 from hybridizer.training.freeze import FreezePlan
 from hybridizer.training.products import has_bfloat16
 from hybridizer.training.spread import is_spread
@@ -56,10 +58,10 @@ class _FrozenProduct(torch.autograd.Function):
 class WorkingPrecision:
     """A model set up to compute in one dtype; `restore_` gives every frozen tensor its own bytes back."""
 
-    def __init__(self, model: nn.Module, plan: FreezePlan, dtype: torch.dtype) -> None:
-        """Changes `model` in place and keeps every parameter object."""
+    def __init__(self, model: nn.Module, plan: FreezePlan, dtype: torch.dtype, keep_low: bool = True) -> None:
+        """Changes `model` in place and keeps every parameter object; frozen tensors are cast too unless `keep_low`."""
         self._model, self._kept = model, dict[str, Tensor]()
-        stays = _ids_kept_low(model)
+        stays = _ids_kept_low(model) if keep_low else set()
         for name, parameter in model.named_parameters():
             if parameter.dtype == dtype or (name in plan.frozen and id(parameter) in stays):
                 continue
@@ -78,6 +80,30 @@ class WorkingPrecision:
                 _as_class_(module, nn.Linear)
         for hook in self._hooks:
             hook.remove()
+
+
+def working_precision(model: nn.Module, plan: FreezePlan, dtype: torch.dtype, vocab_size: int) -> WorkingPrecision:
+    """`model` set up to compute in `dtype`, with frozen tensors in their own precision where its code takes that.
+
+    Code that uses a linear module's weight without calling the module, as Mamba's does, does not. Raises InputError
+    where the model does not run in `dtype` at all.
+    """
+    ids = (torch.arange(8, device=next(model.parameters()).device) % vocab_size)[None]
+    training, fault = model.training, ""
+    for keep_low in (True, False):
+        working = WorkingPrecision(model, plan, dtype, keep_low)
+        try:
+            with torch.no_grad():
+                model.eval()(input_ids=ids, use_cache=False)
+            return working
+        except MODEL_FAULTS as error:
+            fault = f"{type(error).__name__}: {str(error)[:200]}"
+            working.restore_()
+        finally:
+            model.train(training)
+    name = str(dtype).removeprefix("torch.")
+    what = f"this model's own code does not run in {name}: {fault}"
+    raise InputError(Problem("train.precision", what, "Ask for the other precision, float32 or bfloat16."))
 
 
 def _ids_kept_low(model: nn.Module) -> set[int]:

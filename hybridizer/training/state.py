@@ -122,12 +122,19 @@ def read_checkpoint(folder: Path, facts: Mapping[str, Any], accept_changes: bool
     return State(record["step"], tensors, record["figures"], tuple(changes))
 
 
-def drop_unproven(folder: Path, step: int) -> Path | None:
-    """Remove the checkpoint of `step`, whose loss turned out bad; the newest one before it, None when there is none.
+def set_aside(folder: Path, step: int) -> None:
+    """Take the checkpoint of `step`, whose loss turned out bad, from those that a run goes on from; it is kept as .bad.
 
     A checkpoint is written before anybody knows the loss of its weights.
     """
-    shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)
+    name = f"step-{step:08d}"
+    if (folder / name).exists():
+        shutil.rmtree(folder / f"{name}.bad", ignore_errors=True)
+        (folder / name).rename(folder / f"{name}.bad")
+
+
+def newest_before(folder: Path, step: int) -> Path | None:
+    """The newest checkpoint in `folder` of fewer steps than `step`, or None."""
     return next((path for path in reversed(_checkpoints(folder)) if path.name < f"step-{step:08d}"), None)
 
 

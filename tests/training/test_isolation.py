@@ -159,7 +159,7 @@ def test_every_document_runs_alone_in_its_order_and_comes_back_to_its_place(leng
     width = max(map(sum, lengths))
     rows = [[*row, width - sum(row)] if sum(row) < width else row for row in lengths]
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in rows])
-    numbers = torch.arange(positions.numel()).view_as(positions)
+    numbers = torch.arange(float(positions.numel())).view_as(positions)
     seen = []
 
     def forward(hidden, pair):
@@ -176,12 +176,49 @@ def test_every_document_runs_alone_in_its_order_and_comes_back_to_its_place(leng
     assert sum(group.numel() for group in seen) < 2 * numbers.numel() + 1, "more padding than tokens"
 
 
-def test_a_mask_of_pairs_is_cut_to_each_document():
+def test_a_mask_of_pairs_is_cut_to_each_document_and_hides_padding():
     documents = Documents()
     documents.enter(torch.tensor([[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]]))
-    mask = torch.arange(2 * 25).view(2, 1, 5, 5)
+    mask = torch.arange(2.0 * 25).view(2, 1, 5, 5)
     taken = []
     documents.run(lambda hidden, mask: taken.append(mask) or hidden, torch.zeros(2, 5, 1), mask=mask)
-    longest, *_ = taken[0]  # of four tokens, at 1..4 in row 1
+    longest, second, *_ = taken[0]  # of four tokens, at 1..4 in row 1; of three, at 0..2 in row 0, and one of padding
     assert torch.equal(longest, mask[1, :, 1:, 1:])
+    assert torch.equal(second[:, :3, :3], mask[0, :, :3, :3])
+    assert torch.equal(second[..., 3], torch.full((1, 4), torch.finfo(torch.float32).min))
     assert torch.equal(taken[-1][-1], mask[1, :, :1, :1])
+
+
+@pytest.mark.parametrize("model_type", ["afmoe", "xglm", *sorted(set(CARRYING) - {"granitemoehybrid"})])
+def test_every_token_of_a_packed_document_gets_what_it_gets_alone(model_type):
+    objective = objective_of(model_type)
+    rows = [documents_of(17, 9, 3), documents_of(29, seed=5), documents_of(2, 2, 25, seed=6)]
+    ids, positions, _ = packed(rows)
+    with apart(objective), torch.no_grad():
+        found = objective.hidden(ids, positions)
+    with torch.no_grad():
+        for row, hidden in zip(rows, found, strict=True):
+            for document, part in zip(row, hidden.split([len(d) for d in row]), strict=True):
+                expected = objective.hidden(document[None], torch.arange(len(document))[None])[0]
+                torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_batch_without_positions_is_not_cut_at_the_documents_of_the_last():
+    objective = objective_of("mamba2")
+    with apart(objective):
+        objective(*packed([documents_of(11, 5)]))
+        with pytest.raises(AssertionError, match="of the batch that was entered"):
+            objective.token_losses(torch.randint(3, 200, (1, 20)))
+    assert not objective.model._forward_pre_hooks
+
+
+def test_a_trial_that_fails_leaves_the_weights_as_they_were(monkeypatch):
+    objective = objective_of("bamba")
+    silent = [p for name, p in objective.named_parameters() if "mamba.out_proj" in name]
+    for parameter in silent:
+        parameter.data.zero_()
+    before = bytes_of(objective)
+    monkeypatch.setattr(objective, "hidden", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        documents_leak(objective, 256)
+    assert bytes_of(objective) == before

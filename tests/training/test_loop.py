@@ -135,7 +135,7 @@ def test_a_loss_gone_wrong_stops_the_run_and_names_the_last_good_state(tmp_path,
         run(tmp_path, model=(model, parts))
     # Nobody knew the loss of step 4's weights when they were written.
     good = tmp_path / "checkpoints" / "step-00000003"
-    assert list((tmp_path / "checkpoints").iterdir()) == [good]
+    assert sorted((tmp_path / "checkpoints").iterdir()) == [good, good.with_name("step-00000004.bad")]
     assert "Lower `lr`" in str(caught.value)
     assert f"build again with --accept-changes: it goes on from {good}, the last good state." in str(caught.value)
 
@@ -145,7 +145,7 @@ def test_a_first_step_gone_wrong_leaves_nothing_to_go_on_from(tmp_path):
     broken_after(model, 1, float("nan"))
     with pytest.raises(RunError, match="build again: no good state was written before"):
         run(tmp_path, model=(model, parts))
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.bad"]
 
 
 def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tmp_path):
@@ -161,6 +161,9 @@ def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tm
         max(line["lr"] for line in lines_of(tmp_path)[3:]) <= 1e-3 < min(line["lr"] for line in lines_of(tmp_path)[:3])
     )
     assert run(tmp_path, replace(slower, max_steps=6), data)[1].changes == changes
+    done = replace(slower, optimizer=OptimizerSettings(lr=1e-4), max_steps=6)
+    with pytest.raises(InputError, match="all 6 steps were taken with the settings from before"):
+        run(tmp_path, done, data, accept_changes=True)
     other = replace(slower, seed=7)
     with pytest.raises(InputError, match=r"train.seed is 7 now and was 0 there.\n.*remove the checkpoints folder"):
         run(tmp_path, other, data, accept_changes=True)
@@ -193,7 +196,7 @@ def test_layers_that_carry_state_train_on_packed_rows_and_on_others(tmp_path, pa
     data = data_in(tmp_path / "data", packed=packed, tokens=400)
     result = run_model(tmp_path, model, parts, plan, data=data, monitor=monitor)
     assert result.stopped_by == "tokens" and result.last_loss < result.first_loss
-    expected = "4 modules would mix the documents of a row: each document runs by itself there"
+    expected = "modules that would mix the documents of a row, and run each by itself: 4"
     assert notes == ([expected] if packed else [])
 
 
@@ -225,7 +228,7 @@ def test_what_leaks_over_whole_rows_only_is_found_as_well(tmp_path):
     notes, monitor = [], SilentMonitor()
     monitor.note = notes.append
     run(tmp_path, replace(SETTINGS, max_steps=1), model=(model, parts), monitor=monitor)
-    assert notes == ["1 modules would mix the documents of a row: each document runs by itself there"]
+    assert notes == ["modules that would mix the documents of a row, and run each by itself: 1"]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # both are torch's own, on the way to its compiler
