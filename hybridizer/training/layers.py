@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,10 +19,26 @@ def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
     Every layer, frozen ones too: activation gradients cross those, and they hold as much. Never the reentrant kind,
     which gives a frozen prefix no gradients at all. The same layer object in several places is wrapped once.
     """
+    with _wrapped(layers, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
+        yield
+
+
+@contextmanager
+def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """While it lasts, every layer runs through torch.compile: one graph for each kind of layer, frozen or trained.
+
+    Entered before `recomputing`, which would hide the layers' code from the compiler.
+    """
+    with _wrapped(layers, torch.compile):
+        yield
+
+
+@contextmanager
+def _wrapped(layers: Sequence[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     distinct = list({id(layer): layer for layer in layers}.values())
     saved = [vars(layer).get("forward") for layer in distinct]
     for layer in distinct:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = wrap(layer.forward)
     try:
         yield
     finally:
@@ -28,15 +46,3 @@ def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
             vars(layer).pop("forward")
             if forward is not None:
                 layer.forward = forward
-
-
-@contextmanager
-def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """While it lasts, every layer runs through torch.compile: one graph for each kind of layer, frozen or trained."""
-    for layer in layers:
-        layer.compile()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._compiled_call_impl = None  # as torch leaves a module that was never compiled; it has no call for it

@@ -171,15 +171,13 @@ class _Run:
             stack.enter_context(fused(model))
             if product_dtype(self._dtype, runtime.device) != self._dtype:
                 stack.enter_context(WideProducts())
-        if settings.recompute_layers:
-            stack.enter_context(recomputing(parts.layers))
         objective = Objective(model, parts, settings.loss_chunk_bytes)
         apart = _packed_apart(objective, parts, data.settings.sequence) if data.settings.packed else nullcontext(0)
         self.num_apart = stack.enter_context(apart)
-        if settings.compile_layers:
-            stack.enter_context(
-                compiled(parts.layers)
-            )  # last: each of the trials above would take up one of the few graphs
+        if settings.compile_layers:  # not before: each trial above would take up one of the few graphs
+            stack.enter_context(compiled(parts.layers))
+        if settings.recompute_layers:
+            stack.enter_context(recomputing(parts.layers))
         self._objective = runtime.wrap(objective)
         check_freeze(model, plan)
         self._masters = Masters(model, plan)

@@ -233,26 +233,22 @@ def test_what_leaks_over_whole_rows_only_is_found_as_well(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # both are torch's own, on the way to its compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
-def test_compiled_layers_train_alike_and_stay_proven(tmp_path, monkeypatch):
-    compiled, graphs = [], []
-    plain_compile = torch.nn.Module.compile
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_layers_train_alike_and_stay_proven(tmp_path, monkeypatch, recompute):
+    graphs = []
+    plain_compile = torch.compile
 
     def trace_only(graph, inputs):  # tracing is ours to test, making C++ of it takes minutes
         graphs.append({size for value in inputs if isinstance(value, torch.Tensor) for size in value.shape})
         return graph
 
-    def compile_without_code(layer):
-        compiled.append(layer)
-        plain_compile(layer, backend=trace_only)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
+    monkeypatch.setattr(torch, "compile", lambda function: plain_compile(function, backend=trace_only))
     torch.compiler.reset()
-    settings = replace(SETTINGS, max_steps=3)
+    settings = replace(SETTINGS, max_steps=3, recompute_layers=recompute)
     model, result = run(tmp_path / "compiled", replace(settings, compile_layers=True), dropout=0.0)
     plain, expected = run(tmp_path / "plain", settings, dropout=0.0)
-    assert compiled == list(model.layers)
     assert result.last_loss == pytest.approx(expected.last_loss, rel=1e-5)
     assert result.frozen_sha256 == expected.frozen_sha256 and result.unreached == ()
     assert set(dict(model.named_parameters())) == set(dict(plain.named_parameters()))
     assert 0 < len(graphs) <= 4 and all(64 in sizes for sizes in graphs), "compiled for more than the training's rows"
-    assert all(layer._compiled_call_impl is None for layer in model.layers)
+    assert not any("forward" in vars(layer) for layer in model.layers)
