@@ -200,6 +200,36 @@ def test_layers_that_carry_state_train_on_packed_rows_and_on_others(tmp_path, pa
     assert notes == ([expected] if packed else [])
 
 
+def plan_of(model_type, stored=torch.float32):
+    from hybridizer.adapters.causal_lm import find_parts
+
+    model = tiny_model(model_type, vocab_size=257).to(stored).eval()
+    parts = find_parts(model)
+    return model, parts, plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "jamba"])
+@pytest.mark.parametrize(
+    ("stored", "precision"), [(torch.bfloat16, "float32"), (torch.float32, "bfloat16"), (torch.bfloat16, "bfloat16")]
+)
+def test_code_that_takes_a_weight_without_calling_its_module_computes_in_every_precision(
+    tmp_path, model_type, stored, precision
+):
+    model, parts, plan = plan_of(model_type, stored)
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if name in plan.frozen}
+    result = run_model(tmp_path, model, parts, plan, replace(SETTINGS, precision=precision, max_steps=3))
+    assert result.dtype == precision and result.last_loss < result.first_loss
+    parameters = dict(model.named_parameters())
+    assert all(torch.equal(parameters[name], before) for name, before in frozen.items())
+    assert all(parameters[name].dtype == stored for name in frozen)
+
+
+def test_a_model_that_does_not_run_in_a_precision_is_refused(tmp_path):
+    model, parts, plan = plan_of("minimax")
+    with pytest.raises(InputError, match="train.precision: this model's own code does not run in bfloat16"):
+        run_model(tmp_path, model, parts, plan, replace(SETTINGS, precision="bfloat16"))
+
+
 def test_packed_rows_are_refused_where_documents_cannot_be_kept_apart(tmp_path):
     from hybridizer.adapters.causal_lm import find_parts
 

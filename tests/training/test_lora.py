@@ -51,6 +51,14 @@ def test_training_moves_the_merged_weights_of_the_trained_layers_only(tmp_path):
     assert result.last_loss < result.first_loss
 
 
+def test_modules_that_peft_refuses_are_named():
+    model = tiny_model("mamba2", vocab_size=257)
+    parts = find_parts(model)
+    plan = plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+    with pytest.raises(InputError, match="train.lora: peft refuses these modules: .*out_proj"):
+        plan_lora_(model, parts, plan, Lora(rank=4))
+
+
 def test_without_peft_the_message_says_what_to_install(monkeypatch):
     import sys
 
