@@ -115,7 +115,7 @@ def train(
     Raises InputError for a checkpoint of another run and for packed rows whose documents cannot be kept apart,
     RunError when the loss explodes or the freeze does not hold.
     """
-    with ExitStack() as stack, torch.random.fork_rng(devices=[]):
+    with ExitStack() as stack, torch.random.fork_rng(devices=[]), _same_bits(runtime.device):
         run = _Run(
             model, parts, plan, data, settings, folder, plan_hash, runtime, figures, accept_changes, clock, stack
         )
@@ -373,6 +373,21 @@ class _Run:
         self._first_loss, self._last_loss = figures["first_loss"], figures["last_loss"]
         changes = [{"step": state.step, **asdict(change)} for change in state.changes]
         self.changes = [*figures.get("changes", []), *changes]
+
+
+@contextmanager
+def _same_bits(device: torch.device) -> Iterator[None]:
+    """While it lasts, sums of experts on a CPU come in one order, whatever the threads: gpt_oss's did not."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, which takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def _vocabulary(parts: TrainableParts) -> int:

@@ -224,6 +224,23 @@ def test_code_that_takes_a_weight_without_calling_its_module_computes_in_every_p
     assert all(parameters[name].dtype == stored for name in frozen)
 
 
+def test_two_threads_give_the_same_bits_every_time(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = set()
+        for number in range(4):
+            model, parts, plan = plan_of("gpt_oss")
+            folder = tmp_path / str(number)
+            run_model(
+                folder, model, parts, plan, replace(SETTINGS, max_steps=4), data_in(folder / "data", sequence=256)
+            )
+            found.add(bytes_of(model))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1 and not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_model_that_does_not_run_in_a_precision_is_refused(tmp_path):
     model, parts, plan = plan_of("minimax")
     with pytest.raises(InputError, match="train.precision: this model's own code does not run in bfloat16"):
