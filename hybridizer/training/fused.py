@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hybridizer.adapters.causal_lm import MODEL_FAULTS
+
 PIECE = 2**16  # elements: with their float32 temporaries they stay in a second-level cache of 1 MB
 
 
@@ -209,7 +211,7 @@ def _same(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
     probe = torch.linspace(-2, 2, 3 * weight.shape[-1], device=weight.device).view(3, -1).to(weight.dtype).sin()
     try:
         expected = module(probe)
-    except (TypeError, RuntimeError):  # a module that wants more than one tensor
+    except MODEL_FAULTS:  # a module that wants more than one tensor, or one of another shape
         return False
     found = forward(probe)
     if not isinstance(expected, Tensor) or expected.shape != found.shape or expected.dtype != found.dtype:

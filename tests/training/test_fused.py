@@ -124,3 +124,17 @@ def test_a_gated_network_keeps_three_activations():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
         gated_network(x, *weights)
     assert sorted(shape for shape in kept if shape[0] == ROWS) == [(ROWS, WIDTH), (ROWS, WIDE), (ROWS, WIDE)]
+
+
+class HeadNorm(torch.nn.RMSNorm):
+    """Looks like any norm, and wants its input by heads."""
+
+    def forward(self, x):
+        _rows, _tokens, _heads, width = x.shape
+        return super().forward(x) if width else x
+
+
+def test_a_norm_that_wants_another_shape_is_left_alone():
+    model = torch.nn.Sequential(HeadNorm(8, eps=1e-6))
+    with fused(model) as counts:
+        assert counts == (0, 0)
