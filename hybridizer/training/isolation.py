@@ -35,14 +35,14 @@ def documents_leak(objective: Objective, vocab_size: int, num_tokens: int = FEW_
     first, size = _lengths(num_tokens)
     generator = torch.Generator().manual_seed(0)
     device = next(objective.parameters()).device
-    trials = max(2, min(6, 512 // num_tokens))  # rounding shows in few tokens only where there are several trials
+    trials = max(3, min(8, 512 // num_tokens))  # rounding shows in few tokens only where there are several trials
     others = torch.randint(vocab_size, (trials, 1, first), generator=generator).to(device)
     document = torch.randint(vocab_size, (1, size), generator=generator).to(device)
+    fixed, *changed = (torch.cat([other, document], 1) for other in others)
     positions = _positions(first, size, device).expand(2, -1)
-    counted = _positions(size, 0, device).expand(2, -1)
     with _in_eval(objective), _nothing_zero(objective):
-        behind = [objective.hidden(torch.cat([o, document], 1).repeat(2, 1), positions)[1, first:] for o in others]
-        beside = [objective.hidden(torch.cat([document, o.repeat(1, 2)[:, :size]]), counted)[0] for o in others]
+        results = [objective.hidden(torch.cat([fixed, row]), positions)[:, first:] for row in (fixed, *changed)]
+    beside, behind = ([result[row] for result in results] for row in (0, 1))
     return _spread(behind) > _LEAK_FACTOR * _spread(beside)
 
 
