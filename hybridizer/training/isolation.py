@@ -9,7 +9,7 @@ padding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.adapters.causal_lm import MODEL_FAULTS, first_floating
+from hybridizer.training.layers import wrapping
 from hybridizer.training.objective import Objective
 
 _SHORTEST = 0.5  # of a group's longest document: fewer groups are fewer passes over a recurrence, but more padding
@@ -63,18 +64,12 @@ def documents_apart(
         if kwargs.get("position_ids") is not None:
             documents.enter(kwargs["position_ids"])
 
-    with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        for module in modules:
-            stack.callback(_put_back, module, vars(module).get("forward"))
-            module.forward = partial(documents.run, module.forward)
-        yield len(modules)
-
-
-def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    vars(module).pop("forward")
-    if forward is not None:
-        module.forward = forward
+    hook = model.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        with wrapping(modules, lambda forward: partial(documents.run, forward)):
+            yield len(modules)
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()

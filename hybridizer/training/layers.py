@@ -17,9 +17,9 @@ def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
     """While it lasts, every layer keeps only its input and runs again in the backward pass.
 
     Every layer, frozen ones too: activation gradients cross those, and they hold as much. Never the reentrant kind,
-    which gives a frozen prefix no gradients at all. The same layer object in several places is wrapped once.
+    which gives a frozen prefix no gradients at all.
     """
-    with _wrapped(layers, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
+    with wrapping(layers, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
         yield
 
 
@@ -29,20 +29,21 @@ def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
 
     Entered before `recomputing`, which would hide the layers' code from the compiler.
     """
-    with _wrapped(layers, torch.compile):
+    with wrapping(layers, torch.compile):
         yield
 
 
 @contextmanager
-def _wrapped(layers: Sequence[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    distinct = list({id(layer): layer for layer in layers}.values())
-    saved = [vars(layer).get("forward") for layer in distinct]
-    for layer in distinct:
-        layer.forward = wrap(layer.forward)
+def wrapping(modules: Sequence[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """While it lasts, every module runs what `wrap` makes of its forward pass; one that is there twice, once."""
+    distinct = list(dict.fromkeys(modules))
+    saved = [vars(module).get("forward") for module in distinct]
+    for module in distinct:
+        module.forward = wrap(module.forward)
     try:
         yield
     finally:
-        for layer, forward in zip(distinct, saved, strict=True):
-            vars(layer).pop("forward")
+        for module, forward in zip(distinct, saved, strict=True):
+            vars(module).pop("forward")
             if forward is not None:
-                layer.forward = forward
+                module.forward = forward

@@ -66,7 +66,7 @@ def write_checkpoint(folder: Path, state: State, facts: Mapping[str, Any]) -> Pa
     try:
         write_tensors(partial / "tensors.safetensors", state.tensors)
         write_json(partial / "state.json", {"step": state.step, "facts": facts, "figures": state.figures})
-        final = folder / f"step-{state.step:08d}"
+        final = folder / _name(state.step)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         flush_folder(folder)
@@ -127,7 +127,7 @@ def set_aside(folder: Path, step: int) -> None:
 
     A checkpoint is written before anybody knows the loss of its weights.
     """
-    name = f"step-{step:08d}"
+    name = _name(step)
     if (folder / name).exists():
         shutil.rmtree(folder / f"{name}.bad", ignore_errors=True)
         (folder / name).rename(folder / f"{name}.bad")
@@ -135,7 +135,11 @@ def set_aside(folder: Path, step: int) -> None:
 
 def newest_before(folder: Path, step: int) -> Path | None:
     """The newest checkpoint in `folder` of fewer steps than `step`, or None."""
-    return next((path for path in reversed(_checkpoints(folder)) if path.name < f"step-{step:08d}"), None)
+    return next((path for path in reversed(_checkpoints(folder)) if path.name < _name(step)), None)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

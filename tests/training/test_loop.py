@@ -184,13 +184,17 @@ def test_an_unknown_tracker_is_refused():
         Runtime(("abacus",), cpu=True)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_layers_that_carry_state_train_on_packed_rows_and_on_others(tmp_path, packed):
+def plan_of(model_type, stored=torch.float32):
     from hybridizer.adapters.causal_lm import find_parts
 
-    model = tiny_model("mamba2", vocab_size=257).eval()
+    model = tiny_model(model_type, vocab_size=257).to(stored).eval()
     parts = find_parts(model)
-    plan = plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+    return model, parts, plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_layers_that_carry_state_train_on_packed_rows_and_on_others(tmp_path, packed):
+    model, parts, plan = plan_of("mamba2")
     notes, monitor = [], SilentMonitor()
     monitor.note = notes.append
     data = data_in(tmp_path / "data", packed=packed, tokens=400)
@@ -198,14 +202,6 @@ def test_layers_that_carry_state_train_on_packed_rows_and_on_others(tmp_path, pa
     assert result.stopped_by == "tokens" and result.last_loss < result.first_loss
     expected = "modules that would mix the documents of a row, and run each by itself: 4"
     assert notes == ([expected] if packed else [])
-
-
-def plan_of(model_type, stored=torch.float32):
-    from hybridizer.adapters.causal_lm import find_parts
-
-    model = tiny_model(model_type, vocab_size=257).to(stored).eval()
-    parts = find_parts(model)
-    return model, parts, plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "jamba"])
@@ -248,11 +244,7 @@ def test_a_model_that_does_not_run_in_a_precision_is_refused(tmp_path):
 
 
 def test_packed_rows_are_refused_where_documents_cannot_be_kept_apart(tmp_path):
-    from hybridizer.adapters.causal_lm import find_parts
-
-    model = tiny_model("bloom", vocab_size=257).eval()
-    parts = find_parts(model)
-    plan = plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+    model, parts, plan = plan_of("bloom")
     with pytest.raises(InputError, match="Set `packed: false`"):
         run_model(tmp_path, model, parts, plan)
 
