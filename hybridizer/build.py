@@ -12,18 +12,18 @@ from hybridizer.checkpoint.disk import check_free_space
 from hybridizer.checkpoint.folder import open_checkpoint
 from hybridizer.checkpoint.header import read_header
 from hybridizer.checkpoint.publish import begin_output, lock
+from hybridizer.core.errors import DonorError, InputError, OutputError, Problem
+from hybridizer.core.files import write_file
+from hybridizer.core.progress import Monitor, SilentMonitor
+from hybridizer.core.records import write_json
 from hybridizer.draft import Planned, plan_recipe, price
-from hybridizer.durable import write_file
-from hybridizer.errors import DonorError, InputError, OutputError, Problem
 from hybridizer.measure import Outcome, measure
-from hybridizer.monitor import Monitor, SilentMonitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.planning.plan import Plan
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.recipe.to_yaml import to_yaml
-from hybridizer.records import write_json
 from hybridizer.reference import parse_reference
 from hybridizer.stages.cost import Cost
 from hybridizer.stages.donors import Access, check_unchanged, open_donor, scan_donors

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from hybridizer import __version__
-from hybridizer.errors import HybridizerError
-from hybridizer.records import to_jsonable
+from hybridizer.core.errors import HybridizerError
+from hybridizer.core.records import to_jsonable
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
@@ -70,7 +70,7 @@ def _print_json(value: Any) -> None:
 
 
 def _monitor() -> Any:
-    from hybridizer.progress import ConsoleMonitor
+    from hybridizer.core.progress import ConsoleMonitor
 
     return ConsoleMonitor()
 
@@ -99,8 +99,8 @@ def main() -> None:
 @_command
 def init(target: Path) -> None:
     """Write a commented starter recipe to TARGET (recipe.yaml)."""
-    from hybridizer.durable import write_file
-    from hybridizer.errors import OutputError, Problem
+    from hybridizer.core.errors import OutputError, Problem
+    from hybridizer.core.files import write_file
     from hybridizer.recipe.starter import starter
 
     if target.exists():
@@ -260,7 +260,7 @@ def rank(donors: tuple[str, ...], boundary: str, **options: Any) -> None:
 def _read_boundary(text: str) -> float | int | str:
     from dataclasses import replace
 
-    from hybridizer.errors import RecipeError
+    from hybridizer.core.errors import RecipeError
     from hybridizer.recipe.fields import read_boundary
     from hybridizer.recipe.scalars import read_word
 
@@ -274,7 +274,7 @@ def _write_out(path: Path, value: Any) -> None:
     if str(path) == "-":
         _print_json(value)
     else:
-        from hybridizer.records import write_json
+        from hybridizer.core.records import write_json
 
         write_json(path, value)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridizer.monitor import Monitor
+from hybridizer.core.progress import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.layers import lay_out
 from hybridizer.planning.plan import Evidence, Plan

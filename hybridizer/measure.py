@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridizer.core.progress import Monitor
+from hybridizer.core.records import content_hash, write_json
 from hybridizer.draft import Planned
-from hybridizer.monitor import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import read_manifest
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.recipe.training import DataEntry, Evaluate
-from hybridizer.records import content_hash, write_json
 from hybridizer.reference import parse_reference
 from hybridizer.stages.donors import Access, open_donor
 from hybridizer.stages.evaluate import compare_runs, evaluate

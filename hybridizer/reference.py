@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from hybridizer.errors import DonorError, Problem
+from hybridizer.core.errors import DonorError, Problem
 
 _HUB = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _PACKAGE = re.compile(r"(?P<package>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)/(?P<inner>.+)", re.ASCII)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hybridizer.monitor import Monitor
+from hybridizer.core.progress import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.plan import Evidence
 from hybridizer.recipe.recipe import AUTO, Recipe

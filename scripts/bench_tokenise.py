@@ -73,7 +73,7 @@ def _report(arguments, bare, ours, folder: Path) -> None:
 
 
 def _write(folder: Path, texts: list[str], encoder) -> int:
-    from hybridizer.monitor import SilentMonitor
+    from hybridizer.core.progress import SilentMonitor
     from hybridizer.training.documents import BadRecords
     from hybridizer.training.shards import open_shard, write_shard
 

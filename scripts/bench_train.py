@@ -151,7 +151,7 @@ def _ours(arguments, folder: Path) -> None:
     import torch
 
     from hybridizer.adapters.accelerator import Runtime
-    from hybridizer.monitor import SilentMonitor
+    from hybridizer.core.progress import SilentMonitor
     from hybridizer.training.estimate import RunShape, estimate
     from hybridizer.training.flops import measure_peak
     from hybridizer.training.loop import DeviceFigures, TrainSettings, train
@@ -313,7 +313,7 @@ def _reference_text(folder: Path):
     from transformers import AutoTokenizer
 
     from hybridizer.adapters.corpora import TokenizerEncoder
-    from hybridizer.monitor import SilentMonitor
+    from hybridizer.core.progress import SilentMonitor
     from hybridizer.training.documents import BadRecords
     from hybridizer.training.shards import open_shard, write_shard
 

@@ -72,7 +72,7 @@ def try_family(family: str, folder: Path) -> list[str]:
     from anatomy.prove import assert_exact, open_donor, orders, write_splice
 
     from hybridizer.anatomy.families import read_traits
-    from hybridizer.errors import HybridizerError
+    from hybridizer.core.errors import HybridizerError
     from tiny import make_tiny
 
     first, second = (make_tiny(family, folder / f"donor{seed}", seed=seed) for seed in (0, 1))

@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 TABLE = ROOT / "docs" / "trace_families.md"
 
 from hybridizer.adapters.causal_lm import MODEL_FAULTS, Parts, arbitrary_ids, find_parts, load_causal_lm, run_model  # noqa: E402
-from hybridizer.errors import HybridizerError  # noqa: E402
+from hybridizer.core.errors import HybridizerError  # noqa: E402
 from hybridizer.tracer.lens import Lens, check_lens  # noqa: E402
 from hybridizer.tracer.perturbation import can_reuse_prefix  # noqa: E402
 from hybridizer.tracer.probes import ProbeSet, builtin_probes  # noqa: E402

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from hybridizer.durable import write_file
+from hybridizer.core.files import write_file
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path, monkeypatch):

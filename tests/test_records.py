@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridizer.errors import CheckpointError
-from hybridizer.records import content_hash, read_json, to_jsonable, write_json
+from hybridizer.core.errors import CheckpointError
+from hybridizer.core.records import content_hash, read_json, to_jsonable, write_json
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridizer.errors import DonorError
+from hybridizer.core.errors import DonorError
 from hybridizer.reference import parse_reference
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hybridizer.statistics import (
+from hybridizer.core.bootstrap import (
     folded_interval,
     interval,
     intervals,

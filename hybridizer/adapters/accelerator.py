@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 
 # The others wait while the main process splices and measures; torch gives up after ten or thirty minutes.
 PATIENCE = timedelta(hours=6)

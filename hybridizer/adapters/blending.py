@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from hybridizer.errors import nearest
+from hybridizer.core.errors import nearest
 
 if TYPE_CHECKING:
     import torch

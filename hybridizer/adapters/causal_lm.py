@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.errors import DonorError, Problem
+from hybridizer.core.errors import DonorError, Problem
 
 # What a model's own code may throw on an input it does not take. Bugs of ours show in the tests, not here.
 MODEL_FAULTS = (

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.cache import cache_folder
 from hybridizer.checkpoint.fingerprint import fingerprint_files
-from hybridizer.errors import DonorError, InputError, Problem
+from hybridizer.core.cache import cache_folder
+from hybridizer.core.errors import DonorError, InputError, Problem
 
 
 @dataclass(frozen=True)

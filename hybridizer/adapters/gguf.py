@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybridizer.adapters.quiet import without_bars
-from hybridizer.errors import CheckpointError, Problem
+from hybridizer.core.errors import CheckpointError, Problem
 
 
 def dequantise_gguf(file: Path, folder: Path) -> None:

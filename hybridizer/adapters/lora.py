@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.recipe.training import Lora
 
 

@@ -6,7 +6,7 @@ import pickle
 import shutil
 from pathlib import Path
 
-from hybridizer.errors import CheckpointError, Problem
+from hybridizer.core.errors import CheckpointError, Problem
 
 
 def convert_pickles(source: Path, folder: Path) -> None:

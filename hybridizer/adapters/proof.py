@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridizer.adapters.causal_lm import MODEL_FAULTS
 from hybridizer.adapters.quiet import without_bars
-from hybridizer.errors import Problem, VerificationError
+from hybridizer.core.errors import Problem, VerificationError
 
 LOAD_FAULTS = (OSError, *MODEL_FAULTS)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hybridizer.checkpoint.header import TensorEntry
-from hybridizer.errors import PlanError, Problem
+from hybridizer.core.errors import PlanError, Problem
 
 if TYPE_CHECKING:
     import torch

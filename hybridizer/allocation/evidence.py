@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 
 SCHEMA = "hybridizer.trace/1"
 

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridizer.errors import InputError, Problem
-from hybridizer.records import to_jsonable
-from hybridizer.statistics import Array, Interval, resampling_weights
+from hybridizer.core.bootstrap import Array, Interval, resampling_weights
+from hybridizer.core.errors import InputError, Problem
+from hybridizer.core.records import to_jsonable
 
 SCHEMA = "hybridizer.ranking/1"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridizer.allocation.evidence import Evidence, read_evidence
-from hybridizer.errors import InputError, Problem, nearest
+from hybridizer.core.errors import InputError, Problem, nearest
 
 
 @dataclass(frozen=True)

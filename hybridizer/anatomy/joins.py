@@ -15,7 +15,7 @@ from hybridizer.anatomy.reading import DEPTH_NAMES
 from hybridizer.anatomy.rope import ROPE_KEYS, read_rope
 from hybridizer.anatomy.spellings import Config
 from hybridizer.anatomy.structure import Anatomy, Source
-from hybridizer.errors import Problem
+from hybridizer.core.errors import Problem
 
 _INFINITIES = ({"__float__": "Infinity"}, {"__float__": "-Infinity"})
 

@@ -21,7 +21,7 @@ from hybridizer.anatomy.names import (
 )
 from hybridizer.anatomy.spellings import Config, Values
 from hybridizer.anatomy.structure import Anatomy, Extra
-from hybridizer.errors import CheckpointError, Problem
+from hybridizer.core.errors import CheckpointError, Problem
 
 # How families call the number of layers, the width, and the layers of a draft head.
 DEPTH_NAMES = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_blocks")

@@ -13,7 +13,7 @@ from hybridizer.anatomy.reading import DEPTH_NAMES, DRAFT_COUNTS
 from hybridizer.anatomy.spellings import CannotExpress, Values
 from hybridizer.anatomy.structure import Anatomy, Source
 from hybridizer.anatomy.traits import Trait
-from hybridizer.errors import PlanError, Problem
+from hybridizer.core.errors import PlanError, Problem
 
 
 def splice_config(host: Anatomy, sources: Sequence[Source]) -> dict[str, Any]:

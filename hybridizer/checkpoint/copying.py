@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridizer.errors import OutputError, Problem
+from hybridizer.core.errors import OutputError, Problem
 
 KERNEL_CHUNK_BYTES = 64 << 20
 HAND_CHUNK_BYTES = 4 << 20

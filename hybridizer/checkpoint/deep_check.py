@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hybridizer.checkpoint.header import TensorEntry
-from hybridizer.errors import CheckpointError, Problem
+from hybridizer.core.errors import CheckpointError, Problem
 
 _CHUNK_BYTES = 1 << 22
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from hybridizer.errors import OutputError, Problem
+from hybridizer.core.errors import OutputError, Problem
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MAKE_ROOM = "Free some space, or choose an output folder on another disk."

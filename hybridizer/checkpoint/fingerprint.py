@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from hybridizer.checkpoint.header import TensorEntry
-from hybridizer.durable import write_file
-from hybridizer.errors import CheckpointError, Problem
-from hybridizer.records import content_hash
+from hybridizer.core.errors import CheckpointError, Problem
+from hybridizer.core.files import write_file
+from hybridizer.core.records import content_hash
 
 HASH_THREADS: Final = max(2, min(4, os.cpu_count() or 1))
 RACY_NS: Final = 2_000_000_000

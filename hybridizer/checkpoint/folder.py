@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 from hybridizer.checkpoint.foreign import SNIFF_BYTES, describe_foreign
 from hybridizer.checkpoint.header import MAX_HEADER_BYTES, Header, TensorEntry, read_header
 from hybridizer.checkpoint.strict_json import parse_object, shorten
-from hybridizer.errors import CheckpointError, Problem
+from hybridizer.core.errors import CheckpointError, Problem
 
 SINGLE_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"

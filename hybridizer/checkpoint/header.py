@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from hybridizer.checkpoint.foreign import SNIFF_BYTES, describe_foreign
 from hybridizer.checkpoint.strict_json import parse_object, shorten
-from hybridizer.errors import CheckpointError, Problem
+from hybridizer.core.errors import CheckpointError, Problem
 
 DTYPE_BITS: Final[Mapping[str, int]] = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16,

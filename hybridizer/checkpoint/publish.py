@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from hybridizer.checkpoint.disk import to_output_error
-from hybridizer.durable import flush_folder
-from hybridizer.errors import OutputError, Problem
+from hybridizer.core.errors import OutputError, Problem
+from hybridizer.core.files import flush_folder
 
 MANIFEST_NAME: Final = "manifest.json"
 

@@ -6,7 +6,7 @@ import json
 import reprlib
 from typing import Any, NoReturn
 
-from hybridizer.errors import CheckpointError, Problem
+from hybridizer.core.errors import CheckpointError, Problem
 
 
 def parse_object(data: bytes, where: str, fix: str) -> dict[str, Any]:

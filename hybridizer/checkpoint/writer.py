@@ -25,8 +25,8 @@ from hybridizer.checkpoint.layout import (
     plan_shards,
     required_bytes,
 )
-from hybridizer.durable import flush_folder, write_file
-from hybridizer.errors import OutputError, Problem
+from hybridizer.core.errors import OutputError, Problem
+from hybridizer.core.files import flush_folder, write_file
 
 MAX_UNSEALED_SHARDS: Final = 8  # files held open: a small max_shard_bytes must not use up the process's descriptors
 

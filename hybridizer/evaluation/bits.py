@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from hybridizer.adapters.causal_lm import Parts
-from hybridizer.errors import InputError, Problem, RunError
+from hybridizer.core.bootstrap import Array
+from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.evaluation.texts import TextSet
-from hybridizer.statistics import Array
 from hybridizer.tracer.batching import make_batches
 from hybridizer.training.objective import Objective
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from hybridizer.core.bootstrap import Interval, interval, resampling_weights
+from hybridizer.core.records import to_jsonable
 from hybridizer.evaluation.scores import Scores, TextScores
-from hybridizer.records import to_jsonable
-from hybridizer.statistics import Interval, interval, resampling_weights
 
 SCHEMA = "hybridizer.scores/1"
 NUM_RESAMPLES = 2000

@@ -9,7 +9,7 @@ from torch import nn
 
 from hybridizer.adapters.causal_lm import max_tokens
 from hybridizer.adapters.generation import continue_greedily
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.evaluation.scores import Sample, ScoreSettings
 from hybridizer.evaluation.texts import TextSet
 

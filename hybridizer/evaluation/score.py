@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from hybridizer.adapters.causal_lm import Parts, max_tokens
+from hybridizer.core.progress import Monitor
 from hybridizer.evaluation.bits import num_scored_tokens, score_documents
 from hybridizer.evaluation.samples import continue_prompts, num_prompts
 from hybridizer.evaluation.scores import Scores, ScoreSettings, TextScores
 from hybridizer.evaluation.texts import TextSet
-from hybridizer.monitor import Monitor
 from hybridizer.training.products import has_bfloat16
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridizer.errors import CheckpointError, Problem
-from hybridizer.records import to_jsonable
+from hybridizer.core.errors import CheckpointError, Problem
+from hybridizer.core.records import to_jsonable
 
 
 @dataclass(frozen=True)

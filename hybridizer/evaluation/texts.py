@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from hybridizer.errors import InputError, Problem
-from hybridizer.monitor import Monitor
+from hybridizer.core.errors import InputError, Problem
+from hybridizer.core.progress import Monitor
 from hybridizer.training.data import Source, heldout_documents
 from hybridizer.training.shards import Shard
 

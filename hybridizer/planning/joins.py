@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hybridizer.anatomy.joins import check_joins
 from hybridizer.anatomy.structure import Source
-from hybridizer.errors import Problem
+from hybridizer.core.errors import Problem
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.vocabulary import compare_vocabularies
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hybridizer.errors import Problem, RecipeError
+from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.planning.donor import Donor
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.recipe import Blend, BlendSource, Layout, Recipe, Slice

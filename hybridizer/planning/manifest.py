@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.errors import Problem, VerificationError
+from hybridizer.core.errors import Problem, VerificationError
+from hybridizer.core.records import read_json, to_jsonable
 from hybridizer.planning.plan import DonorPin, LayerRow, Plan, PlannedTensor
-from hybridizer.records import read_json, to_jsonable
 
 SCHEMA = "hybridizer.manifest/1"
 FILE_NAME = "manifest.json"

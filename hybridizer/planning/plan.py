@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hybridizer.errors import CheckpointError, Problem
+from hybridizer.core.errors import CheckpointError, Problem
+from hybridizer.core.records import content_hash, to_jsonable
 from hybridizer.planning.training import TrainPlan, train_plan_from_json
-from hybridizer.records import content_hash, to_jsonable
 
 SCHEMA = "hybridizer.plan/1"
 

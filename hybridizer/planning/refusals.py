@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hybridizer.errors import DonorError, Problem
+from hybridizer.core.errors import DonorError, Problem
 
 _QUANTISED_NAME = re.compile(
     r"\.(weight_scale_inv|weight_scale|input_scale|qweight|qzeros|scales|g_idx|SCB|weight\.absmax|weight\.quant_map"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from hybridizer.errors import PlanError, Problem
+from hybridizer.core.errors import PlanError, Problem
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.layers import LayerSource
 from hybridizer.planning.plan import BlendUse, Origin, PlannedTensor

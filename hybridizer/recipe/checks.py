@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hybridizer.errors import RecipeError, nearest
+from hybridizer.core.errors import RecipeError, nearest
 from hybridizer.recipe.fields import read_name
 from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges
 from hybridizer.recipe.recipe import AUTO

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, PlainValidator, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from hybridizer.errors import Problem, RecipeError, nearest
+from hybridizer.core.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.layers import MAX_LAYERS, read_ranges
 from hybridizer.recipe.recipe import STRATEGIES, Boundary, ParameterValue
 from hybridizer.recipe.sizes import parse_count, parse_size

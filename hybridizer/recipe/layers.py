@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hybridizer.errors import Problem, RecipeError
+from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.tree import show
 
 # Far above any model that exists, and low enough that a slip of the keyboard cannot fill the memory.

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hybridizer.errors import Problem, RecipeError, nearest
+from hybridizer.core.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.checks import check
 from hybridizer.recipe.models import RecipeModel
 from hybridizer.recipe.overrides import apply

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridizer.errors import Problem, RecipeError
+from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.tree import KeyPath, Tree, clip, name_of, show
 from hybridizer.recipe.yaml_text import find_unprintable, read_yaml
 

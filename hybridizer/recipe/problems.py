@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from hybridizer.errors import nearest
+from hybridizer.core.errors import nearest
 from hybridizer.recipe.models import RecipeModel
 from hybridizer.recipe.tree import Finding, KeyPath, clip, name_of, show
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from hybridizer.errors import Problem, RecipeError
+from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.tree import clip, show
 
 _UNITS = {"b": 1, **{f"{p}b": 1000 ** (i + 1) for i, p in enumerate("kmgt")}}

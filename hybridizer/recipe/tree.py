@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from hybridizer.errors import Problem
+from hybridizer.core.errors import Problem
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 MAX_SHOWN = 60

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 
 import yaml
 
-from hybridizer.errors import Problem, RecipeError
+from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.scalars import read_word
 from hybridizer.recipe.syntax import explain
 from hybridizer.recipe.tree import KeyPath, Tree, clip, name_of, show

@@ -10,19 +10,19 @@ from typing import Any
 
 from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.anatomy.structure import Anatomy
-from hybridizer.cache import cache_folder
 from hybridizer.checkpoint.compare import same_bytes
 from hybridizer.checkpoint.deep_check import find_nonfinite
 from hybridizer.checkpoint.fingerprint import fingerprint_files
 from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
 from hybridizer.checkpoint.gguf_header import read_gguf_header
 from hybridizer.checkpoint.publish import begin_output
-from hybridizer.errors import CheckpointError, DonorError, OutputError, Problem
-from hybridizer.monitor import Monitor
+from hybridizer.core.cache import cache_folder
+from hybridizer.core.errors import CheckpointError, DonorError, OutputError, Problem
+from hybridizer.core.progress import Monitor
+from hybridizer.core.records import read_json
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.refusals import refuse_quantised, refuse_remote_code
 from hybridizer.recipe.recipe import Recipe
-from hybridizer.records import read_json
 from hybridizer.reference import Reference, parse_reference
 
 COMPANION_PATTERNS = (

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridizer import __version__
-from hybridizer.cache import cache_folder
-from hybridizer.monitor import Monitor
-from hybridizer.records import content_hash, read_json, write_json
+from hybridizer.core.cache import cache_folder
+from hybridizer.core.progress import Monitor
+from hybridizer.core.records import content_hash, read_json, write_json
 
 if TYPE_CHECKING:
     from hybridizer.evaluation.scores import Scores, ScoreSettings

@@ -14,13 +14,13 @@ from typing import Any
 from hybridizer.checkpoint.fingerprint import hash_file, hash_tensor
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.writer import WrittenCheckpoint
-from hybridizer.durable import write_file
-from hybridizer.errors import Problem, RunError
+from hybridizer.core.errors import Problem, RunError
+from hybridizer.core.files import write_file
+from hybridizer.core.records import write_json
 from hybridizer.planning.card import write_card
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, make_manifest
 from hybridizer.planning.plan import Plan
-from hybridizer.records import write_json
 
 _TOOLS = ("hybridizer", "torch", "transformers", "safetensors", "mergekit", "gguf")
 

@@ -8,7 +8,7 @@ from hybridizer.adapters.blending import check_blend
 from hybridizer.anatomy.splice import splice_config
 from hybridizer.anatomy.structure import Source
 from hybridizer.checkpoint.fingerprint import hash_file
-from hybridizer.errors import PlanError, Problem, RecipeError
+from hybridizer.core.errors import PlanError, Problem, RecipeError
 from hybridizer.planning.config import set_config_dtype
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.joins import find_join_problems

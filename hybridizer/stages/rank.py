@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybridizer.allocation.strategies import Boundary, choose_boundary
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.tracer.probes import ProbeSet
 from hybridizer.tracer.traced import Traced
 

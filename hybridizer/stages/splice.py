@@ -9,7 +9,7 @@ from hybridizer.checkpoint.disk import check_free_space
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import OutputTensor, required_bytes
 from hybridizer.checkpoint.writer import WrittenCheckpoint, write_checkpoint
-from hybridizer.monitor import Monitor
+from hybridizer.core.progress import Monitor
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.plan import BlendUse, Plan, PlannedTensor
 

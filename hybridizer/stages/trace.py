@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridizer import __version__
-from hybridizer.cache import cache_folder
-from hybridizer.errors import InputError, Problem, nearest
-from hybridizer.monitor import Monitor
+from hybridizer.core.cache import cache_folder
+from hybridizer.core.errors import InputError, Problem, nearest
+from hybridizer.core.progress import Monitor
+from hybridizer.core.records import content_hash, read_json
 from hybridizer.planning.donor import Donor
 from hybridizer.recipe.recipe import Trace as TraceSection
-from hybridizer.records import content_hash, read_json
 from hybridizer.tracer.probes import ProbeSet, load_probes
 from hybridizer.tracer.settings import TraceSettings, check_settings
 from hybridizer.tracer.traced import Traced, is_traced, read_traced, write_traced

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from hybridizer.adapters.corpora import TokenizerEncoder, pin_dataset
 from hybridizer.adapters.quiet import without_bars
-from hybridizer.cache import cache_folder
 from hybridizer.checkpoint.disk import to_output_error
 from hybridizer.checkpoint.fingerprint import hash_file
 from hybridizer.checkpoint.folder import open_checkpoint
-from hybridizer.errors import CheckpointError, InputError, Problem, RecipeError
-from hybridizer.monitor import Monitor
+from hybridizer.core.cache import cache_folder
+from hybridizer.core.errors import CheckpointError, InputError, Problem, RecipeError
+from hybridizer.core.progress import Monitor
+from hybridizer.core.records import read_json, write_json
 from hybridizer.planning.plan import Plan
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.recipe.training import DataEntry, Train
-from hybridizer.records import read_json, write_json
 from hybridizer.training.documents import MAX_LISTED
 from hybridizer.training.estimate import model_token_flops
 from hybridizer.training.planned import planned_shape

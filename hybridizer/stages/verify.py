@@ -11,11 +11,11 @@ from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.anatomy.structure import Anatomy
 from hybridizer.checkpoint.fingerprint import hash_files, hash_tensor
 from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
-from hybridizer.errors import Problem, VerificationError
-from hybridizer.monitor import Monitor
+from hybridizer.core.errors import Problem, VerificationError
+from hybridizer.core.progress import Monitor
+from hybridizer.core.records import read_json
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
-from hybridizer.records import read_json
 
 PROMPT = "What is the capital of France?"
 _NUM_PROBE_TOKENS = 24

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.adapters.causal_lm import Parts, first_floating
-from hybridizer.errors import InputError, Problem
-from hybridizer.statistics import Array, Interval, intervals, resampling_weights
+from hybridizer.core.bootstrap import Array, Interval, intervals, resampling_weights
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.tracer.batching import make_batches
 from hybridizer.tracer.residual import read_outputs
 

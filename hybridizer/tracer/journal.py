@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hybridizer.durable import flush_folder
-from hybridizer.errors import InputError, Problem
-from hybridizer.records import to_jsonable
+from hybridizer.core.errors import InputError, Problem
+from hybridizer.core.files import flush_folder
+from hybridizer.core.records import to_jsonable
 from hybridizer.tracer.readings import Reading
 
 

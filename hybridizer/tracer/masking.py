@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.errors import InputError, Problem
-from hybridizer.records import read_json
+from hybridizer.core.errors import InputError, Problem
+from hybridizer.core.records import read_json
 
 AUTO = "auto"
 FILLERS = ("_", ".", " ", "?", "0")

@@ -17,8 +17,8 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hybridizer.durable import write_file
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
+from hybridizer.core.files import write_file
 from hybridizer.tracer import panels
 from hybridizer.tracer.captions import Record, caption
 

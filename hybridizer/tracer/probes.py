@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hybridizer.errors import InputError, Problem, nearest
+from hybridizer.core.errors import InputError, Problem, nearest
 
 BUILT_IN = {
     "antonyms-en": "WordNet 3.0 License",

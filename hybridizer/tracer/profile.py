@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from hybridizer.errors import InputError, Problem
-from hybridizer.records import to_jsonable
-from hybridizer.statistics import Array, Interval, interval, intervals, resampling_weights
+from hybridizer.core.bootstrap import Array, Interval, interval, intervals, resampling_weights
+from hybridizer.core.errors import InputError, Problem
+from hybridizer.core.records import to_jsonable
 from hybridizer.tracer.sensitivity import boundary_scores, delta_js
 from hybridizer.tracer.traced import Traced
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.tracer.masking import MaskToken, draw_positions, mask, read_positions
 from hybridizer.tracer.probes import ProbeSet, check_targets
 from hybridizer.tracer.settings import TraceSettings

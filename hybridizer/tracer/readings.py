@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hybridizer.statistics import Array
+from hybridizer.core.bootstrap import Array
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hybridizer.records import to_jsonable
-from hybridizer.statistics import Interval
+from hybridizer.core.bootstrap import Interval
+from hybridizer.core.records import to_jsonable
 
 SCHEMA = "hybridizer.trace/1"
 

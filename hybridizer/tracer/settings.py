@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hybridizer.errors import InputError, Problem, nearest
+from hybridizer.core.errors import InputError, Problem, nearest
 
 PERTURBATIONS = ("context", "layer", "both")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridizer.statistics import Array, folded_interval, intervals, mean_interval, resampling_weights
+from hybridizer.core.bootstrap import Array, folded_interval, intervals, mean_interval, resampling_weights
 from hybridizer.tracer.particle import NO_PARTICLE, change_ratios, task_particles
 from hybridizer.tracer.readings import Readings
 from hybridizer.tracer.record import (

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from hybridizer.adapters.causal_lm import Parts, max_tokens
-from hybridizer.errors import DonorError, Problem, RunError
-from hybridizer.records import content_hash, read_json
+from hybridizer.core.errors import DonorError, Problem, RunError
+from hybridizer.core.records import content_hash, read_json
 from hybridizer.tracer.batching import make_batches
 from hybridizer.tracer.journal import Journal
 from hybridizer.tracer.lens import Lens, check_lens

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridizer.durable import write_file
-from hybridizer.records import read_json, write_json
+from hybridizer.core.files import write_file
+from hybridizer.core.records import read_json, write_json
 
 if TYPE_CHECKING:
     from hybridizer.tracer.baselines import LayerScores

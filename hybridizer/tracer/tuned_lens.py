@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.adapters.causal_lm import Parts, first_floating
-from hybridizer.durable import write_file
-from hybridizer.errors import CheckpointError, InputError, Problem
-from hybridizer.records import content_hash
+from hybridizer.core.errors import CheckpointError, InputError, Problem
+from hybridizer.core.files import write_file
+from hybridizer.core.records import content_hash
 from hybridizer.tracer.residual import read_outputs, run_tail
 
 Map = tuple[Tensor, Tensor]

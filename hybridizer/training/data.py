@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hybridizer.errors import InputError, Problem, RecipeError
-from hybridizer.records import to_jsonable
+from hybridizer.core.errors import InputError, Problem, RecipeError
+from hybridizer.core.records import to_jsonable
 from hybridizer.training.loss import IGNORED
 from hybridizer.training.packing import MIN_PIECE, Pieces, cut_documents, pack, padded_rows
 from hybridizer.training.shards import Shard

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.training.zstd import open_zstandard
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hybridizer.durable import write_file
-from hybridizer.records import to_jsonable
+from hybridizer.core.files import write_file
+from hybridizer.core.records import to_jsonable
 
 
 class Journal:

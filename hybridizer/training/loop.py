@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from hybridizer.adapters.accelerator import Runtime
 from hybridizer.adapters.causal_lm import MODEL_FAULTS
-from hybridizer.errors import InputError, Problem, RunError
-from hybridizer.monitor import Monitor
-from hybridizer.records import content_hash
+from hybridizer.core.errors import InputError, Problem, RunError
+from hybridizer.core.progress import Monitor
+from hybridizer.core.records import content_hash
 from hybridizer.training.data import Batch, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze

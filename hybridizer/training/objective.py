@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.adapters.causal_lm import MODEL_FAULTS, first_floating
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.training.freeze import ModelParts
 from hybridizer.training.loss import CHUNK_BYTES, IGNORED, Head, cross_entropy_sum, token_losses
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.errors import InputError, Problem, RecipeError, nearest
+from hybridizer.core.errors import InputError, Problem, RecipeError, nearest
 from hybridizer.training.freeze import FreezePlan
 from hybridizer.training.spread import gather, is_spread, spread_like
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybridizer.adapters.causal_lm import MODEL_FAULTS
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.training.freeze import FreezePlan
 from hybridizer.training.products import has_bfloat16
 from hybridizer.training.spread import is_spread

@@ -16,8 +16,8 @@ import torch
 
 from hybridizer.adapters.accelerator import Runtime
 from hybridizer.adapters.causal_lm import find_parts, random_causal_lm
-from hybridizer.errors import HybridizerError, Problem, RunError
-from hybridizer.monitor import SilentMonitor
+from hybridizer.core.errors import HybridizerError, Problem, RunError
+from hybridizer.core.progress import SilentMonitor
 from hybridizer.recipe.training import Lora
 from hybridizer.training.data import DataSettings, Source, TrainingData
 from hybridizer.training.flops import TokenFlops

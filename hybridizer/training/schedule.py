@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hybridizer.errors import Problem, RecipeError, nearest
+from hybridizer.core.errors import Problem, RecipeError, nearest
 
 
 @dataclass(frozen=True)

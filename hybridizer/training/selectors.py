@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from hybridizer.errors import Problem, RecipeError, nearest
+from hybridizer.core.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.training import Train
 

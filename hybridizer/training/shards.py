@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hybridizer.durable import flush_folder
-from hybridizer.errors import CheckpointError, InputError, Problem
-from hybridizer.monitor import Monitor
-from hybridizer.records import content_hash, read_json, write_json
+from hybridizer.core.errors import CheckpointError, InputError, Problem
+from hybridizer.core.files import flush_folder
+from hybridizer.core.progress import Monitor
+from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.training.documents import BadRecords, file_hash, read_documents
 
 FORMAT = 1

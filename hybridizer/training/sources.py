@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 
 from hybridizer.adapters.corpora import stream_texts
-from hybridizer.errors import Problem, RecipeError
-from hybridizer.monitor import Monitor
-from hybridizer.records import content_hash
+from hybridizer.core.errors import Problem, RecipeError
+from hybridizer.core.progress import Monitor
+from hybridizer.core.records import content_hash
 from hybridizer.training.data import Source
 from hybridizer.training.documents import BadRecords, find_files, usable
 from hybridizer.training.shards import FORMAT, Encoder, ReadSettings, Shard, open_shard, tokenise_file, write_shard

@@ -21,9 +21,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hybridizer.durable import flush_folder
-from hybridizer.errors import CheckpointError, InputError, Problem
-from hybridizer.records import read_json, to_jsonable, write_json
+from hybridizer.core.errors import CheckpointError, InputError, Problem
+from hybridizer.core.files import flush_folder
+from hybridizer.core.records import read_json, to_jsonable, write_json
 
 KEPT = 2
 # How large the steps are may change on the way, when somebody says so; what is trained on what may not.

@@ -13,7 +13,7 @@ from hybridizer.adapters.lora import merge_lora_
 from hybridizer.adapters.tensors import torch_dtype
 from hybridizer.checkpoint.fingerprint import hash_tensor
 from hybridizer.checkpoint.header import TensorEntry
-from hybridizer.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.training.freeze import FreezePlan, tensor_sha256
 from hybridizer.training.spread import gather
 from hybridizer.training.state import write_tensors

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hybridizer.adapters.causal_lm import agree, arbitrary_ids, find_parts, first_floating, load_causal_lm, run_model
-from hybridizer.errors import DonorError
+from hybridizer.core.errors import DonorError
 from tiny import make_tiny, tiny_config, tiny_tokenizer
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hybridizer.allocation.ranking import Candidate, PerPrompt, above_chance, rank_donors, region_stability
-from hybridizer.errors import InputError
+from hybridizer.core.errors import InputError
 
 N = 40
 TARGETS = [f"word{i % 20}" for i in range(N)]  # chance 1/20

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from anatomy.prove import assert_exact, open_donor, orders, write_splice
 
-from hybridizer.errors import PlanError
+from hybridizer.core.errors import PlanError
 from tiny import make_tiny, tiny_config
 
 ALL = {"same depth", "grown", "shrunk", "shifted"}

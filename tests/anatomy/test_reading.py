@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridizer.anatomy.reading import read_anatomy
-from hybridizer.errors import CheckpointError
+from hybridizer.core.errors import CheckpointError
 
 
 def refused(config: Any, shapes: dict[str, tuple[int, ...]]) -> str:

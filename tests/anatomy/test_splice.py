@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.anatomy.splice import splice_config
 from hybridizer.anatomy.structure import Anatomy, Source, layer_suffix, renumber
-from hybridizer.errors import CheckpointError, PlanError
+from hybridizer.core.errors import CheckpointError, PlanError
 
 
 def made(where: str, num_layers: int = 3, **changes: Any) -> Anatomy:

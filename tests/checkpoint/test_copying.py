@@ -6,7 +6,7 @@ import pytest
 
 from hybridizer.checkpoint import copying
 from hybridizer.checkpoint.copying import copy_range, write_all
-from hybridizer.errors import OutputError
+from hybridizer.core.errors import OutputError
 
 CONTENT = bytes(range(256)) * 40
 REAL_COPY = getattr(os, "copy_file_range", None)

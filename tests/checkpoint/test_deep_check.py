@@ -7,7 +7,7 @@ from checkpoint.files import tensor_file
 from hybridizer.checkpoint import deep_check
 from hybridizer.checkpoint.deep_check import find_nonfinite
 from hybridizer.checkpoint.header import DTYPE_BITS, read_header
-from hybridizer.errors import CheckpointError
+from hybridizer.core.errors import CheckpointError
 
 TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E5M2": "float8_e5m2",

@@ -7,7 +7,7 @@ import pytest
 
 from hybridizer.checkpoint import fingerprint
 from hybridizer.checkpoint.fingerprint import RACY_NS, fingerprint_files, hash_file, hash_files
-from hybridizer.errors import CheckpointError
+from hybridizer.core.errors import CheckpointError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from checkpoint.files import tensor_file
 
 from hybridizer.checkpoint.folder import INDEX_NAME, open_checkpoint
-from hybridizer.errors import CheckpointError
+from hybridizer.core.errors import CheckpointError
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 BYTE = ("U8", [1], b"x")

@@ -3,7 +3,7 @@ import struct
 import pytest
 
 from hybridizer.checkpoint.gguf_header import read_gguf_header
-from hybridizer.errors import CheckpointError
+from hybridizer.core.errors import CheckpointError
 
 UINT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 6, 7, 8, 9, 10
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import TensorSpec, serialize
 
 from hybridizer.checkpoint.header import DTYPE_BITS, TensorEntry, read_header
-from hybridizer.errors import CheckpointError
+from hybridizer.core.errors import CheckpointError
 
 DATA = bytes(range(12))
 

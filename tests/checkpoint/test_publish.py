@@ -16,7 +16,7 @@ from hybridizer.checkpoint import publish
 from hybridizer.checkpoint.layout import OutputTensor
 from hybridizer.checkpoint.publish import begin_output
 from hybridizer.checkpoint.writer import write_checkpoint
-from hybridizer.errors import OutputError
+from hybridizer.core.errors import OutputError
 
 ROOT = Path(__file__).parents[2]
 

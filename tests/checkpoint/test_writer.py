@@ -19,7 +19,7 @@ from hybridizer.checkpoint.folder import INDEX_NAME, open_checkpoint
 from hybridizer.checkpoint.header import DTYPE_BITS, read_header
 from hybridizer.checkpoint.layout import OutputTensor, plan_shards, required_bytes
 from hybridizer.checkpoint.writer import MAX_UNSEALED_SHARDS, write_checkpoint
-from hybridizer.errors import OutputError
+from hybridizer.core.errors import OutputError
 
 
 def write(folder, tensors, max_shard_bytes=1 << 30, metadata=None, on_progress=lambda _: None):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from evaluation.models import model_and_parts, text_of
 
-from hybridizer.errors import InputError, RunError
+from hybridizer.core.errors import InputError, RunError
 from hybridizer.evaluation.bits import cut_windows, num_scored_tokens, score_documents
 
 FAMILIES = {"llama": {}, "gemma2": {}, "granite": {"logits_scaling": 2.0}, "cohere": {}, "mamba2": {}, "qwen3_next": {}}

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from hybridizer.errors import CheckpointError
+from hybridizer.core.errors import CheckpointError
 from hybridizer.evaluation.compare import compare_bits, compare_scores
 from hybridizer.evaluation.scores import Sample, Scores, TextScores, read_scores
 

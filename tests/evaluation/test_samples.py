@@ -8,7 +8,7 @@ from evaluation.models import model_and_parts, text_of
 from transformers import AutoTokenizer
 
 from hybridizer.adapters.causal_lm import run_model
-from hybridizer.errors import InputError
+from hybridizer.core.errors import InputError
 from hybridizer.evaluation.samples import continue_prompts, num_prompts
 from hybridizer.evaluation.scores import ScoreSettings
 from tiny import tiny_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridizer.errors import Problem, RecipeError
+from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
 

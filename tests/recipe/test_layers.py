@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridizer.errors import RecipeError
+from hybridizer.core.errors import RecipeError
 from hybridizer.recipe.layers import MAX_LAYERS, format_layers, parse_layers
 
 

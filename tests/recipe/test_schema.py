@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from hybridizer.errors import RecipeError
+from hybridizer.core.errors import RecipeError
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.schema import json_schema
 from hybridizer.recipe.starter import starter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hybridizer.errors import RecipeError
+from hybridizer.core.errors import RecipeError
 from hybridizer.recipe.sizes import MAX_BYTES, parse_size
 
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridizer.errors import RecipeError
+from hybridizer.core.errors import RecipeError
 from hybridizer.recipe.scalars import read_word
 from hybridizer.recipe.to_yaml import to_yaml
 from hybridizer.recipe.tree import Tree, locate

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from hybridizer.errors import RecipeError
+from hybridizer.core.errors import RecipeError
 from hybridizer.planning.plan import Origin, Plan, PlannedTensor
 from hybridizer.recipe.training import Lora
 from hybridizer.stages.cost import CostRequest, estimate_cost, expect_time

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from hub import COMMIT, serve_repository
-from hybridizer.errors import CheckpointError, DonorError
-from hybridizer.monitor import SilentMonitor
+from hybridizer.core.errors import CheckpointError, DonorError
+from hybridizer.core.progress import SilentMonitor
 from hybridizer.reference import parse_reference
 from hybridizer.stages.donors import Access, Awaited, open_donor
 from lines import hybridize, hybridize_json, make_donor, write_recipe

@@ -10,7 +10,7 @@ from allocation.toys import NUM_WORDS, fresh
 from torch import nn
 
 from hybridizer.adapters.causal_lm import find_parts
-from hybridizer.errors import InputError
+from hybridizer.core.errors import InputError
 from hybridizer.tracer.baselines import score_activations, score_weights, signal_to_noise
 
 SINGULAR_VALUES = [8.0, 4.0, 3.0, 2.0]  # quartiles 2.75 and 5: sigma = 2.25 / 1.349 = 1.668

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hybridizer.errors import InputError
+from hybridizer.core.errors import InputError
 from hybridizer.tracer.journal import Journal
 from hybridizer.tracer.readings import Reading, stack_readings
 

@@ -9,7 +9,7 @@ import matplotlib
 import pytest
 from tracer.synthetic import synthetic_record
 
-from hybridizer.errors import InputError
+from hybridizer.core.errors import InputError
 from hybridizer.tracer.plot import MAX_DONORS, draw_donors, draw_trace, write_figure
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hybridizer.errors import InputError
+from hybridizer.core.errors import InputError
 from hybridizer.tracer.probes import (
     BUILT_IN,
     MAX_PROBLEMS_SHOWN,

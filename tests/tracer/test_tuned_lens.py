@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from tracer.donors import load_tiny, spread
 
-from hybridizer.errors import CheckpointError, InputError
+from hybridizer.core.errors import CheckpointError, InputError
 from hybridizer.tracer.lens import Lens
 from hybridizer.tracer.residual import read_last_rows
 from hybridizer.tracer.sensitivity import kl_divergence

@@ -10,7 +10,7 @@ from training.models import plain_model
 from training.texts import shard_of
 
 from hybridizer.adapters.accelerator import Runtime
-from hybridizer.monitor import SilentMonitor
+from hybridizer.core.progress import SilentMonitor
 from hybridizer.training.data import DataSettings, Source, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import plan_freeze

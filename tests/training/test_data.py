@@ -5,7 +5,7 @@ import pytest
 import torch
 from training.texts import END, shard_of
 
-from hybridizer.errors import InputError, RecipeError
+from hybridizer.core.errors import InputError, RecipeError
 from hybridizer.training.data import DataSettings, Source, TrainingData, heldout_documents
 from hybridizer.training.loss import IGNORED
 

@@ -5,7 +5,7 @@ import lzma
 
 import pytest
 
-from hybridizer.errors import InputError
+from hybridizer.core.errors import InputError
 from hybridizer.training.documents import MAX_LISTED, BadRecords, find_files, read_documents
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from training.models import llama_parts, tiny_model
 
-from hybridizer.errors import RecipeError, RunError
+from hybridizer.core.errors import RecipeError, RunError
 from hybridizer.training.freeze import FreezeProof, apply_freeze_, check_freeze, plan_freeze, tensor_sha256
 from hybridizer.training.selectors import FreezeSettings
 

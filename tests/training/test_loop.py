@@ -6,8 +6,8 @@ import torch
 from training.models import plain_model, tiny_model
 from training.runs import SETTINGS, bytes_of, data_in, run, run_model
 
-from hybridizer.errors import InputError, RunError
-from hybridizer.monitor import SilentMonitor
+from hybridizer.core.errors import InputError, RunError
+from hybridizer.core.progress import SilentMonitor
 from hybridizer.training.freeze import plan_freeze, tensor_sha256
 from hybridizer.training.optimizer import OptimizerSettings
 from hybridizer.training.products import WideProducts

@@ -6,7 +6,7 @@ from torch.nn import functional
 from training.models import tiny_model
 
 from hybridizer.adapters.causal_lm import find_parts, run_model
-from hybridizer.errors import InputError
+from hybridizer.core.errors import InputError
 from hybridizer.training.loss import IGNORED
 from hybridizer.training.objective import Objective
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from training.models import PlainLM, plain_model
 from training.runs import SETTINGS, bytes_of, run
 
-from hybridizer.errors import InputError, RecipeError
+from hybridizer.core.errors import InputError, RecipeError
 from hybridizer.training.freeze import apply_freeze_, plan_freeze
 from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer
 from hybridizer.training.selectors import FreezeSettings

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from hybridizer.errors import DonorError, RecipeError, RunError
+from hybridizer.core.errors import DonorError, RecipeError, RunError
 from hybridizer.training import probe as module
 from hybridizer.training.loop import TrainSettings
 from hybridizer.training.probe import Probed, ProbeRequest, probe
@@ -58,6 +58,6 @@ def test_a_config_that_cannot_be_built_is_refused():
 
 
 def test_what_was_probed_is_a_plain_record():
-    from hybridizer.records import to_jsonable
+    from hybridizer.core.records import to_jsonable
 
     assert to_jsonable(Probed(1.0, 2.0, 3, "cpu", "float32"))["peak_memory_bytes"] == 3

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridizer.errors import RecipeError
+from hybridizer.core.errors import RecipeError
 from hybridizer.training.schedule import ScheduleSettings, rate_factor
 
 

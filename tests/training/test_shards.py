@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from training.texts import END, ByteEncoder, shard_of
 
-from hybridizer.errors import CheckpointError, InputError
-from hybridizer.monitor import SilentMonitor
+from hybridizer.core.errors import CheckpointError, InputError
+from hybridizer.core.progress import SilentMonitor
 from hybridizer.training.documents import BadRecords
 from hybridizer.training.shards import ReadSettings, open_shard, tokenise_file, write_shard
 

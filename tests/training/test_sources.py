@@ -3,8 +3,8 @@ import json
 import pytest
 from training.texts import ByteEncoder
 
-from hybridizer.errors import InputError, RecipeError
-from hybridizer.monitor import SilentMonitor
+from hybridizer.core.errors import InputError, RecipeError
+from hybridizer.core.progress import SilentMonitor
 from hybridizer.training.shards import ReadSettings
 from hybridizer.training.sources import HubDataset, SourceSettings, open_sources
 

@@ -4,7 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from hybridizer.monitor import SilentMonitor
+from hybridizer.core.progress import SilentMonitor
 from hybridizer.training.shards import ReadSettings, tokenise_file
 
 END = 256

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hybridizer.durable import write_file
-from hybridizer.errors import CheckpointError, Problem
+from hybridizer.core.errors import CheckpointError, Problem
+from hybridizer.core.files import write_file
 
 
 def to_jsonable(value: Any) -> Any:

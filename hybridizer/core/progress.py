@@ -1,14 +1,34 @@
-"""Progress on a console. rich is imported at the first thing to say, so that quick commands do not wait for it."""
+"""What a long-running stage tells the outside while it works; the command line decides how that looks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class Monitor(Protocol):
+    """Receives progress. `note` is one finished fact; `task` yields a function that is told of each advance."""
+
+    def note(self, text: str) -> None: ...
+
+    def task(self, label: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]: ...
+
+
+class SilentMonitor:
+    """A monitor that says nothing: the default of library calls and of tests."""
+
+    def note(self, text: str) -> None:
+        """Drop the note."""
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Yield a function that drops every advance."""
+        yield lambda advance: None
 
 
 class ConsoleMonitor:
