@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridizer.checkpoint.disk import check_free_space
-from hybridizer.checkpoint.folder import open_checkpoint
 from hybridizer.checkpoint.header import read_header
-from hybridizer.checkpoint.publish import begin_output, lock
+from hybridizer.checkpoint.publish import begin_output, check_free_space, lock
+from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.errors import DonorError, InputError, OutputError, Problem
 from hybridizer.core.files import write_file
 from hybridizer.core.progress import Monitor, SilentMonitor

@@ -32,9 +32,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
 
-from hybridizer.checkpoint.compare import same_bytes
-from hybridizer.checkpoint.folder import open_checkpoint
+from hybridizer.checkpoint.hashing import same_bytes
 from hybridizer.checkpoint.layout import OutputTensor
+from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.checkpoint.writer import write_checkpoint
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 2048, 5632, 32_000

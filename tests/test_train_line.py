@@ -22,7 +22,7 @@ from hub import COMMIT, serve_repository
 from hybridizer import build
 from hybridizer.adapters.accelerator import Runtime
 from hybridizer.checkpoint import disk
-from hybridizer.checkpoint.fingerprint import hash_file
+from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.planning.plan import plan_from_json
 from hybridizer.recipe.training import Tracker
 from hybridizer.stages.train import open_runtime

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.checkpoint.fingerprint import fingerprint_files
+from hybridizer.checkpoint.hashing import fingerprint_files
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import DonorError, InputError, Problem
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from hybridizer.checkpoint.foreign import SNIFF_BYTES, describe_foreign
+from hybridizer.checkpoint.sniff import SNIFF_BYTES, describe_foreign
 from hybridizer.checkpoint.strict_json import parse_object, shorten
 from hybridizer.core.errors import CheckpointError, Problem
 

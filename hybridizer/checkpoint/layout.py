@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from hybridizer.checkpoint.copying import Buffer
-from hybridizer.checkpoint.folder import SINGLE_NAME
+from hybridizer.checkpoint.copy import Buffer
 from hybridizer.checkpoint.header import DTYPE_BITS, TensorEntry
+from hybridizer.checkpoint.reader import SINGLE_NAME
 
 HEADER_ALIGNMENT: Final = 8
 

@@ -12,10 +12,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from hybridizer.checkpoint.copying import copy_range, write_all
-from hybridizer.checkpoint.disk import to_output_error
-from hybridizer.checkpoint.fingerprint import HASH_THREADS, hash_file
-from hybridizer.checkpoint.folder import INDEX_NAME
+from hybridizer.checkpoint.copy import copy_range, write_all
+from hybridizer.checkpoint.hashing import HASH_THREADS, hash_file
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import (
     OutputTensor,
@@ -25,6 +23,8 @@ from hybridizer.checkpoint.layout import (
     plan_shards,
     required_bytes,
 )
+from hybridizer.checkpoint.publish import to_output_error
+from hybridizer.checkpoint.reader import INDEX_NAME
 from hybridizer.core.errors import OutputError, Problem
 from hybridizer.core.files import flush_folder, write_file
 

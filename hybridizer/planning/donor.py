@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridizer.anatomy.structure import Anatomy
-from hybridizer.checkpoint.folder import Checkpoint
+from hybridizer.checkpoint.reader import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from typing import Any
 
 from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.anatomy.structure import Anatomy
-from hybridizer.checkpoint.compare import same_bytes
-from hybridizer.checkpoint.deep_check import find_nonfinite
-from hybridizer.checkpoint.fingerprint import fingerprint_files
-from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
 from hybridizer.checkpoint.gguf_header import read_gguf_header
+from hybridizer.checkpoint.hashing import fingerprint_files, same_bytes
 from hybridizer.checkpoint.publish import begin_output
+from hybridizer.checkpoint.reader import Checkpoint, open_checkpoint
+from hybridizer.checkpoint.scan import find_nonfinite
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError, DonorError, OutputError, Problem
 from hybridizer.core.progress import Monitor

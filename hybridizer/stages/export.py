@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hybridizer.checkpoint.fingerprint import hash_file, hash_tensor
+from hybridizer.checkpoint.hashing import hash_file, hash_tensor
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.writer import WrittenCheckpoint
 from hybridizer.core.errors import Problem, RunError

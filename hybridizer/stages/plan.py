@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hybridizer.adapters.blending import check_blend
 from hybridizer.anatomy.splice import splice_config
 from hybridizer.anatomy.structure import Source
-from hybridizer.checkpoint.fingerprint import hash_file
+from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import PlanError, Problem, RecipeError
 from hybridizer.planning.config import set_config_dtype
 from hybridizer.planning.donor import Donor

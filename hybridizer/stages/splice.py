@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from hybridizer.checkpoint.disk import check_free_space
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import OutputTensor, required_bytes
+from hybridizer.checkpoint.publish import check_free_space
 from hybridizer.checkpoint.writer import WrittenCheckpoint, write_checkpoint
 from hybridizer.core.progress import Monitor
 from hybridizer.planning.donor import Donor

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from hybridizer.adapters.corpora import TokenizerEncoder, pin_dataset
 from hybridizer.adapters.quiet import without_bars
-from hybridizer.checkpoint.disk import to_output_error
-from hybridizer.checkpoint.fingerprint import hash_file
-from hybridizer.checkpoint.folder import open_checkpoint
+from hybridizer.checkpoint.hashing import hash_file
+from hybridizer.checkpoint.publish import to_output_error
+from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError, InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from hybridizer.adapters.corpora import pin_dataset
 from hybridizer.anatomy.keys import read_assumptions, unify
 from hybridizer.anatomy.structure import Anatomy
-from hybridizer.checkpoint.fingerprint import fingerprint_files
+from hybridizer.checkpoint.hashing import fingerprint_files
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeError
 from hybridizer.planning.layers import boundary_layer

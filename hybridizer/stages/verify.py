@@ -9,8 +9,8 @@ from typing import Any
 
 from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.anatomy.structure import Anatomy
-from hybridizer.checkpoint.fingerprint import hash_files, hash_tensor
-from hybridizer.checkpoint.folder import Checkpoint, open_checkpoint
+from hybridizer.checkpoint.hashing import hash_files, hash_tensor
+from hybridizer.checkpoint.reader import Checkpoint, open_checkpoint
 from hybridizer.core.errors import Problem, VerificationError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_json

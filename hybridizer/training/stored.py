@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hybridizer.adapters.causal_lm import as_checkpoint
 from hybridizer.adapters.lora import merge_lora_
 from hybridizer.adapters.tensors import torch_dtype
-from hybridizer.checkpoint.fingerprint import hash_tensor
+from hybridizer.checkpoint.hashing import hash_tensor
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.training.freeze import FreezePlan, tensor_sha256

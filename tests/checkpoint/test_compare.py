@@ -4,7 +4,7 @@ import pytest
 from checkpoint.files import tensor_file
 
 from hybridizer.checkpoint import compare
-from hybridizer.checkpoint.compare import same_bytes
+from hybridizer.checkpoint.hashing import same_bytes
 from hybridizer.checkpoint.header import read_header
 
 

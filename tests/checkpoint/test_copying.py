@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hybridizer.checkpoint import copying
-from hybridizer.checkpoint.copying import copy_range, write_all
+from hybridizer.checkpoint.copy import copy_range, write_all
 from hybridizer.core.errors import OutputError
 
 CONTENT = bytes(range(256)) * 40

@@ -5,8 +5,8 @@ import pytest
 from checkpoint.files import tensor_file
 
 from hybridizer.checkpoint import deep_check
-from hybridizer.checkpoint.deep_check import find_nonfinite
 from hybridizer.checkpoint.header import DTYPE_BITS, read_header
+from hybridizer.checkpoint.scan import find_nonfinite
 from hybridizer.core.errors import CheckpointError
 
 TORCH_NAMES = {

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from hybridizer.checkpoint import fingerprint
-from hybridizer.checkpoint.fingerprint import RACY_NS, fingerprint_files, hash_file, hash_files
+from hybridizer.checkpoint.hashing import RACY_NS, fingerprint_files, hash_file, hash_files
 from hybridizer.core.errors import CheckpointError
 
 

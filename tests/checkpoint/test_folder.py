@@ -3,7 +3,7 @@ import json
 import pytest
 from checkpoint.files import tensor_file
 
-from hybridizer.checkpoint.folder import INDEX_NAME, open_checkpoint
+from hybridizer.checkpoint.reader import INDEX_NAME, open_checkpoint
 from hybridizer.core.errors import CheckpointError
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors import TensorSpec, deserialize, serialize
 
 from hybridizer.checkpoint import writer
-from hybridizer.checkpoint.disk import check_free_space
-from hybridizer.checkpoint.folder import INDEX_NAME, open_checkpoint
 from hybridizer.checkpoint.header import DTYPE_BITS, read_header
 from hybridizer.checkpoint.layout import OutputTensor, plan_shards, required_bytes
+from hybridizer.checkpoint.publish import check_free_space
+from hybridizer.checkpoint.reader import INDEX_NAME, open_checkpoint
 from hybridizer.checkpoint.writer import MAX_UNSEALED_SHARDS, write_checkpoint
 from hybridizer.core.errors import OutputError
 

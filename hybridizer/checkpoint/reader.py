@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from hybridizer.checkpoint.foreign import SNIFF_BYTES, describe_foreign
 from hybridizer.checkpoint.header import MAX_HEADER_BYTES, Header, TensorEntry, read_header
+from hybridizer.checkpoint.sniff import SNIFF_BYTES, describe_foreign
 from hybridizer.checkpoint.strict_json import parse_object, shorten
 from hybridizer.core.errors import CheckpointError, Problem
 
