@@ -20,9 +20,9 @@ from hybridizer.measure import Outcome, measure
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.planning.plan import Plan
+from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
-from hybridizer.recipe.to_yaml import to_yaml
 from hybridizer.reference import parse_reference
 from hybridizer.stages.cost import Cost
 from hybridizer.stages.donors import Access, check_unchanged, open_donor, scan_donors

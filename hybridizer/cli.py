@@ -101,7 +101,7 @@ def init(target: Path) -> None:
     """Write a commented starter recipe to TARGET (recipe.yaml)."""
     from hybridizer.core.errors import OutputError, Problem
     from hybridizer.core.files import write_file
-    from hybridizer.recipe.starter import starter
+    from hybridizer.recipe.template import starter
 
     if target.exists():
         raise OutputError(Problem(str(target), "this file is there already.", "Give another name."))
@@ -262,7 +262,7 @@ def _read_boundary(text: str) -> float | int | str:
 
     from hybridizer.core.errors import RecipeError
     from hybridizer.recipe.fields import read_boundary
-    from hybridizer.recipe.scalars import read_word
+    from hybridizer.recipe.yaml import read_word
 
     try:
         return read_boundary(read_word(text).value)

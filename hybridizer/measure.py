@@ -12,8 +12,7 @@ from hybridizer.core.records import content_hash, write_json
 from hybridizer.draft import Planned
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import read_manifest
-from hybridizer.recipe.recipe import Recipe
-from hybridizer.recipe.training import DataEntry, Evaluate
+from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
 from hybridizer.reference import parse_reference
 from hybridizer.stages.donors import Access, open_donor
 from hybridizer.stages.evaluate import compare_runs, evaluate

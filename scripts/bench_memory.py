@@ -14,7 +14,7 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hybridizer.recipe.training import Lora
+from hybridizer.recipe.recipe import Lora
 from hybridizer.training.estimate import RunShape, estimate
 from hybridizer.training.planned import planned_shape
 from hybridizer.training.selectors import FreezeSettings, choose_frozen, with_adapters

@@ -24,7 +24,7 @@ from hybridizer.adapters.accelerator import Runtime
 from hybridizer.checkpoint import disk
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.planning.plan import plan_from_json
-from hybridizer.recipe.training import Tracker
+from hybridizer.recipe.recipe import Tracker
 from hybridizer.stages.train import open_runtime
 from lines import hybridize, hybridize_json, make_donor, write_recipe
 

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from hybridizer.core.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.checks import check
+from hybridizer.recipe.messages import rewrite
 from hybridizer.recipe.models import RecipeModel
 from hybridizer.recipe.overrides import apply
-from hybridizer.recipe.problems import rewrite
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.recipe.tree import Finding, Tree, locate, show
-from hybridizer.recipe.yaml_text import read_yaml
+from hybridizer.recipe.yaml import read_yaml
 
 MAX_FILE_BYTES = 1_000_000
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.tree import KeyPath, Tree, clip, name_of, show
-from hybridizer.recipe.yaml_text import find_unprintable, read_yaml
+from hybridizer.recipe.yaml import find_unprintable, read_yaml
 
 _FORM = "Write --set key.key=value, for example --set layout.boundary=0.5 or --set layout.slices.0.layers=0..3."
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hybridizer.core.records import to_jsonable
 from hybridizer.planning.plan import Plan
 from hybridizer.recipe.layers import format_layers
-from hybridizer.recipe.training import Lora
+from hybridizer.recipe.recipe import Lora
 from hybridizer.training.estimate import Estimate, Memory, ModelShape, RunShape, estimate
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.planned import DTYPE_BYTES, planned_shape

@@ -20,8 +20,7 @@ from hybridizer.core.errors import CheckpointError, InputError, Problem, RecipeE
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_json, write_json
 from hybridizer.planning.plan import Plan
-from hybridizer.recipe.recipe import Recipe
-from hybridizer.recipe.training import DataEntry, Train
+from hybridizer.recipe.recipe import DataEntry, Recipe, Train
 from hybridizer.training.documents import MAX_LISTED
 from hybridizer.training.estimate import model_token_flops
 from hybridizer.training.planned import planned_shape

@@ -16,8 +16,7 @@ from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeE
 from hybridizer.planning.layers import boundary_layer
 from hybridizer.planning.plan import Plan
 from hybridizer.planning.training import DataPin, TrainPlan
-from hybridizer.recipe.recipe import Recipe
-from hybridizer.recipe.training import HUB_KEYS, DataEntry, Train, plain
+from hybridizer.recipe.recipe import HUB_KEYS, DataEntry, Recipe, Train, plain
 from hybridizer.recipe.tree import KeyPath
 from hybridizer.training.documents import find_files
 from hybridizer.training.selectors import asked_to_freeze, choose_frozen, with_adapters

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hybridizer.adapters.lora import add_lora_
 from hybridizer.core.errors import Problem, RecipeError, RunError
-from hybridizer.recipe.training import Lora
+from hybridizer.recipe.recipe import Lora
 from hybridizer.training.selectors import FreezeChoice, FreezeSettings, choose_frozen, with_adapters
 from hybridizer.training.spread import gather, local_part
 

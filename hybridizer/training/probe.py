@@ -18,7 +18,7 @@ from hybridizer.adapters.accelerator import Runtime
 from hybridizer.adapters.causal_lm import find_parts, random_causal_lm
 from hybridizer.core.errors import HybridizerError, Problem, RunError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.recipe.training import Lora
+from hybridizer.recipe.recipe import Lora
 from hybridizer.training.data import DataSettings, Source, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import plan_freeze, plan_lora_

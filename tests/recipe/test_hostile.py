@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridizer.core.errors import RecipeError
+from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.load import load_recipe
-from hybridizer.recipe.to_yaml import to_yaml
 
 KEYS = st.sampled_from(
     ["name", "layout", "output", "host", "deep", "boundary", "slices", "donor", "layers", "blend"]

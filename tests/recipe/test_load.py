@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.load import MAX_FILE_BYTES, load_recipe
 from hybridizer.recipe.models import OutputModel
 from hybridizer.recipe.recipe import Blend, BlendSource, DonorEntry, Layout, Output, Recipe, Slice
-from hybridizer.recipe.to_yaml import to_yaml
 
 DIAL = "donors:\n  a: x\nlayout: {deep: a, shallow: a}\n"
 FULL = """\

@@ -14,9 +14,9 @@ import pytest
 from hybridizer.core.errors import RecipeError
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.schema import json_schema
-from hybridizer.recipe.starter import starter
+from hybridizer.recipe.template import starter
 from hybridizer.recipe.tree import Tree
-from hybridizer.recipe.yaml_text import read_yaml
+from hybridizer.recipe.yaml import read_yaml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 VALUES: dict[str, Any] = {

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hybridizer.recipe.recipe import Blend, Layout, Slice
+from hybridizer.recipe.recipe import Blend, DataEntry, Evaluate, Layout, Slice, TextEntry, Train
 from hybridizer.recipe.schema import json_schema
-from hybridizer.recipe.starter import starter
-from hybridizer.recipe.training import DataEntry, Evaluate, TextEntry, Train
+from hybridizer.recipe.template import starter
 
 
 def test_the_starter_loads(load) -> None:

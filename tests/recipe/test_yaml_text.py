@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridizer.core.errors import RecipeError
-from hybridizer.recipe.scalars import read_word
-from hybridizer.recipe.to_yaml import to_yaml
+from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.tree import Tree, locate
-from hybridizer.recipe.yaml_text import MAX_NODES, read_yaml
+from hybridizer.recipe.yaml import MAX_NODES, read_word, read_yaml
 
 
 def read(text: str) -> Tree:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hybridizer.core.errors import RecipeError
 from hybridizer.planning.plan import Origin, Plan, PlannedTensor
-from hybridizer.recipe.training import Lora
+from hybridizer.recipe.recipe import Lora
 from hybridizer.stages.cost import CostRequest, estimate_cost, expect_time
 from hybridizer.training.selectors import FreezeSettings
 from hybridizer.training.tables import cost_table, duration, expectation_lines, readable

@@ -5,7 +5,7 @@ import torch
 from training.models import tiny_model
 
 from hybridizer.adapters.causal_lm import find_parts
-from hybridizer.recipe.training import Lora
+from hybridizer.recipe.recipe import Lora
 from hybridizer.training.estimate import LayerShape, ModelShape, RunShape, estimate
 from hybridizer.training.flops import count_token_flops, full_training, measure_peak
 from hybridizer.training.freeze import apply_freeze_, plan_freeze, plan_lora_

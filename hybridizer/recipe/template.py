@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hybridizer.recipe.to_yaml import to_yaml
+from hybridizer.recipe.dump import to_yaml
 
 _TEXT = """\
 # A recipe for hybridize: `hybridize check` this file, then `hybridize build` it.

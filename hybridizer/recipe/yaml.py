@@ -7,15 +7,14 @@ that a few lines of aliases cannot grow into gigabytes.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, TypeAlias, cast
 
 import yaml
 
 from hybridizer.core.errors import Problem, RecipeError
-from hybridizer.recipe.scalars import read_word
-from hybridizer.recipe.syntax import explain
 from hybridizer.recipe.tree import KeyPath, Tree, clip, name_of, show
 
 MAX_NODES = 20_000  # a blend for every layer of a 300-layer model takes a quarter of it
@@ -203,3 +202,124 @@ class _Reader:
 
     def _fail(self, event: yaml.Event, what: str, fix: str) -> NoReturn:
         raise RecipeError(*self._tree.problems, Problem(self._at(event), what, fix))
+
+
+_NEEDS_QUOTES = "@`%|>*&!"
+_LOOK = "Look at the indentation, colons, brackets and quotes of this line and the one before."
+
+
+def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str, str]:
+    """(line from 1, what is wrong, what to do) for an error of PyYAML's parser on `text`."""
+    mark = error.problem_mark or error.context_mark
+    assert mark is not None, "PyYAML marks every error of its parser"
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    content = lines[min(mark.line, len(lines) - 1)]
+    opened = error.context_mark.line + 1 if error.context_mark else mark.line + 1
+    if found := _explain_unclosed(error, opened):
+        return opened, *found
+    what, fix = _explain_sign(content, mark.column, error.context or "") or _explain_problem(error, opened)
+    return mark.line + 1, what, fix
+
+
+def _explain_unclosed(error: yaml.MarkedYAMLError, opened: int) -> tuple[str, str] | None:
+    context, problem = error.context or "", error.problem or ""
+    if "quoted scalar" in context and "end of stream" in problem:
+        return "a quote that opens here and never closes.", "Close it on the same line."
+    if "flow" in context and "stream end" in problem:
+        return "a bracket that opens here and never closes.", "Close it with ] or }."
+    return None
+
+
+def _explain_sign(content: str, column: int, context: str) -> tuple[str, str] | None:
+    if "\t" in content[: len(content) - len(content.lstrip())]:
+        return "a tab in the indentation; YAML takes only spaces there.", "Replace the tab by spaces."
+    sign = content[column : column + 1]
+    if sign and sign in "]}" and "flow" not in context:
+        return f"a `{sign}` that closes nothing.", "Delete it, or quote the text it belongs to."
+    if sign and sign in _NEEDS_QUOTES:
+        return f"a value cannot begin with `{sign}` in YAML.", f"Quote it: '{sign}...'."
+    return None
+
+
+def _explain_problem(error: yaml.MarkedYAMLError, opened: int) -> tuple[str, str]:
+    context, problem = error.context or "", error.problem or ""
+    if "escape" in problem:
+        fix = "Put the text in single quotes, where a backslash is only a backslash."
+        return "a backslash in double quotes that begins no escape YAML knows.", fix
+    if "mapping values are not allowed" in problem:
+        fix = "Line the key up with its neighbours, or quote text that holds a colon and a space."
+        return "a colon where no key can stand.", fix
+    if "flow" in context:
+        fix = "Put a comma between entries, and close every [ and { in turn."
+        return f"the bracket that opens on line {opened} goes wrong here.", fix
+    return "this is not YAML.", _LOOK
+
+
+Scalar: TypeAlias = str | int | float | bool | None
+
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_SWITCHES = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+_LONG_INT = re.compile(r"[-+]?[1-9][0-9]{18,}")
+_NOT_FINITE = re.compile(r"[-+]?\.inf|\.nan", re.IGNORECASE)
+_UNDERSCORED = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
+_OTHER_BASE = re.compile(r"[-+]?0(?:[0-9]+|[oO][0-7]+|[xX][0-9a-fA-F]+|[bB][01]+)")
+_SEXAGESIMAL = re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?")
+
+
+class Reading(NamedTuple):
+    """The meaning of a word; where `what` is not empty the word is refused and the meaning is its plain text."""
+
+    value: Scalar
+    what: str = ""
+    fix: str = ""
+
+
+def read_word(text: str) -> Reading:
+    """The meaning of the unquoted YAML scalar `text`. Never raises; numbers that come back are finite."""
+    if text in _WORDS:
+        return Reading(_WORDS[text])
+    if _INT.fullmatch(text):
+        return Reading(int(text))
+    return _read_number(text) or _refuse_word(text) or Reading(text)
+
+
+def _read_number(text: str) -> Reading | None:
+    if _LONG_INT.fullmatch(text):
+        return Reading(
+            text, f"{text[:20]}... is too large a number.", f"Write a smaller one, or {_quote(text)} for text."
+        )
+    if _NOT_FINITE.fullmatch(text):
+        return Reading(text, f"{text} is not a finite number.", f"Write a finite number, or {_quote(text)} for text.")
+    if not _FLOAT.fullmatch(text):
+        return None
+    number = float(text)
+    if not math.isfinite(number):
+        return Reading(text, f"{text[:20]} is too large a number.", f"Write a smaller one, or {_quote(text)} for text.")
+    return Reading(number)
+
+
+def _refuse_word(text: str) -> Reading | None:
+    if text.lower() in _SWITCHES and text in (text.lower(), text.upper(), text.capitalize()):
+        meaning = _SWITCHES[text.lower()]
+        return Reading(
+            text,
+            f"`{text}` is text to some YAML readers and {meaning} to others.",
+            f"Write {_quote(text)}, with the quotes, for text, or {meaning}.",
+        )
+    if _OTHER_BASE.fullmatch(text) or _SEXAGESIMAL.fullmatch(text) or ("_" in text and _UNDERSCORED.fullmatch(text)):
+        return Reading(
+            text,
+            f"`{text}` is a different number, or text, to different YAML readers.",
+            f"Write {_quote(text)}, with the quotes, for text, or plain digits for a number.",
+        )
+    return None
+
+
+def _quote(text: str) -> str:
+    return f"'{text}'" if len(text) <= 40 else "it in quotes"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from hybridizer.recipe.scalars import read_word
+from hybridizer.recipe.yaml import read_word
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
