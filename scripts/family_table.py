@@ -31,10 +31,10 @@ def read_class(family: str) -> dict[str, Any]:
     """
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-    from hybridizer.anatomy.families import read_traits
-    from hybridizer.anatomy.keys import is_harmless
-    from hybridizer.anatomy.reading import DEPTH_NAMES
-    from hybridizer.anatomy.rope import ROPE_KEYS
+    from hybridizer.families.families import read_traits
+    from hybridizer.families.keys import is_harmless
+    from hybridizer.families.reading import DEPTH_NAMES
+    from hybridizer.families.rope import ROPE_KEYS
 
     config_class = CONFIG_MAPPING[family]
     carried = {key for trait in read_traits(family) for key in trait.keys}
@@ -71,8 +71,8 @@ def try_family(family: str, folder: Path) -> list[str]:
     """One row of the table: the family, its kinds of layers, the keys that say them, and what came of each splice."""
     from anatomy.prove import assert_exact, open_donor, orders, write_splice
 
-    from hybridizer.anatomy.families import read_traits
     from hybridizer.core.errors import HybridizerError
+    from hybridizer.families.families import read_traits
     from tiny import make_tiny
 
     first, second = (make_tiny(family, folder / f"donor{seed}", seed=seed) for seed in (0, 1))

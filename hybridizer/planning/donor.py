@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.anatomy.structure import Anatomy
 from hybridizer.checkpoint.reader import Checkpoint
+from hybridizer.families.structure import Anatomy
 
 
 @dataclass(frozen=True)

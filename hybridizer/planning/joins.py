@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hybridizer.anatomy.joins import check_joins
-from hybridizer.anatomy.structure import Source
 from hybridizer.core.errors import Problem
+from hybridizer.families.compatibility import check_joins
+from hybridizer.families.structure import Source
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.vocabulary import compare_vocabularies
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.anatomy.reading import read_anatomy
-from hybridizer.anatomy.structure import Anatomy
 from hybridizer.checkpoint.gguf_header import read_gguf_header
 from hybridizer.checkpoint.hashing import fingerprint_files, same_bytes
 from hybridizer.checkpoint.publish import begin_output
@@ -19,6 +17,8 @@ from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError, DonorError, OutputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_json
+from hybridizer.families.reading import read_anatomy
+from hybridizer.families.structure import Anatomy
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.refusals import refuse_quantised, refuse_remote_code
 from hybridizer.recipe.recipe import Recipe

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hybridizer.adapters.blending import check_blend
-from hybridizer.anatomy.splice import splice_config
-from hybridizer.anatomy.structure import Source
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import PlanError, Problem, RecipeError
+from hybridizer.families.config import splice_config
+from hybridizer.families.structure import Source
 from hybridizer.planning.config import set_config_dtype
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.joins import find_join_problems

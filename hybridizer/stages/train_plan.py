@@ -8,11 +8,11 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from hybridizer.adapters.corpora import pin_dataset
-from hybridizer.anatomy.keys import read_assumptions, unify
-from hybridizer.anatomy.structure import Anatomy
 from hybridizer.checkpoint.hashing import fingerprint_files
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeError
+from hybridizer.families.keys import read_assumptions, unify
+from hybridizer.families.structure import Anatomy
 from hybridizer.planning.layers import boundary_layer
 from hybridizer.planning.plan import Plan
 from hybridizer.planning.training import DataPin, TrainPlan

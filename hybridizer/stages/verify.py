@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.anatomy.reading import read_anatomy
-from hybridizer.anatomy.structure import Anatomy
 from hybridizer.checkpoint.hashing import hash_files, hash_tensor
 from hybridizer.checkpoint.reader import Checkpoint, open_checkpoint
 from hybridizer.core.errors import Problem, VerificationError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_json
+from hybridizer.families.reading import read_anatomy
+from hybridizer.families.structure import Anatomy
 from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridizer.anatomy.keys import read_assumptions, unify
-from hybridizer.anatomy.names import Shapes
-from hybridizer.anatomy.reading import read_anatomy
-from hybridizer.anatomy.structure import Anatomy
+from hybridizer.families.keys import read_assumptions, unify
+from hybridizer.families.names import Shapes
+from hybridizer.families.reading import read_anatomy
+from hybridizer.families.structure import Anatomy
 from hybridizer.training.estimate import LARGE_ELEMENTS, LayerShape, ModelShape
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridizer.anatomy.reading import read_anatomy
-from hybridizer.anatomy.structure import Anatomy
+from hybridizer.families.reading import read_anatomy
+from hybridizer.families.structure import Anatomy
 
 WIDTH, VOCAB = 8, 32
 _LAYER = {

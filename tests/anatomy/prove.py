@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hybridizer.anatomy.reading import read_anatomy
-from hybridizer.anatomy.splice import splice_config
-from hybridizer.anatomy.structure import Anatomy, Source, renumber
+from hybridizer.families.config import splice_config
+from hybridizer.families.reading import read_anatomy
+from hybridizer.families.structure import Anatomy, Source, renumber
 
 NUM_TOKENS = 24  # twice the tiny sliding window
 

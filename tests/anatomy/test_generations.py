@@ -10,9 +10,9 @@ import pytest
 from anatomy.made_up import llama_shapes
 from transformers import CONFIG_MAPPING
 
-from hybridizer.anatomy.joins import check_joins
-from hybridizer.anatomy.reading import read_anatomy
-from hybridizer.anatomy.structure import Source
+from hybridizer.families.compatibility import check_joins
+from hybridizer.families.reading import read_anatomy
+from hybridizer.families.structure import Source
 
 # The keys that well-known checkpoints published before transformers 5 carry, with their own numbers.
 PUBLISHED: dict[str, dict[str, Any]] = {

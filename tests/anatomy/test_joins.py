@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from anatomy.made_up import WIDTH, llama, llama_config, llama_shapes
 
-from hybridizer.anatomy.joins import check_joins
-from hybridizer.anatomy.reading import read_anatomy
-from hybridizer.anatomy.structure import Anatomy, Source
+from hybridizer.families.compatibility import check_joins
+from hybridizer.families.reading import read_anatomy
+from hybridizer.families.structure import Anatomy, Source
 
 
 def problems(donor: Anatomy, host: Anatomy | None = None) -> list[str]:

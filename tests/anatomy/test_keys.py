@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridizer.anatomy.keys import is_harmless, read_assumptions
+from hybridizer.families.keys import is_harmless, read_assumptions
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "family_table.py"
 FAMILIES = """

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING
 
-from hybridizer.anatomy.attention import _WITHOUT_LIST, OLD_NAMES, attention_of
-from hybridizer.anatomy.families import read_traits
-from hybridizer.anatomy.mlp import MLP_TYPES, mlp_of
+from hybridizer.families.attention import _WITHOUT_LIST, OLD_NAMES, attention_of
+from hybridizer.families.families import read_traits
+from hybridizer.families.mlp import MLP_TYPES, mlp_of
 
 DEPTHS = (2, 5, 13)
 

@@ -12,8 +12,8 @@ from anatomy.made_up import VOCAB, WIDTH, llama, llama_config, llama_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridizer.anatomy.reading import read_anatomy
 from hybridizer.core.errors import CheckpointError
+from hybridizer.families.reading import read_anatomy
 
 
 def refused(config: Any, shapes: dict[str, tuple[int, ...]]) -> str:
@@ -181,7 +181,7 @@ def test_hostile_configs_are_read_or_refused(family: str, changes: dict[str, Any
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, hybridizer.anatomy.splice;"
+        "import sys, hybridizer.families.config;"
         "print(sorted({'torch', 'numpy', 'transformers', 'safetensors', 'pydantic'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridizer.anatomy import rules
-from hybridizer.anatomy.spellings import (
+from hybridizer.families import rules
+from hybridizer.families.encodings import (
     UNSAID,
     CannotExpress,
     Indexed,

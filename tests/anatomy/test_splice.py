@@ -11,10 +11,10 @@ from anatomy.made_up import llama, llama_config, llama_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridizer.anatomy.reading import read_anatomy
-from hybridizer.anatomy.splice import splice_config
-from hybridizer.anatomy.structure import Anatomy, Source, layer_suffix, renumber
 from hybridizer.core.errors import CheckpointError, PlanError
+from hybridizer.families.config import splice_config
+from hybridizer.families.reading import read_anatomy
+from hybridizer.families.structure import Anatomy, Source, layer_suffix, renumber
 
 
 def made(where: str, num_layers: int = 3, **changes: Any) -> Anatomy:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from hybridizer.anatomy.attention import attention_of
-from hybridizer.anatomy.families import read_traits
-from hybridizer.anatomy.mlp import mlp_of
-from hybridizer.anatomy.spellings import CannotExpress
+from hybridizer.families.attention import attention_of
+from hybridizer.families.encodings import CannotExpress
+from hybridizer.families.families import read_traits
+from hybridizer.families.mlp import mlp_of
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hybridizer.anatomy.names import Shapes
-from hybridizer.anatomy.spellings import Config, Values
+from hybridizer.families.encodings import Config, Values
+from hybridizer.families.names import Shapes
 
 _REASONS = {
     "model": "belongs to the whole model",

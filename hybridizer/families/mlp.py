@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hybridizer.anatomy import rules
-from hybridizer.anatomy.rules import DENSE, MOE, always, by_place
-from hybridizer.anatomy.spellings import Indexed, Listed, Spelling
-from hybridizer.anatomy.traits import Trait
+from hybridizer.families import rules
+from hybridizer.families.encodings import Indexed, Listed, Spelling
+from hybridizer.families.rules import DENSE, MOE, always, by_place
+from hybridizer.families.traits import Trait
 
 MLP_TYPES = Listed("mlp_layer_types", names={"sparse": MOE})
 _FLAGS = Listed("moe_layer_freq", names={1: MOE, 0: DENSE})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridizer.anatomy.spellings import CannotExpress, Config, Spelling, Values, apply_edits
+from hybridizer.families.encodings import CannotExpress, Config, Spelling, Values, apply_edits
 
 
 def _any_order(values: Values) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any
 
-from hybridizer.anatomy.spellings import Computed, Config, Edits, Values, integer
+from hybridizer.families.encodings import Computed, Config, Edits, Values, integer
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 DENSE, MOE = "dense", "moe"

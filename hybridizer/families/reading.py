@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hybridizer.anatomy.families import read_traits, why_bound
-from hybridizer.anatomy.keys import read_assumptions
-from hybridizer.anatomy.names import (
+from hybridizer.core.errors import CheckpointError, Problem
+from hybridizer.families.encodings import Config, Values
+from hybridizer.families.families import read_traits, why_bound
+from hybridizer.families.keys import read_assumptions
+from hybridizer.families.names import (
     EMBEDDINGS,
     FINAL_NORMS,
     HEADS,
@@ -19,9 +21,7 @@ from hybridizer.anatomy.names import (
     pick,
     sort_names,
 )
-from hybridizer.anatomy.spellings import Config, Values
-from hybridizer.anatomy.structure import Anatomy, Extra
-from hybridizer.core.errors import CheckpointError, Problem
+from hybridizer.families.structure import Anatomy, Extra
 
 # How families call the number of layers, the width, and the layers of a draft head.
 DEPTH_NAMES = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_blocks")

@@ -6,14 +6,14 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from hybridizer.anatomy.families import read_traits, why_bound
-from hybridizer.anatomy.joins import check_joins
-from hybridizer.anatomy.keys import GLOBAL_LISTS
-from hybridizer.anatomy.reading import DEPTH_NAMES, DRAFT_COUNTS
-from hybridizer.anatomy.spellings import CannotExpress, Values
-from hybridizer.anatomy.structure import Anatomy, Source
-from hybridizer.anatomy.traits import Trait
 from hybridizer.core.errors import PlanError, Problem
+from hybridizer.families.compatibility import check_joins
+from hybridizer.families.encodings import CannotExpress, Values
+from hybridizer.families.families import read_traits, why_bound
+from hybridizer.families.keys import GLOBAL_LISTS
+from hybridizer.families.reading import DEPTH_NAMES, DRAFT_COUNTS
+from hybridizer.families.structure import Anatomy, Source
+from hybridizer.families.traits import Trait
 
 
 def splice_config(host: Anatomy, sources: Sequence[Source]) -> dict[str, Any]:

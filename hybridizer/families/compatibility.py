@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hybridizer.anatomy.families import read_traits
-from hybridizer.anatomy.keys import is_harmless, read_assumptions, unify
-from hybridizer.anatomy.reading import DEPTH_NAMES
-from hybridizer.anatomy.rope import ROPE_KEYS, read_rope
-from hybridizer.anatomy.spellings import Config
-from hybridizer.anatomy.structure import Anatomy, Source
 from hybridizer.core.errors import Problem
+from hybridizer.families.encodings import Config
+from hybridizer.families.families import read_traits
+from hybridizer.families.keys import is_harmless, read_assumptions, unify
+from hybridizer.families.reading import DEPTH_NAMES
+from hybridizer.families.rope import ROPE_KEYS, read_rope
+from hybridizer.families.structure import Anatomy, Source
 
 _INFINITIES = ({"__float__": "Infinity"}, {"__float__": "-Infinity"})
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from hybridizer.anatomy import rules
-from hybridizer.anatomy.rules import FULL, LINEAR, MOE, SLIDING, always, by_place, sliding_unless_every
-from hybridizer.anatomy.spellings import Config, Indexed, Letters, Listed, Nested, Spelling, Values, integer
-from hybridizer.anatomy.traits import Trait
+from hybridizer.families import rules
+from hybridizer.families.encodings import Config, Indexed, Letters, Listed, Nested, Spelling, Values, integer
+from hybridizer.families.rules import FULL, LINEAR, MOE, SLIDING, always, by_place, sliding_unless_every
+from hybridizer.families.traits import Trait
 
 # What transformers before 5 called the layer types; it still reads the old names.
 OLD_NAMES = {

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hybridizer.anatomy import attention, mlp
-from hybridizer.anatomy.rules import always, by_place, every, residual_scale
-from hybridizer.anatomy.spellings import (
+from hybridizer.families import attention, mlp
+from hybridizer.families.encodings import (
     UNSAID,
     Computed,
     Config,
@@ -22,7 +21,8 @@ from hybridizer.anatomy.spellings import (
     Spelling,
     integer,
 )
-from hybridizer.anatomy.traits import Trait
+from hybridizer.families.rules import always, by_place, every, residual_scale
+from hybridizer.families.traits import Trait
 
 # Families whose layers are all alike, say nothing of their own in the config, and do not depend on their place.
 _PLAIN_NAMES = """

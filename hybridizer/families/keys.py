@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.anatomy.spellings import Config
+from hybridizer.families.encodings import Config
 
 
 def _words(text: str) -> frozenset[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hybridizer.anatomy.spellings import Config
+from hybridizer.families.encodings import Config
 
 _KEYS = """
     rope_parameters rope_scaling rope_theta partial_rotary_factor rotary_pct rope_pct rotary_emb_base
