@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 
-from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
 from hybridizer.adapters.gguf import dequantise_gguf
-from hybridizer.tracer.batching import make_batches
+from hybridizer.models.batching import make_batches
+from hybridizer.models.load import load_causal_lm
+from hybridizer.models.parts import find_parts
 from hybridizer.tracer.lens import Lens
 from hybridizer.tracer.masking import choose_mask_token
 from hybridizer.tracer.measure import Meter

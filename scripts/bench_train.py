@@ -138,7 +138,7 @@ class Turn:
         """Report the step that has just ended."""
         import torch
 
-        from hybridizer.training.memory import peak_memory_bytes
+        from hybridizer.models.memory import peak_memory_bytes
 
         if self._device.type == "cuda":
             torch.cuda.synchronize()
@@ -338,7 +338,8 @@ def _frozen_model(arguments, folder: Path):
     """The model in float32, its parts and the freeze plan, the same for both trainers."""
     import torch
 
-    from hybridizer.adapters.causal_lm import find_parts, load_causal_lm, random_causal_lm
+    from hybridizer.models.load import load_causal_lm, random_causal_lm
+    from hybridizer.models.parts import find_parts
     from hybridizer.training.freeze import plan_freeze
     from hybridizer.training.selectors import FreezeSettings
 

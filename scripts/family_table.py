@@ -2,7 +2,7 @@
 
     python scripts/family_table.py               docs/families.md: which splices are exact, which are refused and why
     python scripts/family_table.py qwen3 jamba   the rows of these families, to the terminal
-    python scripts/family_table.py --defaults    hybridizer/anatomy/defaults.json: what families assume for absent keys
+    python scripts/family_table.py --defaults    hybridizer/families/defaults.json: what families assume for absent keys
 
 The whole table takes a few minutes on one core. The tests import this file to hold defaults.json against transformers.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-DEFAULTS = ROOT / "hybridizer" / "anatomy" / "defaults.json"
+DEFAULTS = ROOT / "hybridizer" / "families" / "defaults.json"
 TABLE = ROOT / "docs" / "families.md"
 
 

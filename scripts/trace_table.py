@@ -22,13 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 TABLE = ROOT / "docs" / "trace_families.md"
 
-from hybridizer.adapters.causal_lm import MODEL_FAULTS, Parts, arbitrary_ids, find_parts, load_causal_lm, run_model  # noqa: E402
 from hybridizer.core.errors import HybridizerError  # noqa: E402
+from hybridizer.models.load import load_causal_lm  # noqa: E402
+from hybridizer.models.parts import MODEL_FAULTS, Parts, arbitrary_ids, find_parts, run_model  # noqa: E402
+from hybridizer.models.residual import read_last_rows  # noqa: E402
 from hybridizer.tracer.lens import Lens, check_lens  # noqa: E402
 from hybridizer.tracer.perturbation import can_reuse_prefix  # noqa: E402
 from hybridizer.tracer.probes import ProbeSet, builtin_probes  # noqa: E402
 from hybridizer.tracer.record import TracedDonor  # noqa: E402
-from hybridizer.tracer.residual import read_last_rows  # noqa: E402
 from hybridizer.tracer.sensitivity import js_divergence, log2_softmax  # noqa: E402
 from hybridizer.tracer.settings import TraceSettings  # noqa: E402
 from hybridizer.tracer.trace import trace_model  # noqa: E402

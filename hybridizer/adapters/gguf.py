@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hybridizer.adapters.quiet import without_bars
 from hybridizer.core.errors import CheckpointError, Problem
+from hybridizer.models.quiet import without_bars
 
 
 def dequantise_gguf(file: Path, folder: Path) -> None:

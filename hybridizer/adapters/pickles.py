@@ -18,8 +18,8 @@ def convert_pickles(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from hybridizer.adapters.proof import LOAD_FAULTS
-    from hybridizer.adapters.quiet import without_bars
+    from hybridizer.models.check import LOAD_FAULTS
+    from hybridizer.models.quiet import without_bars
 
     for file in sorted(source.glob("pytorch_model*.bin")):
         try:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from hybridizer.adapters.causal_lm import Parts
 from hybridizer.core.bootstrap import Array
 from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.evaluation.texts import TextSet
-from hybridizer.tracer.batching import make_batches
-from hybridizer.training.objective import Objective
+from hybridizer.models.batching import make_batches
+from hybridizer.models.objective import Objective
+from hybridizer.models.parts import Parts
 
 BATCH_ROWS = 64
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from hybridizer.adapters.causal_lm import max_tokens
-from hybridizer.adapters.generation import continue_greedily
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.evaluation.scores import Sample, ScoreSettings
 from hybridizer.evaluation.texts import TextSet
+from hybridizer.models.generation import continue_greedily
+from hybridizer.models.load import max_tokens
 
 PROMPT_TOKENS = 48  # about 40 words of English
 RECIPE = "recipe"

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridizer.adapters.causal_lm import Parts, max_tokens
 from hybridizer.core.progress import Monitor
 from hybridizer.evaluation.bits import num_scored_tokens, score_documents
 from hybridizer.evaluation.samples import continue_prompts, num_prompts
 from hybridizer.evaluation.scores import Scores, ScoreSettings, TextScores
 from hybridizer.evaluation.texts import TextSet
-from hybridizer.training.products import has_bfloat16
+from hybridizer.models.load import max_tokens
+from hybridizer.models.matmul import has_bfloat16
+from hybridizer.models.parts import Parts
 
 
 def score_model(

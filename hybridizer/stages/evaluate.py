@@ -63,9 +63,10 @@ def _score(
     monitor: Monitor,
     remote_code: bool,
 ) -> Scores:
-    from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
-    from hybridizer.adapters.quiet import without_bars
     from hybridizer.evaluation.score import compute_dtype, default_device, score_model
+    from hybridizer.models.load import load_causal_lm
+    from hybridizer.models.parts import find_parts
+    from hybridizer.models.quiet import without_bars
 
     with without_bars():
         model, tokenizer = load_causal_lm(folder, compute_dtype(), trust_remote_code=remote_code)

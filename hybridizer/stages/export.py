@@ -78,7 +78,7 @@ def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: 
 def _hash_as(entry: TensorEntry, dtype: str) -> str:
     if entry.dtype == dtype:
         return hash_tensor(entry)
-    from hybridizer.adapters.tensors import converted_chunks
+    from hybridizer.models.tensors import converted_chunks
 
     digest = hashlib.sha256()
     for chunk in converted_chunks(entry, dtype):

@@ -62,14 +62,14 @@ def _source(
 def _in_dtype(entry: TensorEntry, dtype: str) -> TensorEntry | Callable[[], Iterable[memoryview]]:
     if entry.dtype == dtype:
         return entry
-    from hybridizer.adapters.tensors import converted_chunks
+    from hybridizer.models.tensors import converted_chunks
 
     return lambda: converted_chunks(entry, dtype)
 
 
 def _blended(use: BlendUse, tensor: PlannedTensor, entries: list[TensorEntry], seed: int) -> Iterable[memoryview]:
     from hybridizer.adapters.blending import blend
-    from hybridizer.adapters.tensors import read_tensor, tensor_bytes, torch_dtype
+    from hybridizer.models.tensors import read_tensor, tensor_bytes, torch_dtype
 
     sources = [read_tensor(entry) for entry in entries]
     mixed = blend(use.method, sources, use.parameters, use.per_source, use.base, tensor.name, seed)

@@ -94,8 +94,9 @@ def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tu
 
 def _load(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:
     """The donor's model, tokenizer and parts."""
-    from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
-    from hybridizer.adapters.quiet import without_bars
+    from hybridizer.models.load import load_causal_lm
+    from hybridizer.models.parts import find_parts
+    from hybridizer.models.quiet import without_bars
 
     dtype = "auto" if request.dtype == "keep" else request.dtype
     with without_bars():

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridizer.adapters.corpora import TokenizerEncoder, pin_dataset
-from hybridizer.adapters.quiet import without_bars
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.checkpoint.publish import to_output_error
 from hybridizer.checkpoint.reader import open_checkpoint
@@ -19,6 +18,7 @@ from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError, InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_json, write_json
+from hybridizer.models.quiet import without_bars
 from hybridizer.planning.plan import Plan
 from hybridizer.recipe.recipe import DataEntry, Recipe, Train
 from hybridizer.training.documents import MAX_LISTED
@@ -170,8 +170,9 @@ def train(
     Afterwards `folder` holds the trained tensors in float32 under their names in the output, and the record, written
     last. Every process of a run calls this. Raises what `training.loop.train` raises.
     """
-    from hybridizer.adapters.causal_lm import find_parts, load_causal_lm, max_tokens
     from hybridizer.evaluation.samples import unfit_prompts
+    from hybridizer.models.load import load_causal_lm, max_tokens
+    from hybridizer.models.parts import find_parts
     from hybridizer.training.freeze import plan_freeze, plan_lora_
     from hybridizer.training.loop import train as run_loop
     from hybridizer.training.stored import as_stored, check_storable
@@ -292,10 +293,10 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
 
 
 def _figures(plan: Plan, asked: Train, fates: FreezePlan, data: TrainingData, runtime: Runtime) -> DeviceFigures:
+    from hybridizer.models.matmul import product_dtype
     from hybridizer.training.flops import measure_peak
     from hybridizer.training.loop import DeviceFigures
     from hybridizer.training.precision import choose_dtype
-    from hybridizer.training.products import product_dtype
 
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
     lengths = data.packed.pieces[:, 1]

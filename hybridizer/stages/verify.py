@@ -117,7 +117,7 @@ def _check_anatomy(folder: Path, anatomy: Anatomy, manifest: Manifest) -> Proof:
 def _check_loaded(
     folder: Path, config: dict[str, Any], manifest: Manifest, find_donor: Callable[[str], Donor | None]
 ) -> Iterator[Proof]:
-    from hybridizer.adapters.proof import compute_logits, generate_text, load_reporting
+    from hybridizer.models.check import compute_logits, generate_text, load_reporting
 
     remote_code = any(name.endswith(".py") for name in manifest.files)
     loaded = load_reporting(folder, remote_code=remote_code)
@@ -139,7 +139,7 @@ def _check_loaded(
 
 
 def _check_identity(folder: Path, manifest: Manifest, ids: list[int], logits: Any, donor: Donor | None) -> Proof:
-    from hybridizer.adapters.proof import compute_logits, load_reporting
+    from hybridizer.models.check import compute_logits, load_reporting
 
     name = manifest.identity_of
     if donor is None:

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybridizer.adapters.causal_lm import Parts, first_floating
 from hybridizer.core.bootstrap import Array, Interval, intervals, resampling_weights
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.tracer.batching import make_batches
-from hybridizer.tracer.residual import read_outputs
+from hybridizer.models.batching import make_batches
+from hybridizer.models.parts import Parts, first_floating
+from hybridizer.models.residual import read_outputs
 
 # The interquartile range of a normal distribution in standard deviations.
 IQR_OF_NORMAL = 1.349

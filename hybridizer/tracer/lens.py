@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from hybridizer.adapters.causal_lm import MODEL_FAULTS, Parts, agree, arbitrary_ids, first_floating, run_model
 from hybridizer.core.errors import DonorError, Problem
-from hybridizer.tracer.residual import bare_outputs, last_rows, read_outputs, replaced, run_tail
+from hybridizer.models.parts import MODEL_FAULTS, Parts, agree, arbitrary_ids, first_floating, run_model
+from hybridizer.models.residual import bare_outputs, last_rows, read_outputs, replaced, run_tail
 from hybridizer.tracer.sensitivity import log2_softmax
 
 

@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hybridizer.models.residual import read_last_rows
 from hybridizer.tracer.lens import Lens
 from hybridizer.tracer.perturbation import can_reuse_prefix, disturbed_finals
 from hybridizer.tracer.prompts import Prompt
 from hybridizer.tracer.readings import Reading
-from hybridizer.tracer.residual import read_last_rows
 from hybridizer.tracer.sensitivity import js_divergence, kl_divergence, kl_from_uniform
 from hybridizer.tracer.settings import TraceSettings
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.adapters.causal_lm import MODEL_FAULTS, Parts, agree, arbitrary_ids, first_floating
-from hybridizer.tracer.residual import last_rows, read_outputs, replaced, with_hidden
+from hybridizer.models.parts import MODEL_FAULTS, Parts, agree, arbitrary_ids, first_floating
+from hybridizer.models.residual import last_rows, read_outputs, replaced, with_hidden
 
 
 def unit_noise(shape: Sequence[int], batch_axis: int, seeds: Sequence[int]) -> Tensor:

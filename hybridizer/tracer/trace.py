@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridizer.adapters.causal_lm import Parts, max_tokens
 from hybridizer.core.errors import DonorError, Problem, RunError
 from hybridizer.core.records import content_hash, read_json
-from hybridizer.tracer.batching import make_batches
+from hybridizer.models.batching import make_batches
+from hybridizer.models.load import max_tokens
+from hybridizer.models.parts import Parts
 from hybridizer.tracer.journal import Journal
 from hybridizer.tracer.lens import Lens, check_lens
 from hybridizer.tracer.masking import MaskToken, choose_mask_token

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.adapters.causal_lm import Parts, first_floating
 from hybridizer.core.errors import CheckpointError, InputError, Problem
 from hybridizer.core.files import write_file
 from hybridizer.core.records import content_hash
-from hybridizer.tracer.residual import read_outputs, run_tail
-
-Map = tuple[Tensor, Tensor]
+from hybridizer.models.parts import Parts, first_floating
+from hybridizer.models.residual import read_outputs, run_tail
+from hybridizer.models.ridge import Map, ridge_map
 
 
 @dataclass(frozen=True)
@@ -147,16 +146,6 @@ def fit_tuned_lens(
         maps.append(_best(tail, (plain, start, trained), layer_rows[held_out], final[held_out]))
         advance(1)
     return TunedLens(torch.stack([w for w, _ in maps]), torch.stack([b for _, b in maps]), key)
-
-
-def ridge_map(source: Tensor, target: Tensor, ridge: float) -> Map:
-    """The (weight, bias) for which source + source @ weight + bias comes closest to target in squares, pulled to 0."""
-    centre, aim = source.mean(dim=0), target.mean(dim=0)
-    x = source - centre
-    gram = x.T @ x
-    damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
-    weight = torch.linalg.solve(damped, x.T @ (target - aim - x))
-    return weight, aim - centre - centre @ weight
 
 
 @dataclass(frozen=True)

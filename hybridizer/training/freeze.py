@@ -9,33 +9,21 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hybridizer.adapters.lora import add_lora_
 from hybridizer.core.errors import Problem, RecipeError, RunError
+from hybridizer.models.parts import ModelParts
+from hybridizer.models.sharding import gather, local_part
 from hybridizer.recipe.recipe import Lora
 from hybridizer.training.selectors import FreezeChoice, FreezeSettings, choose_frozen, with_adapters
-from hybridizer.training.spread import gather, local_part
 
 REST = "outside the layers"
-
-
-class ModelParts(Protocol):
-    """Where a causal language model keeps its parts; a family without a final norm or a head module has None there."""
-
-    @property
-    def embedding(self) -> nn.Module: ...
-    @property
-    def layers(self) -> Sequence[nn.Module]: ...
-    @property
-    def final_norm(self) -> nn.Module | None: ...
-    @property
-    def head(self) -> nn.Module | None: ...
 
 
 @dataclass(frozen=True)

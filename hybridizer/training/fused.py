@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hybridizer.adapters.causal_lm import MODEL_FAULTS
+from hybridizer.models.parts import MODEL_FAULTS
 
 PIECE = 2**16  # elements: with their float32 temporaries they stay in a second-level cache of 1 MB
 

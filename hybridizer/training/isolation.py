@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.adapters.causal_lm import MODEL_FAULTS, first_floating
-from hybridizer.training.layers import wrapping
-from hybridizer.training.objective import Objective
+from hybridizer.models.objective import Objective
+from hybridizer.models.parts import MODEL_FAULTS, first_floating
+from hybridizer.models.wrapping import wrapping
 
 _SHORTEST = 0.5  # of a group's longest document: fewer groups are fewer passes over a recurrence, but more padding
 _LEAK_FACTOR = 16.0

@@ -16,10 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.adapters.accelerator import Runtime
-from hybridizer.adapters.causal_lm import MODEL_FAULTS
 from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash
+from hybridizer.models.loss import CHUNK_BYTES
+from hybridizer.models.matmul import WideProducts, product_dtype
+from hybridizer.models.memory import peak_memory_bytes
+from hybridizer.models.objective import Objective, TrainableParts
+from hybridizer.models.parts import MODEL_FAULTS
+from hybridizer.models.sharding import gather, is_spread
+from hybridizer.models.wrapping import compiled, recomputing
 from hybridizer.training.data import Batch, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
@@ -27,15 +33,9 @@ from hybridizer.training.fused import fused
 from hybridizer.training.guard import LossGuard
 from hybridizer.training.isolation import FEW_TOKENS, documents_apart, documents_leak
 from hybridizer.training.journal import Journal
-from hybridizer.training.layers import compiled, recomputing
-from hybridizer.training.loss import CHUNK_BYTES
-from hybridizer.training.memory import peak_memory_bytes
-from hybridizer.training.objective import Objective, TrainableParts
 from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
 from hybridizer.training.precision import Precision, choose_dtype, working_precision
-from hybridizer.training.products import WideProducts, product_dtype
 from hybridizer.training.schedule import ScheduleSettings, rate_factor
-from hybridizer.training.spread import gather, is_spread
 from hybridizer.training.state import State, newest_before, read_checkpoint, set_aside, write_checkpoint, write_tensors
 
 TRAINED = "trained.safetensors"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem, RecipeError, nearest
+from hybridizer.models.sharding import gather, is_spread, spread_like
 from hybridizer.training.freeze import FreezePlan
-from hybridizer.training.spread import gather, is_spread, spread_like
 
 
 @dataclass(frozen=True)

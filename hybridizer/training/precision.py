@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hybridizer.adapters.causal_lm import MODEL_FAULTS
 from hybridizer.core.errors import InputError, Problem
+from hybridizer.models.matmul import has_bfloat16
+from hybridizer.models.parts import MODEL_FAULTS
+from hybridizer.models.sharding import is_spread
 from hybridizer.training.freeze import FreezePlan
-from hybridizer.training.products import has_bfloat16
-from hybridizer.training.spread import is_spread
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

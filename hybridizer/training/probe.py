@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from hybridizer.adapters.accelerator import Runtime
-from hybridizer.adapters.causal_lm import find_parts, random_causal_lm
 from hybridizer.core.errors import HybridizerError, Problem, RunError
 from hybridizer.core.progress import SilentMonitor
+from hybridizer.models.load import random_causal_lm
+from hybridizer.models.memory import forget_peak_, peak_memory_bytes
+from hybridizer.models.parts import find_parts
 from hybridizer.recipe.recipe import Lora
 from hybridizer.training.data import DataSettings, Source, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import plan_freeze, plan_lora_
 from hybridizer.training.loop import DeviceFigures, TrainSettings, train
-from hybridizer.training.memory import forget_peak_, peak_memory_bytes
 from hybridizer.training.selectors import FreezeSettings
 from hybridizer.training.shards import Shard
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hybridizer.models.parts import ModelParts
 from hybridizer.training.estimate import ModelShape
-from hybridizer.training.freeze import ModelParts
 from hybridizer.training.planned import layer_shape
 
 

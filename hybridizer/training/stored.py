@@ -8,14 +8,14 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hybridizer.adapters.causal_lm import as_checkpoint
 from hybridizer.adapters.lora import merge_lora_
-from hybridizer.adapters.tensors import torch_dtype
 from hybridizer.checkpoint.hashing import hash_tensor
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.core.errors import InputError, Problem
+from hybridizer.models.load import as_checkpoint
+from hybridizer.models.sharding import gather
+from hybridizer.models.tensors import torch_dtype
 from hybridizer.training.freeze import FreezePlan, tensor_sha256
-from hybridizer.training.spread import gather
 from hybridizer.training.state import write_tensors
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from hybridizer.adapters.causal_lm import agree, arbitrary_ids, find_parts, first_floating, load_causal_lm, run_model
 from hybridizer.core.errors import DonorError
+from hybridizer.models.load import load_causal_lm
+from hybridizer.models.parts import agree, arbitrary_ids, find_parts, first_floating, run_model
 from tiny import make_tiny, tiny_config, tiny_tokenizer
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from allocation.toys import NUM_LAYERS, constant, fresh, shuffled, toy_prompt, toy_text, toy_tokenizer, trained
 
-from hybridizer.adapters.causal_lm import find_parts
 from hybridizer.allocation.ranking import Candidate, PerPrompt, rank_donors
 from hybridizer.allocation.strategies import choose_boundary
+from hybridizer.models.parts import find_parts
 from hybridizer.tracer.probes import Probe, ProbeSet, builtin_probes
 from hybridizer.tracer.record import TracedDonor
 from hybridizer.tracer.settings import TraceSettings

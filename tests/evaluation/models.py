@@ -3,8 +3,8 @@
 import numpy as np
 from training.models import tiny_model
 
-from hybridizer.adapters.causal_lm import find_parts
 from hybridizer.evaluation.texts import Document, TextSet
+from hybridizer.models.parts import find_parts
 
 
 def model_and_parts(model_type, **overrides):

@@ -7,10 +7,10 @@ import torch
 from evaluation.models import model_and_parts, text_of
 from transformers import AutoTokenizer
 
-from hybridizer.adapters.causal_lm import run_model
 from hybridizer.core.errors import InputError
 from hybridizer.evaluation.samples import continue_prompts, num_prompts
 from hybridizer.evaluation.scores import ScoreSettings
+from hybridizer.models.parts import run_model
 from tiny import tiny_tokenizer
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
+from hybridizer.models.load import load_causal_lm
+from hybridizer.models.parts import find_parts
 from hybridizer.tracer.probes import Probe, ProbeSet
 from hybridizer.tracer.record import TracedDonor
 from tiny import make_tiny, tiny_tokenizer

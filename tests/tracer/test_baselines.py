@@ -9,8 +9,8 @@ import torch
 from allocation.toys import NUM_WORDS, fresh
 from torch import nn
 
-from hybridizer.adapters.causal_lm import find_parts
 from hybridizer.core.errors import InputError
+from hybridizer.models.parts import find_parts
 from hybridizer.tracer.baselines import score_activations, score_weights, signal_to_noise
 
 SINGULAR_VALUES = [8.0, 4.0, 3.0, 2.0]  # quartiles 2.75 and 5: sigma = 2.25 / 1.349 = 1.668

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridizer.tracer.batching import MAX_BATCH_TOKENS, make_batches
+from hybridizer.models.batching import MAX_BATCH_TOKENS, make_batches
 
 
 @given(st.lists(st.integers(1, 4000), max_size=60), st.integers(1, 16))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tracer.donors import FAMILIES, load_tiny
 
-from hybridizer.adapters.causal_lm import arbitrary_ids, run_model
 from hybridizer.core.errors import DonorError
+from hybridizer.models.parts import arbitrary_ids, run_model
+from hybridizer.models.residual import bare_outputs, read_last_rows, read_outputs, replaced
 from hybridizer.tracer.lens import Lens, check_lens
-from hybridizer.tracer.residual import bare_outputs, read_last_rows, read_outputs, replaced
 from hybridizer.tracer.sensitivity import log2_softmax
 
 

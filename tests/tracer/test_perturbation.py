@@ -2,9 +2,9 @@ import pytest
 import torch
 from tracer.donors import FAMILIES, load_tiny
 
-from hybridizer.adapters.causal_lm import arbitrary_ids, first_floating
+from hybridizer.models.parts import arbitrary_ids, first_floating
+from hybridizer.models.residual import last_rows, read_last_rows, read_outputs
 from hybridizer.tracer.perturbation import can_reuse_prefix, disturb, disturbed_finals, unit_noise
-from hybridizer.tracer.residual import last_rows, read_last_rows, read_outputs
 
 SHARING = {"gemma3n_text"}  # later layers read keys and values of earlier ones
 

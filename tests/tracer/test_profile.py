@@ -8,8 +8,8 @@ import pytest
 import torch
 from tracer.donors import load_tiny, spread, traced
 
-from hybridizer.adapters.causal_lm import find_parts
 from hybridizer.core.errors import InputError
+from hybridizer.models.parts import find_parts
 from hybridizer.tracer.probes import Probe, ProbeSet
 from hybridizer.tracer.profile import compare_profiles
 from hybridizer.tracer.readings import Readings

@@ -9,8 +9,9 @@ import torch
 from tracer.donors import FAMILIES, PROBES, load_tiny, spread, traced
 from tracer.plain import plain_boundary_scores, plain_js, plain_trace
 
-from hybridizer.adapters.causal_lm import find_parts, load_causal_lm
 from hybridizer.core.errors import DonorError, InputError, RunError
+from hybridizer.models.load import load_causal_lm
+from hybridizer.models.parts import find_parts
 from hybridizer.tracer import trace as trace_module
 from hybridizer.tracer.measure import Meter
 from hybridizer.tracer.probes import Probe, ProbeSet

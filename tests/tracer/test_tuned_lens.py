@@ -6,8 +6,9 @@ from safetensors import safe_open
 from tracer.donors import load_tiny, spread
 
 from hybridizer.core.errors import CheckpointError, InputError
+from hybridizer.models.residual import read_last_rows
+from hybridizer.models.ridge import ridge_map
 from hybridizer.tracer.lens import Lens
-from hybridizer.tracer.residual import read_last_rows
 from hybridizer.tracer.sensitivity import kl_divergence
 from hybridizer.tracer.tuned_lens import (
     TunedLensSettings,
@@ -15,7 +16,6 @@ from hybridizer.tracer.tuned_lens import (
     fit_tuned_lens,
     obtain_tuned_lens,
     read_training_rows,
-    ridge_map,
 )
 
 SMALL = TunedLensSettings(num_tokens=600, num_held_out=100, window_tokens=32, skip_tokens=4, num_steps=10)

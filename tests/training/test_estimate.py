@@ -4,13 +4,13 @@ import pytest
 import torch
 from training.models import tiny_model
 
-from hybridizer.adapters.causal_lm import find_parts
+from hybridizer.models.objective import Objective
+from hybridizer.models.parts import find_parts
 from hybridizer.recipe.recipe import Lora
 from hybridizer.training.estimate import LayerShape, ModelShape, RunShape, estimate
 from hybridizer.training.flops import count_token_flops, full_training, measure_peak
 from hybridizer.training.freeze import apply_freeze_, plan_freeze, plan_lora_
 from hybridizer.training.fused import fused
-from hybridizer.training.objective import Objective
 from hybridizer.training.selectors import FreezeSettings, choose_frozen
 from hybridizer.training.shapes import shape_of
 

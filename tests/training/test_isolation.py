@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from training.models import plain_model, tiny_model
 from training.runs import bytes_of
 
-from hybridizer.adapters.causal_lm import find_parts
+from hybridizer.models.loss import IGNORED
+from hybridizer.models.objective import Objective
+from hybridizer.models.parts import find_parts
+from hybridizer.models.wrapping import recomputing
 from hybridizer.training.isolation import Documents, documents_apart, documents_leak
-from hybridizer.training.layers import recomputing
-from hybridizer.training.loss import IGNORED
-from hybridizer.training.objective import Objective
 
 ATTENTION = ["llama", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt2"]
 EXPERTS = ["mixtral", "qwen2_moe", "deepseek_v3"]

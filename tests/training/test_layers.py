@@ -2,10 +2,10 @@ import pytest
 import torch
 from training.models import tiny_model
 
-from hybridizer.adapters.causal_lm import find_parts
+from hybridizer.models.objective import Objective
+from hybridizer.models.parts import find_parts
+from hybridizer.models.wrapping import recomputing
 from hybridizer.training.freeze import apply_freeze_, plan_freeze
-from hybridizer.training.layers import recomputing
-from hybridizer.training.objective import Objective
 from hybridizer.training.selectors import FreezeSettings
 
 IDS = torch.arange(24)[None] + 3

@@ -8,9 +8,9 @@ from training.runs import SETTINGS, bytes_of, data_in, run, run_model
 
 from hybridizer.core.errors import InputError, RunError
 from hybridizer.core.progress import SilentMonitor
+from hybridizer.models.matmul import WideProducts
 from hybridizer.training.freeze import plan_freeze, tensor_sha256
 from hybridizer.training.optimizer import OptimizerSettings
-from hybridizer.training.products import WideProducts
 from hybridizer.training.selectors import FreezeSettings
 
 
@@ -64,7 +64,7 @@ def test_products_are_widened_only_where_bfloat16_would_be_emulated(tmp_path, mo
     entered = []
     enter = WideProducts.__enter__
     monkeypatch.setattr(WideProducts, "__enter__", lambda self: entered.append(self) or enter(self))
-    monkeypatch.setattr("hybridizer.training.products.has_bfloat16", lambda device: hardware)
+    monkeypatch.setattr("hybridizer.models.matmul.has_bfloat16", lambda device: hardware)
     run(tmp_path / "exact")
     assert not entered
     run(tmp_path / "low", replace(SETTINGS, precision="bfloat16"))
@@ -185,7 +185,7 @@ def test_an_unknown_tracker_is_refused():
 
 
 def plan_of(model_type, stored=torch.float32):
-    from hybridizer.adapters.causal_lm import find_parts
+    from hybridizer.models.parts import find_parts
 
     model = tiny_model(model_type, vocab_size=257).to(stored).eval()
     parts = find_parts(model)

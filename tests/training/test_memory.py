@@ -4,10 +4,10 @@ import sys
 import numpy as np
 import torch
 
-from hybridizer.training.memory import forget_peak_, peak_memory_bytes
+from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 
 CPU = torch.device("cpu")
-CHILD = "import torch; from hybridizer.training.memory import peak_memory_bytes as p; print(p(torch.device('cpu')))"
+CHILD = "import torch; from hybridizer.models.memory import peak_memory_bytes as p; print(p(torch.device('cpu')))"
 
 
 def test_a_peak_stays_after_what_made_it_is_gone():

@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional
 from training.models import tiny_model
 
-from hybridizer.adapters.causal_lm import find_parts, run_model
 from hybridizer.core.errors import InputError
-from hybridizer.training.loss import IGNORED
-from hybridizer.training.objective import Objective
+from hybridizer.models.loss import IGNORED
+from hybridizer.models.objective import Objective
+from hybridizer.models.parts import find_parts, run_model
 
 CAPPED = {"gemma2": {}, "granite": {"logits_scaling": 2.0}, "cohere2": {}, "falcon_h1": {"lm_head_multiplier": 0.5}}
 

@@ -4,8 +4,8 @@ import warnings
 import pytest
 import torch
 
-from hybridizer.adapters.causal_lm import find_parts
 from hybridizer.core.errors import CheckpointError
+from hybridizer.models.parts import find_parts
 from hybridizer.training.planned import Experts, layer_shape, planned_shape
 from hybridizer.training.shapes import shape_of
 from tiny import tiny_config

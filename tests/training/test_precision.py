@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from training.models import tiny_model
 
-from hybridizer.adapters.causal_lm import find_parts
+from hybridizer.models.matmul import has_bfloat16
+from hybridizer.models.objective import Objective
+from hybridizer.models.parts import find_parts
 from hybridizer.training.freeze import apply_freeze_, plan_freeze, tensor_sha256
-from hybridizer.training.objective import Objective
 from hybridizer.training.precision import MixedLinear, WorkingPrecision, choose_dtype
-from hybridizer.training.products import has_bfloat16
 from hybridizer.training.selectors import FreezeSettings
 
 IDS = torch.arange(24)[None] + 3

@@ -4,9 +4,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from training.models import tiny_model
 
-from hybridizer.adapters.causal_lm import find_parts
-from hybridizer.training.objective import Objective
-from hybridizer.training.products import WideProducts, product_dtype
+from hybridizer.models.matmul import WideProducts, product_dtype
+from hybridizer.models.objective import Objective
+from hybridizer.models.parts import find_parts
 
 
 class Recorder(TorchDispatchMode):
@@ -76,6 +76,6 @@ def test_float32_passes_untouched():
 
 @pytest.mark.parametrize("hardware, multiplied", [(True, torch.bfloat16), (False, torch.float32)])
 def test_bfloat16_multiplies_in_itself_only_in_hardware(monkeypatch, hardware, multiplied):
-    monkeypatch.setattr("hybridizer.training.products.has_bfloat16", lambda device: hardware)
+    monkeypatch.setattr("hybridizer.models.matmul.has_bfloat16", lambda device: hardware)
     assert product_dtype(torch.bfloat16, torch.device("cpu")) == multiplied
     assert product_dtype(torch.float32, torch.device("cpu")) == torch.float32

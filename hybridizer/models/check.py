@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.adapters.causal_lm import MODEL_FAULTS
-from hybridizer.adapters.quiet import without_bars
 from hybridizer.core.errors import Problem, VerificationError
+from hybridizer.models.parts import MODEL_FAULTS
+from hybridizer.models.quiet import without_bars
 
 LOAD_FAULTS = (OSError, *MODEL_FAULTS)
 

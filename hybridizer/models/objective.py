@@ -14,10 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hybridizer.adapters.causal_lm import MODEL_FAULTS, first_floating
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.training.freeze import ModelParts
-from hybridizer.training.loss import CHUNK_BYTES, IGNORED, Head, cross_entropy_sum, token_losses
+from hybridizer.models.loss import CHUNK_BYTES, IGNORED, Head, cross_entropy_sum, token_losses
+from hybridizer.models.parts import MODEL_FAULTS, ModelParts, first_floating
 
 
 class TrainableParts(ModelParts, Protocol):

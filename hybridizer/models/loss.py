@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hybridizer.training.products import product_dtype
+from hybridizer.models.matmul import product_dtype
 
 IGNORED = -100
 CHUNK_BYTES = 64 * 2**20  # of float32 logits; in cache-sized pieces a CPU spends a fifth of the time on the softmax

@@ -7,13 +7,10 @@ where its batch and time axes lie, and what comes after the last layer, is read 
 from __future__ import annotations
 
 import itertools
-import json
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,71 +63,6 @@ class Parts:
     def last_device(self) -> torch.device:
         """Where the last layer's output is, by the same rule."""
         return _device(next(self.layers[-1].parameters()))
-
-
-def load_causal_lm(
-    folder: Path,
-    dtype: torch.dtype | str = "auto",
-    device_map: str | Mapping[str, Any] | None = None,
-    trust_remote_code: bool = False,
-) -> tuple[nn.Module, Any]:
-    """The model (in eval mode, parameters without gradients) and the tokenizer in a local folder. Never asks a network.
-
-    `dtype` "auto" keeps the checkpoint's own. Raises DonorError when transformers cannot load the folder, when its
-    weights are no safetensors, and when the checkpoint lacks tensors, which transformers would fill at random.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, *MODEL_FAULTS) as error:
-        what = f"transformers cannot load this folder: {type(error).__name__}: {str(error).strip()[:300]}"
-        fix = "Give a folder with config.json, safetensors weights and a tokenizer of a causal language model."
-        raise DonorError(Problem(str(folder), what, fix)) from error
-    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if lost:
-        what = f"{len(lost)} tensors are missing or of the wrong shape and would be random: {', '.join(lost[:5])}."
-        raise DonorError(Problem(str(folder), what, "Repair the checkpoint, or its config.json."))
-    return model.eval().requires_grad_(False), tokenizer
-
-
-def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """The model that this config.json describes, with random weights in `dtype`: for what weights do not decide.
-
-    Raises DonorError when transformers cannot build it.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        with tempfile.TemporaryDirectory() as folder:  # reading a file is how old spellings are understood
-            (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            read = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: nn.Module = AutoModelForCausalLM.from_config(read, dtype=dtype)
-    except (OSError, *MODEL_FAULTS) as error:
-        what = f"transformers cannot build this model: {type(error).__name__}: {str(error).strip()[:300]}"
-        raise DonorError(Problem("config.json", what, "Give the config of a causal language model.")) from error
-    return model.eval().requires_grad_(False)
-
-
-def as_checkpoint(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` of `model`, as its checkpoint names and shapes them: what the loader stacked or renamed is undone.
-
-    All tensors that were made from one of the checkpoint's must be among them.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    reverted: dict[str, Tensor] = revert_weight_conversion(model, dict(tensors))
-    return reverted
-
-
-def max_tokens(config: Any) -> int | None:
-    """The longest input that a model of this config was made for, in tokens; None where nothing limits it."""
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return longest if isinstance(longest, int) and longest > 0 else None
 
 
 def run_model(model: nn.Module, ids: Tensor) -> Tensor:
@@ -311,3 +243,16 @@ def _special_ids(config: Any) -> Iterator[int]:
 
 def _refusal(name: str, reason: str) -> DonorError:
     return DonorError(Problem(name, f"this model cannot be traced: {reason}.", "Trace a causal language model."))
+
+
+class ModelParts(Protocol):
+    """Where a causal language model keeps its parts; a family without a final norm or a head module has None there."""
+
+    @property
+    def embedding(self) -> nn.Module: ...
+    @property
+    def layers(self) -> Sequence[nn.Module]: ...
+    @property
+    def final_norm(self) -> nn.Module | None: ...
+    @property
+    def head(self) -> nn.Module | None: ...

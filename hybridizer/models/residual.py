@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.adapters.causal_lm import Parts, first_floating, run_model
+from hybridizer.models.parts import Parts, first_floating, run_model
 
 
 class _LastLayerReached(Exception):

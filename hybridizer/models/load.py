@@ -1,0 +1,80 @@
+"""Causal language models through transformers: loaded from a folder, or built from a config."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridizer.core.errors import DonorError, Problem
+from hybridizer.models.parts import MODEL_FAULTS
+
+
+def load_causal_lm(
+    folder: Path,
+    dtype: torch.dtype | str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, Any]:
+    """The model (in eval mode, parameters without gradients) and the tokenizer in a local folder. Never asks a network.
+
+    `dtype` "auto" keeps the checkpoint's own. Raises DonorError when transformers cannot load the folder, when its
+    weights are no safetensors, and when the checkpoint lacks tensors, which transformers would fill at random.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except (OSError, *MODEL_FAULTS) as error:
+        what = f"transformers cannot load this folder: {type(error).__name__}: {str(error).strip()[:300]}"
+        fix = "Give a folder with config.json, safetensors weights and a tokenizer of a causal language model."
+        raise DonorError(Problem(str(folder), what, fix)) from error
+    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lost:
+        what = f"{len(lost)} tensors are missing or of the wrong shape and would be random: {', '.join(lost[:5])}."
+        raise DonorError(Problem(str(folder), what, "Repair the checkpoint, or its config.json."))
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """The model that this config.json describes, with random weights in `dtype`: for what weights do not decide.
+
+    Raises DonorError when transformers cannot build it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # reading a file is how old spellings are understood
+            (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            read = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model: nn.Module = AutoModelForCausalLM.from_config(read, dtype=dtype)
+    except (OSError, *MODEL_FAULTS) as error:
+        what = f"transformers cannot build this model: {type(error).__name__}: {str(error).strip()[:300]}"
+        raise DonorError(Problem("config.json", what, "Give the config of a causal language model.")) from error
+    return model.eval().requires_grad_(False)
+
+
+def as_checkpoint(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` of `model`, as its checkpoint names and shapes them: what the loader stacked or renamed is undone.
+
+    All tensors that were made from one of the checkpoint's must be among them.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    reverted: dict[str, Tensor] = revert_weight_conversion(model, dict(tensors))
+    return reverted
+
+
+def max_tokens(config: Any) -> int | None:
+    """The longest input that a model of this config was made for, in tokens; None where nothing limits it."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None

@@ -1,0 +1,18 @@
+"""Affine maps fitted in closed form: ridge regression on streamed statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Map = tuple[Tensor, Tensor]
+
+
+def ridge_map(source: Tensor, target: Tensor, ridge: float) -> Map:
+    """The (weight, bias) for which source + source @ weight + bias comes closest to target in squares, pulled to 0."""
+    centre, aim = source.mean(dim=0), target.mean(dim=0)
+    x = source - centre
+    gram = x.T @ x
+    damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    weight = torch.linalg.solve(damped, x.T @ (target - aim - x))
+    return weight, aim - centre - centre @ weight
