@@ -15,17 +15,17 @@ from hybridizer.core.errors import DonorError, InputError, OutputError, Problem
 from hybridizer.core.files import write_file
 from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
+from hybridizer.donors.donor import Donor
+from hybridizer.donors.open import Access, check_unchanged, open_donor, scan_donors
+from hybridizer.donors.reference import parse_reference
 from hybridizer.draft import Planned, plan_recipe, price
 from hybridizer.measure import Outcome, measure
-from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.planning.plan import Plan
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
-from hybridizer.reference import parse_reference
 from hybridizer.stages.cost import Cost
-from hybridizer.stages.donors import Access, check_unchanged, open_donor, scan_donors
 from hybridizer.stages.export import export
 from hybridizer.stages.splice import splice
 from hybridizer.stages.trace import TraceRequest, score_baselines, trace

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridizer.core.progress import Monitor
-from hybridizer.planning.donor import Donor
+from hybridizer.donors.donor import Donor
+from hybridizer.donors.open import Awaited, open_donors, scan_donors
 from hybridizer.planning.layers import lay_out
 from hybridizer.planning.plan import Evidence, Plan
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.settle import Settled, guess, settle
 from hybridizer.stages.cost import Cost, CostRequest, Expectation, estimate_cost, expect_time
-from hybridizer.stages.donors import Awaited, open_donors, scan_donors
 from hybridizer.stages.plan import make_plan
 from hybridizer.stages.train_plan import pin_datasets, plan_training
 from hybridizer.training.selectors import asked_to_freeze

@@ -9,12 +9,12 @@ from typing import Any
 
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, write_json
+from hybridizer.donors.donor import Donor
+from hybridizer.donors.open import Access, open_donor
+from hybridizer.donors.reference import parse_reference
 from hybridizer.draft import Planned
-from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import read_manifest
 from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
-from hybridizer.reference import parse_reference
-from hybridizer.stages.donors import Access, open_donor
 from hybridizer.stages.evaluate import compare_runs, evaluate
 from hybridizer.stages.trace import request_from_section, trace
 from hybridizer.stages.train import open_texts

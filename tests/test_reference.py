@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridizer.core.errors import DonorError
-from hybridizer.reference import parse_reference
+from hybridizer.donors.reference import parse_reference
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hybridizer.core.errors import Problem
+from hybridizer.donors.donor import Donor
+from hybridizer.donors.vocabulary import compare_vocabularies
 from hybridizer.families.compatibility import check_joins
 from hybridizer.families.structure import Source
-from hybridizer.planning.donor import Donor
-from hybridizer.planning.vocabulary import compare_vocabularies
 
 
 def find_join_problems(

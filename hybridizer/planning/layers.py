@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hybridizer.core.errors import Problem, RecipeError
-from hybridizer.planning.donor import Donor
+from hybridizer.donors.donor import Donor
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.recipe import Blend, BlendSource, Layout, Recipe, Slice
 from hybridizer.recipe.tree import KeyPath

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from hybridizer.core.errors import PlanError, Problem
-from hybridizer.planning.donor import Donor
+from hybridizer.donors.donor import Donor
 from hybridizer.planning.layers import LayerSource
 from hybridizer.planning.plan import BlendUse, Origin, PlannedTensor
 from hybridizer.recipe.recipe import Blend

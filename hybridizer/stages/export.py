@@ -17,8 +17,8 @@ from hybridizer.checkpoint.writer import WrittenCheckpoint
 from hybridizer.core.errors import Problem, RunError
 from hybridizer.core.files import write_file
 from hybridizer.core.records import write_json
+from hybridizer.donors.donor import Donor
 from hybridizer.planning.card import write_card
-from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, make_manifest
 from hybridizer.planning.plan import Plan
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from hybridizer.adapters.blending import check_blend
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import PlanError, Problem, RecipeError
+from hybridizer.donors.donor import Donor
 from hybridizer.families.config import splice_config
 from hybridizer.families.structure import Source
 from hybridizer.planning.config import set_config_dtype
-from hybridizer.planning.donor import Donor
 from hybridizer.planning.joins import find_join_problems
 from hybridizer.planning.layers import LayerSource, lay_out, list_used
 from hybridizer.planning.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor, count_elements

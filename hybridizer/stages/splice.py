@@ -10,7 +10,7 @@ from hybridizer.checkpoint.layout import OutputTensor, required_bytes
 from hybridizer.checkpoint.publish import check_free_space
 from hybridizer.checkpoint.writer import WrittenCheckpoint, write_checkpoint
 from hybridizer.core.progress import Monitor
-from hybridizer.planning.donor import Donor
+from hybridizer.donors.donor import Donor
 from hybridizer.planning.plan import BlendUse, Plan, PlannedTensor
 
 

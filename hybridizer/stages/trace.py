@@ -11,7 +11,7 @@ from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import InputError, Problem, nearest
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json
-from hybridizer.planning.donor import Donor
+from hybridizer.donors.donor import Donor
 from hybridizer.recipe.recipe import Trace as TraceSection
 from hybridizer.tracer.probes import ProbeSet, load_probes
 from hybridizer.tracer.settings import TraceSettings, check_settings

@@ -12,9 +12,9 @@ from hybridizer.checkpoint.reader import Checkpoint, open_checkpoint
 from hybridizer.core.errors import Problem, VerificationError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_json
+from hybridizer.donors.donor import Donor
 from hybridizer.families.reading import read_anatomy
 from hybridizer.families.structure import Anatomy
-from hybridizer.planning.donor import Donor
 from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
 
 PROMPT = "What is the capital of France?"

@@ -2,8 +2,8 @@ import struct
 
 import pytest
 
-from hybridizer.checkpoint.gguf_header import read_gguf_header
 from hybridizer.core.errors import CheckpointError
+from hybridizer.donors.gguf_header import read_gguf_header
 
 UINT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 6, 7, 8, 9, 10
 

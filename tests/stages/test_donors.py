@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from hub import COMMIT, serve_repository
 from hybridizer.core.errors import CheckpointError, DonorError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.reference import parse_reference
-from hybridizer.stages.donors import Access, Awaited, open_donor
+from hybridizer.donors.open import Access, Awaited, open_donor
+from hybridizer.donors.reference import parse_reference
 from lines import hybridize, hybridize_json, make_donor, write_recipe
 
 

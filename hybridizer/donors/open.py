@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.checkpoint.gguf_header import read_gguf_header
 from hybridizer.checkpoint.hashing import fingerprint_files, same_bytes
 from hybridizer.checkpoint.publish import begin_output
 from hybridizer.checkpoint.reader import Checkpoint, open_checkpoint
@@ -17,12 +16,13 @@ from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError, DonorError, OutputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_json
+from hybridizer.donors.donor import Donor
+from hybridizer.donors.gguf_header import read_gguf_header
+from hybridizer.donors.reference import Reference, parse_reference
+from hybridizer.donors.refuse import refuse_quantised, refuse_remote_code
 from hybridizer.families.reading import read_anatomy
 from hybridizer.families.structure import Anatomy
-from hybridizer.planning.donor import Donor
-from hybridizer.planning.refusals import refuse_quantised, refuse_remote_code
 from hybridizer.recipe.recipe import Recipe
-from hybridizer.reference import Reference, parse_reference
 
 COMPANION_PATTERNS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -160,7 +160,7 @@ def locate(reference: Reference, access: Access, where: str, monitor: Monitor) -
     Raises DonorError when there is nothing at the reference.
     """
     if reference.kind == "hub":
-        from hybridizer.adapters.hub import find_snapshot
+        from hybridizer.donors.hub import find_snapshot
 
         assert reference.repository is not None
         extra = [p for a, p in (("pickle", "*.bin"), ("remote_code", "*.py")) if a in access.allow]
@@ -200,7 +200,7 @@ def _as_checkpoint(located: Located, access: Access, monitor: Monitor) -> Locate
     assert located.folder is not None
     if "pickle" not in access.allow or any(located.folder.glob("*.safetensors")):
         return located
-    from hybridizer.adapters.pickles import convert_pickles
+    from hybridizer.donors.pickles import convert_pickles
 
     files = sorted(located.folder.glob("pytorch_model*.bin"))
     if not files:
@@ -224,7 +224,7 @@ def _dequantised(path: Path, access: Access, monitor: Monitor) -> Path | None:
     read_gguf_header(path)
     if not access.fetch:
         return None
-    from hybridizer.adapters.gguf import dequantise_gguf
+    from hybridizer.donors.gguf import dequantise_gguf
 
     target.parent.mkdir(parents=True, exist_ok=True)
     monitor.note(f"dequantising {path.name} to float32 safetensors, once")

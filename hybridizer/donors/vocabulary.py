@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from hybridizer.planning.donor import Donor
+from hybridizer.donors.donor import Donor
 
 _OTHER_FORMATS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
