@@ -57,7 +57,7 @@ def _compare_scores(planned: Planned, folder: Path, monitor: Monitor) -> dict[st
 
 def _open_sets(recipe: Recipe, asked: Evaluate, model: Path, remote_code: bool, monitor: Monitor) -> list[Any]:
     """The held-out documents of every training source, then the general texts without what training sees of them."""
-    from hybridizer.adapters.corpora import load_encoder
+    from hybridizer.data.tokenizer import load_encoder
     from hybridizer.evaluation.texts import general_text, heldout_texts, trained_keys
 
     train = recipe.train

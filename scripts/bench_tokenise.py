@@ -28,7 +28,7 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     from transformers import AutoTokenizer
 
-    from hybridizer.adapters.corpora import TokenizerEncoder
+    from hybridizer.data.tokenizer import TokenizerEncoder
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     encoder = TokenizerEncoder(tokenizer)
@@ -46,8 +46,8 @@ def main() -> None:
 
 
 def _report(arguments, bare, ours, folder: Path) -> None:
-    from hybridizer.training.data import DataSettings, Source, TrainingData
-    from hybridizer.training.shards import open_shard
+    from hybridizer.data.batches import DataSettings, Source, TrainingData
+    from hybridizer.data.tokenize import open_shard
 
     shard = open_shard(folder)
     limit, rate = statistics.median(bare), statistics.median(ours)
@@ -74,8 +74,8 @@ def _report(arguments, bare, ours, folder: Path) -> None:
 
 def _write(folder: Path, texts: list[str], encoder) -> int:
     from hybridizer.core.progress import SilentMonitor
-    from hybridizer.training.documents import BadRecords
-    from hybridizer.training.shards import open_shard, write_shard
+    from hybridizer.data.documents import BadRecords
+    from hybridizer.data.tokenize import open_shard, write_shard
 
     write_shard(folder, "topics", texts, encoder, BadRecords(), SilentMonitor(), 0)
     return len(open_shard(folder).tokens)

@@ -292,8 +292,8 @@ def _data(arguments, folder: Path):
     """Rows of running text or of random tokens, one document a row, so that both trainers see the same."""
     import numpy as np
 
-    from hybridizer.training.data import DataSettings, Source, TrainingData
-    from hybridizer.training.shards import Shard
+    from hybridizer.data.batches import DataSettings, Source, TrainingData
+    from hybridizer.data.tokenize import Shard
 
     count = (arguments.steps + WARM) * arguments.rows * arguments.tokens
     if arguments.shape == "smollm2":
@@ -312,10 +312,10 @@ def _reference_text(folder: Path):
 
     from transformers import AutoTokenizer
 
-    from hybridizer.adapters.corpora import TokenizerEncoder
     from hybridizer.core.progress import SilentMonitor
-    from hybridizer.training.documents import BadRecords
-    from hybridizer.training.shards import open_shard, write_shard
+    from hybridizer.data.documents import BadRecords
+    from hybridizer.data.tokenize import open_shard, write_shard
+    from hybridizer.data.tokenizer import TokenizerEncoder
 
     shard = folder / "tokens"
     if not (shard / "shard.json").is_file():

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.progress import Monitor
-from hybridizer.training.data import Source, heldout_documents
-from hybridizer.training.shards import Shard
+from hybridizer.data.batches import Source, heldout_documents
+from hybridizer.data.tokenize import Shard
 
 IN_DOMAIN, GENERAL = "in-domain", "general"
 MAX_TOKENS = 100_000

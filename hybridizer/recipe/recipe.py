@@ -228,7 +228,7 @@ class Lora:
 class Train:
     """Continued pre-training. `freeze` is a side or layer numbers; the three parts follow their side unless named.
 
-    Tokens, rows and shares are those of hybridizer.training.data.DataSettings, the rest those of
+    Tokens, rows and shares are those of hybridizer.data.batches.DataSettings, the rest those of
     hybridizer.training.loop.TrainSettings and its parts, under the same names.
     """
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridizer.adapters.corpora import TokenizerEncoder, pin_dataset
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.checkpoint.publish import to_output_error
 from hybridizer.checkpoint.reader import open_checkpoint
@@ -18,20 +17,22 @@ from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError, InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_json, write_json
+from hybridizer.data.documents import MAX_LISTED
+from hybridizer.data.hub import pin_dataset
+from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
 from hybridizer.planning.plan import Plan
 from hybridizer.recipe.recipe import DataEntry, Recipe, Train
-from hybridizer.training.documents import MAX_LISTED
 from hybridizer.training.estimate import model_token_flops
 from hybridizer.training.planned import planned_shape
 from hybridizer.training.selectors import asked_to_freeze
 
 if TYPE_CHECKING:
     from hybridizer.adapters.accelerator import Runtime
-    from hybridizer.training.data import Source, TrainingData
+    from hybridizer.data.batches import Source, TrainingData
+    from hybridizer.data.tokenize import Encoder
     from hybridizer.training.freeze import FreezePlan
     from hybridizer.training.loop import DeviceFigures, TrainSettings
-    from hybridizer.training.shards import Encoder
 
 SCHEMA = "hybridizer.training/1"
 RECORD, TENSORS = "training.json", "trained.safetensors"
@@ -245,8 +246,8 @@ def _refuse_spread_adapters(runtime: Runtime) -> None:
 
 def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, monitor: Monitor) -> tuple[Source, ...]:
     """The sources that `entries` of a settled recipe name, tokenised now or found in the cache."""
-    from hybridizer.training.shards import ReadSettings
-    from hybridizer.training.sources import HubDataset, SourceSettings, open_sources
+    from hybridizer.data.sources import HubDataset, SourceSettings, open_sources
+    from hybridizer.data.tokenize import ReadSettings
 
     settings = []
     for entry in entries:
@@ -285,7 +286,7 @@ def loop_settings(train: Train, seed: int) -> TrainSettings:
 
 
 def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) -> TrainingData:
-    from hybridizer.training.data import DataSettings, TrainingData
+    from hybridizer.data.batches import DataSettings, TrainingData
 
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     settings = DataSettings(train.tokens, train.sequence, train.rows_per_step, train.heldout_share, seed, train.packed)

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 
-from hybridizer.adapters.corpora import pin_dataset
 from hybridizer.checkpoint.hashing import fingerprint_files
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeError
+from hybridizer.data.documents import find_files
+from hybridizer.data.hub import pin_dataset
 from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.structure import Anatomy
 from hybridizer.planning.layers import boundary_layer
@@ -18,7 +19,6 @@ from hybridizer.planning.plan import Plan
 from hybridizer.planning.training import DataPin, TrainPlan
 from hybridizer.recipe.recipe import HUB_KEYS, DataEntry, Recipe, Train, plain
 from hybridizer.recipe.tree import KeyPath
-from hybridizer.training.documents import find_files
 from hybridizer.training.selectors import asked_to_freeze, choose_frozen, with_adapters
 
 # Packages that serve a tracker, where they are called otherwise than it.

@@ -19,6 +19,7 @@ from hybridizer.adapters.accelerator import Runtime
 from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash
+from hybridizer.data.batches import Batch, TrainingData
 from hybridizer.models.loss import CHUNK_BYTES
 from hybridizer.models.matmul import WideProducts, product_dtype
 from hybridizer.models.memory import peak_memory_bytes
@@ -26,7 +27,6 @@ from hybridizer.models.objective import Objective, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.sharding import gather, is_spread
 from hybridizer.models.wrapping import compiled, recomputing
-from hybridizer.training.data import Batch, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
 from hybridizer.training.fused import fused

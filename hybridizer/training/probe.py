@@ -17,16 +17,16 @@ import torch
 from hybridizer.adapters.accelerator import Runtime
 from hybridizer.core.errors import HybridizerError, Problem, RunError
 from hybridizer.core.progress import SilentMonitor
+from hybridizer.data.batches import DataSettings, Source, TrainingData
+from hybridizer.data.tokenize import Shard
 from hybridizer.models.load import random_causal_lm
 from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 from hybridizer.models.parts import find_parts
 from hybridizer.recipe.recipe import Lora
-from hybridizer.training.data import DataSettings, Source, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import plan_freeze, plan_lora_
 from hybridizer.training.loop import DeviceFigures, TrainSettings, train
 from hybridizer.training.selectors import FreezeSettings
-from hybridizer.training.shards import Shard
 
 MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the freeze
 

@@ -8,8 +8,8 @@ from training.texts import END, shard_of
 
 from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
+from hybridizer.data.batches import DataSettings, Source, TrainingData
 from hybridizer.evaluation.texts import Document, TextSet, general_text, heldout_texts, trained_keys
-from hybridizer.training.data import DataSettings, Source, TrainingData
 
 TEXTS = [f"{i:03d} " + "x" * (i % 23) for i in range(200)]
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from training.texts import shard_of
 
-from hybridizer.adapters.corpora import TokenizerEncoder
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.core.records import content_hash
+from hybridizer.data.batches import Source
+from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.evaluation.scores import ScoreSettings
 from hybridizer.evaluation.texts import general_text, heldout_texts, trained_keys
 from hybridizer.stages.evaluate import compare_runs, evaluate
-from hybridizer.training.data import Source
 from tiny import make_tiny, tiny_tokenizer
 
 SETTINGS = ScoreSettings(context=32, prompts=("the day and",), new_tokens=5)

@@ -11,7 +11,7 @@ from training.texts import shard_of
 
 from hybridizer.adapters.accelerator import Runtime
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.training.data import DataSettings, Source, TrainingData
+from hybridizer.data.batches import DataSettings, Source, TrainingData
 from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import plan_freeze
 from hybridizer.training.loop import DeviceFigures, TrainSettings, train

@@ -6,8 +6,8 @@ import torch
 from training.texts import END, shard_of
 
 from hybridizer.core.errors import InputError, RecipeError
+from hybridizer.data.batches import DataSettings, Source, TrainingData, heldout_documents
 from hybridizer.models.loss import IGNORED
-from hybridizer.training.data import DataSettings, Source, TrainingData, heldout_documents
 
 TEXTS = [f"{i:03d} " + "x" * (i % 23) for i in range(200)]
 

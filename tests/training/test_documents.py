@@ -6,7 +6,7 @@ import lzma
 import pytest
 
 from hybridizer.core.errors import InputError
-from hybridizer.training.documents import MAX_LISTED, BadRecords, find_files, read_documents
+from hybridizer.data.documents import MAX_LISTED, BadRecords, find_files, read_documents
 
 
 def read(path, text_field="text", max_bytes=1000):

@@ -1,6 +1,6 @@
 import pytest
 
-from hybridizer.adapters.corpora import TokenizerEncoder
+from hybridizer.data.tokenizer import TokenizerEncoder
 from tiny import tiny_tokenizer
 
 

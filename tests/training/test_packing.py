@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridizer.training.packing import MIN_PIECE, WINDOW_PIECES, best_fit, cut_documents, pack, padded_rows
+from hybridizer.data.packing import MIN_PIECE, WINDOW_PIECES, best_fit, cut_documents, pack, padded_rows
 
 
 def pieces_of(lengths):

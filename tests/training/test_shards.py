@@ -6,8 +6,8 @@ from training.texts import END, ByteEncoder, shard_of
 
 from hybridizer.core.errors import CheckpointError, InputError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.training.documents import BadRecords
-from hybridizer.training.shards import ReadSettings, open_shard, tokenise_file, write_shard
+from hybridizer.data.documents import BadRecords
+from hybridizer.data.tokenize import ReadSettings, open_shard, tokenise_file, write_shard
 
 
 class Unwanted(ByteEncoder):

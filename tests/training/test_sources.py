@@ -5,8 +5,8 @@ from training.texts import ByteEncoder
 
 from hybridizer.core.errors import InputError, RecipeError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.training.shards import ReadSettings
-from hybridizer.training.sources import HubDataset, SourceSettings, open_sources
+from hybridizer.data.sources import HubDataset, SourceSettings, open_sources
+from hybridizer.data.tokenize import ReadSettings
 
 
 class NotingMonitor(SilentMonitor):

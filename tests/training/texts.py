@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.training.shards import ReadSettings, tokenise_file
+from hybridizer.data.tokenize import ReadSettings, tokenise_file
 
 END = 256
 

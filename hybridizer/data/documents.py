@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.training.zstd import open_zstandard
+from hybridizer.data.zstd import open_zstandard
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 MAX_LISTED = 20

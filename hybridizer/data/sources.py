@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from hybridizer.adapters.corpora import stream_texts
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash
-from hybridizer.training.data import Source
-from hybridizer.training.documents import BadRecords, find_files, usable
-from hybridizer.training.shards import FORMAT, Encoder, ReadSettings, Shard, open_shard, tokenise_file, write_shard
+from hybridizer.data.batches import Source
+from hybridizer.data.documents import BadRecords, find_files, usable
+from hybridizer.data.hub import stream_texts
+from hybridizer.data.tokenize import FORMAT, Encoder, ReadSettings, Shard, open_shard, tokenise_file, write_shard
 
 
 @dataclass(frozen=True)

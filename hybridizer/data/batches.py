@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hybridizer.core.errors import InputError, Problem, RecipeError
 from hybridizer.core.records import to_jsonable
+from hybridizer.data.packing import MIN_PIECE, Pieces, cut_documents, pack, padded_rows
+from hybridizer.data.tokenize import Shard
 from hybridizer.models.loss import IGNORED
-from hybridizer.training.packing import MIN_PIECE, Pieces, cut_documents, pack, padded_rows
-from hybridizer.training.shards import Shard
 
 
 @dataclass(frozen=True)

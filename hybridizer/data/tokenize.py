@@ -24,7 +24,7 @@ from hybridizer.core.errors import CheckpointError, InputError, Problem
 from hybridizer.core.files import flush_folder
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
-from hybridizer.training.documents import BadRecords, file_hash, read_documents
+from hybridizer.data.documents import BadRecords, file_hash, read_documents
 
 FORMAT = 1
 BATCH_CHARACTERS = 4_000_000
