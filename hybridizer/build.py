@@ -20,12 +20,13 @@ from hybridizer.donors.open import Access, check_unchanged, open_donor, scan_don
 from hybridizer.donors.reference import parse_reference
 from hybridizer.draft import Planned, plan_recipe, price
 from hybridizer.measure import Outcome, measure
-from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
-from hybridizer.planning.plan import Plan
+from hybridizer.plan.cost import Cost
+from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
+from hybridizer.plan.plan import Plan
+from hybridizer.plan.training import check_texts
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
-from hybridizer.stages.cost import Cost
 from hybridizer.stages.export import export
 from hybridizer.stages.splice import splice
 from hybridizer.stages.trace import TraceRequest, score_baselines, trace
@@ -38,7 +39,6 @@ from hybridizer.stages.train import (
     required_bytes,
     train,
 )
-from hybridizer.stages.train_plan import check_texts
 from hybridizer.stages.verify import Proof, verify
 from hybridizer.tracer.traced import Traced
 

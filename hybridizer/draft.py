@@ -9,15 +9,15 @@ from pathlib import Path
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Awaited, open_donors, scan_donors
-from hybridizer.planning.layers import lay_out
-from hybridizer.planning.plan import Evidence, Plan
+from hybridizer.plan.cost import Cost, CostRequest, Expectation, estimate_cost, expect_time
+from hybridizer.plan.freeze import asked_to_freeze
+from hybridizer.plan.layout import lay_out
+from hybridizer.plan.make import make_plan
+from hybridizer.plan.plan import Evidence, Plan
+from hybridizer.plan.training import pin_datasets, plan_training
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.settle import Settled, guess, settle
-from hybridizer.stages.cost import Cost, CostRequest, Expectation, estimate_cost, expect_time
-from hybridizer.stages.plan import make_plan
-from hybridizer.stages.train_plan import pin_datasets, plan_training
-from hybridizer.training.selectors import asked_to_freeze
 
 
 @dataclass(frozen=True)

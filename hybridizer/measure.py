@@ -13,7 +13,7 @@ from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
 from hybridizer.draft import Planned
-from hybridizer.planning.manifest import read_manifest
+from hybridizer.plan.manifest import read_manifest
 from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
 from hybridizer.stages.evaluate import compare_runs, evaluate
 from hybridizer.stages.trace import request_from_section, trace

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
-from hybridizer.planning.plan import Evidence
+from hybridizer.plan.plan import Evidence
 from hybridizer.recipe.recipe import AUTO, Recipe
 
 if TYPE_CHECKING:

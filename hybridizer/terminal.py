@@ -10,10 +10,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from hybridizer.planning.manifest import Manifest
-from hybridizer.planning.plan import LayerRow, Plan, donor_layers
-from hybridizer.planning.tensors import UNUSED_LAYER
-from hybridizer.planning.training import TrainPlan
+from hybridizer.plan.manifest import Manifest
+from hybridizer.plan.plan import LayerRow, Plan, TrainPlan, donor_layers
+from hybridizer.plan.tensors import UNUSED_LAYER
 from hybridizer.recipe.layers import format_layers
 from hybridizer.stages.verify import Proof
 

@@ -14,10 +14,10 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hybridizer.plan.freeze import FreezeSettings, choose_frozen, with_adapters
+from hybridizer.plan.memory import RunShape, estimate
+from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.recipe import Lora
-from hybridizer.training.estimate import RunShape, estimate
-from hybridizer.training.planned import planned_shape
-from hybridizer.training.selectors import FreezeSettings, choose_frozen, with_adapters
 
 TOLERANCE, TOKENS, STEPS = 0.15, 512, 2
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

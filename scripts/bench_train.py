@@ -152,8 +152,8 @@ def _ours(arguments, folder: Path) -> None:
 
     from hybridizer.adapters.accelerator import Runtime
     from hybridizer.core.progress import SilentMonitor
-    from hybridizer.training.estimate import RunShape, estimate
-    from hybridizer.training.flops import measure_peak
+    from hybridizer.plan.flops import measure_peak
+    from hybridizer.plan.memory import RunShape, estimate
     from hybridizer.training.loop import DeviceFigures, TrainSettings, train
     from hybridizer.training.optimizer import OptimizerSettings
     from hybridizer.training.precision import choose_dtype
@@ -340,8 +340,8 @@ def _frozen_model(arguments, folder: Path):
 
     from hybridizer.models.load import load_causal_lm, random_causal_lm
     from hybridizer.models.parts import find_parts
+    from hybridizer.plan.freeze import FreezeSettings
     from hybridizer.training.freeze import plan_freeze
-    from hybridizer.training.selectors import FreezeSettings
 
     if arguments.shape == "smollm2":
         model = load_causal_lm(folder / "smollm2", torch.float32)[0]
@@ -355,7 +355,7 @@ def _frozen_model(arguments, folder: Path):
 
 
 def _model_shape(model):
-    from hybridizer.training.planned import planned_shape
+    from hybridizer.plan.shapes import planned_shape
 
     tensors = {name: (tuple(p.shape), "F32") for name, p in model.named_parameters()}
     return planned_shape(model.config.to_dict(), tensors)

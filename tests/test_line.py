@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hybridizer import build
-from hybridizer.planning.plan import plan_from_json
+from hybridizer.plan.plan import plan_from_json
 from hybridizer.stages import splice
 from lines import hybridize, hybridize_json, make_donor, write_recipe
 

@@ -23,7 +23,7 @@ from hybridizer import build
 from hybridizer.adapters.accelerator import Runtime
 from hybridizer.checkpoint import disk
 from hybridizer.checkpoint.hashing import hash_file
-from hybridizer.planning.plan import plan_from_json
+from hybridizer.plan.plan import plan_from_json
 from hybridizer.recipe.recipe import Tracker
 from hybridizer.stages.train import open_runtime
 from lines import hybridize, hybridize_json, make_donor, write_recipe
@@ -439,11 +439,11 @@ def test_rows_longer_than_the_model_takes_are_found_by_check(bench):
 def test_packages_that_are_missing_are_found_by_check_at_their_lines(bench, monkeypatch):
     train = {"trackers": ["tensorboard", "wandb"], "lora": {"rank": 2}, "optimizer": "adamw8bit"}
     recipe = recipe_of(bench, train=train | {"data": [{"path": "text.jsonl"}, {"hub": "org/set"}]})
-    monkeypatch.setattr("hybridizer.stages.train_plan.find_spec", lambda name: None)
+    monkeypatch.setattr("hybridizer.plan.training.find_spec", lambda name: None)
     found = hybridize("check", recipe, code=2).stderr
     for line, package in ((12, "datasets"), (17, "tensorboard"), (17, "wandb"), (20, "peft"), (22, "bitsandbytes")):
         assert re.search(rf"x\.yaml:{line}: .* needs the package {package}\.\n  pip install {package}\n", found), found
-    monkeypatch.setattr("hybridizer.stages.train_plan.find_spec", lambda name: name != "tensorboard" or None)
+    monkeypatch.setattr("hybridizer.plan.training.find_spec", lambda name: name != "tensorboard" or None)
     hybridize("check", recipe)  # tensorboardX serves as well
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hybridizer.planning.plan import LayerRow, Plan, donor_layers
+from hybridizer.plan.plan import LayerRow, Plan, donor_layers
 from hybridizer.recipe.layers import format_layers
 
 

@@ -18,9 +18,9 @@ from hybridizer.core.errors import Problem, RunError
 from hybridizer.core.files import write_file
 from hybridizer.core.records import write_json
 from hybridizer.donors.donor import Donor
+from hybridizer.plan.manifest import FILE_NAME, Manifest, make_manifest
+from hybridizer.plan.plan import Plan
 from hybridizer.planning.card import write_card
-from hybridizer.planning.manifest import FILE_NAME, Manifest, make_manifest
-from hybridizer.planning.plan import Plan
 
 _TOOLS = ("hybridizer", "torch", "transformers", "safetensors", "mergekit", "gguf")
 

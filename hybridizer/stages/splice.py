@@ -11,7 +11,7 @@ from hybridizer.checkpoint.publish import check_free_space
 from hybridizer.checkpoint.writer import WrittenCheckpoint, write_checkpoint
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
-from hybridizer.planning.plan import BlendUse, Plan, PlannedTensor
+from hybridizer.plan.plan import BlendUse, Plan, PlannedTensor
 
 
 def splice(
@@ -68,8 +68,8 @@ def _in_dtype(entry: TensorEntry, dtype: str) -> TensorEntry | Callable[[], Iter
 
 
 def _blended(use: BlendUse, tensor: PlannedTensor, entries: list[TensorEntry], seed: int) -> Iterable[memoryview]:
-    from hybridizer.adapters.blending import blend
     from hybridizer.models.tensors import read_tensor, tensor_bytes, torch_dtype
+    from hybridizer.splice.blend import blend
 
     sources = [read_tensor(entry) for entry in entries]
     mixed = blend(use.method, sources, use.parameters, use.per_source, use.base, tensor.name, seed)

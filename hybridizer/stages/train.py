@@ -21,11 +21,11 @@ from hybridizer.data.documents import MAX_LISTED
 from hybridizer.data.hub import pin_dataset
 from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
-from hybridizer.planning.plan import Plan
+from hybridizer.plan.freeze import asked_to_freeze
+from hybridizer.plan.memory import model_token_flops
+from hybridizer.plan.plan import Plan
+from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.recipe import DataEntry, Recipe, Train
-from hybridizer.training.estimate import model_token_flops
-from hybridizer.training.planned import planned_shape
-from hybridizer.training.selectors import asked_to_freeze
 
 if TYPE_CHECKING:
     from hybridizer.adapters.accelerator import Runtime
@@ -295,7 +295,7 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
 
 def _figures(plan: Plan, asked: Train, fates: FreezePlan, data: TrainingData, runtime: Runtime) -> DeviceFigures:
     from hybridizer.models.matmul import product_dtype
-    from hybridizer.training.flops import measure_peak
+    from hybridizer.plan.flops import measure_peak
     from hybridizer.training.loop import DeviceFigures
     from hybridizer.training.precision import choose_dtype
 

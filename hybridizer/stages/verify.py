@@ -15,7 +15,7 @@ from hybridizer.core.records import read_json
 from hybridizer.donors.donor import Donor
 from hybridizer.families.reading import read_anatomy
 from hybridizer.families.structure import Anatomy
-from hybridizer.planning.manifest import FILE_NAME, Manifest, read_manifest
+from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 
 PROMPT = "What is the capital of France?"
 _NUM_PROBE_TOKENS = 24

@@ -20,8 +20,8 @@ from hybridizer.adapters.lora import add_lora_
 from hybridizer.core.errors import Problem, RecipeError, RunError
 from hybridizer.models.parts import ModelParts
 from hybridizer.models.sharding import gather, local_part
+from hybridizer.plan.freeze import FreezeChoice, FreezeSettings, choose_frozen, with_adapters
 from hybridizer.recipe.recipe import Lora
-from hybridizer.training.selectors import FreezeChoice, FreezeSettings, choose_frozen, with_adapters
 
 REST = "outside the layers"
 

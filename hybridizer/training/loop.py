@@ -27,7 +27,7 @@ from hybridizer.models.objective import Objective, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.sharding import gather, is_spread
 from hybridizer.models.wrapping import compiled, recomputing
-from hybridizer.training.flops import TokenFlops
+from hybridizer.plan.flops import TokenFlops
 from hybridizer.training.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
 from hybridizer.training.fused import fused
 from hybridizer.training.guard import LossGuard

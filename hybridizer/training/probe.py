@@ -22,11 +22,11 @@ from hybridizer.data.tokenize import Shard
 from hybridizer.models.load import random_causal_lm
 from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 from hybridizer.models.parts import find_parts
+from hybridizer.plan.flops import TokenFlops
+from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.recipe.recipe import Lora
-from hybridizer.training.flops import TokenFlops
 from hybridizer.training.freeze import plan_freeze, plan_lora_
 from hybridizer.training.loop import DeviceFigures, TrainSettings, train
-from hybridizer.training.selectors import FreezeSettings
 
 MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the freeze
 

@@ -3,7 +3,8 @@ import torch
 from mergekit import merge_methods
 from mergekit.merge_methods import BasePolicy, ParameterScope
 
-from hybridizer.adapters.blending import METHODS, REQUIRED, blend, check_blend
+from hybridizer.plan.blends import METHODS, REQUIRED, check_blend
+from hybridizer.splice.blend import blend
 
 REGISTERED = {method.spec.name: method.spec for method in merge_methods.registered_methods()}
 

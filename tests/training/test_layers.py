@@ -5,8 +5,8 @@ from training.models import tiny_model
 from hybridizer.models.objective import Objective
 from hybridizer.models.parts import find_parts
 from hybridizer.models.wrapping import recomputing
+from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.training.freeze import apply_freeze_, plan_freeze
-from hybridizer.training.selectors import FreezeSettings
 
 IDS = torch.arange(24)[None] + 3
 

@@ -9,9 +9,9 @@ from training.runs import SETTINGS, bytes_of, data_in, run, run_model
 from hybridizer.core.errors import InputError, RunError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.models.matmul import WideProducts
+from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.training.freeze import plan_freeze, tensor_sha256
 from hybridizer.training.optimizer import OptimizerSettings
-from hybridizer.training.selectors import FreezeSettings
 
 
 def lines_of(folder):

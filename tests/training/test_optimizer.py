@@ -8,9 +8,9 @@ from training.models import PlainLM, plain_model
 from training.runs import SETTINGS, bytes_of, run
 
 from hybridizer.core.errors import InputError, RecipeError
+from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.training.freeze import apply_freeze_, plan_freeze
 from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer
-from hybridizer.training.selectors import FreezeSettings
 
 
 def masters_of(dtype=torch.float32, freeze="deep"):

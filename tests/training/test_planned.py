@@ -6,8 +6,7 @@ import torch
 
 from hybridizer.core.errors import CheckpointError
 from hybridizer.models.parts import find_parts
-from hybridizer.training.planned import Experts, layer_shape, planned_shape
-from hybridizer.training.shapes import shape_of
+from hybridizer.plan.shapes import Experts, layer_shape, planned_shape, shape_of
 from tiny import tiny_config
 
 

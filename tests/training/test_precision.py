@@ -8,9 +8,9 @@ from training.models import tiny_model
 from hybridizer.models.matmul import has_bfloat16
 from hybridizer.models.objective import Objective
 from hybridizer.models.parts import find_parts
+from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.training.freeze import apply_freeze_, plan_freeze, tensor_sha256
 from hybridizer.training.precision import MixedLinear, WorkingPrecision, choose_dtype
-from hybridizer.training.selectors import FreezeSettings
 
 IDS = torch.arange(24)[None] + 3
 BATCH = (IDS, torch.arange(24)[None], IDS)

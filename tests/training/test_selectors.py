@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridizer.core.errors import RecipeError
-from hybridizer.training.selectors import FreezeSettings, choose_frozen
+from hybridizer.plan.freeze import FreezeSettings, choose_frozen
 
 
 def choose(layers="deep", num_layers=6, boundary=3, tied=False, **parts):

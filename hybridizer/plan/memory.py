@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hybridizer.training.flops import TokenFlops, count_token_flops, full_training
-from hybridizer.training.selectors import FreezeChoice
+from hybridizer.plan.flops import TokenFlops, count_token_flops, full_training
+from hybridizer.plan.freeze import FreezeChoice
 
 # What glibc's heap holds beyond the living tensors in it: 0.2 to 0.43 of them was measured, over freezes, precisions
 # and shapes (scripts/bench_memory.py). On CUDA living tensors are what is counted.

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hybridizer.core.records import to_jsonable
-from hybridizer.planning.plan import Plan
+from hybridizer.plan.flops import TokenFlops
+from hybridizer.plan.freeze import SIDES, FreezeSettings, choose_frozen, with_adapters
+from hybridizer.plan.memory import Estimate, Memory, ModelShape, RunShape, estimate
+from hybridizer.plan.plan import Plan
+from hybridizer.plan.shapes import DTYPE_BYTES, planned_shape
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.recipe import Lora
-from hybridizer.training.estimate import Estimate, Memory, ModelShape, RunShape, estimate
-from hybridizer.training.flops import TokenFlops
-from hybridizer.training.planned import DTYPE_BYTES, planned_shape
-from hybridizer.training.selectors import SIDES, FreezeSettings, choose_frozen, with_adapters
 
 if TYPE_CHECKING:  # it needs torch, and a plan is made without
     from hybridizer.training.loop import TrainSettings

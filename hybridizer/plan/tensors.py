@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from hybridizer.core.errors import PlanError, Problem
 from hybridizer.donors.donor import Donor
-from hybridizer.planning.layers import LayerSource
-from hybridizer.planning.plan import BlendUse, Origin, PlannedTensor
+from hybridizer.plan.layout import LayerSource
+from hybridizer.plan.plan import BlendUse, Origin, PlannedTensor
 from hybridizer.recipe.recipe import Blend
 
 FLOATING = ("F64", "F32", "F16", "BF16")

@@ -14,12 +14,11 @@ from hybridizer.data.documents import find_files
 from hybridizer.data.hub import pin_dataset
 from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.structure import Anatomy
-from hybridizer.planning.layers import boundary_layer
-from hybridizer.planning.plan import Plan
-from hybridizer.planning.training import DataPin, TrainPlan
+from hybridizer.plan.freeze import asked_to_freeze, choose_frozen, with_adapters
+from hybridizer.plan.layout import boundary_layer
+from hybridizer.plan.plan import DataPin, Plan, TrainPlan
 from hybridizer.recipe.recipe import HUB_KEYS, DataEntry, Recipe, Train, plain
 from hybridizer.recipe.tree import KeyPath
-from hybridizer.training.selectors import asked_to_freeze, choose_frozen, with_adapters
 
 # Packages that serve a tracker, where they are called otherwise than it.
 _TRACKED_BY = {"tensorboard": ("tensorboard", "tensorboardX")}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from hybridizer.adapters.blending import check_blend
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import PlanError, Problem, RecipeError
 from hybridizer.donors.donor import Donor
 from hybridizer.families.config import splice_config
 from hybridizer.families.structure import Source
-from hybridizer.planning.config import set_config_dtype
-from hybridizer.planning.joins import find_join_problems
-from hybridizer.planning.layers import LayerSource, lay_out, list_used
-from hybridizer.planning.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor, count_elements
-from hybridizer.planning.tensors import explain_unused, plan_tensors
+from hybridizer.plan.blends import check_blend
+from hybridizer.plan.compatibility import find_join_problems
+from hybridizer.plan.layout import LayerSource, lay_out, list_used
+from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor, count_elements
+from hybridizer.plan.tensors import explain_unused, plan_tensors
 from hybridizer.recipe.recipe import Blend, Recipe
 
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -139,3 +139,15 @@ def _rows(
 
 def _short(donor: Donor) -> str:
     return (donor.fingerprint or "unpinned").removeprefix("sha256:")[:8]
+
+
+def set_config_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Let every place where `config` names a dtype name `dtype`, in the spelling it uses (`dtype` or `torch_dtype`)."""
+    found = False
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in ("dtype", "torch_dtype"):
+            if key in section:
+                section[key] = dtype
+                found = True
+    if not found:
+        config["torch_dtype"] = dtype

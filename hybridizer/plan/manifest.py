@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridizer.core.errors import Problem, VerificationError
 from hybridizer.core.records import read_json, to_jsonable
-from hybridizer.planning.plan import DonorPin, LayerRow, Plan, PlannedTensor
+from hybridizer.plan.plan import DonorPin, LayerRow, Plan, PlannedTensor
 
 SCHEMA = "hybridizer.manifest/1"
 FILE_NAME = "manifest.json"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hybridizer.training.selectors import FreezeChoice
+from hybridizer.plan.freeze import FreezeChoice
 
 
 @dataclass(frozen=True)
