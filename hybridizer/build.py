@@ -29,7 +29,6 @@ from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.stages.export import export
 from hybridizer.stages.splice import splice
-from hybridizer.stages.trace import TraceRequest, score_baselines, trace
 from hybridizer.stages.train import (
     TENSORS,
     TrainRecord,
@@ -40,7 +39,8 @@ from hybridizer.stages.train import (
     train,
 )
 from hybridizer.stages.verify import Proof, verify
-from hybridizer.tracer.traced import Traced
+from hybridizer.trace.cache import Traced
+from hybridizer.trace.donor import TraceRequest, score_baselines, trace
 
 if TYPE_CHECKING:
     from hybridizer.adapters.accelerator import Runtime

@@ -177,9 +177,9 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = False) -> tuple[Any, Any]:
     from hybridizer import build as line
-    from hybridizer.stages.trace import TraceRequest
-    from hybridizer.tracer.probes import load_probes
-    from hybridizer.tracer.settings import TraceSettings
+    from hybridizer.trace.donor import TraceRequest
+    from hybridizer.trace.probes import load_probes
+    from hybridizer.trace.settings import TraceSettings
 
     mask_with = options["mask_with"]
     settings = TraceSettings(
@@ -215,7 +215,7 @@ def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options
         records = [{**t.record, **({"baselines": t.baselines} if baselines else {})} for t in traces]
         _write_out(options["json_out"], records[0] if len(records) == 1 else records)
     if str(options["json_out"]) != "-":
-        from hybridizer.stages.rank import choose
+        from hybridizer.trace.rank import choose
         from hybridizer.tracer.tables import baseline_table, trace_table
 
         for traced in traces:
@@ -225,7 +225,7 @@ def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options
 
 
 def _plot(traces: Sequence[Any], path: Path) -> None:
-    from hybridizer.stages.rank import choose
+    from hybridizer.trace.rank import choose
     from hybridizer.tracer.plot import draw_donors, draw_trace, write_figure
 
     boundaries = [choose(traced, "auto").layer for traced in traces]
@@ -245,7 +245,7 @@ def _plot(traces: Sequence[Any], path: Path) -> None:
 @_command
 def rank(donors: tuple[str, ...], boundary: str, **options: Any) -> None:
     """Rank DONORS by the stability of their deep layers, among those that can do the task."""
-    from hybridizer.stages.rank import rank as rank_traces
+    from hybridizer.trace.rank import rank as rank_traces
     from hybridizer.tracer.tables import ranking_table
 
     asked = _read_boundary(boundary)

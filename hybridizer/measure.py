@@ -16,9 +16,9 @@ from hybridizer.draft import Planned
 from hybridizer.plan.manifest import read_manifest
 from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
 from hybridizer.stages.evaluate import compare_runs, evaluate
-from hybridizer.stages.trace import request_from_section, trace
 from hybridizer.stages.train import open_texts
-from hybridizer.tracer.traced import Traced
+from hybridizer.trace.cache import Traced
+from hybridizer.trace.donor import request_from_section, trace
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _open_sets(recipe: Recipe, asked: Evaluate, model: Path, remote_code: bool, 
 
 
 def _compare_profiles(planned: Planned, folder: Path, monitor: Monitor) -> dict[str, Any]:
-    from hybridizer.tracer.profile import compare_profiles
+    from hybridizer.trace.profile import compare_profiles
 
     plan = planned.plan
     assert plan.train is not None, "called for plans that train"

@@ -12,7 +12,7 @@ from hybridizer.plan.plan import Evidence
 from hybridizer.recipe.recipe import AUTO, Recipe
 
 if TYPE_CHECKING:
-    from hybridizer.tracer.traced import Traced
+    from hybridizer.trace.cache import Traced
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def settle(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> Set
     if recipe.trace is None and not layout.needs_trace:
         fixed = 0.5 if layout.boundary == "midpoint" else layout.boundary
         return Settled(replace(recipe, layout=replace(layout, boundary=fixed)), Evidence())
-    from hybridizer.stages.rank import choose, rank
-    from hybridizer.stages.trace import request_from_section, trace
+    from hybridizer.trace.donor import request_from_section, trace
+    from hybridizer.trace.rank import choose, rank
 
     request = request_from_section(recipe.trace, recipe.seed, recipe.folder)
     names = [layout.deep] if layout.deep not in (None, AUTO) and recipe.trace is None else list(donors)

@@ -27,14 +27,14 @@ from hybridizer.donors.gguf import dequantise_gguf
 from hybridizer.models.batching import make_batches
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
-from hybridizer.tracer.lens import Lens
-from hybridizer.tracer.masking import choose_mask_token
-from hybridizer.tracer.measure import Meter
-from hybridizer.tracer.probes import ProbeSet, builtin_probes
-from hybridizer.tracer.prompts import Prompt, prepare_prompts
-from hybridizer.tracer.record import TracedDonor
-from hybridizer.tracer.settings import TraceSettings
-from hybridizer.tracer.trace import trace_model
+from hybridizer.trace.lens import Lens
+from hybridizer.trace.masking import choose_mask_token
+from hybridizer.trace.measure import Meter
+from hybridizer.trace.model import trace_model
+from hybridizer.trace.probes import ProbeSet, builtin_probes
+from hybridizer.trace.prompts import Prompt, prepare_prompts
+from hybridizer.trace.record import TracedDonor
+from hybridizer.trace.settings import TraceSettings
 
 
 def main() -> None:

@@ -26,13 +26,13 @@ from hybridizer.core.errors import HybridizerError  # noqa: E402
 from hybridizer.models.load import load_causal_lm  # noqa: E402
 from hybridizer.models.parts import MODEL_FAULTS, Parts, arbitrary_ids, find_parts, run_model  # noqa: E402
 from hybridizer.models.residual import read_last_rows  # noqa: E402
-from hybridizer.tracer.lens import Lens, check_lens  # noqa: E402
-from hybridizer.tracer.perturbation import can_reuse_prefix  # noqa: E402
-from hybridizer.tracer.probes import ProbeSet, builtin_probes  # noqa: E402
-from hybridizer.tracer.record import TracedDonor  # noqa: E402
-from hybridizer.tracer.sensitivity import js_divergence, log2_softmax  # noqa: E402
-from hybridizer.tracer.settings import TraceSettings  # noqa: E402
-from hybridizer.tracer.trace import trace_model  # noqa: E402
+from hybridizer.trace.lens import Lens, check_lens  # noqa: E402
+from hybridizer.trace.model import trace_model  # noqa: E402
+from hybridizer.trace.perturbation import can_reuse_prefix  # noqa: E402
+from hybridizer.trace.probes import ProbeSet, builtin_probes  # noqa: E402
+from hybridizer.trace.record import TracedDonor  # noqa: E402
+from hybridizer.trace.sensitivity import js_divergence, log2_softmax  # noqa: E402
+from hybridizer.trace.settings import TraceSettings  # noqa: E402
 from tiny import FAMILIES, make_tiny, tiny_tokenizer  # noqa: E402
 
 # Families that read to the right or need more than text: they belong into the table with the reason of their refusal.

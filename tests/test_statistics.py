@@ -8,7 +8,7 @@ from hybridizer.core.bootstrap import (
     mean_interval,
     resampling_weights,
 )
-from hybridizer.tracer.sensitivity import boundary_scores
+from hybridizer.trace.sensitivity import boundary_scores
 
 
 def test_every_resample_draws_as_many_prompts_as_there_are():

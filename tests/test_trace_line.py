@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybridizer.allocation.strategies import STRATEGIES
 from hybridizer.recipe.recipe import STRATEGIES as NAMES
+from hybridizer.trace.boundary import STRATEGIES
 from lines import hybridize, hybridize_json, make_donor, write_recipe
 
 PROBES = [{"prompt": f"the opposite of {word} is ", "target": "abcd"[i % 4]} for i, word in enumerate(

@@ -21,7 +21,7 @@ Parameters: TypeAlias = tuple[tuple[str, ParameterValue], ...]
 
 
 AUTO = "auto"
-# Names that a boundary may have; each is a function of hybridizer.allocation.strategies, by its name there.
+# Names that a boundary may have; each is a function of hybridizer.trace.boundary, by its name there.
 STRATEGIES = (AUTO, "knee", "midpoint", "s-maximal", "task-particle")
 
 
@@ -93,7 +93,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Trace:
-    """How donors are traced; the names are those of hybridizer.tracer.settings.TraceSettings.
+    """How donors are traced; the names are those of hybridizer.trace.settings.TraceSettings.
 
     `probes` is the name of a built-in set, or a JSON Lines file as the recipe names it; `lens` is "plain" or "tuned".
     """

@@ -17,7 +17,7 @@ from rich.text import Text
 from hybridizer.tracer.captions import Record, caption, one_line
 
 if TYPE_CHECKING:  # baselines need torch, and a plan shows a ranking without it
-    from hybridizer.tracer.baselines import LayerScores
+    from hybridizer.trace.baselines import LayerScores
 
 BAR_WIDTH = 6
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from allocation.toys import NUM_LAYERS, constant, fresh, shuffled, toy_prompt, toy_text, toy_tokenizer, trained
 
-from hybridizer.allocation.ranking import Candidate, PerPrompt, rank_donors
-from hybridizer.allocation.strategies import choose_boundary
 from hybridizer.models.parts import find_parts
-from hybridizer.tracer.probes import Probe, ProbeSet, builtin_probes
-from hybridizer.tracer.record import TracedDonor
-from hybridizer.tracer.settings import TraceSettings
-from hybridizer.tracer.trace import trace_model
+from hybridizer.trace.boundary import choose_boundary
+from hybridizer.trace.model import trace_model
+from hybridizer.trace.probes import Probe, ProbeSet, builtin_probes
+from hybridizer.trace.ranking import Candidate, PerPrompt, rank_donors
+from hybridizer.trace.record import TracedDonor
+from hybridizer.trace.settings import TraceSettings
 
 IMPOSTORS = ("random", "constant", "shuffled")
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from hybridizer.allocation.ranking import Candidate, PerPrompt, above_chance, rank_donors, region_stability
 from hybridizer.core.errors import InputError
+from hybridizer.trace.ranking import Candidate, PerPrompt, above_chance, rank_donors, region_stability
 
 N = 40
 TARGETS = [f"word{i % 20}" for i in range(N)]  # chance 1/20

@@ -5,8 +5,8 @@ import json
 import pytest
 from allocation.records import record
 
-from hybridizer.allocation.strategies import STRATEGIES, choose_boundary
 from hybridizer.core.errors import InputError
+from hybridizer.trace.boundary import STRATEGIES, choose_boundary
 
 FRONT = [0.30, 0.20, 0.10, 0.02, 0.02, 0.01]  # the shallow side is the sensitive one
 BACK = FRONT[::-1]

@@ -9,8 +9,8 @@ import torch
 
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
-from hybridizer.tracer.probes import Probe, ProbeSet
-from hybridizer.tracer.record import TracedDonor
+from hybridizer.trace.probes import Probe, ProbeSet
+from hybridizer.trace.record import TracedDonor
 from tiny import make_tiny, tiny_tokenizer
 
 # One or more of every kind: scaled embeddings and logits, soft caps, tuples as outputs, several residual streams, keys

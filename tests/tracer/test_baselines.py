@@ -11,7 +11,7 @@ from torch import nn
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.parts import find_parts
-from hybridizer.tracer.baselines import score_activations, score_weights, signal_to_noise
+from hybridizer.trace.baselines import score_activations, score_weights, signal_to_noise
 
 SINGULAR_VALUES = [8.0, 4.0, 3.0, 2.0]  # quartiles 2.75 and 5: sigma = 2.25 / 1.349 = 1.668
 

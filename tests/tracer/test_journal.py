@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hybridizer.core.errors import InputError
-from hybridizer.tracer.journal import Journal
-from hybridizer.tracer.readings import Reading, stack_readings
+from hybridizer.trace.journal import Journal
+from hybridizer.trace.readings import Reading, stack_readings
 
 READING = Reading(0, 7, (0.1, 0.2), (0.0, 1 / 3), None, (1.5, 0.0), 5.0, True, 0.25)
 

@@ -7,8 +7,8 @@ from tracer.donors import FAMILIES, load_tiny
 from hybridizer.core.errors import DonorError
 from hybridizer.models.parts import arbitrary_ids, run_model
 from hybridizer.models.residual import bare_outputs, read_last_rows, read_outputs, replaced
-from hybridizer.tracer.lens import Lens, check_lens
-from hybridizer.tracer.sensitivity import log2_softmax
+from hybridizer.trace.lens import Lens, check_lens
+from hybridizer.trace.sensitivity import log2_softmax
 
 
 @pytest.mark.parametrize("family", FAMILIES)

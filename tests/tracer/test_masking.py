@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridizer.core.errors import InputError
-from hybridizer.tracer.masking import choose_mask_token, draw_positions, mask, read_positions
+from hybridizer.trace.masking import choose_mask_token, draw_positions, mask, read_positions
 from tiny import tiny_tokenizer
 
 

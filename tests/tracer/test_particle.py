@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hybridizer.tracer.particle import NO_PARTICLE, change_ratios, task_particles
+from hybridizer.trace.sensitivity import NO_PARTICLE, change_ratios, task_particles
 
 DEFAULTS = {"tau": 0.5, "p_min": 0.1, "epsilon": 1e-10}
 

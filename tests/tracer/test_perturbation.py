@@ -4,7 +4,7 @@ from tracer.donors import FAMILIES, load_tiny
 
 from hybridizer.models.parts import arbitrary_ids, first_floating
 from hybridizer.models.residual import last_rows, read_last_rows, read_outputs
-from hybridizer.tracer.perturbation import can_reuse_prefix, disturb, disturbed_finals, unit_noise
+from hybridizer.trace.perturbation import can_reuse_prefix, disturb, disturbed_finals, unit_noise
 
 SHARING = {"gemma3n_text"}  # later layers read keys and values of earlier ones
 

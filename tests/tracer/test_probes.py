@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hybridizer.core.errors import InputError
-from hybridizer.tracer.probes import (
+from hybridizer.trace.probes import (
     BUILT_IN,
     MAX_PROBLEMS_SHOWN,
     Probe,
@@ -249,5 +249,5 @@ def test_the_data_files_are_plain_json_lines():
     from importlib import resources
 
     for name in BUILT_IN:
-        text = resources.files("hybridizer.tracer").joinpath("data", f"{name}.jsonl").read_text("utf-8")
+        text = resources.files("hybridizer.trace").joinpath("data", f"{name}.jsonl").read_text("utf-8")
         assert [set(json.loads(line)) for line in text.splitlines()] == [{"prompt", "target"}] * 500

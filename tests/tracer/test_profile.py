@@ -10,12 +10,12 @@ from tracer.donors import load_tiny, spread, traced
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.parts import find_parts
-from hybridizer.tracer.probes import Probe, ProbeSet
-from hybridizer.tracer.profile import compare_profiles
-from hybridizer.tracer.readings import Readings
-from hybridizer.tracer.settings import TraceSettings
-from hybridizer.tracer.trace import trace_model
-from hybridizer.tracer.traced import Traced
+from hybridizer.trace.cache import Traced
+from hybridizer.trace.model import trace_model
+from hybridizer.trace.probes import Probe, ProbeSet
+from hybridizer.trace.profile import compare_profiles
+from hybridizer.trace.readings import Readings
+from hybridizer.trace.settings import TraceSettings
 
 DEEP = np.array([0.02, 0.10, 0.01, 0.06, 0.12, 0.03])
 SHALLOW = np.array([0.08, 0.02, 0.05, 0.09])

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridizer.tracer.sensitivity import (
+from hybridizer.trace.sensitivity import (
     boundary_at,
     boundary_scores,
     delta_js,
@@ -73,7 +73,7 @@ def test_js_broadcasts_over_blocks_and_axes(monkeypatch):
     one_by_one = [[float(js_divergence(p, q[i, j])) for j in range(3)] for i in range(2)]
     assert js_divergence(p, q).tolist() == one_by_one
     assert one_by_one[0][0] == 0 < one_by_one[0][1]
-    monkeypatch.setattr("hybridizer.tracer.sensitivity._BLOCK", 2000)
+    monkeypatch.setattr("hybridizer.trace.sensitivity._BLOCK", 2000)
     assert js_divergence(p, q).tolist() == one_by_one
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from tracer.synthetic import synthetic_record
 
-from hybridizer.tracer.baselines import LayerScores
+from hybridizer.trace.baselines import LayerScores
 from hybridizer.tracer.tables import baseline_table, profile_table, ranking_table, trace_table
 
 

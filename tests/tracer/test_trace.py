@@ -12,13 +12,13 @@ from tracer.plain import plain_boundary_scores, plain_js, plain_trace
 from hybridizer.core.errors import DonorError, InputError, RunError
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
+from hybridizer.trace.measure import Meter
+from hybridizer.trace.model import trace_model
+from hybridizer.trace.probes import Probe, ProbeSet
+from hybridizer.trace.readings import Readings
+from hybridizer.trace.settings import TraceSettings
+from hybridizer.trace.tuned_lens import TunedLens
 from hybridizer.tracer import trace as trace_module
-from hybridizer.tracer.measure import Meter
-from hybridizer.tracer.probes import Probe, ProbeSet
-from hybridizer.tracer.readings import Readings
-from hybridizer.tracer.settings import TraceSettings
-from hybridizer.tracer.trace import trace_model
-from hybridizer.tracer.tuned_lens import TunedLens
 
 QUICK = TraceSettings(num_resamples=50)
 
@@ -118,7 +118,7 @@ def test_the_batch_size_changes_nothing(family, tmp_path):
 
 def test_small_chunks_of_logits_change_nothing(donor, monkeypatch):
     whole = run(donor, settings=dataclasses.replace(QUICK, perturb="both")).readings
-    monkeypatch.setattr("hybridizer.tracer.measure.LENS_BYTES", 1)
+    monkeypatch.setattr("hybridizer.trace.measure.LENS_BYTES", 1)
     chunked = run(donor, settings=dataclasses.replace(QUICK, perturb="both")).readings
     np.testing.assert_allclose(whole.js, chunked.js, atol=1e-6)
     np.testing.assert_allclose(whole.layer_js, chunked.layer_js, atol=1e-6)
@@ -135,7 +135,7 @@ def test_the_vulnerable_layer_is_the_one_whose_disturbance_moves_the_end_most(do
 
 
 def test_layer_perturbation_is_that_of_a_hook_by_hand(donor):
-    from hybridizer.tracer.perturbation import unit_noise
+    from hybridizer.trace.perturbation import unit_noise
 
     model, tokenizer, _ = donor
     trace = run(donor, settings=dataclasses.replace(QUICK, perturb="layer", noise_share=0.5, seed=3))

@@ -8,9 +8,9 @@ from tracer.donors import load_tiny, spread
 from hybridizer.core.errors import CheckpointError, InputError
 from hybridizer.models.residual import read_last_rows
 from hybridizer.models.ridge import ridge_map
-from hybridizer.tracer.lens import Lens
-from hybridizer.tracer.sensitivity import kl_divergence
-from hybridizer.tracer.tuned_lens import (
+from hybridizer.trace.lens import Lens
+from hybridizer.trace.sensitivity import kl_divergence
+from hybridizer.trace.tuned_lens import (
     TunedLensSettings,
     builtin_text,
     fit_tuned_lens,

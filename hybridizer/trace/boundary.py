@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridizer.allocation.evidence import Evidence, read_evidence
 from hybridizer.core.errors import InputError, Problem, nearest
+from hybridizer.trace.evidence import Evidence, read_evidence
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ import numpy as np
 from hybridizer.core.bootstrap import Array, Interval, interval, intervals, resampling_weights
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.records import to_jsonable
-from hybridizer.tracer.sensitivity import boundary_scores, delta_js
-from hybridizer.tracer.traced import Traced
+from hybridizer.trace.cache import Traced
+from hybridizer.trace.sensitivity import boundary_scores, delta_js
 
 SCHEMA = "hybridizer.profile/1"
 KEPT_SHARE = 0.5

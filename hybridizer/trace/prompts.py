@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.tracer.masking import MaskToken, draw_positions, mask, read_positions
-from hybridizer.tracer.probes import ProbeSet, check_targets
-from hybridizer.tracer.settings import TraceSettings
+from hybridizer.trace.masking import MaskToken, draw_positions, mask, read_positions
+from hybridizer.trace.probes import ProbeSet, check_targets
+from hybridizer.trace.settings import TraceSettings
 
 
 @dataclass(frozen=True)

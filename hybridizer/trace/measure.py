@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from hybridizer.models.residual import read_last_rows
-from hybridizer.tracer.lens import Lens
-from hybridizer.tracer.perturbation import can_reuse_prefix, disturbed_finals
-from hybridizer.tracer.prompts import Prompt
-from hybridizer.tracer.readings import Reading
-from hybridizer.tracer.sensitivity import js_divergence, kl_divergence, kl_from_uniform
-from hybridizer.tracer.settings import TraceSettings
+from hybridizer.trace.lens import Lens
+from hybridizer.trace.perturbation import can_reuse_prefix, disturbed_finals
+from hybridizer.trace.prompts import Prompt
+from hybridizer.trace.readings import Reading
+from hybridizer.trace.sensitivity import js_divergence, kl_divergence, kl_from_uniform
+from hybridizer.trace.settings import TraceSettings
 
 # About this many bytes of logits are held at once, clean ones and perturbed ones each, whatever the number of prompts.
 LENS_BYTES = 32 * 2**20

@@ -79,3 +79,26 @@ def boundary_scores(js: NDArray[np.float64]) -> NDArray[np.float64]:
 def boundary_at(share: float, num_layers: int) -> int:
     """The last shallow layer when `share` (0..1) of the layers is shallow: rounded, and never 0 or all."""
     return min(max(math.floor(share * num_layers + 0.5), 1), num_layers - 1)
+
+
+NO_PARTICLE = 0
+
+
+def change_ratios(target_prob: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
+    """Ratio(l) = |P(l) - P(l-1)| / (P(l) + epsilon) of the target token, l = 1..L: (..., L) from (..., L+1).
+
+    Between 0 and 1 where the probability rises, unbounded where it falls to nearly nothing: aggregate with the median.
+    """
+    before, after = target_prob[..., :-1], target_prob[..., 1:]
+    return np.abs(after - before) / (after + epsilon)
+
+
+def task_particles(target_prob: NDArray[np.float64], tau: float, p_min: float, epsilon: float) -> NDArray[np.int64]:
+    """Each prompt's task particle, 1..L, or NO_PARTICLE (0): (n,) from the target's probabilities (n, L+1).
+
+    Ours: the first layer at which the probability rises, by a ratio of at least `tau`, to at least `p_min`.
+    """
+    rises = target_prob[:, 1:] > target_prob[:, :-1]
+    steep = change_ratios(target_prob, epsilon) >= tau
+    found = rises & steep & (target_prob[:, 1:] >= p_min)
+    return np.where(found.any(axis=1), found.argmax(axis=1) + 1, NO_PARTICLE)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hybridizer.core.errors import DonorError, Problem
 from hybridizer.models.parts import MODEL_FAULTS, Parts, agree, arbitrary_ids, first_floating, run_model
 from hybridizer.models.residual import bare_outputs, last_rows, read_outputs, replaced, run_tail
-from hybridizer.tracer.sensitivity import log2_softmax
+from hybridizer.trace.sensitivity import log2_softmax
 
 
 class Translator(Protocol):

@@ -19,17 +19,17 @@ from hybridizer.core.records import content_hash, read_json
 from hybridizer.models.batching import make_batches
 from hybridizer.models.load import max_tokens
 from hybridizer.models.parts import Parts
-from hybridizer.tracer.journal import Journal
-from hybridizer.tracer.lens import Lens, check_lens
-from hybridizer.tracer.masking import MaskToken, choose_mask_token
-from hybridizer.tracer.measure import Meter
-from hybridizer.tracer.probes import ProbeSet
-from hybridizer.tracer.prompts import Prompt, check_fit, prepare_prompts
-from hybridizer.tracer.readings import Reading, Readings, stack_readings
-from hybridizer.tracer.record import TracedDonor, TracedProbes, TracedSettings, TraceRecord
-from hybridizer.tracer.settings import TraceSettings, check_settings
-from hybridizer.tracer.summary import summarise
-from hybridizer.tracer.tuned_lens import TunedLens
+from hybridizer.trace.journal import Journal
+from hybridizer.trace.lens import Lens, check_lens
+from hybridizer.trace.masking import MaskToken, choose_mask_token
+from hybridizer.trace.measure import Meter
+from hybridizer.trace.probes import ProbeSet
+from hybridizer.trace.prompts import Prompt, check_fit, prepare_prompts
+from hybridizer.trace.readings import Reading, Readings, stack_readings
+from hybridizer.trace.record import TracedDonor, TracedProbes, TracedSettings, TraceRecord
+from hybridizer.trace.settings import TraceSettings, check_settings
+from hybridizer.trace.summary import summarise
+from hybridizer.trace.tuned_lens import TunedLens
 
 
 @dataclass(frozen=True)

@@ -76,13 +76,13 @@ def builtin_probes(name: str) -> ProbeSet:
     """A probe set shipped with hybridizer: `antonyms-en` or `antonyms-zh`. Raises ProbeError for any other name."""
     if name not in BUILT_IN:
         raise ProbeError(Problem("probes", f"there is no built-in probe set '{name}'.", nearest(name, BUILT_IN)))
-    data = resources.files("hybridizer.tracer").joinpath("data", f"{name}.jsonl").read_bytes()
+    data = resources.files("hybridizer.trace").joinpath("data", f"{name}.jsonl").read_bytes()
     return ProbeSet(name, _digest(data), _parse(f"{name}.jsonl", data), BUILT_IN[name])
 
 
 def builtin_license(name: str) -> str:
     """The full licence text that comes with a built-in probe set."""
-    return resources.files("hybridizer.tracer").joinpath("data", f"{name}.LICENSE").read_text("utf-8")
+    return resources.files("hybridizer.trace").joinpath("data", f"{name}.LICENSE").read_text("utf-8")
 
 
 def read_probes(path: Path) -> ProbeSet:

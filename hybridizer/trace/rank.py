@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hybridizer.allocation.strategies import Boundary, choose_boundary
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.tracer.probes import ProbeSet
-from hybridizer.tracer.traced import Traced
+from hybridizer.trace.boundary import Boundary, choose_boundary
+from hybridizer.trace.cache import Traced
+from hybridizer.trace.probes import ProbeSet
 
 
 def choose(traced: Traced, asked: str | float) -> Boundary:
@@ -22,7 +22,7 @@ def rank(traces: Sequence[Traced], probes: ProbeSet, asked: str | float, *, seed
     What counts is the deep side of each donor: the layers behind the boundary that `asked` gives it. Raises InputError
     for traces without the context perturbation, and whatever `rank_donors` raises.
     """
-    from hybridizer.allocation.ranking import Candidate, PerPrompt, rank_donors
+    from hybridizer.trace.ranking import Candidate, PerPrompt, rank_donors
 
     candidates, boundaries = [], {}
     for traced in traces:

@@ -12,7 +12,7 @@ from typing import Any
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.files import flush_folder
 from hybridizer.core.records import to_jsonable
-from hybridizer.tracer.readings import Reading
+from hybridizer.trace.readings import Reading
 
 
 class Journal:

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridizer.core.bootstrap import Array, folded_interval, intervals, mean_interval, resampling_weights
-from hybridizer.tracer.particle import NO_PARTICLE, change_ratios, task_particles
-from hybridizer.tracer.readings import Readings
-from hybridizer.tracer.record import (
+from hybridizer.trace.readings import Readings
+from hybridizer.trace.record import (
     BestBoundary,
     BoundaryFigure,
     LayerFigures,
@@ -19,7 +18,14 @@ from hybridizer.tracer.record import (
     TraceRecord,
     VulnerableLayer,
 )
-from hybridizer.tracer.sensitivity import boundary_at, boundary_scores, delta_js
+from hybridizer.trace.sensitivity import (
+    NO_PARTICLE,
+    boundary_at,
+    boundary_scores,
+    change_ratios,
+    delta_js,
+    task_particles,
+)
 
 MARKS = {"33%": 0.33, "50%": 0.50, "66%": 0.66}
 

@@ -13,12 +13,12 @@ from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json
 from hybridizer.donors.donor import Donor
 from hybridizer.recipe.recipe import Trace as TraceSection
-from hybridizer.tracer.probes import ProbeSet, load_probes
-from hybridizer.tracer.settings import TraceSettings, check_settings
-from hybridizer.tracer.traced import Traced, is_traced, read_traced, write_traced
+from hybridizer.trace.cache import Traced, is_traced, read_traced, write_traced
+from hybridizer.trace.probes import ProbeSet, load_probes
+from hybridizer.trace.settings import TraceSettings, check_settings
 
 if TYPE_CHECKING:
-    from hybridizer.tracer.baselines import LayerScores
+    from hybridizer.trace.baselines import LayerScores
 
 LENSES = ("plain", "tuned")
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -82,7 +82,7 @@ def trace(donor: Donor, request: TraceRequest, monitor: Monitor) -> Traced:
 
 def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tuple[LayerScores, ...]:
     """Other people's measures of each layer of `donor`, on the weights and on the request's prompts, unmasked."""
-    from hybridizer.tracer.baselines import score_activations, score_weights
+    from hybridizer.trace.baselines import score_activations, score_weights
 
     model, tokenizer, parts = _load(donor, request)
     prompts = [tokenizer(probe.prompt)["input_ids"] for probe in request.probes.probes]
@@ -105,8 +105,8 @@ def _load(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:
 
 
 def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) -> None:
-    from hybridizer.tracer.record import TracedDonor
-    from hybridizer.tracer.trace import trace_model
+    from hybridizer.trace.model import trace_model
+    from hybridizer.trace.record import TracedDonor
 
     folder.mkdir(parents=True, exist_ok=True)
     assert donor.fingerprint is not None, "a donor is traced with its fingerprint known"
@@ -131,7 +131,7 @@ def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) ->
 
 
 def _obtain_lens(model: Any, tokenizer: Any, parts: Any, donor: Donor, monitor: Monitor) -> Any:
-    from hybridizer.tracer.tuned_lens import builtin_text, obtain_tuned_lens
+    from hybridizer.trace.tuned_lens import builtin_text, obtain_tuned_lens
 
     assert donor.fingerprint is not None
     folder = cache_folder() / "lenses"

@@ -12,8 +12,8 @@ from hybridizer.core.files import write_file
 from hybridizer.core.records import read_json, write_json
 
 if TYPE_CHECKING:
-    from hybridizer.tracer.baselines import LayerScores
-    from hybridizer.tracer.readings import Readings
+    from hybridizer.trace.baselines import LayerScores
+    from hybridizer.trace.readings import Readings
 
 _RECORD, _READINGS = "record.json", "readings.npz"
 
@@ -47,7 +47,7 @@ def read_traced(folder: Path, donor: str, reference: str) -> Traced:
     """The trace in `folder` under the donor's present name and reference. Raises CheckpointError when it is damaged."""
     import numpy as np
 
-    from hybridizer.tracer.readings import Readings
+    from hybridizer.trace.readings import Readings
 
     record = read_json(folder / _RECORD)
     record["donor"]["reference"] = reference
