@@ -13,9 +13,9 @@ from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
 from hybridizer.draft import Planned
+from hybridizer.evaluate.run import compare_runs, evaluate
 from hybridizer.plan.manifest import read_manifest
 from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
-from hybridizer.stages.evaluate import compare_runs, evaluate
 from hybridizer.stages.train import open_texts
 from hybridizer.trace.cache import Traced
 from hybridizer.trace.donor import request_from_section, trace
@@ -43,7 +43,7 @@ def measure(planned: Planned, folder: Path, monitor: Monitor) -> Outcome:
 
 
 def _compare_scores(planned: Planned, folder: Path, monitor: Monitor) -> dict[str, Any]:
-    from hybridizer.evaluation.scores import ScoreSettings
+    from hybridizer.evaluate.scores import ScoreSettings
 
     recipe = planned.settled.recipe
     asked = recipe.evaluate or Evaluate()
@@ -58,7 +58,7 @@ def _compare_scores(planned: Planned, folder: Path, monitor: Monitor) -> dict[st
 def _open_sets(recipe: Recipe, asked: Evaluate, model: Path, remote_code: bool, monitor: Monitor) -> list[Any]:
     """The held-out documents of every training source, then the general texts without what training sees of them."""
     from hybridizer.data.tokenizer import load_encoder
-    from hybridizer.evaluation.texts import general_text, heldout_texts, trained_keys
+    from hybridizer.evaluate.texts import general_text, heldout_texts, trained_keys
 
     train = recipe.train
     assert train is not None, "called for recipes that train"

@@ -171,7 +171,7 @@ def train(
     Afterwards `folder` holds the trained tensors in float32 under their names in the output, and the record, written
     last. Every process of a run calls this. Raises what `training.loop.train` raises.
     """
-    from hybridizer.evaluation.samples import unfit_prompts
+    from hybridizer.evaluate.samples import unfit_prompts
     from hybridizer.models.load import load_causal_lm, max_tokens
     from hybridizer.models.parts import find_parts
     from hybridizer.training.freeze import plan_freeze, plan_lora_

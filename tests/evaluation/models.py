@@ -3,7 +3,7 @@
 import numpy as np
 from training.models import tiny_model
 
-from hybridizer.evaluation.texts import Document, TextSet
+from hybridizer.evaluate.texts import Document, TextSet
 from hybridizer.models.parts import find_parts
 
 

@@ -8,7 +8,7 @@ import torch
 from evaluation.models import model_and_parts, text_of
 
 from hybridizer.core.errors import InputError, RunError
-from hybridizer.evaluation.bits import cut_windows, num_scored_tokens, score_documents
+from hybridizer.evaluate.bits import cut_windows, num_scored_tokens, score_documents
 
 FAMILIES = {"llama": {}, "gemma2": {}, "granite": {"logits_scaling": 2.0}, "cohere": {}, "mamba2": {}, "qwen3_next": {}}
 LENGTHS = (5, 40, 17, 16, 2, 40, 33, 24)

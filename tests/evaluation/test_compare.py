@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hybridizer.core.errors import CheckpointError
-from hybridizer.evaluation.compare import compare_bits, compare_scores
-from hybridizer.evaluation.scores import Sample, Scores, TextScores, read_scores
+from hybridizer.evaluate.compare import compare_bits, compare_scores
+from hybridizer.evaluate.scores import Sample, Scores, TextScores, read_scores
 
 SIZES = np.array([100, 300, 50, 220, 400, 90, 180, 60, 500, 140, 75, 310])
 

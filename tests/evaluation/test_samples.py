@@ -8,8 +8,8 @@ from evaluation.models import model_and_parts, text_of
 from transformers import AutoTokenizer
 
 from hybridizer.core.errors import InputError
-from hybridizer.evaluation.samples import continue_prompts, num_prompts
-from hybridizer.evaluation.scores import ScoreSettings
+from hybridizer.evaluate.samples import continue_prompts, num_prompts
+from hybridizer.evaluate.scores import ScoreSettings
 from hybridizer.models.parts import run_model
 from tiny import tiny_tokenizer
 
@@ -101,6 +101,6 @@ def test_a_prompt_that_ends_within_a_character_keeps_its_whole_continuation(toke
     first, second = tokenizer("é")["input_ids"]
     text.documents[0].tokens[:] = first, second
     given = [second, *tokenizer("t")["input_ids"]]
-    monkeypatch.setattr("hybridizer.evaluation.samples.continue_greedily", lambda *arguments: given)
+    monkeypatch.setattr("hybridizer.evaluate.samples.continue_greedily", lambda *arguments: given)
     _, (sample,) = samples_of(tokenizer, [text], new_tokens=2)
     assert (sample.prompt, sample.continuation) == ("\ufffd", "\ufffdt")

@@ -9,7 +9,7 @@ from training.texts import END, shard_of
 from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import DataSettings, Source, TrainingData
-from hybridizer.evaluation.texts import Document, TextSet, general_text, heldout_texts, trained_keys
+from hybridizer.evaluate.texts import Document, TextSet, general_text, heldout_texts, trained_keys
 
 TEXTS = [f"{i:03d} " + "x" * (i % 23) for i in range(200)]
 

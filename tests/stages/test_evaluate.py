@@ -10,9 +10,9 @@ from hybridizer.core.progress import SilentMonitor
 from hybridizer.core.records import content_hash
 from hybridizer.data.batches import Source
 from hybridizer.data.tokenizer import TokenizerEncoder
-from hybridizer.evaluation.scores import ScoreSettings
-from hybridizer.evaluation.texts import general_text, heldout_texts, trained_keys
-from hybridizer.stages.evaluate import compare_runs, evaluate
+from hybridizer.evaluate.run import compare_runs, evaluate
+from hybridizer.evaluate.scores import ScoreSettings
+from hybridizer.evaluate.texts import general_text, heldout_texts, trained_keys
 from tiny import make_tiny, tiny_tokenizer
 
 SETTINGS = ScoreSettings(context=32, prompts=("the day and",), new_tokens=5)
@@ -91,6 +91,6 @@ def test_the_window_is_never_longer_than_the_model_takes(folders, texts):
 def test_stored_bfloat16_computes_as_such_only_where_the_device_can(folders, texts, monkeypatch, hardware, dtype):
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr("hybridizer.evaluation.score.has_bfloat16", lambda device: hardware)
+    monkeypatch.setattr("hybridizer.evaluate.model.has_bfloat16", lambda device: hardware)
     AutoModelForCausalLM.from_pretrained(folders[0], dtype="bfloat16").save_pretrained(folders[0])
     assert evaluate(folders[0], "a", texts[:1], SETTINGS, SilentMonitor()).dtype == dtype

@@ -12,7 +12,7 @@ from torch import nn
 
 from hybridizer.core.bootstrap import Array
 from hybridizer.core.errors import InputError, Problem, RunError
-from hybridizer.evaluation.texts import TextSet
+from hybridizer.evaluate.texts import TextSet
 from hybridizer.models.batching import make_batches
 from hybridizer.models.objective import Objective
 from hybridizer.models.parts import Parts

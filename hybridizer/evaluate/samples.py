@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.evaluation.scores import Sample, ScoreSettings
-from hybridizer.evaluation.texts import TextSet
+from hybridizer.evaluate.scores import Sample, ScoreSettings
+from hybridizer.evaluate.texts import TextSet
 from hybridizer.models.generation import continue_greedily
 from hybridizer.models.load import max_tokens
 

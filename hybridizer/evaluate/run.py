@@ -12,8 +12,8 @@ from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
 
 if TYPE_CHECKING:
-    from hybridizer.evaluation.scores import Scores, ScoreSettings
-    from hybridizer.evaluation.texts import TextSet
+    from hybridizer.evaluate.scores import Scores, ScoreSettings
+    from hybridizer.evaluate.texts import TextSet
 
 
 def evaluate(
@@ -32,8 +32,8 @@ def evaluate(
     `identity` is a hash of the model's content: equal models on equal texts are scored once, whichever arm or recipe
     asks. Raises DonorError for a folder that cannot be loaded, and whatever `score_model` raises.
     """
-    from hybridizer.evaluation.score import compute_dtype, default_device
-    from hybridizer.evaluation.scores import read_scores
+    from hybridizer.evaluate.model import compute_dtype, default_device
+    from hybridizer.evaluate.scores import read_scores
 
     asked = [(text.name, text.role, text.documents_trained, text.identity) for text in texts]
     place = (default_device().type, compute_dtype())
@@ -50,7 +50,7 @@ def evaluate(
 
 def compare_runs(before: Scores, after: Scores, *, seed: int) -> dict[str, Any]:
     """The record of schema "hybridizer.scores/1": both on every text with intervals, and every sample side by side."""
-    from hybridizer.evaluation.compare import compare_scores
+    from hybridizer.evaluate.compare import compare_scores
 
     return compare_scores(before, after, seed)
 
@@ -63,7 +63,7 @@ def _score(
     monitor: Monitor,
     remote_code: bool,
 ) -> Scores:
-    from hybridizer.evaluation.score import compute_dtype, default_device, score_model
+    from hybridizer.evaluate.model import compute_dtype, default_device, score_model
     from hybridizer.models.load import load_causal_lm
     from hybridizer.models.parts import find_parts
     from hybridizer.models.quiet import without_bars

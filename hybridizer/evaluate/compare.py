@@ -10,7 +10,7 @@ import numpy as np
 
 from hybridizer.core.bootstrap import Interval, interval, resampling_weights
 from hybridizer.core.records import to_jsonable
-from hybridizer.evaluation.scores import Scores, TextScores
+from hybridizer.evaluate.scores import Scores, TextScores
 
 SCHEMA = "hybridizer.scores/1"
 NUM_RESAMPLES = 2000

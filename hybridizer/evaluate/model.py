@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from hybridizer.core.progress import Monitor
-from hybridizer.evaluation.bits import num_scored_tokens, score_documents
-from hybridizer.evaluation.samples import continue_prompts, num_prompts
-from hybridizer.evaluation.scores import Scores, ScoreSettings, TextScores
-from hybridizer.evaluation.texts import TextSet
+from hybridizer.evaluate.bits import num_scored_tokens, score_documents
+from hybridizer.evaluate.samples import continue_prompts, num_prompts
+from hybridizer.evaluate.scores import Scores, ScoreSettings, TextScores
+from hybridizer.evaluate.texts import TextSet
 from hybridizer.models.load import max_tokens
 from hybridizer.models.matmul import has_bfloat16
 from hybridizer.models.parts import Parts
