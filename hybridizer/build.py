@@ -29,7 +29,10 @@ from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.stages.export import export
 from hybridizer.stages.splice import splice
-from hybridizer.stages.train import (
+from hybridizer.stages.verify import Proof, verify
+from hybridizer.trace.cache import Traced
+from hybridizer.trace.donor import TraceRequest, score_baselines, trace
+from hybridizer.train.run import (
     TENSORS,
     TrainRecord,
     join_processes,
@@ -38,12 +41,9 @@ from hybridizer.stages.train import (
     required_bytes,
     train,
 )
-from hybridizer.stages.verify import Proof, verify
-from hybridizer.trace.cache import Traced
-from hybridizer.trace.donor import TraceRequest, score_baselines, trace
 
 if TYPE_CHECKING:
-    from hybridizer.adapters.accelerator import Runtime
+    from hybridizer.train.runtime import Runtime
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Awaited, open_donors, scan_donors
-from hybridizer.plan.cost import Cost, CostRequest, Expectation, estimate_cost, expect_time
+from hybridizer.plan.cost import Cost, CostRequest, estimate_cost
 from hybridizer.plan.freeze import asked_to_freeze
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
@@ -18,6 +18,7 @@ from hybridizer.plan.training import pin_datasets, plan_training
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.settle import Settled, guess, settle
+from hybridizer.train.timing import Expectation, expect_time
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def expect(planned: Planned, device: str) -> Expectation | None:
     recipe, request = planned.settled.recipe, _cost_request(planned, device)
     if request is None or recipe.train is None:
         return None
-    from hybridizer.stages.train import loop_settings
+    from hybridizer.train.run import loop_settings
 
     num_steps = -(-recipe.train.tokens // (recipe.train.sequence * recipe.train.rows_per_step))
     if recipe.train.max_steps is not None:

@@ -16,9 +16,9 @@ from hybridizer.draft import Planned
 from hybridizer.evaluate.run import compare_runs, evaluate
 from hybridizer.plan.manifest import read_manifest
 from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
-from hybridizer.stages.train import open_texts
 from hybridizer.trace.cache import Traced
 from hybridizer.trace.donor import request_from_section, trace
+from hybridizer.train.run import open_texts
 
 
 @dataclass(frozen=True)

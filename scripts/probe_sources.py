@@ -14,7 +14,7 @@ from pathlib import Path
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base, WordNet 3.0
 WORDNET_COPYRIGHT = Path("/usr/share/doc/wordnet-base/copyright")
-DATA = Path(__file__).parent.parent / "hybridizer" / "tracer" / "data"
+DATA = Path(__file__).parent.parent / "hybridizer" / "trace" / "data"
 FILES = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
 NUM_EXAMPLES = 3
 NUMBERS = {"n": 1, "v": 2, "a": 3, "r": 4, "s": 5}  # how sense keys spell the part of speech

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from hub import COMMIT, serve_repository
 from hybridizer import build
-from hybridizer.adapters.accelerator import Runtime
 from hybridizer.checkpoint import disk
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.plan.plan import plan_from_json
 from hybridizer.recipe.recipe import Tracker
-from hybridizer.stages.train import open_runtime
+from hybridizer.train.run import open_runtime
+from hybridizer.train.runtime import Runtime
 from lines import hybridize, hybridize_json, make_donor, write_recipe
 
 TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 4000, "sequence": 64, "lr": 1e-3, "heldout_share": 0.2}

@@ -16,7 +16,7 @@ from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.recipe import Lora
 
 if TYPE_CHECKING:  # it needs torch, and a plan is made without
-    from hybridizer.training.loop import TrainSettings
+    pass
 
 SCHEMA = "hybridizer.cost/1"
 COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -85,19 +85,6 @@ class Cost:
         return {"schema": SCHEMA, **value}
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """What a probe of a few real steps measured on this machine, and the time that makes for the whole run."""
-
-    step_seconds: float
-    run_seconds: float
-    tokens_per_second: float
-    measured_peak_bytes: int
-    estimated_peak_bytes: int
-    device: str
-    compute_dtype: str
-
-
 def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
     """The cost of training the model of `plan`, from sizes alone: no weight is read, no torch is imported.
 
@@ -117,42 +104,6 @@ def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
     if request.lora is not None:
         notes.append(f"low-rank adapters of rank {request.lora.rank} train in every arm, and nothing else")
     return Cost(asked, tuple(arms), request.compute_dtype, request.device, tokens, found.sentence(), tuple(notes))
-
-
-def expect_time(
-    plan: Plan, request: CostRequest, settings: TrainSettings, *, packed: bool, num_steps: int
-) -> Expectation:
-    """Run a few real steps of this training on random weights, in a process of its own that writes nothing.
-
-    One process's steps: `num_steps` of them take `run_seconds`. Raises RunError when the process dies, and whatever
-    training raises.
-    """
-    from hybridizer.training.probe import ProbeRequest, probe
-
-    probed = probe(
-        ProbeRequest(
-            plan.config,
-            _main_dtype(plan),
-            request.freeze,
-            request.boundary,
-            request.sequence,
-            request.rows_per_batch * request.batches_per_step,
-            packed,
-            replace(settings, rows_per_batch=request.rows_per_batch),
-            lora=request.lora,
-            cpu=request.device == "cpu",
-        )
-    )
-    exact = replace(request, precision=probed.compute_dtype, device=probed.device.partition(":")[0])
-    return Expectation(
-        probed.step_seconds,
-        probed.step_seconds * num_steps,
-        probed.tokens_per_second,
-        probed.peak_memory_bytes,
-        estimate_cost(plan, exact).asked.peak_bytes,
-        probed.device,
-        probed.compute_dtype,
-    )
 
 
 def _price(name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRequest) -> tuple[Arm, Estimate]:
@@ -188,7 +139,7 @@ def _run_shape(request: CostRequest) -> RunShape:
     )
 
 
-def _main_dtype(plan: Plan) -> str:
+def main_dtype(plan: Plan) -> str:
     """The floating dtype that holds most of the plan's tensors, as torch names it."""
     names: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     held = dict.fromkeys(DTYPE_BYTES, 0)

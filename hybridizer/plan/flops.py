@@ -6,7 +6,6 @@ everything 6N; attention over the context comes on top.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,27 +56,3 @@ def count_token_flops(
 def full_training(choice: FreezeChoice) -> FreezeChoice:
     """The choice that trains everything in the same model: what a freeze is compared with."""
     return FreezeChoice(choice.num_layers, choice.boundary, (), False, False, False)
-
-
-def measure_peak(device: str, dtype: str, rows: int = 2048, width: int = 1024, seconds: float = 0.3) -> float:
-    """FLOP/s of the matrix product (rows, width) x (width, width) on `device`, the best of several within `seconds`."""
-    import torch
-
-    place = torch.device(device)
-    a, b = (torch.ones(n, width, dtype=getattr(torch, dtype), device=place) for n in (rows, width))
-    best, deadline = float("inf"), time.perf_counter() + seconds
-    torch.mm(a, b)
-    while time.perf_counter() < deadline:
-        _wait(place.type)
-        start = time.perf_counter()
-        torch.mm(a, b)
-        _wait(place.type)
-        best = min(best, time.perf_counter() - start)
-    return 2 * rows * width * width / best
-
-
-def _wait(kind: str) -> None:
-    import torch
-
-    if kind != "cpu":
-        getattr(torch, kind).synchronize()

@@ -229,7 +229,7 @@ class Train:
     """Continued pre-training. `freeze` is a side or layer numbers; the three parts follow their side unless named.
 
     Tokens, rows and shares are those of hybridizer.data.batches.DataSettings, the rest those of
-    hybridizer.training.loop.TrainSettings and its parts, under the same names.
+    hybridizer.train.loop.TrainSettings and its parts, under the same names.
     """
 
     data: tuple[DataEntry, ...]

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from hybridizer.core.errors import RecipeError
-from hybridizer.plan.cost import CostRequest, estimate_cost, expect_time
+from hybridizer.plan.cost import CostRequest, estimate_cost
 from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.plan.plan import Origin, Plan, PlannedTensor
 from hybridizer.recipe.recipe import Lora
+from hybridizer.train.timing import expect_time
 from hybridizer.training.tables import cost_table, duration, expectation_lines, readable
 from tiny import tiny_config
 
@@ -91,12 +92,12 @@ def test_adapters_are_priced_as_adapters(plan):
 
 
 def test_a_probe_trains_the_adapters_that_were_asked_for(plan, monkeypatch):
-    from hybridizer.training.loop import TrainSettings
-    from hybridizer.training.probe import Probed
+    from hybridizer.train.loop import TrainSettings
+    from hybridizer.train.timing import Probed
 
     asked = []
     answer = Probed(2.0, 10.0, 10**9, "cpu", "float32")
-    monkeypatch.setattr("hybridizer.training.probe.probe", lambda request: asked.append(request) or answer)
+    monkeypatch.setattr("hybridizer.train.timing.probe", lambda request: asked.append(request) or answer)
     request = replace(REQUEST, lora=Lora(4, dropout=0.1))
     found = expect_time(plan, request, TrainSettings(precision="float32"), packed=True, num_steps=50)
     assert asked[0].lora == Lora(4, dropout=0.1)
@@ -126,7 +127,7 @@ def test_pricing_a_plan_needs_no_torch():
 
 
 def test_the_time_of_a_run_is_that_of_a_probed_step(plan):
-    from hybridizer.training.loop import TrainSettings
+    from hybridizer.train.loop import TrainSettings
 
     found = expect_time(plan, REQUEST, TrainSettings(precision="float32"), packed=True, num_steps=50)
     assert found.run_seconds == pytest.approx(50 * found.step_seconds)

@@ -21,6 +21,6 @@ def test_a_built_in_set_is_what_its_script_builds(name, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("probe_sources"), "DATA", tmp_path)
     importlib.import_module(f"build_probes_{name[-2:]}").main()
     built = (tmp_path / f"{name}.jsonl").read_bytes()
-    assert built == (SCRIPTS.parent / "hybridizer" / "tracer" / "data" / f"{name}.jsonl").read_bytes()
+    assert built == (SCRIPTS.parent / "hybridizer" / "trace" / "data" / f"{name}.jsonl").read_bytes()
     assert len(built.splitlines()) == len(builtin_probes(name).probes)
     assert (tmp_path / f"{name}.LICENSE").read_text("utf-8") == builtin_license(name)

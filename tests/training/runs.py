@@ -9,14 +9,14 @@ from pathlib import Path
 from training.models import plain_model
 from training.texts import shard_of
 
-from hybridizer.adapters.accelerator import Runtime
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import DataSettings, Source, TrainingData
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.freeze import FreezeSettings
-from hybridizer.training.freeze import plan_freeze
-from hybridizer.training.loop import DeviceFigures, TrainSettings, train
-from hybridizer.training.optimizer import OptimizerSettings
+from hybridizer.train.freeze import plan_freeze
+from hybridizer.train.loop import DeviceFigures, TrainSettings, train
+from hybridizer.train.optimizer import OptimizerSettings
+from hybridizer.train.runtime import Runtime
 
 TEXTS = [f"document {i} " + "abc " * (i % 11) for i in range(120)]
 SETTINGS = TrainSettings(OptimizerSettings(lr=1e-2), precision="float32", checkpoint_minutes=0.0)

@@ -6,13 +6,14 @@ from training.models import tiny_model
 
 from hybridizer.models.objective import Objective
 from hybridizer.models.parts import find_parts
-from hybridizer.plan.flops import count_token_flops, full_training, measure_peak
+from hybridizer.plan.flops import count_token_flops, full_training
 from hybridizer.plan.freeze import FreezeSettings, choose_frozen
 from hybridizer.plan.memory import LayerShape, ModelShape, RunShape, estimate
 from hybridizer.plan.shapes import shape_of
 from hybridizer.recipe.recipe import Lora
-from hybridizer.training.freeze import apply_freeze_, plan_freeze, plan_lora_
-from hybridizer.training.fused import fused
+from hybridizer.train.freeze import apply_freeze_, plan_freeze, plan_lora_
+from hybridizer.train.fused import fused
+from hybridizer.train.timing import measure_peak
 
 # SmolLM2-135M
 LAYER = LayerShape(3_540_096, 3_538_944, 5760, 1152, 576)

@@ -7,7 +7,7 @@ from training.models import llama_parts, tiny_model
 
 from hybridizer.core.errors import RecipeError, RunError
 from hybridizer.plan.freeze import FreezeSettings
-from hybridizer.training.freeze import FreezeProof, apply_freeze_, check_freeze, plan_freeze, tensor_sha256
+from hybridizer.train.freeze import FreezeProof, apply_freeze_, check_freeze, plan_freeze, tensor_sha256
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn import functional
 from training.models import tiny_model
 
+from hybridizer.train.fused import GELU, SILU, TANH_GELU, fused, gated_network, rms_norm
 from hybridizer.training import fused as module
-from hybridizer.training.fused import GELU, SILU, TANH_GELU, fused, gated_network, rms_norm
 
 ROWS, WIDTH, WIDE = 300, 40, 56
 

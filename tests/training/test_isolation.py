@@ -11,7 +11,7 @@ from hybridizer.models.loss import IGNORED
 from hybridizer.models.objective import Objective
 from hybridizer.models.parts import find_parts
 from hybridizer.models.wrapping import recomputing
-from hybridizer.training.isolation import Documents, documents_apart, documents_leak
+from hybridizer.train.isolation import Documents, documents_apart, documents_leak
 
 ATTENTION = ["llama", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt2"]
 EXPERTS = ["mixtral", "qwen2_moe", "deepseek_v3"]

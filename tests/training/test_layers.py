@@ -6,7 +6,7 @@ from hybridizer.models.objective import Objective
 from hybridizer.models.parts import find_parts
 from hybridizer.models.wrapping import recomputing
 from hybridizer.plan.freeze import FreezeSettings
-from hybridizer.training.freeze import apply_freeze_, plan_freeze
+from hybridizer.train.freeze import apply_freeze_, plan_freeze
 
 IDS = torch.arange(24)[None] + 3
 

@@ -10,8 +10,8 @@ from hybridizer.core.errors import InputError, RunError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.models.matmul import WideProducts
 from hybridizer.plan.freeze import FreezeSettings
-from hybridizer.training.freeze import plan_freeze, tensor_sha256
-from hybridizer.training.optimizer import OptimizerSettings
+from hybridizer.train.freeze import plan_freeze, tensor_sha256
+from hybridizer.train.optimizer import OptimizerSettings
 
 
 def lines_of(folder):
@@ -171,14 +171,14 @@ def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tm
 
 def test_trackers_get_the_curves(tmp_path):
     pytest.importorskip("tensorboardX")
-    from hybridizer.adapters.accelerator import Runtime
+    from hybridizer.train.runtime import Runtime
 
     run(tmp_path, runtime=Runtime(("tensorboard",), tmp_path, cpu=True))
     assert list(tmp_path.glob("train/**/events.out.tfevents.*"))
 
 
 def test_an_unknown_tracker_is_refused():
-    from hybridizer.adapters.accelerator import Runtime
+    from hybridizer.train.runtime import Runtime
 
     with pytest.raises(InputError, match="no tracker abacus here"):
         Runtime(("abacus",), cpu=True)

@@ -3,12 +3,12 @@ import torch
 from training.models import tiny_model
 from training.runs import run_model
 
-from hybridizer.adapters.lora import merge_lora_
 from hybridizer.core.errors import InputError
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.recipe.recipe import Lora
-from hybridizer.training.freeze import apply_freeze_, check_freeze, plan_freeze, plan_lora_, tensor_sha256
+from hybridizer.train.freeze import apply_freeze_, check_freeze, plan_freeze, plan_lora_, tensor_sha256
+from hybridizer.train.lora import merge_lora_
 
 pytest.importorskip("peft")
 

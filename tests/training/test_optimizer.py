@@ -9,8 +9,8 @@ from training.runs import SETTINGS, bytes_of, run
 
 from hybridizer.core.errors import InputError, RecipeError
 from hybridizer.plan.freeze import FreezeSettings
-from hybridizer.training.freeze import apply_freeze_, plan_freeze
-from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer
+from hybridizer.train.freeze import apply_freeze_, plan_freeze
+from hybridizer.train.optimizer import Masters, OptimizerSettings, make_optimizer
 
 
 def masters_of(dtype=torch.float32, freeze="deep"):
@@ -106,6 +106,6 @@ def wide_model():
 
 def test_eight_bit_refuses_tensors_spread_over_processes(monkeypatch):
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr("hybridizer.training.optimizer.is_spread", lambda tensor: True)
+    monkeypatch.setattr("hybridizer.train.optimizer.is_spread", lambda tensor: True)
     with pytest.raises(InputError, match="FSDP spreads over processes"):
         make_optimizer(masters_of()[2].tensors, OptimizerSettings(name="adamw8bit"))

@@ -52,7 +52,7 @@ def test_a_plan_and_the_loaded_model_give_the_same_shape(model_type):
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text", "olmo2", "starcoder2", "gpt_neox"])
 def test_the_kept_widths_are_what_autograd_keeps(model_type):
-    from hybridizer.training.fused import fused
+    from hybridizer.train.fused import fused
 
     shape, model = planned(model_type)
     layer, tokens = find_parts(model).layers[1], 64

@@ -9,8 +9,8 @@ from hybridizer.models.matmul import has_bfloat16
 from hybridizer.models.objective import Objective
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.freeze import FreezeSettings
-from hybridizer.training.freeze import apply_freeze_, plan_freeze, tensor_sha256
-from hybridizer.training.precision import MixedLinear, WorkingPrecision, choose_dtype
+from hybridizer.train.freeze import apply_freeze_, plan_freeze, tensor_sha256
+from hybridizer.train.precision import MixedLinear, WorkingPrecision, choose_dtype
 
 IDS = torch.arange(24)[None] + 3
 BATCH = (IDS, torch.arange(24)[None], IDS)

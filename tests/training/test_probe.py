@@ -5,9 +5,9 @@ import pytest
 
 from hybridizer.core.errors import DonorError, RecipeError, RunError
 from hybridizer.plan.freeze import FreezeSettings
+from hybridizer.train.loop import TrainSettings
+from hybridizer.train.timing import Probed, ProbeRequest, probe
 from hybridizer.training import probe as module
-from hybridizer.training.loop import TrainSettings
-from hybridizer.training.probe import Probed, ProbeRequest, probe
 from tiny import tiny_config
 
 CONFIG = json.loads(json.dumps(tiny_config("llama").to_dict()))

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridizer.core.errors import RecipeError
-from hybridizer.training.schedule import ScheduleSettings, rate_factor
+from hybridizer.train.schedule import ScheduleSettings, rate_factor
 
 
 def factors(num_steps=100, **settings):

@@ -10,6 +10,7 @@ Frozen tensors are not in it: they are the donor's.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from hybridizer.core.errors import CheckpointError, InputError, Problem
-from hybridizer.core.files import flush_folder
+from hybridizer.core.files import flush_folder, write_file
 from hybridizer.core.records import read_json, to_jsonable, write_json
 
 KEPT = 2
@@ -170,3 +171,24 @@ def _changes(path: str, theirs: Any, ours: Any) -> list[Change]:
         keys = sorted({*theirs, *ours})
         return [change for key in keys for change in _changes(f"{path}.{key}", theirs.get(key), ours.get(key))]
     return [] if theirs == ours else [Change(path.removeprefix("."), theirs, ours)]
+
+
+class Journal:
+    """Appends one JSON object a line to `path`, each with its `step`."""
+
+    def __init__(self, path: Path, next_step: int) -> None:
+        """Keeps what the file holds up to `next_step` and drops the rest: those steps are taken again."""
+        self._path = path
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < next_step]
+        write_file(path, "".join(kept))
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append the line of `step`."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(to_jsonable({"step": step, **values})) + "\n")
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The complete lines of `path`: a killed process may have left half a line at the end."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]

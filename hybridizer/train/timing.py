@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from hybridizer.adapters.accelerator import Runtime
 from hybridizer.core.errors import HybridizerError, Problem, RunError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import DataSettings, Source, TrainingData
@@ -24,9 +24,15 @@ from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.freeze import FreezeSettings
+from hybridizer.plan.plan import Plan
 from hybridizer.recipe.recipe import Lora
-from hybridizer.training.freeze import plan_freeze, plan_lora_
-from hybridizer.training.loop import DeviceFigures, TrainSettings, train
+from hybridizer.train.freeze import plan_freeze, plan_lora_
+from hybridizer.train.loop import DeviceFigures, TrainSettings, train
+from hybridizer.train.runtime import Runtime
+
+if TYPE_CHECKING:  # it needs torch, and a plan is made without
+    from hybridizer.train.loop import TrainSettings
+from hybridizer.plan.cost import CostRequest, main_dtype, estimate_cost
 
 MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the freeze
 
@@ -126,3 +132,76 @@ def _random_data(request: ProbeRequest, vocabulary: int) -> TrainingData:
     shard = Shard(Path("random"), "random", tokens, ends, keys, np.diff(ends, prepend=0))
     settings = DataSettings(int(ends[-1]), request.sequence, request.rows_per_step, 0.0, packed=request.packed)
     return TrainingData([Source("random", (shard,))], settings)
+
+
+def measure_peak(device: str, dtype: str, rows: int = 2048, width: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of the matrix product (rows, width) x (width, width) on `device`, the best of several within `seconds`."""
+    import torch
+
+    place = torch.device(device)
+    a, b = (torch.ones(n, width, dtype=getattr(torch, dtype), device=place) for n in (rows, width))
+    best, deadline = float("inf"), time.perf_counter() + seconds
+    torch.mm(a, b)
+    while time.perf_counter() < deadline:
+        _wait(place.type)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        _wait(place.type)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * width * width / best
+
+
+def _wait(kind: str) -> None:
+    import torch
+
+    if kind != "cpu":
+        getattr(torch, kind).synchronize()
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a probe of a few real steps measured on this machine, and the time that makes for the whole run."""
+
+    step_seconds: float
+    run_seconds: float
+    tokens_per_second: float
+    measured_peak_bytes: int
+    estimated_peak_bytes: int
+    device: str
+    compute_dtype: str
+
+
+def expect_time(
+    plan: Plan, request: CostRequest, settings: TrainSettings, *, packed: bool, num_steps: int
+) -> Expectation:
+    """Run a few real steps of this training on random weights, in a process of its own that writes nothing.
+
+    One process's steps: `num_steps` of them take `run_seconds`. Raises RunError when the process dies, and whatever
+    training raises.
+    """
+    from hybridizer.train.timing import ProbeRequest, probe
+
+    probed = probe(
+        ProbeRequest(
+            plan.config,
+            main_dtype(plan),
+            request.freeze,
+            request.boundary,
+            request.sequence,
+            request.rows_per_batch * request.batches_per_step,
+            packed,
+            replace(settings, rows_per_batch=request.rows_per_batch),
+            lora=request.lora,
+            cpu=request.device == "cpu",
+        )
+    )
+    exact = replace(request, precision=probed.compute_dtype, device=probed.device.partition(":")[0])
+    return Expectation(
+        probed.step_seconds,
+        probed.step_seconds * num_steps,
+        probed.tokens_per_second,
+        probed.peak_memory_bytes,
+        estimate_cost(plan, exact).asked.peak_bytes,
+        probed.device,
+        probed.compute_dtype,
+    )

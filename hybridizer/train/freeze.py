@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.adapters.lora import add_lora_
 from hybridizer.core.errors import Problem, RecipeError, RunError
 from hybridizer.models.parts import ModelParts
 from hybridizer.models.sharding import gather, local_part
 from hybridizer.plan.freeze import FreezeChoice, FreezeSettings, choose_frozen, with_adapters
 from hybridizer.recipe.recipe import Lora
+from hybridizer.train.lora import add_lora_
 
 REST = "outside the layers"
 

@@ -28,11 +28,11 @@ from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.recipe import DataEntry, Recipe, Train
 
 if TYPE_CHECKING:
-    from hybridizer.adapters.accelerator import Runtime
     from hybridizer.data.batches import Source, TrainingData
     from hybridizer.data.tokenize import Encoder
-    from hybridizer.training.freeze import FreezePlan
-    from hybridizer.training.loop import DeviceFigures, TrainSettings
+    from hybridizer.train.freeze import FreezePlan
+    from hybridizer.train.loop import DeviceFigures, TrainSettings
+    from hybridizer.train.runtime import Runtime
 
 SCHEMA = "hybridizer.training/1"
 RECORD, TENSORS = "training.json", "trained.safetensors"
@@ -106,7 +106,7 @@ def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
 
 def open_runtime(recipe: Recipe, folder: Path) -> Runtime:
     """Devices and trackers for the training of `recipe`, whose run is in `folder`."""
-    from hybridizer.adapters.accelerator import Runtime
+    from hybridizer.train.runtime import Runtime
 
     assert recipe.train is not None, "called for recipes that train"
     return Runtime(recipe.train.trackers, folder / "training")
@@ -174,9 +174,9 @@ def train(
     from hybridizer.evaluate.samples import unfit_prompts
     from hybridizer.models.load import load_causal_lm, max_tokens
     from hybridizer.models.parts import find_parts
-    from hybridizer.training.freeze import plan_freeze, plan_lora_
-    from hybridizer.training.loop import train as run_loop
-    from hybridizer.training.stored import as_stored, check_storable
+    from hybridizer.train.freeze import plan_freeze, plan_lora_
+    from hybridizer.train.loop import train as run_loop
+    from hybridizer.train.result import as_stored, check_storable
 
     asked = recipe.train
     assert asked is not None and plan.train is not None, "called for plans that train"
@@ -265,9 +265,9 @@ def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, mon
 
 def loop_settings(train: Train, seed: int) -> TrainSettings:
     """What the recipe's section means for the loop."""
-    from hybridizer.training.loop import TrainSettings
-    from hybridizer.training.optimizer import OptimizerSettings
-    from hybridizer.training.schedule import ScheduleSettings
+    from hybridizer.train.loop import TrainSettings
+    from hybridizer.train.optimizer import OptimizerSettings
+    from hybridizer.train.schedule import ScheduleSettings
 
     return TrainSettings(
         optimizer=OptimizerSettings(
@@ -295,9 +295,9 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
 
 def _figures(plan: Plan, asked: Train, fates: FreezePlan, data: TrainingData, runtime: Runtime) -> DeviceFigures:
     from hybridizer.models.matmul import product_dtype
-    from hybridizer.plan.flops import measure_peak
-    from hybridizer.training.loop import DeviceFigures
-    from hybridizer.training.precision import choose_dtype
+    from hybridizer.train.loop import DeviceFigures
+    from hybridizer.train.precision import choose_dtype
+    from hybridizer.train.timing import measure_peak
 
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
     lengths = data.packed.pieces[:, 1]

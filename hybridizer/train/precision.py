@@ -17,7 +17,7 @@ from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.matmul import has_bfloat16
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.sharding import is_spread
-from hybridizer.training.freeze import FreezePlan
+from hybridizer.train.freeze import FreezePlan
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

@@ -5,6 +5,7 @@ A run on one device with the same settings gives the same bits, whether it was i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.adapters.accelerator import Runtime
 from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash
@@ -28,15 +28,22 @@ from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.sharding import gather, is_spread
 from hybridizer.models.wrapping import compiled, recomputing
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.training.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
-from hybridizer.training.fused import fused
-from hybridizer.training.guard import LossGuard
-from hybridizer.training.isolation import FEW_TOKENS, documents_apart, documents_leak
-from hybridizer.training.journal import Journal
-from hybridizer.training.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
-from hybridizer.training.precision import Precision, choose_dtype, working_precision
-from hybridizer.training.schedule import ScheduleSettings, rate_factor
-from hybridizer.training.state import State, newest_before, read_checkpoint, set_aside, write_checkpoint, write_tensors
+from hybridizer.train.checkpoints import (
+    Journal,
+    State,
+    newest_before,
+    read_checkpoint,
+    set_aside,
+    write_checkpoint,
+    write_tensors,
+)
+from hybridizer.train.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
+from hybridizer.train.fused import fused
+from hybridizer.train.isolation import FEW_TOKENS, documents_apart, documents_leak
+from hybridizer.train.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
+from hybridizer.train.precision import Precision, choose_dtype, working_precision
+from hybridizer.train.runtime import Runtime
+from hybridizer.train.schedule import ScheduleSettings, rate_factor
 
 TRAINED = "trained.safetensors"
 
@@ -421,3 +428,24 @@ def _packing_fault(objective: Objective, vocabulary: int, tokens: int) -> str | 
 
 # Settings that may change between one start of a run and the next: they do not touch the numbers.
 _FREE = {"max_steps", "max_minutes", "checkpoint_minutes"}
+
+
+EXPLODED = 2.0  # times the lowest smoothed loss so far, plus one nat: noise of small batches stays below
+SMOOTHING = 0.9
+
+
+class LossGuard:
+    """Watches the loss (nats a token) and the gradient norm of every step before the weights change."""
+
+    def __init__(self, smoothed: float | None = None, lowest: float | None = None) -> None:
+        self.smoothed, self.lowest = smoothed, lowest
+
+    def fault(self, loss: float, gradient_norm: float) -> str | None:
+        """What is wrong with a step of this loss and gradient, or None: it may be taken, and its loss is remembered."""
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            return f"loss {loss:.4g} and gradient norm {gradient_norm:.4g} are not finite."
+        if self.lowest is not None and loss > EXPLODED * self.lowest + 1:
+            return f"the loss exploded: {loss:.4g} nats a token after {self.lowest:.4g}."
+        self.smoothed = loss if self.smoothed is None else SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
+        self.lowest = self.smoothed if self.lowest is None else min(self.lowest, self.smoothed)
+        return None

@@ -8,15 +8,15 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hybridizer.adapters.lora import merge_lora_
 from hybridizer.checkpoint.hashing import hash_tensor
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.load import as_checkpoint
 from hybridizer.models.sharding import gather
 from hybridizer.models.tensors import torch_dtype
-from hybridizer.training.freeze import FreezePlan, tensor_sha256
-from hybridizer.training.state import write_tensors
+from hybridizer.train.checkpoints import write_tensors
+from hybridizer.train.freeze import FreezePlan, tensor_sha256
+from hybridizer.train.lora import merge_lora_
 
 
 def check_storable(model: nn.Module, names: Collection[str]) -> None:

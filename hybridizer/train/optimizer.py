@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem, RecipeError, nearest
 from hybridizer.models.sharding import gather, is_spread, spread_like
-from hybridizer.training.freeze import FreezePlan
+from hybridizer.train.freeze import FreezePlan
 
 
 @dataclass(frozen=True)
