@@ -27,9 +27,9 @@ from hybridizer.plan.training import check_texts
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import Recipe
-from hybridizer.stages.export import export
-from hybridizer.stages.splice import splice
-from hybridizer.stages.verify import Proof, verify
+from hybridizer.splice.copy import splice
+from hybridizer.splice.export import export
+from hybridizer.splice.verify import Proof, verify
 from hybridizer.trace.cache import Traced
 from hybridizer.trace.donor import TraceRequest, score_baselines, trace
 from hybridizer.train.run import (

@@ -14,7 +14,7 @@ from hybridizer.plan.manifest import Manifest
 from hybridizer.plan.plan import LayerRow, Plan, TrainPlan, donor_layers
 from hybridizer.plan.tensors import UNUSED_LAYER
 from hybridizer.recipe.layers import format_layers
-from hybridizer.stages.verify import Proof
+from hybridizer.splice.verify import Proof
 
 
 def plan_table(plan: Plan) -> Table:

@@ -32,7 +32,7 @@ from hybridizer.train.runtime import Runtime
 
 if TYPE_CHECKING:  # it needs torch, and a plan is made without
     from hybridizer.train.loop import TrainSettings
-from hybridizer.plan.cost import CostRequest, main_dtype, estimate_cost
+from hybridizer.plan.cost import CostRequest, estimate_cost, main_dtype
 
 MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the freeze
 

@@ -20,7 +20,7 @@ from hybridizer.core.records import write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.manifest import FILE_NAME, Manifest, make_manifest
 from hybridizer.plan.plan import Plan
-from hybridizer.planning.card import write_card
+from hybridizer.splice.card import write_card
 
 _TOOLS = ("hybridizer", "torch", "transformers", "safetensors", "mergekit", "gguf")
 
