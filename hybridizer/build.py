@@ -205,7 +205,7 @@ def write_records(folder: Path, planned: Planned, cost: Cost | None = None) -> N
 
 
 def _draw_trace(path: Path, traced: Traced, recipe: Recipe) -> None:
-    from hybridizer.tracer.plot import draw_trace, write_figure
+    from hybridizer.report.plots import draw_trace, write_figure
 
     chosen = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
     write_figure(draw_trace(traced.record, chosen if isinstance(chosen, int) else None), path)

@@ -215,8 +215,8 @@ def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options
         records = [{**t.record, **({"baselines": t.baselines} if baselines else {})} for t in traces]
         _write_out(options["json_out"], records[0] if len(records) == 1 else records)
     if str(options["json_out"]) != "-":
+        from hybridizer.report.trace_tables import baseline_table, trace_table
         from hybridizer.trace.rank import choose
-        from hybridizer.tracer.tables import baseline_table, trace_table
 
         for traced in traces:
             _draw(trace_table(traced.record, choose(traced, "auto").layer))
@@ -225,8 +225,8 @@ def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options
 
 
 def _plot(traces: Sequence[Any], path: Path) -> None:
+    from hybridizer.report.plots import draw_donors, draw_trace, write_figure
     from hybridizer.trace.rank import choose
-    from hybridizer.tracer.plot import draw_donors, draw_trace, write_figure
 
     boundaries = [choose(traced, "auto").layer for traced in traces]
     if len(traces) == 1:
@@ -245,8 +245,8 @@ def _plot(traces: Sequence[Any], path: Path) -> None:
 @_command
 def rank(donors: tuple[str, ...], boundary: str, **options: Any) -> None:
     """Rank DONORS by the stability of their deep layers, among those that can do the task."""
+    from hybridizer.report.trace_tables import ranking_table
     from hybridizer.trace.rank import rank as rank_traces
-    from hybridizer.tracer.tables import ranking_table
 
     asked = _read_boundary(boundary)
     traces, request = _trace(donors, options)
@@ -293,8 +293,8 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, probe: bool, devi
     """Show where every output layer of RECIPE comes from and what training it will cost; write plan.json."""
     from hybridizer import build as line
     from hybridizer import draft
-    from hybridizer.terminal import plan_table, training_lines, unused_lines
-    from hybridizer.training.tables import cost_table, expectation_lines
+    from hybridizer.report.cost_tables import cost_table, expectation_lines
+    from hybridizer.report.plan_tables import plan_table, training_lines, unused_lines
 
     planned = draft.plan_recipe(recipe, overrides, _monitor())
     made, folder = planned.plan, runs / planned.plan.name
@@ -341,7 +341,7 @@ def build(
 ) -> None:
     """Run the whole line of RECIPE: plan, splice, train, export, verify. The model is in RUNS/<name>/model."""
     from hybridizer import build as line
-    from hybridizer.terminal import origins_table, proofs_table
+    from hybridizer.report.plan_tables import origins_table, proofs_table
 
     options = {"replace": replace, "deep": deep, "load": not no_load, "accept_changes": accept_changes}
     built = line.build(recipe, overrides, runs, _monitor(), **options)
@@ -360,9 +360,9 @@ def build(
 
 
 def _draw_outcome(built: Any) -> None:
-    from hybridizer.evaluation.tables import bits_table, samples_text
-    from hybridizer.terminal import trained_lines
-    from hybridizer.tracer.tables import profile_table
+    from hybridizer.report.plan_tables import trained_lines
+    from hybridizer.report.score_tables import bits_table, samples_text
+    from hybridizer.report.trace_tables import profile_table
 
     for line in trained_lines(built.manifest.training):
         click.echo(line)
@@ -382,7 +382,7 @@ def _draw_outcome(built: Any) -> None:
 def verify(model: Path, no_load: bool, as_json: bool) -> None:
     """Prove that MODEL (a model folder, or a run) is what its manifest says, loads, and computes."""
     from hybridizer import build as line
-    from hybridizer.terminal import proofs_table
+    from hybridizer.report.plan_tables import proofs_table
 
     manifest, proofs = line.verify_folder(model, _monitor(), load=not no_load)
     if as_json:
@@ -399,7 +399,7 @@ def verify(model: Path, no_load: bool, as_json: bool) -> None:
 def inspect(model: Path, tensors: bool, as_json: bool) -> None:
     """Show the layers of MODEL (a model folder, or a run) and where each came from."""
     from hybridizer import build as line
-    from hybridizer.terminal import origins_table
+    from hybridizer.report.plan_tables import origins_table
 
     manifest = line.read_model_manifest(model)
     if as_json:

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from hybridizer.evaluation.tables import bits_table, samples_text
+from hybridizer.report.score_tables import bits_table, samples_text
 
 
 def shown(renderable):

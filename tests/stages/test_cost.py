@@ -13,8 +13,8 @@ from hybridizer.plan.cost import CostRequest, estimate_cost
 from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.plan.plan import Origin, Plan, PlannedTensor
 from hybridizer.recipe.recipe import Lora
+from hybridizer.report.cost_tables import cost_table, duration, expectation_lines, readable
 from hybridizer.train.timing import expect_time
-from hybridizer.training.tables import cost_table, duration, expectation_lines, readable
 from tiny import tiny_config
 
 
@@ -122,7 +122,7 @@ def test_the_record_is_json_and_the_table_shows_every_arm(plan):
 
 
 def test_pricing_a_plan_needs_no_torch():
-    program = "import sys, hybridizer.plan.cost, hybridizer.training.tables; sys.exit('torch' in sys.modules)"
+    program = "import sys, hybridizer.plan.cost, hybridizer.report.cost_tables; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 

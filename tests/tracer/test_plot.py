@@ -10,7 +10,7 @@ import pytest
 from tracer.synthetic import synthetic_record
 
 from hybridizer.core.errors import InputError
-from hybridizer.tracer.plot import MAX_DONORS, draw_donors, draw_trace, write_figure
+from hybridizer.report.plots import MAX_DONORS, draw_donors, draw_trace, write_figure
 
 
 def bytes_of(figure, folder, kind):
@@ -148,5 +148,5 @@ def test_the_text_of_an_svg_is_text_and_no_mathematics(tmp_path):
 
 
 def test_pyplot_and_torch_stay_away():
-    code = "import sys, hybridizer.tracer.plot; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
+    code = "import sys, hybridizer.report.plots; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

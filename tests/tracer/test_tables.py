@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from tracer.synthetic import synthetic_record
 
+from hybridizer.report.trace_tables import baseline_table, profile_table, ranking_table, trace_table
 from hybridizer.trace.baselines import LayerScores
-from hybridizer.tracer.tables import baseline_table, profile_table, ranking_table, trace_table
 
 
 def shown(renderable, width=80):
@@ -134,7 +134,7 @@ def test_baselines_stand_side_by_side_with_their_sources():
 
 
 def test_tables_need_no_torch():
-    code = "import sys, hybridizer.tracer.tables; print('torch' in sys.modules)"
+    code = "import sys, hybridizer.report.trace_tables; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.files import write_file
+from hybridizer.report.captions import Record, caption
 from hybridizer.tracer import panels
-from hybridizer.tracer.captions import Record, caption
 
 MAX_DONORS = len(panels.COLOURS)
 # Names and probes may be Chinese: the first of these that is installed draws what DejaVu Sans cannot.

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hybridizer.tracer.captions import Record, caption, one_line
+from hybridizer.report.captions import Record, caption, one_line
 
 if TYPE_CHECKING:  # baselines need torch, and a plan shows a ranking without it
     from hybridizer.trace.baselines import LayerScores

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hybridizer.tracer.captions import one_line
+from hybridizer.report.captions import one_line
 
 Record = Mapping[str, Any]
 

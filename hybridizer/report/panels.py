@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from hybridizer.tracer.captions import Record, reference, setting
+from hybridizer.report.captions import Record, reference, setting
 
 # Okabe and Ito's colours, told apart by colour-blind readers; black and yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
