@@ -128,7 +128,7 @@ def schema() -> None:
 @_command
 def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
     """Find everything wrong with RECIPE that can be known without weights, all problems at once."""
-    from hybridizer import draft
+    from hybridizer.pipeline import plan as draft
 
     checked = draft.check(recipe, overrides, _monitor(), deep=deep)
     if as_json:
@@ -176,7 +176,7 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = False) -> tuple[Any, Any]:
-    from hybridizer import build as line
+    from hybridizer.pipeline import donors as line
     from hybridizer.trace.donor import TraceRequest
     from hybridizer.trace.probes import load_probes
     from hybridizer.trace.settings import TraceSettings
@@ -291,8 +291,8 @@ def _write_out(path: Path, value: Any) -> None:
 @_command
 def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, probe: bool, device: str | None, as_json: bool) -> None:
     """Show where every output layer of RECIPE comes from and what training it will cost; write plan.json."""
-    from hybridizer import build as line
-    from hybridizer import draft
+    from hybridizer.pipeline import plan as draft
+    from hybridizer.pipeline import run as line
     from hybridizer.report.cost_tables import cost_table, expectation_lines
     from hybridizer.report.plan_tables import plan_table, training_lines, unused_lines
 
@@ -340,7 +340,7 @@ def build(
     as_json: bool,
 ) -> None:
     """Run the whole line of RECIPE: plan, splice, train, export, verify. The model is in RUNS/<name>/model."""
-    from hybridizer import build as line
+    from hybridizer.pipeline import build as line
     from hybridizer.report.plan_tables import origins_table, proofs_table
 
     options = {"replace": replace, "deep": deep, "load": not no_load, "accept_changes": accept_changes}
@@ -381,7 +381,7 @@ def _draw_outcome(built: Any) -> None:
 @_command
 def verify(model: Path, no_load: bool, as_json: bool) -> None:
     """Prove that MODEL (a model folder, or a run) is what its manifest says, loads, and computes."""
-    from hybridizer import build as line
+    from hybridizer.pipeline import verify as line
     from hybridizer.report.plan_tables import proofs_table
 
     manifest, proofs = line.verify_folder(model, _monitor(), load=not no_load)
@@ -398,7 +398,7 @@ def verify(model: Path, no_load: bool, as_json: bool) -> None:
 @_command
 def inspect(model: Path, tensors: bool, as_json: bool) -> None:
     """Show the layers of MODEL (a model folder, or a run) and where each came from."""
-    from hybridizer import build as line
+    from hybridizer.pipeline import run as line
     from hybridizer.report.plan_tables import origins_table
 
     manifest = line.read_model_manifest(model)

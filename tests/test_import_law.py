@@ -40,8 +40,6 @@ HOMES = {  # the one place, or the few, that may import a library
     "rich": {"report", "core.progress", "cli"},
 }
 
-MOVING = {"build", "measure", "draft", "settle"}
-
 
 def modules():
     """Every module of the package: its file, and its name below hybridizer."""
@@ -84,7 +82,7 @@ def violation(module, name, at_import=True):
             return f"only {', '.join(sorted(HOMES[root]))} may import {root}"
         return "no torch at import here" if root == "torch" and at_import and part in NO_TORCH else None
     target = rest.partition(".")[0]
-    if target in ("", "__version__") or target == part or {part, target} & MOVING:
+    if target in ("", "__version__") or target == part:
         return None
     return None if RANK[target] > RANK[part] else f"{part} may not import {target}"
 
@@ -92,8 +90,6 @@ def violation(module, name, at_import=True):
 @pytest.mark.parametrize(("path", "name"), list(modules()), ids=lambda v: v if isinstance(v, str) else "")
 def test_imports_point_from_the_command_line_towards_the_core(path, name):
     part = name.partition(".")[0]
-    if part in MOVING:
-        return
     assert part in RANK, f"{part} has no place in the law: give it one"
     found = {asked: violation(name, asked, at_import) for asked, at_import in imports_of(path)}
     assert {asked: why for asked, why in found.items() if why} == {}

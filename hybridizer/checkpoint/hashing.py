@@ -23,6 +23,7 @@ HASH_THREADS: Final = max(2, min(4, os.cpu_count() or 1))
 RACY_NS: Final = 2_000_000_000
 
 _CHUNK_BYTES = 1 << 20
+_COMPARED_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +139,6 @@ def _recall(place: Path, identity: _Identity) -> str | None:
     return found if is_hash else None
 
 
-_CHUNK_BYTES: Final = 8 << 20
-
-
 def same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
     """Whether dtype, shape and every byte agree. Reads a few megabytes at a time, and stops at the first difference.
 
@@ -153,7 +151,7 @@ def same_bytes(a: TensorEntry, b: TensorEntry) -> bool:
         second.seek(b.begin)
         left = a.num_bytes
         while left > 0:
-            count = min(left, _CHUNK_BYTES)
+            count = min(left, _COMPARED_BYTES)
             piece = first.read(count)
             if len(piece) != count or piece != second.read(count):
                 return False

@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.files import write_file
+from hybridizer.report import panels
 from hybridizer.report.captions import Record, caption
-from hybridizer.tracer import panels
 
 MAX_DONORS = len(panels.COLOURS)
 # Names and probes may be Chinese: the first of these that is installed draws what DejaVu Sans cannot.

@@ -12,13 +12,13 @@ from tracer.plain import plain_boundary_scores, plain_js, plain_trace
 from hybridizer.core.errors import DonorError, InputError, RunError
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
+from hybridizer.trace import model as trace_module
 from hybridizer.trace.measure import Meter
 from hybridizer.trace.model import trace_model
 from hybridizer.trace.probes import Probe, ProbeSet
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.settings import TraceSettings
 from hybridizer.trace.tuned_lens import TunedLens
-from hybridizer.tracer import trace as trace_module
 
 QUICK = TraceSettings(num_resamples=50)
 

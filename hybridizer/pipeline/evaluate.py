@@ -12,8 +12,8 @@ from hybridizer.core.records import content_hash, write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
-from hybridizer.draft import Planned
 from hybridizer.evaluate.run import compare_runs, evaluate
+from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.manifest import read_manifest
 from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
 from hybridizer.trace.cache import Traced

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hybridizer.checkpoint.header import read_header
 from hybridizer.checkpoint.publish import begin_output, check_free_space, lock
 from hybridizer.checkpoint.reader import open_checkpoint
-from hybridizer.core.errors import DonorError, InputError, OutputError, Problem
-from hybridizer.core.files import write_file
+from hybridizer.core.errors import InputError, OutputError, Problem
 from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.donors.donor import Donor
-from hybridizer.donors.open import Access, check_unchanged, open_donor, scan_donors
-from hybridizer.donors.reference import parse_reference
-from hybridizer.draft import Planned, plan_recipe, price
-from hybridizer.measure import Outcome, measure
-from hybridizer.plan.cost import Cost
+from hybridizer.donors.open import check_unchanged, scan_donors
+from hybridizer.pipeline.evaluate import Outcome, measure
+from hybridizer.pipeline.plan import Planned, plan_recipe, price
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.training import check_texts
-from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.load import load_recipe
-from hybridizer.recipe.recipe import Recipe
 from hybridizer.splice.copy import splice
 from hybridizer.splice.export import export
 from hybridizer.splice.verify import Proof, verify
-from hybridizer.trace.cache import Traced
-from hybridizer.trace.donor import TraceRequest, score_baselines, trace
 from hybridizer.train.run import (
     TENSORS,
     TrainRecord,
@@ -44,6 +37,7 @@ from hybridizer.train.run import (
 
 if TYPE_CHECKING:
     from hybridizer.train.runtime import Runtime
+from hybridizer.pipeline.run import write_records
 
 
 @dataclass(frozen=True)
@@ -186,96 +180,3 @@ def _is_built(model: Path, plan: Plan, replace: bool) -> bool:
     raise OutputError(
         Problem(str(model), what, "Give the recipe another name, or pass --replace to lose the old model.")
     )
-
-
-def write_records(folder: Path, planned: Planned, cost: Cost | None = None) -> None:
-    """Write what was decided into the run folder: recipe, donors, traces with pictures, ranking, plan and cost."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "recipe.resolved.yaml", to_yaml(_resolve(planned.settled.recipe, planned.plan)))
-    write_json(folder / "donors.json", {"schema": "hybridizer.donors/1", "donors": planned.plan.donors})
-    for traced in planned.settled.traces:
-        (folder / "traces").mkdir(exist_ok=True)
-        write_json(folder / "traces" / f"{traced.donor}.json", traced.record)
-        _draw_trace(folder / "traces" / f"{traced.donor}.svg", traced, planned.settled.recipe)
-    if planned.plan.evidence.ranking is not None:
-        write_json(folder / "ranking.json", planned.plan.evidence.ranking)
-    write_json(folder / "plan.json", planned.plan.to_json())
-    if cost is not None:
-        write_json(folder / "cost.json", cost.to_json())
-
-
-def _draw_trace(path: Path, traced: Traced, recipe: Recipe) -> None:
-    from hybridizer.report.plots import draw_trace, write_figure
-
-    chosen = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
-    write_figure(draw_trace(traced.record, chosen if isinstance(chosen, int) else None), path)
-
-
-def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    """The recipe with every default filled in, every choice made and every donor pinned, readable from anywhere."""
-    resolved = recipe.resolved()
-    if recipe.train is None:
-        resolved.pop("trace", None)  # what it was asked for is settled; a trained model is traced again
-    for entry in recipe.donors:
-        pin, values = plan.donors[entry.name], resolved["donors"][entry.name]
-        reference = parse_reference(entry.source, recipe.folder)
-        if reference.path is not None and reference.package is None:
-            values["source"] = f"folder:{reference.path}"
-        elif reference.repository is not None:
-            values["source"] = f"hub:{reference.repository}@{pin.revision}"
-        values["fingerprint"] = pin.fingerprint
-    texts = [*resolved.get("train", {}).get("data", []), *resolved.get("evaluate", {}).get("bits_per_byte", [])]
-    for text in texts:
-        if "path" in text:
-            text["path"] = str((recipe.folder / text["path"]).absolute())
-    return resolved
-
-
-def trace_donors(
-    texts: Sequence[str], request: TraceRequest, allow: tuple[str, ...], monitor: Monitor, *, baselines: bool = False
-) -> list[Traced]:
-    """Trace donors that a command line names, each called by its reference, with baselines if asked."""
-    donors = []
-    for text in texts:
-        reference = parse_reference(text, Path.cwd(), where=text)
-        donor = open_donor(text, reference, Access(fetch=True, fingerprint=True, allow=allow), text, monitor)
-        assert isinstance(donor, Donor), "a donor that may be fetched is there afterwards"
-        donors.append(donor)
-    traces = [trace(donor, request, monitor) for donor in donors]
-    if not baselines:
-        return traces
-    scores = [score_baselines(donor, request, monitor) for donor in donors]
-    return [replace(traced, baselines=found) for traced, found in zip(traces, scores, strict=True)]
-
-
-def find_model(folder: Path) -> Path:
-    """The model folder that `folder` is, or that the run in `folder` holds."""
-    return folder / "model" if (folder / "model" / FILE_NAME).is_file() else folder
-
-
-def read_model_manifest(folder: Path) -> Manifest:
-    """The manifest of a model folder or a run. Raises VerificationError when there is none."""
-    return read_manifest(find_model(folder))
-
-
-def verify_folder(folder: Path, monitor: Monitor, *, load: bool) -> tuple[Manifest, tuple[Proof, ...]]:
-    """Verify a model folder, or the model of a run; an identity splice against its donor, where that is at hand."""
-    model = find_model(folder)
-    return verify(model, monitor, find_donor=_finder(model, monitor), load=load)
-
-
-def _finder(model: Path, monitor: Monitor) -> Callable[[str], Donor | None]:
-    def find(name: str) -> Donor | None:
-        resolved = model.parent / "recipe.resolved.yaml"
-        if not resolved.is_file():
-            return None
-        recipe = load_recipe(resolved)
-        try:
-            reference = parse_reference(recipe.donor(name).source, recipe.folder)
-            access = Access(fetch=False, fingerprint=True, allow=recipe.donor(name).allow)
-            donor = open_donor(name, reference, access, f"donor '{name}'", monitor)
-            return donor if isinstance(donor, Donor) else None
-        except DonorError:
-            return None
-
-    return find

@@ -1,0 +1,35 @@
+"""Donors that a command line names, opened and traced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybridizer.core.progress import Monitor
+from hybridizer.donors.donor import Donor
+from hybridizer.donors.open import Access, open_donor
+from hybridizer.donors.reference import parse_reference
+from hybridizer.trace.cache import Traced
+from hybridizer.trace.donor import TraceRequest, score_baselines, trace
+
+if TYPE_CHECKING:
+    pass
+
+
+def trace_donors(
+    texts: Sequence[str], request: TraceRequest, allow: tuple[str, ...], monitor: Monitor, *, baselines: bool = False
+) -> list[Traced]:
+    """Trace donors that a command line names, each called by its reference, with baselines if asked."""
+    donors = []
+    for text in texts:
+        reference = parse_reference(text, Path.cwd(), where=text)
+        donor = open_donor(text, reference, Access(fetch=True, fingerprint=True, allow=allow), text, monitor)
+        assert isinstance(donor, Donor), "a donor that may be fetched is there afterwards"
+        donors.append(donor)
+    traces = [trace(donor, request, monitor) for donor in donors]
+    if not baselines:
+        return traces
+    scores = [score_baselines(donor, request, monitor) for donor in donors]
+    return [replace(traced, baselines=found) for traced, found in zip(traces, scores, strict=True)]
