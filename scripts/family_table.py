@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 def write_defaults() -> None:
     """Write defaults.json, one line a family."""
-    from tiny import FAMILIES
+    from support.tiny import FAMILIES
 
     lines = [f"{json.dumps(family)}: {json.dumps(read_class(family))}" for family in FAMILIES]
     DEFAULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
@@ -69,11 +69,10 @@ def write_defaults() -> None:
 
 def try_family(family: str, folder: Path) -> list[str]:
     """One row of the table: the family, its kinds of layers, the keys that say them, and what came of each splice."""
-    from anatomy.prove import assert_exact, open_donor, orders, write_splice
-
     from hybridizer.core.errors import HybridizerError
     from hybridizer.families.families import read_traits
-    from tiny import make_tiny
+    from support.prove import assert_exact, open_donor, orders, write_splice
+    from support.tiny import make_tiny
 
     first, second = (make_tiny(family, folder / f"donor{seed}", seed=seed) for seed in (0, 1))
     try:
@@ -135,7 +134,7 @@ def main(arguments: list[str]) -> None:
     """Do what the docstring of this file says."""
     import transformers
 
-    from tiny import FAMILIES
+    from support.tiny import FAMILIES
 
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)

@@ -33,7 +33,7 @@ from hybridizer.trace.probes import ProbeSet, builtin_probes  # noqa: E402
 from hybridizer.trace.record import TracedDonor  # noqa: E402
 from hybridizer.trace.sensitivity import js_divergence, log2_softmax  # noqa: E402
 from hybridizer.trace.settings import TraceSettings  # noqa: E402
-from tiny import FAMILIES, make_tiny, tiny_tokenizer  # noqa: E402
+from support.tiny import FAMILIES, make_tiny, tiny_tokenizer  # noqa: E402
 
 # Families that read to the right or need more than text: they belong into the table with the reason of their refusal.
 OTHERS = ("bert", "roberta", "electra", "xmod", "rembert", "roformer", "bart", "pegasus", "trocr")

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hybridizer import build
+from hybridizer.pipeline import build
 from hybridizer.plan.plan import plan_from_json
-from hybridizer.stages import splice
-from lines import hybridize, hybridize_json, make_donor, write_recipe
+from hybridizer.splice import copy
+from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_donor_that_is_rewritten_during_the_copy_is_noticed(bench, monkeypatch
     recipe = recipe_of(bench, {"host": "a", "slices": SLICES})
 
     def splice_slowly(*arguments):
-        written = splice.splice(*arguments)
+        written = copy.splice(*arguments)
         data = bytearray((bench / "b/model.safetensors").read_bytes())
         data[-1] ^= 1
         (bench / "b/model.safetensors").write_bytes(data)

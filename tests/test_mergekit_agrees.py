@@ -7,7 +7,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from lines import hybridize, make_donor, write_recipe
+from support.lines import hybridize, make_donor, write_recipe
 
 
 @pytest.fixture(autouse=True)

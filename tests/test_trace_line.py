@@ -8,7 +8,7 @@ import pytest
 
 from hybridizer.recipe.recipe import STRATEGIES as NAMES
 from hybridizer.trace.boundary import STRATEGIES
-from lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
 PROBES = [{"prompt": f"the opposite of {word} is ", "target": "abcd"[i % 4]} for i, word in enumerate(
     ["hot", "cold", "up", "down", "left", "right", "in", "out", "day", "night"])]  # fmt: skip

@@ -18,15 +18,15 @@ import torch
 from accelerate.utils import LoggerType
 from safetensors.torch import load_file, save_file
 
-from hub import COMMIT, serve_repository
-from hybridizer import build
-from hybridizer.checkpoint import disk
+from hybridizer.checkpoint import publish
 from hybridizer.checkpoint.hashing import hash_file
+from hybridizer.pipeline import build
 from hybridizer.plan.plan import plan_from_json
 from hybridizer.recipe.recipe import Tracker
 from hybridizer.train.run import open_runtime
 from hybridizer.train.runtime import Runtime
-from lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.hub import COMMIT, serve_repository
+from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
 TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 4000, "sequence": 64, "lr": 1e-3, "heldout_share": 0.2}
 DIAL = {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}
@@ -495,7 +495,7 @@ def test_a_full_disk_stops_the_training_and_loses_nothing(bench):
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_found_before_the_first_step(bench, monkeypatch):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 2_000_000))
+    monkeypatch.setattr(publish.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 2_000_000))
     stderr = hybridize("build", recipe_of(bench), code=1).stderr
     assert "the output needs 37" in stderr and not (bench / "runs/x/training").exists(), stderr
 

@@ -110,7 +110,7 @@ def _attention_width(anatomy: Anatomy, text: Mapping[str, Any], width: int) -> i
     if not isinstance(heads, int):
         return width
     if isinstance(text.get("qk_nope_head_dim"), int) and isinstance(text.get("v_head_dim"), int):
-        scored = text["qk_nope_head_dim"] + int(text.get("qk_rope_head_dim") or 0)
+        scored = int(text["qk_nope_head_dim"]) + int(text.get("qk_rope_head_dim") or 0)
         return heads * (scored + int(text["v_head_dim"])) // 2
     size = read.value_of("head_dim", text)
     return heads * size if isinstance(size, int) else width

@@ -5,13 +5,13 @@ import pickle
 import zipfile
 
 import pytest
-from checkpoint.files import ONE_TENSOR, raw_file, tensor_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import TensorSpec, serialize
 
 from hybridizer.checkpoint.header import DTYPE_BITS, TensorEntry, read_header
 from hybridizer.core.errors import CheckpointError
+from support.tensor_files import ONE_TENSOR, raw_file, tensor_file
 
 DATA = bytes(range(12))
 

@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint import killed_output
-from checkpoint.files import small_disk
 
 from hybridizer.checkpoint import publish
 from hybridizer.checkpoint.layout import OutputTensor
 from hybridizer.checkpoint.publish import begin_output
 from hybridizer.checkpoint.writer import write_checkpoint
 from hybridizer.core.errors import OutputError
+from support import killed_output
+from support.tensor_files import small_disk
 
 ROOT = Path(__file__).parents[2]
 

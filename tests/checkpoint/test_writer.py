@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from checkpoint.files import small_disk, tensor_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import TensorSpec, deserialize, serialize
@@ -20,6 +19,7 @@ from hybridizer.checkpoint.publish import check_free_space
 from hybridizer.checkpoint.reader import INDEX_NAME, open_checkpoint
 from hybridizer.checkpoint.writer import MAX_UNSEALED_SHARDS, write_checkpoint
 from hybridizer.core.errors import OutputError
+from support.tensor_files import small_disk, tensor_file
 
 
 def write(folder, tensors, max_shard_bytes=1 << 30, metadata=None, on_progress=lambda _: None):

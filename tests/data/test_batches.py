@@ -1,0 +1,142 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from hybridizer.core.errors import InputError, RecipeError
+from hybridizer.data.batches import DataSettings, Source, TrainingData, heldout_documents
+from hybridizer.models.loss import IGNORED
+from support.token_texts import END, shard_of
+
+TEXTS = [f"{i:03d} " + "x" * (i % 23) for i in range(200)]
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return shard_of(TEXTS, tmp_path)
+
+
+def data_of(*shards, tokens=2000, **settings):
+    sources = [Source(f"s{i}", (shard,)) for i, shard in enumerate(shards)]
+    return TrainingData(sources, DataSettings(**{"tokens": tokens, "sequence": 64, "rows_per_step": 4, **settings}))
+
+
+def documents_of(batch):
+    """The documents of a batch as the model sees them: one list of ids wherever positions restart."""
+    found = []
+    for ids, positions in zip(batch.input_ids, batch.position_ids, strict=True):
+        starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(ids)]
+        found += [ids[a:b].tolist() for a, b in itertools.pairwise(starts)]
+    return found
+
+
+def test_batches_hold_whole_documents_with_positions_from_zero(shard):
+    data = data_of(shard)
+    known = {text.encode() for text in TEXTS}
+    for document in documents_of(data.batches(0)[0]):
+        if document != [0] * len(document):
+            assert document[-1] == END and bytes(document[:-1]) in known
+
+
+def test_targets_are_the_next_tokens_within_a_document_only(shard):
+    batch = data_of(shard).batches(0)[0]
+    inside = batch.targets != IGNORED
+    following = torch.roll(batch.input_ids, -1, dims=1)
+    assert torch.equal(batch.targets[inside], following[inside])
+    assert (batch.targets[batch.input_ids == END] == IGNORED).all()
+    assert (batch.position_ids.roll(-1, dims=1)[inside] == batch.position_ids[inside] + 1).all()
+
+
+def test_a_step_knows_how_many_tokens_it_predicts(shard):
+    data = data_of(shard)
+    for step in range(data.num_steps):
+        assert data.num_targets(step) == sum((b.targets != IGNORED).sum() for b in data.batches(step, rows_per_batch=1))
+
+
+def test_batches_are_a_pure_function_of_seed_and_step(shard):
+    one, two, other = data_of(shard), data_of(shard), data_of(shard, seed=1)
+    assert one.facts == two.facts != other.facts
+    for step in (3, 0, 2):  # asked in any order
+        assert torch.equal(one.batches(step)[0].input_ids, two.batches(step)[0].input_ids)
+    assert not torch.equal(one.batches(0)[0].input_ids, other.batches(0)[0].input_ids)
+
+
+def test_ranks_and_micro_batches_share_out_the_same_rows(shard):
+    data = data_of(shard)
+    whole = data.batches(1)[0].input_ids
+    parts = [b.input_ids for rank in range(2) for b in data.batches(1, rank, 2, rows_per_batch=1)]
+    assert len(parts) == 4
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_the_last_step_is_filled_with_rows_that_count_nothing(shard):
+    data = data_of(shard, rows_per_step=7)
+    last = data.batches(data.num_steps - 1)[0]
+    assert last.input_ids.shape == (7, 64)
+    rows = data.packed.num_rows % 7
+    assert rows and (last.targets[rows:] == IGNORED).all()
+
+
+def test_one_pass_sees_every_training_document_once(shard):
+    train = ~heldout_documents(shard, 0.1)
+    total = int(np.diff(shard.ends, prepend=0)[train].sum())
+    data = data_of(shard, tokens=total, heldout_share=0.1)
+    seen = [d for step in range(data.num_steps) for d in documents_of(data.batches(step)[0]) if any(d)]
+    assert sorted(bytes(d[:-1]).decode() for d in seen) == sorted(np.array(TEXTS)[train])
+    assert data.drawn[0].epochs == 1.0
+
+
+def test_held_out_documents_are_chosen_by_their_text_and_never_train(tmp_path, shard):
+    held = heldout_documents(shard, 0.1)
+    assert 5 <= held.sum() <= 40  # 20 expected of 200; both limits lie 3.5 standard deviations away
+    shuffled = shard_of(TEXTS[::-1], tmp_path, name="b")
+    assert (heldout_documents(shuffled, 0.1) == held[::-1]).all()
+    data = data_of(shard, tokens=20_000, heldout_share=0.1)
+    seen = {bytes(d[:-1]).decode() for step in range(data.num_steps) for d in documents_of(data.batches(step)[0])}
+    assert not seen & set(np.array(TEXTS)[held])
+
+
+def test_a_mixture_takes_its_weights_in_tokens_and_repeats_a_small_source(tmp_path, shard):
+    small = shard_of(["SMALL " + "y" * 20] * 3, tmp_path, name="small")
+    sources = [Source("large", (shard,), 3.0), Source("small", (small,), 1.0)]
+    data = TrainingData(sources, DataSettings(tokens=2000, sequence=64, heldout_share=0))
+    assert [d.name for d in data.drawn] == ["large", "small"]
+    assert data.drawn[0].tokens_taken == pytest.approx(1500, abs=64)
+    assert data.drawn[1].tokens_taken == pytest.approx(500, abs=64)
+    assert data.drawn[1].epochs == pytest.approx(500 / 81, rel=0.1)
+
+
+def test_long_documents_are_cut_at_the_row_length(tmp_path):
+    data = data_of(shard_of(["z" * 150], tmp_path), tokens=151, heldout_share=0)
+    lengths = sorted(len(d) for d in documents_of(data.batches(0)[0]) if any(d))
+    assert lengths == [23, 64, 64]
+
+
+def test_padded_rows_hold_one_document_each_and_are_cut_to_the_longest(shard):
+    data = data_of(shard, packed=False)
+    assert (data.packed.starts[1:] - data.packed.starts[:-1] == 1).all()
+    used = positions = 0
+    for step in range(data.num_steps):
+        (batch,) = data.batches(step)
+        longest = int((batch.targets != IGNORED).sum(1).max()) + 1
+        assert batch.input_ids.shape[1] == longest
+        used += data.num_tokens(step)
+        positions += batch.input_ids.numel()
+    assert used / positions > 0.9 and data.packed.fill < 0.5
+
+
+def test_nothing_left_to_train_on_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="nothing to train on"):
+        data_of(shard_of(["ab"], tmp_path), heldout_share=0.9999999)
+
+
+def test_all_settings_out_of_range_are_reported_at_once(shard):
+    with pytest.raises(RecipeError) as caught:
+        data_of(shard, tokens=0, sequence=1, rows_per_step=0, heldout_share=1.0)
+    assert [p.where for p in caught.value.problems] == [
+        "train.tokens",
+        "train.sequence",
+        "train.rows_per_step",
+        "train.heldout_share",
+    ]

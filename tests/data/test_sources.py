@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from hybridizer.core.errors import InputError, RecipeError
+from hybridizer.core.progress import SilentMonitor
+from hybridizer.data.sources import HubDataset, SourceSettings, open_sources
+from hybridizer.data.tokenize import ReadSettings
+from support.token_texts import ByteEncoder
+
+
+class NotingMonitor(SilentMonitor):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def open_all(folder, *entries, monitor=None):
+    return open_sources(entries, folder, ByteEncoder(), folder / "cache", monitor or SilentMonitor())
+
+
+def texts_of(source):
+    found = []
+    for shard in source.shards:
+        starts = [0, *shard.ends]
+        found += [bytes(shard.tokens[a : b - 1].tolist()).decode() for a, b in zip(starts, shard.ends, strict=False)]
+    return found
+
+
+def test_a_glob_becomes_one_source_of_several_shards(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"text {name}")
+    (source,) = open_all(tmp_path, SourceSettings("*.txt", weight=2.0))
+    assert (source.name, source.weight) == ("*.txt", 2.0)
+    assert texts_of(source) == ["text a", "text b"]
+
+
+def test_records_left_out_are_noted(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\nbroken\n{"text": ""}\nbroken')
+    monitor = NotingMonitor()
+    open_all(tmp_path, SourceSettings("a.jsonl"), monitor=monitor)
+    assert monitor.notes == [f"{tmp_path}/a.jsonl: left out 2 not JSON, 1 empty"]
+
+
+def test_an_entry_names_one_kind_of_data(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        open_all(tmp_path, SourceSettings(), SourceSettings("a.txt", HubDataset("x")))
+    assert [problem.where for problem in caught.value.problems] == ["train.data[0]", "train.data[1]"]
+
+
+def test_a_hub_dataset_is_streamed_up_to_its_limit_and_cached(tmp_path):
+    pytest.importorskip("datasets")
+    records = [{"body": text} for text in ("eins", "zwei", " ", None, "drei", "vier")]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text("\n".join(map(json.dumps, records)))
+    dataset = HubDataset(str(tmp_path / "set"), max_documents=5)
+    entry = SourceSettings(hub=dataset, read=ReadSettings(text_field="body"))
+    (source,) = open_all(tmp_path, entry)
+    assert texts_of(source) == ["eins", "zwei", "drei"]
+    assert source.shards[0].bad.counts == {"empty": 1, "no text in field 'body'": 1}
+    (tmp_path / "set" / "train.jsonl").unlink()
+    assert texts_of(open_all(tmp_path, entry)[0]) == ["eins", "zwei", "drei"]
+
+
+def test_a_hub_dataset_without_the_column_is_refused(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"body": "x"}')
+    with pytest.raises(InputError, match="no column 'text'; it has body"):
+        open_all(tmp_path, SourceSettings(hub=HubDataset(str(tmp_path / "set"))))

@@ -1,0 +1,188 @@
+"""Taking checkpoints apart: what is found where, and that damage and contradictions are named, never guessed over."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridizer.core.errors import CheckpointError
+from hybridizer.families.reading import read_anatomy
+from support.hostile import FAMILIES, hostile_changes
+from support.made_up import VOCAB, WIDTH, llama, llama_config, llama_shapes
+
+
+def refused(config: Any, shapes: dict[str, tuple[int, ...]]) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read_anatomy(config, shapes, "alpha")
+    return str(caught.value)
+
+
+def test_every_tensor_has_its_place() -> None:
+    anatomy = llama()
+    assert (anatomy.family, anatomy.architecture) == ("llama", "LlamaForCausalLM")
+    assert (anatomy.num_layers, anatomy.depth_key, anatomy.layer_prefix) == (3, ("num_hidden_layers",), "model.layers.")
+    assert anatomy.layers[2]["mlp.down_proj.weight"] == "model.layers.2.mlp.down_proj.weight"
+    assert anatomy.embedding == ("model.embed_tokens.weight",)
+    assert anatomy.final_norm == ("model.norm.weight",)
+    assert anatomy.head == ("lm_head.weight",)
+    assert (anatomy.hidden_size, anatomy.vocab_size) == (WIDTH, VOCAB)
+    assert anatomy.extra == ()
+    assert anatomy.kinds == ("full_attention",) * 3
+
+
+def test_names_without_a_module_around_them_are_found() -> None:
+    shapes = {name.removeprefix("model."): shape for name, shape in llama_shapes().items()}
+    anatomy = read_anatomy(llama_config(), shapes, "alpha")
+    assert (anatomy.layer_prefix, anatomy.final_norm, anatomy.embedding) == (
+        "layers.",
+        ("norm.weight",),
+        ("embed_tokens.weight",),
+    )
+
+
+def test_kinds_put_attention_and_mlp_into_words() -> None:
+    config = llama_config(model_type="qwen3_next", num_experts=4, mlp_only_layers=[0], full_attention_interval=3)
+    shapes = llama_shapes()
+    shapes["model.layers.0.mlp.only_dense.weight"] = (1,)
+    shapes["model.layers.2.self_attn.k_norm.weight"] = (1,)
+    kinds = read_anatomy(config, shapes, "alpha").kinds
+    assert kinds == ("linear_attention+dense", "linear_attention+moe", "full_attention+moe")
+
+
+def test_draft_layers_behind_the_last_are_left_out_with_a_reason() -> None:
+    config = llama_config(model_type="deepseek_v3", num_nextn_predict_layers=1, first_k_dense_replace=0)
+    shapes = llama_shapes(4) | {"mtp.norm.weight": (WIDTH,)}
+    anatomy = read_anatomy(config, shapes, "alpha")
+    assert anatomy.num_layers == 3
+    assert {(extra.kept, extra.role) for extra in anatomy.extra} == {(False, "draft")}
+    assert "model.layers.3.mlp.down_proj.weight" in {extra.name for extra in anatomy.extra}
+
+
+def test_recomputed_buffers_are_left_out_and_global_tensors_kept() -> None:
+    shapes = llama_shapes() | {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": (4,),
+        "model.layers.1.attn.bias": (1, 1, 64, 64),
+        "model.embed_positions.weight": (64, WIDTH),
+    }
+    anatomy = read_anatomy(llama_config(), shapes, "alpha")
+    assert {extra.name: extra.kept for extra in anatomy.extra} == {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": False,
+        "model.layers.1.attn.bias": False,
+        "model.embed_positions.weight": True,
+    }
+    assert len({len(layer) for layer in anatomy.layers}) == 1
+
+
+@pytest.mark.parametrize(
+    ("config_says", "head_there", "tied", "in_doubt"),
+    [(True, False, True, False), (True, True, True, True), (None, True, True, True), (None, False, True, False)],
+)
+def test_ties(config_says: bool | None, head_there: bool, tied: bool, in_doubt: bool) -> None:
+    shapes = llama_shapes()
+    if not head_there:
+        del shapes["lm_head.weight"]
+    config = llama_config(model_type="gemma", tie_word_embeddings=config_says)  # gemma ties unless told otherwise
+    anatomy = read_anatomy(config, shapes, "alpha")
+    assert (anatomy.tied, anatomy.tie_in_doubt) == (tied, in_doubt)
+
+
+def test_a_silent_config_of_an_unknown_family_ties_where_there_is_no_head() -> None:
+    config = llama_config(model_type="a_family_of_the_future", tie_word_embeddings=None)
+    shapes = llama_shapes()
+    assert not read_anatomy(config, shapes, "alpha").tied
+    del shapes["lm_head.weight"]
+    assert read_anatomy(config, shapes, "alpha").tied
+
+
+def test_config_and_files_of_different_depth() -> None:
+    message = refused(llama_config(4), llama_shapes(3))
+    assert "alpha: the config says 4 layers, and the files hold model.layers.* (3 layers)" in message
+    assert "the config says 2 layers" in refused(llama_config(2), llama_shapes(3))
+
+
+def test_a_hole_in_the_layers() -> None:
+    shapes = {name: shape for name, shape in llama_shapes().items() if ".layers.1." not in name}
+    assert "(2 layers without 1)" in refused(llama_config(), shapes)
+
+
+def test_no_layers_at_all() -> None:
+    assert "no list of layers" in refused(llama_config(), {"lm_head.weight": (2, 2)})
+
+
+def test_two_lists_of_layers() -> None:
+    shapes = llama_shapes() | llama_shapes(stem="other.")
+    message = refused(llama_config(), shapes)
+    assert "model.layers.* (3 layers), other.layers.* (3 layers)" in message
+    assert "cannot be told" in message
+
+
+def test_a_layer_that_lacks_what_its_like_have() -> None:
+    shapes = llama_shapes()
+    del shapes["model.layers.1.mlp.down_proj.weight"]
+    message = refused(llama_config(), shapes)
+    assert "layer 1 has no tensor 'mlp.down_proj.weight', and layer 0, of the same kind, has one." in message
+
+
+def test_a_layer_of_another_shape_than_its_like() -> None:
+    shapes = llama_shapes() | {"model.layers.2.mlp.down_proj.weight": (WIDTH, 17)}
+    message = refused(llama_config(), shapes)
+    assert (
+        "'model.layers.2.mlp.down_proj.weight' has shape (8, 17), and layer 0, of the same kind, has (8, 16)."
+        in message
+    )
+
+
+def test_an_untied_model_without_a_head() -> None:
+    shapes = llama_shapes()
+    del shapes["lm_head.weight"]
+    assert "no tensor is an output head" in refused(llama_config(), shapes)
+
+
+def test_a_model_without_an_embedding() -> None:
+    shapes = llama_shapes()
+    del shapes["model.embed_tokens.weight"]
+    assert "no tensor is an embedding" in refused(llama_config(), shapes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": ""}, "`model_type` is ''"),
+        ({"model_type": 3}, "`model_type` is 3"),
+        ({"num_hidden_layers": 0}, "`num_hidden_layers` 0"),
+        ({"num_hidden_layers": "3"}, "no key that says how many"),
+        ({"n_layer": 4}, "`num_hidden_layers` 3 and `n_layer` 4"),
+        ({"layer_types": ["full_attention"] * 2}, "`layer_types` has 2 entries, and the model has 3 layers."),
+    ],
+)
+def test_configs_that_contradict_themselves(changes: dict[str, Any], words: str) -> None:
+    message = refused(llama_config(**changes), llama_shapes())
+    assert message.startswith("alpha/config.json: ") and words in message
+
+
+def test_a_config_that_is_no_dict() -> None:
+    assert "not a family's name" in refused([], llama_shapes())
+
+
+@settings(max_examples=250, deadline=None)
+@given(family=st.sampled_from(FAMILIES), changes=hostile_changes(4))
+def test_hostile_configs_are_read_or_refused(family: str, changes: dict[str, Any]) -> None:
+    try:
+        anatomy = read_anatomy(llama_config(**{"model_type": family, **changes}), llama_shapes(), "alpha")
+    except CheckpointError:
+        return
+    assert anatomy.num_layers == len(anatomy.layers) == len(anatomy.kinds) == 3
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys, hybridizer.families.config;"
+        "print(sorted({'torch', 'numpy', 'transformers', 'safetensors', 'pydantic'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,156 @@
+import io
+import json
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hybridizer.core.errors import RecipeError
+from hybridizer.plan.cost import CostRequest, estimate_cost
+from hybridizer.plan.freeze import FreezeSettings
+from hybridizer.plan.plan import Origin, Plan, PlannedTensor
+from hybridizer.recipe.recipe import Lora
+from hybridizer.report.cost_tables import cost_table, duration, expectation_lines, readable
+from hybridizer.train.timing import expect_time
+from support.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def plan():
+    """A plan of a tiny Llama with a head of its own."""
+    return plan_of("llama", tie_word_embeddings=False)
+
+
+def plan_of(model_type, **overrides):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = tiny_config(model_type, **overrides)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    tensors = tuple(
+        PlannedTensor(name, "F32", tuple(tensor.shape), (Origin("a", name),))
+        for name, tensor in model.named_parameters()
+    )
+    config = json.loads(json.dumps(model.config.to_dict()))
+    return Plan("toy", "a", 0, "same family", None, {}, (), tensors, (), {}, config, {}, 10**9)
+
+
+REQUEST = CostRequest(FreezeSettings("deep"), boundary=2, sequence=64, rows_per_batch=2)
+LAYER = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64
+TABLE = 256 * 64
+
+
+def test_the_arms_stand_beside_what_is_asked(plan):
+    cost = estimate_cost(plan, replace(REQUEST, freeze=FreezeSettings((1, 2))))
+    assert [arm.name for arm in (cost.asked, *cost.arms)] == ["asked", "deep", "shallow", "none"]
+    assert [arm.trained_layers for arm in (cost.asked, *cost.arms)] == ["0, 3", "0..1", "2..3", "0..3"]
+    deep, shallow, none = cost.arms
+    assert deep.trained_parameters == 2 * LAYER + TABLE  # and the embedding
+    assert shallow.trained_parameters == 2 * LAYER + 64 + TABLE  # final norm and head
+    assert (none.frozen_parameters, none.share_of_full_flops) == (0, 1.0)
+    assert all(arm.trained_parameters + arm.frozen_parameters == plan.num_parameters for arm in cost.arms)
+    assert deep.share_of_full_flops > shallow.share_of_full_flops
+    assert all(arm.peak_bytes == arm.memory.total for arm in cost.arms)
+
+
+def test_what_is_priced_is_what_was_asked(plan):
+    first = estimate_cost(plan, REQUEST).asked.memory
+    assert estimate_cost(plan, replace(REQUEST, rows_per_batch=4)).asked.memory.activations == 2 * first.activations
+    assert estimate_cost(plan, replace(REQUEST, optimizer="adamw8bit")).asked.memory.optimizer == first.optimizer // 4
+    low = estimate_cost(plan, replace(REQUEST, precision="bfloat16")).asked.memory
+    assert (low.masters, low.activations) == (
+        4 * estimate_cost(plan, REQUEST).asked.trained_parameters,
+        first.activations // 2,
+    )
+    assert estimate_cost(plan, replace(REQUEST, device="cuda")).compute_dtype == "bfloat16"
+    short = estimate_cost(plan, replace(REQUEST, mean_document=16.0)).asked
+    assert short.total_token_flops < estimate_cost(plan, REQUEST).asked.total_token_flops
+
+
+@pytest.mark.parametrize(("family", "layers"), [("qwen3_next", "0, 2"), ("mamba2", "0..3"), ("falcon_h1", "0..3")])
+def test_layers_that_carry_state_make_the_figures_lower_bounds(family, layers):
+    (note,) = estimate_cost(plan_of(family), REQUEST).notes
+    assert note.startswith(f"Layers {layers} carry state along a row.") and "`--probe` measures time and peak" in note
+    assert estimate_cost(plan_of("gemma3_text"), REQUEST).notes == ()
+
+
+def test_adapters_are_priced_as_adapters(plan):
+    cost = estimate_cost(plan, replace(REQUEST, lora=Lora(4)))
+    widths = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96)  # of the seven linear modules of a layer
+    assert (cost.asked.trained_parameters, cost.asked.frozen_parameters) == (2 * 4 * widths, plan.num_parameters)
+    whole = estimate_cost(plan, REQUEST).asked
+    assert cost.asked.memory.optimizer == 8 * 2 * 4 * widths < whole.memory.optimizer
+    assert cost.asked.memory.activations > whole.memory.activations, "a network with adapters is not fused"
+    assert cost.asked.total_token_flops < whole.total_token_flops
+    assert "low-rank adapters of rank 4 train in every arm" in cost.notes[-1]
+
+
+def test_a_probe_trains_the_adapters_that_were_asked_for(plan, monkeypatch):
+    from hybridizer.train.loop import TrainSettings
+    from hybridizer.train.timing import Probed
+
+    asked = []
+    answer = Probed(2.0, 10.0, 10**9, "cpu", "float32")
+    monkeypatch.setattr("hybridizer.train.timing.probe", lambda request: asked.append(request) or answer)
+    request = replace(REQUEST, lora=Lora(4, dropout=0.1))
+    found = expect_time(plan, request, TrainSettings(precision="float32"), packed=True, num_steps=50)
+    assert asked[0].lora == Lora(4, dropout=0.1)
+    assert found.estimated_peak_bytes == estimate_cost(plan, request).asked.peak_bytes
+    assert found.estimated_peak_bytes > estimate_cost(plan, replace(REQUEST, lora=Lora(4))).asked.peak_bytes
+
+
+def test_a_boundary_outside_the_model_is_refused(plan):
+    with pytest.raises(RecipeError, match="inside 1..3"):
+        estimate_cost(plan, replace(REQUEST, boundary=4))
+
+
+def test_the_record_is_json_and_the_table_shows_every_arm(plan):
+    record = json.loads(json.dumps(estimate_cost(plan, REQUEST).to_json()))
+    assert record["schema"] == "hybridizer.cost/1"
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(cost_table(record))
+    text = console.export_text()
+    for words in ("as asked", "freeze shallow", "layers that train", "peak memory", "0..1", record["sentence"][:40]):
+        assert words in text
+    assert "of the operations and" in record["sentence"]
+
+
+def test_pricing_a_plan_needs_no_torch():
+    program = "import sys, hybridizer.plan.cost, hybridizer.report.cost_tables; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_the_time_of_a_run_is_that_of_a_probed_step(plan):
+    from hybridizer.train.loop import TrainSettings
+
+    found = expect_time(plan, REQUEST, TrainSettings(precision="float32"), packed=True, num_steps=50)
+    assert found.run_seconds == pytest.approx(50 * found.step_seconds)
+    assert found.estimated_peak_bytes == pytest.approx(found.measured_peak_bytes, rel=0.15)
+    assert "tokens/s, probed on cpu in float32" in str(expectation_lines(vars(found)))
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (67_300_000, "", "67.3 M"),
+        (1.12e9, "FLOP", "1.12 GFLOP"),
+        (999, "B", "999 B"),
+        (123.4e12, "B", "123 TB"),
+        (0, "B", "0 B"),
+    ],
+)
+def test_figures_are_readable(value, unit, text):
+    assert readable(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45.4, "45 s"), (200, "3 min"), (3600 * 3.5, "3 h 30 min"), (86400 * 3 + 7200, "3 d 2 h")]
+)
+def test_durations_have_two_units(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,152 @@
+"""The pictures hold what the record says, look the same every time, and leave nothing behind."""
+
+import re
+import subprocess
+import sys
+import warnings
+
+import matplotlib
+import pytest
+
+from hybridizer.core.errors import InputError
+from hybridizer.report.plots import MAX_DONORS, draw_donors, draw_trace, write_figure
+from support.synthetic_traces import synthetic_record
+
+
+def bytes_of(figure, folder, kind):
+    path = folder / f"picture.{kind}"
+    write_figure(figure, path)
+    return path.read_bytes()
+
+
+def text_of(figure, folder):
+    return bytes_of(figure, folder, "svg").decode()
+
+
+def lines_at(axes, place):
+    return [line for line in axes.lines if list(line.get_xdata()) == [place, place]]
+
+
+@pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG\r\n\x1a\n")])
+def test_the_same_record_gives_the_same_bytes(tmp_path, kind, start):
+    first = bytes_of(draw_trace(synthetic_record(), 12), tmp_path, kind)
+    assert first == bytes_of(draw_trace(synthetic_record(), 12), tmp_path, kind)
+    assert first.startswith(start)
+    assert b"dc:date" not in first and b"Matplotlib v" not in first and b"Software" not in first
+
+
+def test_the_caption_says_what_was_measured_and_how(tmp_path):
+    record = synthetic_record("模型/千问")
+    text = text_of(draw_trace(record, 12), tmp_path)
+    s = record["boundary"][11]["s"]
+    for words in (
+        "模型/千问, 30 layers",
+        "500 prompts of antonyms-en, context perturbation (30% masked), plain lens",
+        "accuracy 45.2% (95% interval 41.0% to 49.0%); 30 prompts without a task particle",
+        f"boundary after layer 12: S(12) = {s:+.3f} bits (95% interval {s - 0.01:+.3f} to {s + 0.01:+.3f})",
+        "Bands and bars: 95% intervals over prompts",
+    ):
+        assert words in text
+
+
+def test_both_perturbations_are_told_apart_and_the_vulnerable_layer_is_named(tmp_path):
+    text = text_of(draw_trace(synthetic_record(with_layer=True)), tmp_path)
+    assert "context and layer perturbation" in text
+    assert "vulnerable layer 1" in text
+    assert "context masked, read at this layer" in text
+    assert "this layer disturbed, read at the end" in text
+
+
+def test_every_panel_shows_the_numbers_of_the_record():
+    record = synthetic_record()
+    target, js, delta, scores, particles = draw_trace(record).axes
+    assert list(target.lines[0].get_ydata()) == [row["target_prob"] for row in record["layers"]]
+    assert list(js.lines[0].get_ydata()) == [0.03, *[row["js"] for row in record["layers"]]]
+    assert list(js.lines[0].get_xdata()) == list(range(31))
+    assert [bar.get_height() for bar in delta.patches] == [row["delta_js"] for row in record["layers"]]
+    assert [list(line.get_ydata()) for line in delta.lines] == [row["delta_js_ci"] for row in record["layers"]]
+    assert list(scores.lines[1].get_ydata()) == [row["s"] for row in record["boundary"]]
+    assert [bar.get_height() for bar in particles.patches] == [row["task_particles"] for row in record["layers"]]
+    assert len(lines_at(particles, record["task_particle"]["layer"])) == 1
+    assert [len(axes.collections) for axes in (target, js, scores)] == [1, 1, 1]  # the bands
+
+
+def test_the_boundary_lies_between_two_layers_in_every_panel():
+    for axes in draw_trace(synthetic_record(), 12).axes:
+        assert len(lines_at(axes, 12.5)) == 1
+
+
+def test_the_two_means_of_the_sides_differ_by_s():
+    record = synthetic_record()
+    delta = draw_trace(record, 12).axes[2]
+    shallow, deep = (line for line in delta.lines if list(line.get_xdata()) in ([0.5, 12.5], [12.5, 30.5]))
+    assert shallow.get_ydata()[0] - deep.get_ydata()[0] == pytest.approx(record["boundary"][11]["s"])
+
+
+def test_a_record_of_the_bare_contract_is_drawn(tmp_path):
+    """One prompt, no intervals, no answers, no task particle, and none of the fields that only we write."""
+    record = synthetic_record(with_intervals=False)
+    for name in ("js_embedding", "js_embedding_ci", "vulnerable_layer"):
+        del record[name]
+    for row in record["layers"]:
+        del row["layer_js"], row["layer_js_ci"]
+    record |= {"accuracy": None, "task_particle": {"layer": None, "relative_depth": None}}
+    assert "accuracy" not in text_of(draw_trace(record, 12), tmp_path)
+    assert "antonyms-en" in text_of(draw_donors([record], [12]), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a $5 or\n$10 <b>&amp;", "x" * 300, "模" * 300])
+def test_a_strange_name_is_text_and_stays_inside_the_picture(tmp_path, name):
+    figure = draw_trace(synthetic_record(name), 12)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # where no Chinese font is installed
+        box = figure._suptitle.get_window_extent()
+    assert 0 < box.x0 < box.x1 < figure.bbox.x1
+    bytes_of(figure, tmp_path, "png")
+
+
+def test_donors_are_overlaid_by_relative_depth_with_their_boundaries(tmp_path):
+    records = [synthetic_record("alpha", 30), synthetic_record("beta", 18, height=0.02)]
+    figure = draw_donors(records, [12, None])
+    for axes, name in zip(figure.axes, ("target_prob", "js", "delta_js"), strict=True):
+        for line, record in zip([line for line in axes.lines if len(line.get_xdata()) > 2], records, strict=True):
+            assert list(line.get_ydata()) == [row[name] for row in record["layers"]]
+            assert line.get_xdata()[-1] == 1
+        assert len(lines_at(axes, 12.5 / 30)) == 1
+    text = text_of(figure, tmp_path)
+    assert "alpha, 30 layers" in text and "beta, 18 layers" in text
+
+
+@pytest.mark.parametrize("count", [0, MAX_DONORS + 1])
+def test_more_donors_than_can_be_told_apart_are_refused(count):
+    with pytest.raises(InputError, match=f"{count} donors cannot be told apart"):
+        draw_donors([synthetic_record()] * count)
+
+
+def test_six_donors_have_six_colours_and_six_markers():
+    lines = draw_donors([synthetic_record()] * MAX_DONORS).axes[0].lines
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == MAX_DONORS
+
+
+def test_another_kind_of_file_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match=r"not written as '\.pdf'"):
+        write_figure(draw_donors([synthetic_record()]), tmp_path / "picture.pdf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone(tmp_path):
+    with matplotlib.rc_context({"font.size": 23, "svg.hashsalt": "mine"}):
+        before = dict(matplotlib.rcParams)
+        bytes_of(draw_trace(synthetic_record()), tmp_path, "png")
+        draw_donors([synthetic_record()])
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_the_text_of_an_svg_is_text_and_no_mathematics(tmp_path):
+    text = text_of(draw_trace(synthetic_record("a $5 or\n$10 <b>")), tmp_path)
+    assert re.search(r"<text[^>]*>a \$5 or \$10 &lt;b&gt;, 30 layers</text>", text)
+
+
+def test_pyplot_and_torch_stay_away():
+    code = "import sys, hybridizer.report.plots; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

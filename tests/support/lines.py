@@ -1,0 +1,35 @@
+"""What tests of the whole line share: tiny donors in a folder, recipes beside them, and the command line in-process."""
+
+import json
+from pathlib import Path
+
+import yaml
+from click.testing import CliRunner
+
+from hybridizer.cli import main
+from support.tiny import make_tiny, tiny_tokenizer
+
+
+def make_donor(folder: Path, model_type: str = "llama", seed: int = 0, **overrides) -> Path:
+    """A tiny donor with a tokenizer."""
+    make_tiny(model_type, folder, seed=seed, **overrides)
+    tiny_tokenizer(folder)
+    return folder
+
+
+def write_recipe(path: Path, **content) -> Path:
+    """A recipe file of the given sections."""
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def hybridize(*arguments, code: int = 0):
+    """Run the command line; its result, after checking the exit code."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, f"exit {result.exit_code}: {result.output} {result.exception!r}"
+    return result
+
+
+def hybridize_json(*arguments, code: int = 0):
+    """The JSON object that the command printed."""
+    return json.loads(hybridize(*arguments, "--json", code=code).stdout)

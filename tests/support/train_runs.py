@@ -1,0 +1,76 @@
+"""Small training runs over byte tokens, in this process or, run as a program, in one that a test may kill."""
+
+import hashlib
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from hybridizer.core.progress import SilentMonitor
+from hybridizer.data.batches import DataSettings, Source, TrainingData
+from hybridizer.plan.flops import TokenFlops
+from hybridizer.plan.freeze import FreezeSettings
+from hybridizer.train.freeze import plan_freeze
+from hybridizer.train.loop import DeviceFigures, TrainSettings, train
+from hybridizer.train.optimizer import OptimizerSettings
+from hybridizer.train.runtime import Runtime
+from support.token_texts import shard_of
+from support.train_models import plain_model
+
+TEXTS = [f"document {i} " + "abc " * (i % 11) for i in range(120)]
+SETTINGS = TrainSettings(OptimizerSettings(lr=1e-2), precision="float32", checkpoint_minutes=0.0)
+FIGURES = DeviceFigures(TokenFlops(1e6, 1e6, 1e6), 1e9)
+
+
+def data_in(folder, **settings):
+    folder.mkdir(parents=True, exist_ok=True)
+    source = Source("texts", (shard_of(TEXTS, folder),))
+    return TrainingData([source], DataSettings(**{"tokens": 3000, "sequence": 64, "rows_per_step": 4, **settings}))
+
+
+def run(
+    folder, settings=SETTINGS, data=None, model=None, freeze="deep", plan_hash="sha256:plan", dropout=0.1, **options
+):
+    """Train a fresh plain model in `folder`; the model and the result."""
+    model, parts = model or plain_model(dropout=dropout)
+    plan = plan_freeze(model, parts, FreezeSettings(freeze), boundary=2)
+    return model, run_model(folder, model, parts, plan, settings, data, plan_hash=plan_hash, **options)
+
+
+def run_model(folder, model, parts, plan, settings=SETTINGS, data=None, **options):
+    """Train any model of at least 257 tokens as planned; the result."""
+    defaults = {
+        "runtime": Runtime(cpu=True),
+        "monitor": SilentMonitor(),
+        "figures": FIGURES,
+        "plan_hash": "sha256:plan",
+    }
+    data = data or data_in(folder / "data")
+    return train(model, parts, plan, data, settings, folder, **{**defaults, **options})
+
+
+def bytes_of(model):
+    """One hash over all parameters of a model."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode() + parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class SpeakingMonitor(SilentMonitor):
+    """Writes a line after every step, so that another process knows how far this one is."""
+
+    @contextmanager
+    def task(self, label, total, unit):
+        def advance(steps):
+            sys.stdout.write("step\n")
+            sys.stdout.flush()
+
+        yield advance
+
+
+if __name__ == "__main__":
+    settings = replace(SETTINGS, precision=sys.argv[2])
+    dropout = float(sys.argv[3]) if len(sys.argv) > 3 else 0.1
+    trained, _ = run(Path(sys.argv[1]), settings, monitor=SpeakingMonitor(), dropout=dropout)
+    sys.stdout.write(bytes_of(trained) + "\n")

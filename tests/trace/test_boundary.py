@@ -1,0 +1,190 @@
+"""Each strategy puts the boundary where its definition says, and every boundary is warned of where S(b) is in doubt."""
+
+import json
+
+import pytest
+
+from hybridizer.core.errors import InputError
+from hybridizer.trace.boundary import STRATEGIES, choose_boundary
+from support.trace_records import record
+
+FRONT = [0.30, 0.20, 0.10, 0.02, 0.02, 0.01]  # the shallow side is the sensitive one
+BACK = FRONT[::-1]
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "layer"), [(2, 1), (3, 2), (6, 3), (7, 4), (28, 14), (30, 15)]
+)  # 28 layers at 14: the split of arXiv 2605.11416
+def test_the_midpoint_halves_the_layers(num_layers, layer):
+    assert choose_boundary("midpoint", record([0.1] * num_layers)).layer == layer
+
+
+@pytest.mark.parametrize(("asked", "layer"), [(0.33, 10), (0.5, 15), (0.66, 20), (0.001, 1), (0.999, 29)])
+def test_a_share_of_the_depth_is_rounded_and_leaves_no_side_empty(asked, layer):
+    chosen = choose_boundary(asked, record([0.1] * 30))
+    assert (chosen.layer, chosen.strategy) == (layer, "share")
+
+
+@pytest.mark.parametrize("asked", [0.0, 1.0, -0.2, 1.5, float("nan")])
+def test_a_share_outside_the_depth_is_refused(asked):
+    with pytest.raises(InputError, match="not a share of the depth between 0 and 1"):
+        choose_boundary(asked, record(FRONT))
+
+
+def test_a_layer_is_taken_as_it_is():
+    assert choose_boundary(5, record(FRONT)).layer == 5
+
+
+@pytest.mark.parametrize("asked", [0, 6, -1, 99])
+def test_a_layer_that_leaves_a_side_empty_is_refused_with_the_range(asked):
+    with pytest.raises(InputError, match=r"alpha empty: it has 6 layers\.\n  Give a layer inside 1\.\.5\."):
+        choose_boundary(asked, record(FRONT))
+
+
+def test_s_maximal_is_where_s_is_largest():
+    scores = [row["s"] for row in record(FRONT)["boundary"]]
+    assert choose_boundary("s-maximal", record(FRONT)).layer == scores.index(max(scores)) + 1 == 1
+
+
+def test_equal_scores_go_to_the_shallowest_boundary():
+    assert choose_boundary("s-maximal", record([0.125] * 5, half_width=None)).layer == 1
+    assert choose_boundary("knee", record([0.25] * 4)).layer == 1
+
+
+def test_the_knee_is_where_the_climb_of_the_sensitivity_slows():
+    """C = 0.46, 0.77, 0.92, ...: above the steady climb by 0.29, 0.44, 0.42, 0.29, 0.15."""
+    assert choose_boundary("knee", record(FRONT)).layer == 2
+
+
+def test_one_spike_in_front_draws_s_to_the_end_but_not_the_knee():
+    spiky = [0.2, 0.1, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0]
+    assert choose_boundary("s-maximal", record(spiky)).layer == 1
+    assert choose_boundary("knee", record(spiky)).layer == 4
+
+
+def test_the_knee_is_s_weighted_by_the_layers_on_both_sides():
+    """C(b) - b/L is S(b) times b (L - b) over L times the total: the identity behind the docstring."""
+    scores = [row["s"] for row in record(FRONT)["boundary"]]
+    weighted = [s * b * (6 - b) for b, s in enumerate(scores, start=1)]
+    assert choose_boundary("knee", record(FRONT)).layer == weighted.index(max(weighted)) + 1
+
+
+@pytest.mark.parametrize(("particle", "layer"), [(1, 1), (2, 1), (4, 3), (4.5, 4), (6, 5)])
+def test_the_task_particle_stays_on_the_deep_side(particle, layer):
+    assert choose_boundary("task-particle", record(FRONT, particle=particle)).layer == layer
+
+
+def test_without_a_task_particle_that_strategy_is_refused():
+    with pytest.raises(InputError, match="no prompt has a task particle in the trace of alpha"):
+        choose_boundary("task-particle", record(FRONT))
+
+
+def test_a_donor_without_sensitivity_has_no_knee():
+    with pytest.raises(InputError, match="does it read its input"):
+        choose_boundary("knee", record([0.0] * 4))
+
+
+def test_auto_takes_the_knee_when_the_evidence_is_clear():
+    chosen = choose_boundary("auto", record(FRONT))
+    assert (chosen.layer, chosen.strategy, chosen.warning) == (2, "auto", None)
+    assert chosen.reason == (
+        "The knee of the cumulative sensitivity among boundaries 2 to 4: "
+        "the first 2 of 6 layers have 77% of the sensitivity; S(2) = +0.212 (95% interval +0.202 to +0.223)."
+    )
+
+
+def test_auto_takes_the_largest_s_when_only_that_is_clear():
+    unsure = record([0.2, 0.2, 0.15, 0.1, 0.02, 0.0, 0.0, 0.0])  # S(3) = 0.159, and the knee is at 4
+    unsure["boundary"][3]["s_ci"] = [-0.1, 0.5]
+    chosen = choose_boundary("auto", unsure)
+    assert (choose_boundary("knee", unsure).layer, chosen.layer, chosen.warning) == (4, 3, None)
+    assert chosen.reason.startswith("The largest S(b) among boundaries 2 to 6 is after layer 3")
+
+
+@pytest.mark.parametrize(("num_layers", "first", "last"), [(2, 1, 1), (3, 1, 2), (4, 1, 3), (5, 2, 3), (30, 8, 22)])
+def test_auto_leaves_a_quarter_of_the_layers_on_either_side(num_layers, first, last):
+    """All the sensitivity in the first layer draws it to one end of the range, a still last layer to the other."""
+    spike = [1.0, *[0.0] * (num_layers - 1)]
+    still = [*[0.1] * (num_layers - 1), 0.0]
+    assert choose_boundary("auto", record(spike, half_width=0.0001)).layer == first
+    assert choose_boundary("auto", record(still, half_width=0.0001)).layer == last
+
+
+@pytest.mark.parametrize("delta_js", [BACK, [0.0] * 6])
+def test_auto_falls_back_to_the_midpoint_and_warns(delta_js):
+    chosen = choose_boundary("auto", record(delta_js))
+    assert chosen.layer == 3
+    assert chosen.reason.startswith("No boundary between 2 and 4 is beyond doubt, so the midpoint; S(3) = ")
+    assert chosen.warning.startswith("Freezing deep is not supported by the trace of alpha: S(3) = ")
+
+
+@pytest.mark.parametrize("asked", [*sorted(STRATEGIES), 0.5, 3])
+def test_a_negative_score_is_warned_of_with_the_number_and_the_recipe_is_obeyed(asked):
+    chosen = choose_boundary(asked, record(BACK, particle=4))
+    s = record(BACK)["boundary"][chosen.layer - 1]["s"]
+    assert (
+        f"S({chosen.layer}) = {s:+.3f} (95% interval {s - 0.01:+.3f} to {s + 0.01:+.3f}) is not positive"
+        in chosen.warning
+    )
+
+
+def test_an_interval_that_contains_zero_is_warned_of():
+    assert choose_boundary(3, record(FRONT, half_width=0.183)).warning is None  # S(3) = 0.1833...
+    assert choose_boundary(3, record(FRONT, half_width=0.184)).warning.endswith("has an interval that contains zero.")
+
+
+def test_a_score_of_zero_is_not_positive():
+    assert choose_boundary(2, record([0.125] * 4)).warning.endswith("is not positive.")
+
+
+def test_one_prompt_is_not_enough():
+    chosen = choose_boundary("midpoint", record(FRONT, half_width=None))
+    assert chosen.warning.endswith("S(3) = +0.183 (one prompt, no interval) may be chance.")
+
+
+def test_a_reason_is_one_sentence():
+    for name in STRATEGIES:
+        reason = choose_boundary(name, record(FRONT, particle=3)).reason
+        assert reason.endswith(").") and ". " not in reason
+
+
+def test_an_unknown_strategy_is_answered_with_the_near_name():
+    with pytest.raises(InputError, match=r"no strategy 'midpiont'\.\n  Did you mean 'midpoint'\?"):
+        choose_boundary("midpiont", record(FRONT))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (["schema"], "hybridizer.trace/2", "schema: 'hybridizer.trace/2' is not 'hybridizer.trace/1'"),
+        (["layers"], None, "layers: it is missing or of the wrong kind"),
+        (["layers"], [3], "layers: its rows are not numbered layer = 1, 2"),
+        (["layers", 1, "layer"], 1, "layers: its rows are not numbered layer = 1, 2"),
+        (["layers", 1, "delta_js"], None, "layers[1].delta_js: None is not a number"),
+        (["layers", 1, "delta_js"], float("inf"), "layers[1].delta_js: inf is not a number"),
+        (["layers", 1, "delta_js"], True, "layers[1].delta_js: True is not a number"),
+        (["boundary"], [], "boundary: 6 layers and 0 boundaries"),
+        (["boundary", 0, "b"], 0, "boundary: its rows are not numbered b = 1, 2"),
+        (["boundary", 0, "s"], "0.1", "boundary[0].s: '0.1' is not a number"),
+        (["boundary", 0, "s_ci"], [0.3], "boundary[0].s_ci: [0.3] is not an interval"),
+        (["boundary", 0, "s_ci"], [0.3, 0.1], "boundary[0].s_ci: [0.3, 0.1] is not an interval"),
+        (["boundary", 0, "s_ci"], [None, 0.1], "boundary[0].s_ci: [None, 0.1] is not an interval"),
+        (["task_particle"], 3, "task_particle: it is missing or of the wrong kind"),
+        (["task_particle", "layer"], 7, "task_particle.layer: 7.0 is none of the 6 layers"),
+        (["donor"], "alpha", "donor: it is missing or of the wrong kind"),
+    ],
+)
+def test_a_damaged_record_is_refused_with_the_field(path, value, words):
+    damaged = json.loads(json.dumps(record(FRONT, particle=2)))
+    place = damaged
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(InputError) as caught:
+        choose_boundary("auto", damaged)
+    assert f"trace record: {words}" in str(caught.value)
+
+
+def test_a_donor_of_one_layer_cannot_be_split():
+    with pytest.raises(InputError, match="1 layers and 0 boundaries"):
+        choose_boundary("midpoint", record([0.1]))

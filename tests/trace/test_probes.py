@@ -1,0 +1,253 @@
+"""Probe files are read whole or refused whole, and targets are judged by the tokenizer that will see them."""
+
+import hashlib
+import json
+
+import pytest
+
+from hybridizer.core.errors import InputError
+from hybridizer.trace.probes import (
+    BUILT_IN,
+    MAX_PROBLEMS_SHOWN,
+    Probe,
+    ProbeError,
+    ProbeSet,
+    builtin_license,
+    builtin_probes,
+    check_targets,
+    continuation,
+    load_probes,
+    read_probes,
+)
+from support.tiny import tiny_tokenizer
+
+SHA256 = {
+    "antonyms-en": "19375b16a643e399cc94f02b0017d9452e152d6647a95da2f735cbb4062560ae",
+    "antonyms-zh": "9c235447cdc8998a57a0ba9e898eff4f67474812171f145b025ae6ee192fadae",
+}
+
+
+class Greedy:
+    """A tokenizer of a few pieces, longest match first, with no mask or padding token and perhaps no unknown one."""
+
+    def __init__(self, pieces, unk_token_id=None):
+        self.pieces = sorted(pieces, key=len, reverse=True)
+        if unk_token_id is not None:
+            self.unk_token_id = unk_token_id
+
+    def __call__(self, texts, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": [self.encode(text) for text in texts]}
+
+    def encode(self, text):
+        ids = []
+        while text:
+            piece = next((piece for piece in self.pieces if text.startswith(piece)), None)
+            ids.append(99 if piece is None else self.pieces.index(piece))
+            text = text[1 if piece is None else len(piece) :]
+        return ids
+
+
+@pytest.fixture
+def probe_file(tmp_path):
+    def write(content):
+        path = tmp_path / "mine.jsonl"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def refusal(path):
+    with pytest.raises(ProbeError) as caught:
+        read_probes(path)
+    return str(caught.value)
+
+
+def test_probes_come_back_in_file_order_with_the_digest_of_the_bytes(probe_file):
+    content = '{"prompt": "hot is not", "target": " cold"}\n\n{"prompt": "雪是"}\r\n{"prompt": "x", "target": null}'
+    path = probe_file(content)
+    assert read_probes(path) == ProbeSet(
+        name="mine.jsonl",
+        sha256=hashlib.sha256(content.encode()).hexdigest(),
+        probes=(Probe("hot is not", " cold"), Probe("雪是", None), Probe("x", None)),
+        license=None,
+    )
+
+
+def test_a_line_separator_inside_a_prompt_ends_no_line(probe_file):
+    assert read_probes(probe_file('{"prompt": "a\u2028b\x85c"}')).probes == (Probe("a\u2028b\x85c"),)
+
+
+def test_a_byte_order_mark_is_passed_over(probe_file):
+    assert read_probes(probe_file(b'\xef\xbb\xbf{"prompt": "a"}')).probes == (Probe("a"),)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"prompt": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('["prompt"]', "not a JSON object"),
+        ('"prompt"', "not a JSON object"),
+        ('{"target": "b"}', "no 'prompt'"),
+        ('{"prompt": null}', "no 'prompt'"),
+        ('{"prompt": 3}', "'prompt' is not text but 3"),
+        ('{"prompt": "a", "target": ["b"]}', "'target' is not text but [\"b\"]"),
+        ('{"prompt": "  "}', "'prompt' is empty"),
+        ('{"prompt": "a", "target": ""}', "'target' is empty"),
+        ('{"prompt": "a", "targets": "b"}', "unknown key 'targets'.\n  Did you mean 'target'?"),
+        ('{"prompt": "a", "prompt": "b"}', "'prompt' stands 2 times"),
+        ('{"prompt": "a\\ud800"}', "half of a surrogate pair"),
+    ],
+)
+def test_a_bad_line_is_named_with_file_and_number(probe_file, line, words):
+    path = probe_file('{"prompt": "fine"}\n\n' + line + "\n")
+    message = refusal(path)
+    assert message.startswith(f"{path}:3: ")
+    assert words in message
+
+
+def test_every_problem_is_reported_at_once(probe_file):
+    path = probe_file('{"prompt": 1, "target": 2, "x": 3}\n{"prompt": "fine"}\n[]\n')
+    message = refusal(path)
+    assert [message.count(f"{path}:{line}: ") for line in (1, 2, 3)] == [3, 0, 1]
+
+
+def test_endless_problems_are_counted_not_listed(probe_file):
+    message = refusal(probe_file("[]\n" * (MAX_PROBLEMS_SHOWN + 7)))
+    assert message.count("not a JSON object") == MAX_PROBLEMS_SHOWN
+    assert message.endswith("and 7 more problems of this kind.")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \r\n", b"\xef\xbb\xbf"])
+def test_a_file_without_a_probe_is_refused(probe_file, content):
+    assert "holds no probe" in refusal(probe_file(content))
+
+
+def test_text_that_is_not_utf8_is_refused_with_the_line(probe_file):
+    path = probe_file(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}')
+    assert f"{path}:2: not UTF-8 text: byte 0xe9 at offset 31" in refusal(path)
+
+
+def test_a_missing_file_and_a_folder_are_the_users_fault(tmp_path):
+    assert "cannot be read: No such file" in refusal(tmp_path / "none.jsonl")
+    assert "cannot be read: Is a directory" in refusal(tmp_path)
+    assert issubclass(ProbeError, InputError)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_set_is_500_different_prompts_under_its_own_licence(name):
+    probes = builtin_probes(name)
+    assert (probes.name, probes.sha256, probes.license) == (name, SHA256[name], BUILT_IN[name])
+    assert len({probe.prompt for probe in probes.probes}) == 500
+    assert all(probe.target for probe in probes.probes)
+    assert load_probes(name) == probes
+
+
+def test_no_built_in_prompt_shows_its_own_answer():
+    english = [probe for probe in builtin_probes("antonyms-en").probes if probe.target.strip() in probe.prompt.split()]
+    assert english == []
+    for probe in builtin_probes("antonyms-zh").probes:
+        assert probe.target not in [word for line in probe.prompt.split("\n") for word in _words(line)]
+
+
+def _words(line):
+    return (
+        line.strip("。")
+        .replace("相反", "")
+        .replace("不是", "")
+        .replace("，而是", "和")
+        .replace("，也就是", "和")
+        .split("和")
+    )
+
+
+def test_every_built_in_question_is_asked_in_both_directions():
+    probes = builtin_probes("antonyms-en").probes
+    asked = {
+        (probe.prompt.split("\n")[-1].removeprefix("The opposite of ").split()[0], probe.target[1:]) for probe in probes
+    }
+    assert len(asked) == 500
+    assert all((b, a) in asked for a, b in asked)
+
+
+def test_the_licence_texts_name_their_sources():
+    assert "WordNet 3.0 Copyright 2006 by Princeton University" in builtin_license("antonyms-en")
+    assert "Attribution-ShareAlike 4.0 International" in builtin_license("antonyms-zh")
+    assert "CC-CEDICT" in builtin_license("antonyms-zh")
+
+
+def test_an_unknown_built_in_set_is_answered_with_the_near_name():
+    with pytest.raises(ProbeError, match="Did you mean 'antonyms-en'"):
+        builtin_probes("antonym-en")
+
+
+def test_a_reference_that_is_no_built_in_name_is_a_path(probe_file):
+    assert load_probes(str(probe_file('{"prompt": "a"}'))).probes == (Probe("a"),)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "text"),
+    [
+        ("hot is not", "cold", " cold"),
+        ("hot is not", " cold", " cold"),
+        ("hot is not ", "cold", "cold"),
+        ("hot:", "cold", " cold"),
+        ('hot is not "', "cold", "cold"),
+        ("hot (not", "cold", " cold"),
+        ("hot (", "cold", "cold"),
+        ("热和", "冷", "冷"),
+        ("hot is", ".", "."),
+        ("горячий, не", "холодный", " холодный"),
+        ("熱いは", "さむい", "さむい"),
+        ("the year 19", "7", " 7"),
+    ],
+)
+def test_a_space_is_put_between_words_only_where_one_belongs(prompt, target, text):
+    assert continuation(Probe(prompt, target)) == text
+
+
+def test_a_target_is_single_only_where_it_stands():
+    """'热' alone is one token of this tokenizer, but behind '和' the two merge."""
+    tokenizer = Greedy(["和热", "热", "冷", "和", "，"])
+    check = check_targets([Probe("冷和", "热"), Probe("冷，", "热")], tokenizer)
+    assert check.token_ids == (None, tokenizer.encode("热")[0])
+    assert (check.num_single, check.num_several) == (1, 1)
+
+
+def test_a_target_that_changes_the_tokens_of_its_prompt_is_not_single():
+    """Prompt ['冷'], together ['冷和', '热']: one token more, and still not the prompt and then the target."""
+    check = check_targets([Probe("冷", "和热")], Greedy(["冷和", "冷", "热"]))
+    assert (check.token_ids, check.num_several) == ((None,), 1)
+
+
+def test_targets_are_counted_by_why_they_cannot_be_used():
+    tokenizer = Greedy(["hot", " cold", " co", "ol"], unk_token_id=99)
+    probes = [Probe("hot", "cold"), Probe("hot", " cool"), Probe("hot"), Probe("hot", "!")]
+    check = check_targets(probes, tokenizer)
+    assert check.token_ids == (tokenizer.encode(" cold")[0], None, None, None)
+    assert (check.num_single, check.num_several, check.num_without, check.num_unknown) == (1, 1, 1, 1)
+
+
+def test_a_tokenizer_without_an_unknown_token_is_not_asked_for_one():
+    assert check_targets([Probe("hot", "!")], Greedy(["hot"])).token_ids == (99,)
+
+
+def test_a_real_tokenizer_of_bytes_takes_single_letters_only(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path))
+    check = check_targets([Probe("a: ", "b"), Probe("hot is not", " cold"), Probe("冷和", "热")], tokenizer)
+    assert tokenizer.decode([check.token_ids[0]]) == "b"
+    assert (check.num_single, check.num_several) == (1, 2)
+
+
+def test_the_data_files_are_plain_json_lines():
+    """Other programs read them too: one object a line, nothing else in it."""
+    from importlib import resources
+
+    for name in BUILT_IN:
+        text = resources.files("hybridizer.trace").joinpath("data", f"{name}.jsonl").read_text("utf-8")
+        assert [set(json.loads(line)) for line in text.splitlines()] == [{"prompt", "target"}] * 500
