@@ -128,9 +128,9 @@ def schema() -> None:
 @_command
 def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
     """Find everything wrong with RECIPE that can be known without weights, all problems at once."""
-    from hybridizer.pipeline import plan as draft
+    from hybridizer.pipeline.plan import check as check_recipe
 
-    checked = draft.check(recipe, overrides, _monitor(), deep=deep)
+    checked = check_recipe(recipe, overrides, _monitor(), deep=deep)
     if as_json:
         layers = len(checked.plan.layers) if checked.plan else None
         _print_json({"recipe": str(recipe), "ok": True, "layers": layers, "waiting": checked.waiting})
@@ -154,7 +154,7 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 "--probes", default="antonyms-en", show_default=True, help="Built-in set, or a JSON Lines file."
             ),
             click.option("--perturb", default="context", show_default=True, help="context, layer, or both."),
-            click.option("--mask-share", type=float, default=0.3, show_default=True, help="Share of tokens masked."),
+            click.option("--mask-ratio", type=float, default=0.3, show_default=True, help="Share of tokens masked."),
             click.option("--mask-with", default="auto", show_default=True, help="Token put there: a text or an id."),
             click.option("--mask-positions", type=_FILE, help="JSON: one list of token positions per prompt."),
             click.option("--lens", default="plain", show_default=True, help="plain, or tuned (arXiv 2303.08112)."),
@@ -176,7 +176,7 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = False) -> tuple[Any, Any]:
-    from hybridizer.pipeline import donors as line
+    from hybridizer.pipeline.donors import trace_donors
     from hybridizer.trace.donor import TraceRequest
     from hybridizer.trace.probes import load_probes
     from hybridizer.trace.settings import TraceSettings
@@ -184,7 +184,7 @@ def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = F
     mask_with = options["mask_with"]
     settings = TraceSettings(
         perturb=options["perturb"],
-        mask_share=options["mask_share"],
+        mask_ratio=options["mask_ratio"],
         mask_with=int(mask_with) if mask_with.isdecimal() else mask_with,
         epsilon=options["epsilon"],
         tau=options["tau"],
@@ -196,7 +196,7 @@ def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = F
     request = TraceRequest(
         probes, settings, options["lens"], options["dtype"], options["device_map"], options["mask_positions"]
     )
-    traces = line.trace_donors(donors, request, tuple(options["allow"]), _monitor(), baselines=baselines)
+    traces = trace_donors(donors, request, tuple(options["allow"]), _monitor(), baselines=baselines)
     return traces, request
 
 
@@ -291,17 +291,17 @@ def _write_out(path: Path, value: Any) -> None:
 @_command
 def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, probe: bool, device: str | None, as_json: bool) -> None:
     """Show where every output layer of RECIPE comes from and what training it will cost; write plan.json."""
-    from hybridizer.pipeline import plan as draft
-    from hybridizer.pipeline import run as line
+    from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_recipe
+    from hybridizer.pipeline.run import write_records
     from hybridizer.report.cost_tables import cost_table, expectation_lines
     from hybridizer.report.plan_tables import plan_table, training_lines, unused_lines
 
-    planned = draft.plan_recipe(recipe, overrides, _monitor())
+    planned = plan_recipe(recipe, overrides, _monitor())
     made, folder = planned.plan, runs / planned.plan.name
     device = device or ("cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu")
-    cost = draft.price(planned, device)
-    line.write_records(folder, planned, cost)
-    expected = draft.expect(planned, device) if probe else None
+    cost = estimate_training_cost(planned, device)
+    write_records(folder, planned, cost)
+    expected = estimate_time(planned, device) if probe else None
     if as_json:
         extra = {"cost": cost.to_json() if cost else None, "expected": expected}
         _print_json({**made.to_json(), **(extra if cost else {})})
@@ -340,11 +340,11 @@ def build(
     as_json: bool,
 ) -> None:
     """Run the whole line of RECIPE: plan, splice, train, export, verify. The model is in RUNS/<name>/model."""
-    from hybridizer.pipeline import build as line
+    from hybridizer.pipeline.build import build as build_recipe
     from hybridizer.report.plan_tables import origins_table, proofs_table
 
     options = {"replace": replace, "deep": deep, "load": not no_load, "accept_changes": accept_changes}
-    built = line.build(recipe, overrides, runs, _monitor(), **options)
+    built = build_recipe(recipe, overrides, runs, _monitor(), **options)
     if built is None:  # another process prints
         return
     if as_json:
@@ -381,10 +381,10 @@ def _draw_outcome(built: Any) -> None:
 @_command
 def verify(model: Path, no_load: bool, as_json: bool) -> None:
     """Prove that MODEL (a model folder, or a run) is what its manifest says, loads, and computes."""
-    from hybridizer.pipeline import verify as line
+    from hybridizer.pipeline.verify import verify_folder
     from hybridizer.report.plan_tables import proofs_table
 
-    manifest, proofs = line.verify_folder(model, _monitor(), load=not no_load)
+    manifest, proofs = verify_folder(model, _monitor(), load=not no_load)
     if as_json:
         _print_json({"model": manifest.name, "plan_hash": manifest.plan_hash, "proofs": proofs})
         return
@@ -398,10 +398,10 @@ def verify(model: Path, no_load: bool, as_json: bool) -> None:
 @_command
 def inspect(model: Path, tensors: bool, as_json: bool) -> None:
     """Show the layers of MODEL (a model folder, or a run) and where each came from."""
-    from hybridizer.pipeline import run as line
+    from hybridizer.pipeline.run import read_model_manifest
     from hybridizer.report.plan_tables import origins_table
 
-    manifest = line.read_model_manifest(model)
+    manifest = read_model_manifest(model)
     if as_json:
         _print_json(manifest.to_json())
         return

@@ -107,16 +107,16 @@ def main() -> None:
 
 def _measure(row: Row, device: str) -> int:
     from hybridizer.train.loop import TrainSettings
-    from hybridizer.train.timing import ProbeRequest, probe
+    from hybridizer.train.timing import DryRunRequest, dry_run
 
-    settings = TrainSettings(precision=row.precision, rows_per_batch=row.rows, recompute_layers=row.recompute)
+    settings = TrainSettings(precision=row.precision, micro_batch_size=row.rows, gradient_checkpointing=row.recompute)
     config = _config(row).to_dict()
     boundary = config["num_hidden_layers"] // 2
-    request = ProbeRequest(
+    request = DryRunRequest(
         config, row.stored, FreezeSettings(row.freeze), boundary, TOKENS, row.rows * row.batches,
         settings=settings, lora=Lora(row.rank) if row.rank else None, steps=STEPS, cpu=device == "cpu",
     )  # fmt: skip
-    return probe(request).peak_memory_bytes
+    return dry_run(request).peak_memory_bytes
 
 
 def _estimate(row: Row, device: str):
@@ -132,7 +132,7 @@ def _estimate(row: Row, device: str):
     run = RunShape(
         row.rows * TOKENS,
         TOKENS / 4,
-        recompute_layers=row.recompute,
+        gradient_checkpointing=row.recompute,
         accumulates=row.batches > 1,
         device=device,
         adapter_rank=row.rank,

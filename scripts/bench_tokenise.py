@@ -1,6 +1,6 @@
 """Speed of tokenising and packing, against the tokenizer alone, and how full the rows get.
 
-    python scripts/bench_tokenise.py --tokenizer FOLDER [--megabytes 20] [--sequence 1024]
+    python scripts/bench_tokenise.py --tokenizer FOLDER [--megabytes 20] [--seq-len 1024]
 
 Reads `pydoc_data.topics` again and again up to the size asked for. The tokenizer's own limit is
 its bare batch call on the same texts in the same process, in turns with ours.
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--megabytes", type=float, default=8.0)
-    parser.add_argument("--sequence", type=int, default=1024)
+    parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -47,38 +47,36 @@ def main() -> None:
 
 def _report(arguments, bare, ours, folder: Path) -> None:
     from hybridizer.data.batches import DataSettings, Source, TrainingData
-    from hybridizer.data.tokenize import open_shard
+    from hybridizer.data.tokenize import open_token_file
 
-    shard = open_shard(folder)
+    token_file = open_token_file(folder)
     limit, rate = statistics.median(bare), statistics.median(ours)
-    print(f"{len(shard.tokens):,} tokens in {shard.num_documents:,} documents, {os.cpu_count()} cores")
-    print(
-        f"tokenizer alone {limit / 1e6:.3f} million tokens/s; to a finished shard {rate / 1e6:.3f} ({rate / limit:.0%})"
-    )
+    print(f"{len(token_file.tokens):,} tokens in {token_file.num_documents:,} documents, {os.cpu_count()} cores")
+    print(f"tokenizer alone {limit / 1e6:.3f} million tokens/s; to a token file {rate / 1e6:.3f} ({rate / limit:.0%})")
     started = time.perf_counter()
-    settings = DataSettings(len(shard.tokens), arguments.sequence, heldout_share=0.0)
-    data = TrainingData([Source("topics", (shard,))], settings)
+    settings = DataSettings(len(token_file.tokens), arguments.seq_len, heldout_ratio=0.0)
+    data = TrainingData([Source("topics", (token_file,))], settings)
     seconds = time.perf_counter() - started
     lengths = data.packed.pieces[:, 1]
     batches = [lengths[at : at + 8] for at in range(0, len(lengths), 8)]
     full, padded = data.packed.fill, lengths.sum() / sum(len(batch) * batch.max() for batch in batches)
-    rate = len(shard.tokens) / seconds / 1e6
+    rate = len(token_file.tokens) / seconds / 1e6
     print(f"packing: {rate:.1f} million tokens/s; rows {full:.2%} full, padded by eights {padded:.2%}")
     started = time.perf_counter()
     steps = min(50, data.num_steps)
     for step in range(steps):
         data.batches(step)
     seconds = (time.perf_counter() - started) / steps
-    print(f"a batch of {settings.rows_per_step} x {arguments.sequence} tokens is ready in {seconds * 1e3:.2f} ms")
+    print(f"a batch of {settings.global_batch_size} x {arguments.seq_len} tokens is ready in {seconds * 1e3:.2f} ms")
 
 
 def _write(folder: Path, texts: list[str], encoder) -> int:
     from hybridizer.core.progress import SilentMonitor
     from hybridizer.data.documents import BadRecords
-    from hybridizer.data.tokenize import open_shard, write_shard
+    from hybridizer.data.tokenize import open_token_file, write_token_file
 
-    write_shard(folder, "topics", texts, encoder, BadRecords(), SilentMonitor(), 0)
-    return len(open_shard(folder).tokens)
+    write_token_file(folder, "topics", texts, encoder, BadRecords(), SilentMonitor(), 0)
+    return len(open_token_file(folder).tokens)
 
 
 def _rate(work) -> float:

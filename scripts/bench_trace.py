@@ -33,7 +33,7 @@ from hybridizer.trace.measure import Meter
 from hybridizer.trace.model import trace_model
 from hybridizer.trace.probes import ProbeSet, builtin_probes
 from hybridizer.trace.prompts import Prompt, prepare_prompts
-from hybridizer.trace.record import TracedDonor
+from hybridizer.trace.record import RecordedDonor
 from hybridizer.trace.settings import TraceSettings
 
 
@@ -234,7 +234,7 @@ def run_child(folder: str, what: str, num_prompts: str) -> dict[str, float]:
         parts = find_parts(model)
         some = ProbeSet(probes.name, probes.sha256, probes.probes[: int(num_prompts)])
         settings = TraceSettings(perturb=what)
-        trace_model(model, tokenizer, parts, some, settings, TracedDonor(folder, "", "", parts.num_layers))
+        trace_model(model, tokenizer, parts, some, settings, RecordedDonor(folder, "", "", parts.num_layers))
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return {"peak_mb": int(peak.split()[1]) / 1024}
 

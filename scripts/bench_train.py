@@ -167,7 +167,7 @@ def _ours(arguments, folder: Path) -> None:
         arguments.rows * arguments.tokens,
         arguments.tokens / 2,
         2 if low else 4,
-        recompute_layers=arguments.recompute,
+        gradient_checkpointing=arguments.recompute,
         device=arguments.device,
     )
     cost = estimate(_model_shape(model), plan.choice, shape)
@@ -205,7 +205,7 @@ def _ours(arguments, folder: Path) -> None:
         OptimizerSettings(lr=1e-5),
         precision=arguments.precision,
         checkpoint_minutes=1e9,
-        recompute_layers=arguments.recompute,
+        gradient_checkpointing=arguments.recompute,
     )
     run = folder / f"run-{os.getpid()}"
     train(
@@ -293,18 +293,18 @@ def _data(arguments, folder: Path):
     import numpy as np
 
     from hybridizer.data.batches import DataSettings, Source, TrainingData
-    from hybridizer.data.tokenize import Shard
+    from hybridizer.data.tokenize import TokenFile
 
     count = (arguments.steps + WARM) * arguments.rows * arguments.tokens
     if arguments.shape == "smollm2":
-        shard = _reference_text(folder)
+        token_file = _reference_text(folder)
     else:
         tokens = np.random.default_rng(0).integers(
             SHAPES[arguments.shape][1]["vocab_size"], size=count, dtype=np.uint32
         )
-        shard = Shard(folder, "random", tokens, np.array([count]), np.zeros(1, np.uint64), np.array([count]))
-    settings = DataSettings(count, arguments.tokens, arguments.rows, heldout_share=0.0)
-    return TrainingData([Source("tokens", (shard,))], settings)
+        token_file = TokenFile(folder, "random", tokens, np.array([count]), np.zeros(1, np.uint64), np.array([count]))
+    settings = DataSettings(count, arguments.tokens, arguments.rows, heldout_ratio=0.0)
+    return TrainingData([Source("tokens", (token_file,))], settings)
 
 
 def _reference_text(folder: Path):
@@ -314,15 +314,15 @@ def _reference_text(folder: Path):
 
     from hybridizer.core.progress import SilentMonitor
     from hybridizer.data.documents import BadRecords
-    from hybridizer.data.tokenize import open_shard, write_shard
+    from hybridizer.data.tokenize import open_token_file, write_token_file
     from hybridizer.data.tokenizer import TokenizerEncoder
 
-    shard = folder / "tokens"
-    if not (shard / "shard.json").is_file():
+    token_file = folder / "tokens"
+    if not (token_file / "token_file.json").is_file():
         encoder = TokenizerEncoder(AutoTokenizer.from_pretrained(folder / "smollm2"))
         text = "\n".join(topic for topic in pydoc_data.topics.topics.values())
-        write_shard(shard, "pydoc_data.topics", [text], encoder, BadRecords(), SilentMonitor(), len(text))
-    return open_shard(shard)
+        write_token_file(token_file, "pydoc_data.topics", [text], encoder, BadRecords(), SilentMonitor(), len(text))
+    return open_token_file(token_file)
 
 
 def _ceiling(device: str, dtype: str, measure) -> float:

@@ -80,7 +80,7 @@ def try_family(family: str, folder: Path) -> list[str]:
     except HybridizerError as error:
         return [family, "", "", *["refused"] * 4, error.problems[0].what]
     results, reasons = [], []
-    for name, order in orders(donors[0].anatomy.num_layers).items():
+    for name, order in orders(donors[0].structure.num_layers).items():
         try:
             write_splice(donors, order, folder / name)
             assert_exact(donors, order, folder / name)
@@ -88,7 +88,7 @@ def try_family(family: str, folder: Path) -> list[str]:
         except HybridizerError as error:
             results.append("refused")
             reasons.append(error.problems[0].what)
-    kinds = ", ".join(dict.fromkeys(donors[0].anatomy.kinds))
+    kinds = ", ".join(dict.fromkeys(donors[0].structure.kinds))
     keys = sorted({key for trait in read_traits(family) for key in trait.keys} - {"layer_types", "per_layer_config"})
     return [family, kinds, " ".join(f"`{key}`" for key in keys), *results, next(iter(reasons), "")]
 

@@ -30,7 +30,7 @@ from hybridizer.trace.lens import Lens, check_lens  # noqa: E402
 from hybridizer.trace.model import trace_model  # noqa: E402
 from hybridizer.trace.perturbation import can_reuse_prefix  # noqa: E402
 from hybridizer.trace.probes import ProbeSet, builtin_probes  # noqa: E402
-from hybridizer.trace.record import TracedDonor  # noqa: E402
+from hybridizer.trace.record import RecordedDonor  # noqa: E402
 from hybridizer.trace.sensitivity import js_divergence, log2_softmax  # noqa: E402
 from hybridizer.trace.settings import TraceSettings  # noqa: E402
 from support.tiny import FAMILIES, make_tiny, tiny_tokenizer  # noqa: E402
@@ -105,9 +105,9 @@ def measure(model: torch.nn.Module, tokenizer: object, parts: Parts) -> tuple[st
     probes = builtin_probes("antonyms-en")
     probes = ProbeSet(probes.name, probes.sha256, probes.probes[:6])
     settings = TraceSettings(num_resamples=10)
-    donor = TracedDonor("tiny", "", "", parts.num_layers)
+    donor = RecordedDonor("tiny", "", "", parts.num_layers)
     masked = trace_model(model, tokenizer, parts, probes, settings, donor).readings.js
-    still = trace_model(model, tokenizer, parts, probes, replace(settings, mask_share=0.0), donor).readings.js
+    still = trace_model(model, tokenizer, parts, probes, replace(settings, mask_ratio=0.0), donor).readings.js
     assert masked is not None and still is not None
     return (
         f"{parts.num_layers} in `{parts.layers_path}`",

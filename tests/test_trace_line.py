@@ -34,7 +34,7 @@ def test_the_record_is_the_contract():
     assert record["schema"] == "hybridizer.trace/1"
     assert {"reference": "a", "family": "llama", "num_layers": 4}.items() <= record["donor"].items()
     assert record["donor"]["fingerprint"].startswith("sha256:") and record["probes"]["n"] == 10
-    settings = {"perturb", "mask_share", "mask_with", "lens", "epsilon", "tau", "p_min", "seed", "dtype"}
+    settings = {"perturb", "mask_ratio", "mask_with", "lens", "epsilon", "tau", "p_min", "seed", "dtype"}
     assert settings <= record["settings"].keys()
     js = [record["js_embedding"], *(layer["js"] for layer in record["layers"])]
     delta = np.abs(np.diff(js))
@@ -64,7 +64,7 @@ def test_masks_that_are_given_are_used_as_given(bench):
 def test_layer_perturbation_finds_a_vulnerable_layer_and_both_can_be_had_at_once():
     assert trace("--perturb", "layer")["vulnerable_layer"]["layer"] in (1, 2, 3, 4)
     both = trace("--perturb", "both")
-    assert both["vulnerable_layer"] and both["settings"]["mask_share"] == 0.3
+    assert both["vulnerable_layer"] and both["settings"]["mask_ratio"] == 0.3
 
 
 def test_a_trace_is_kept_by_donor_probes_and_settings(bench):
@@ -72,7 +72,7 @@ def test_a_trace_is_kept_by_donor_probes_and_settings(bench):
     again = hybridize("trace", "a", "--probes", "p.jsonl", "--json", "again.json")
     assert "unchanged, from the cache" in again.stderr
     assert json.loads(Path("again.json").read_text()) == first
-    assert "from the cache" not in hybridize("trace", "a", "--probes", "p.jsonl", "--mask-share", "0.5").stderr
+    assert "from the cache" not in hybridize("trace", "a", "--probes", "p.jsonl", "--mask-ratio", "0.5").stderr
 
 
 def test_pictures_are_drawn_of_one_donor_and_of_several():
@@ -141,7 +141,7 @@ def test_the_names_that_recipes_know_are_the_strategies_there_are():
     ("arguments", "says"),
     [
         (["--perturb", "contxt"], "Did you mean 'context'?"),
-        (["--mask-share", "2"], "mask_share: 2.0 is no share"),
+        (["--mask-ratio", "2"], "mask_ratio: 2.0 is no share"),
         (["--lens", "blurred"], "lens: there is no lens 'blurred'"),
         (["--dtype", "int3"], "dtype: there is no precision 'int3'"),
         (["--plot", "x.gif"], "Name it .svg or .png"),

@@ -28,7 +28,7 @@ from hybridizer.train.runtime import Runtime
 from support.hub import COMMIT, serve_repository
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
-TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 4000, "sequence": 64, "lr": 1e-3, "heldout_share": 0.2}
+TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 4000, "seq_len": 64, "lr": 1e-3, "heldout_ratio": 0.2}
 DIAL = {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}
 SHALLOW = ("model.embed_tokens.", "model.layers.0.", "model.layers.1.")
 
@@ -173,7 +173,7 @@ def test_a_text_that_changes_between_plan_and_training_is_refused(bench, monkeyp
 
 def test_processes_that_planned_differently_do_not_train(bench, monkeypatch):
     monkeypatch.setattr(build, "join_processes", lambda recipe, runs: open_runtime(recipe, runs / recipe.name))
-    monkeypatch.setattr(Runtime, "tell_all", lambda self, text: [text, "sha256:another"])
+    monkeypatch.setattr(Runtime, "all_gather", lambda self, text: [text, "sha256:another"])
     stderr = hybridize("build", recipe_of(bench), code=2).stderr
     assert "x: the processes made different plans" in stderr and "sha256:another... by process 1" in stderr
     assert not (bench / "runs/x/training").exists()
@@ -334,7 +334,7 @@ def test_another_training_in_the_same_folder_is_refused_with_the_difference(benc
 
 
 def test_a_run_that_exploded_goes_on_with_a_lower_rate_from_its_last_good_state(bench):
-    settings = {"schedule": "constant", "warmup_share": 0, "clip_norm": 0, "checkpoint_minutes": 0}
+    settings = {"schedule": "constant", "warmup_ratio": 0, "max_grad_norm": 0, "checkpoint_minutes": 0}
     recipe = recipe_of(bench, train=settings)
     hybridize("build", recipe, "--no-load", "--set", "train.max_steps=2")
     stderr = hybridize(
@@ -432,7 +432,7 @@ def test_what_a_model_cannot_do_is_said_before_the_first_step(bench, train, eval
 
 
 def test_rows_longer_than_the_model_takes_are_found_by_check(bench):
-    recipe = one_donor(bench, "gpt2", sequence=4096)
+    recipe = one_donor(bench, "gpt2", seq_len=4096)
     assert "x.yaml:11: rows of 4096 tokens; the model takes 512." in hybridize("check", recipe, code=2).stderr
 
 

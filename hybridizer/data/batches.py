@@ -17,7 +17,7 @@ from torch import Tensor
 from hybridizer.core.errors import InputError, Problem, RecipeError
 from hybridizer.core.records import to_jsonable
 from hybridizer.data.packing import MIN_PIECE, Pieces, cut_documents, pack, padded_rows
-from hybridizer.data.tokenize import Shard
+from hybridizer.data.tokenize import TokenFile
 from hybridizer.models.loss import IGNORED
 
 
@@ -25,24 +25,24 @@ from hybridizer.models.loss import IGNORED
 class DataSettings:
     """How much is drawn and how it is laid out.
 
-    `tokens` in all (the last step rounds up), in rows of `sequence` tokens, `rows_per_step` rows to one optimizer step.
-    `heldout_share` (0..1) of the documents, by their hash, never train. `packed` puts several documents into a row.
+    `tokens` in all (the last step rounds up), in rows of `seq_len` tokens, `global_batch_size` rows to a step.
+    `heldout_ratio` (0..1) of the documents, by their hash, never train. `packed` puts several documents into a row.
     """
 
     tokens: int
-    sequence: int = 1024
-    rows_per_step: int = 8
-    heldout_share: float = 0.02
+    seq_len: int = 1024
+    global_batch_size: int = 8
+    heldout_ratio: float = 0.02
     seed: int = 0
     packed: bool = True
 
 
 @dataclass(frozen=True)
 class Source:
-    """Shards that belong together and the share of the training tokens they give, relative to the other sources."""
+    """Token files that belong together, and their share of the training tokens relative to the other sources."""
 
     name: str
-    shards: tuple[Shard, ...]
+    token_files: tuple[TokenFile, ...]
     weight: float = 1.0
 
 
@@ -75,26 +75,29 @@ class TrainingData:
     def __init__(self, sources: Sequence[Source], settings: DataSettings, pad_id: int = 0) -> None:
         _refuse_bad_settings(sources, settings)
         self.settings, self._pad_id = settings, pad_id
-        shards = [shard for source in sources for shard in source.shards]
-        self._tokens = [shard.tokens for shard in shards]
-        self._offsets = np.cumsum([0, *(len(shard.tokens) for shard in shards)])
+        token_files = [token_file for source in sources for token_file in source.token_files]
+        self._tokens = [token_file.tokens for token_file in token_files]
+        self._offsets = np.cumsum([0, *(len(token_file.tokens) for token_file in token_files)])
         generator = np.random.default_rng(settings.seed)
         pieces, self.drawn = self._draw(sources, generator)
-        size, rows = settings.sequence, settings.rows_per_step
+        size, rows = settings.seq_len, settings.global_batch_size
         self.packed = pack(pieces, size, generator) if settings.packed else padded_rows(pieces, size, rows, generator)
-        self.num_steps = -(-self.packed.num_rows // settings.rows_per_step)
-        shares = {source.name: (source.weight, [shard.folder.name for shard in source.shards]) for source in sources}
+        self.num_steps = -(-self.packed.num_rows // settings.global_batch_size)
+        shares = {
+            source.name: (source.weight, [token_file.folder.name for token_file in source.token_files])
+            for source in sources
+        }
         self.facts: dict[str, Any] = {**to_jsonable(settings), "sources": to_jsonable(shares), "pad_id": pad_id}
 
-    def batches(self, step: int, rank: int = 0, num_ranks: int = 1, rows_per_batch: int | None = None) -> list[Batch]:
-        """The micro-batches of one step for one of `num_ranks` processes, `rows_per_batch` rows each at most.
+    def batches(self, step: int, rank: int = 0, num_ranks: int = 1, micro_batch_size: int | None = None) -> list[Batch]:
+        """The micro-batches of one step for one of `num_ranks` processes, `micro_batch_size` rows each at most.
 
         Every process gets the same number of rows; when rows run out in the last step, empty ones fill up.
         """
-        assert self.settings.rows_per_step % num_ranks == 0, "rows that no process takes would be lost"
-        per_rank = self.settings.rows_per_step // num_ranks
-        first = step * self.settings.rows_per_step + rank * per_rank
-        size = rows_per_batch or per_rank
+        assert self.settings.global_batch_size % num_ranks == 0, "rows that no process takes would be lost"
+        per_rank = self.settings.global_batch_size // num_ranks
+        first = step * self.settings.global_batch_size + rank * per_rank
+        size = micro_batch_size or per_rank
         return [self._batch(range(at, min(at + size, first + per_rank))) for at in range(first, first + per_rank, size)]
 
     def num_tokens(self, step: int) -> int:
@@ -106,7 +109,7 @@ class TrainingData:
         return int((self._lengths(step) - 1).sum())
 
     def _lengths(self, step: int) -> npt.NDArray[np.int64]:
-        rows = self.settings.rows_per_step
+        rows = self.settings.global_batch_size
         starts = self.packed.starts[step * rows : (step + 1) * rows + 1]
         lengths: npt.NDArray[np.int64] = self.packed.pieces[starts[0] : starts[-1], 1]
         return lengths
@@ -130,7 +133,7 @@ class TrainingData:
     def _width(self, rows: range) -> int:
         """The length of a batch's rows: that of the longest where each holds one document, else the whole sequence."""
         if self.settings.packed:
-            return self.settings.sequence
+            return self.settings.seq_len
         return max((int(length) for row in rows for _, length in self._row(row)), default=MIN_PIECE)
 
     def _row(self, row: int) -> Pieces:
@@ -140,17 +143,17 @@ class TrainingData:
         return pieces
 
     def _read(self, begin: int, length: int) -> npt.NDArray[np.int64]:
-        shard = int(np.searchsorted(self._offsets, begin, side="right")) - 1
-        start = begin - int(self._offsets[shard])
-        return np.asarray(self._tokens[shard][start : start + length], np.int64)
+        token_file = int(np.searchsorted(self._offsets, begin, side="right")) - 1
+        start = begin - int(self._offsets[token_file])
+        return np.asarray(self._tokens[token_file][start : start + length], np.int64)
 
     def _draw(self, sources: Sequence[Source], generator: np.random.Generator) -> tuple[Pieces, tuple[Drawn, ...]]:
         """Pieces of all sources in one shuffled order, each source with its share of the tokens."""
         total_weight = sum(source.weight for source in sources)
         drawn, kept, first_shard = [], [], 0
         for source in sources:
-            offsets = self._offsets[first_shard : first_shard + len(source.shards)]
-            first_shard += len(source.shards)
+            offsets = self._offsets[first_shard : first_shard + len(source.token_files)]
+            first_shard += len(source.token_files)
             pieces = _training_pieces(source, offsets, self.settings)
             budget = round(self.settings.tokens * source.weight / total_weight)
             taken, facts = _take(source.name, pieces, budget, generator)
@@ -160,22 +163,22 @@ class TrainingData:
         return pieces[generator.permutation(len(pieces))], tuple(drawn)
 
 
-def heldout_documents(shard: Shard, share: float) -> npt.NDArray[np.bool_]:
-    """True for the documents of `shard` that are held out: a question of their text alone, the same in every run."""
-    return shard.keys < np.uint64(int(share * 2**64)) if share > 0 else np.zeros(len(shard.keys), bool)
+def heldout_documents(token_file: TokenFile, share: float) -> npt.NDArray[np.bool_]:
+    """True for the documents of `token_file` that are held out: decided by their text alone, the same in every run."""
+    return token_file.keys < np.uint64(int(share * 2**64)) if share > 0 else np.zeros(len(token_file.keys), bool)
 
 
 def _training_pieces(source: Source, offsets: npt.NDArray[np.int64], settings: DataSettings) -> Pieces:
     pieces = []
-    for shard, offset in zip(source.shards, offsets, strict=True):
-        ends = np.asarray(shard.ends)
+    for token_file, offset in zip(source.token_files, offsets, strict=True):
+        ends = np.asarray(token_file.ends)
         begins = np.concatenate([[0], ends[:-1]])
-        train = ~heldout_documents(shard, settings.heldout_share)
-        pieces.append(cut_documents(begins[train] + offset, (ends - begins)[train], settings.sequence))
+        train = ~heldout_documents(token_file, settings.heldout_ratio)
+        pieces.append(cut_documents(begins[train] + offset, (ends - begins)[train], settings.seq_len))
     found = np.concatenate(pieces)
     if not len(found):
         what = (
-            f"nothing to train on: no document of two tokens or more outside the held-out {settings.heldout_share:g}."
+            f"nothing to train on: no document of two tokens or more outside the held-out {settings.heldout_ratio:g}."
         )
         raise InputError(Problem(source.name, what, "Give more text, or lower the held-out share."))
     return found
@@ -196,9 +199,9 @@ def _take(name: str, pieces: Pieces, budget: int, generator: np.random.Generator
 def _refuse_bad_settings(sources: Sequence[Source], settings: DataSettings) -> None:
     wrong = {
         "tokens": settings.tokens < 1,
-        "sequence": settings.sequence < 2,
-        "rows_per_step": settings.rows_per_step < 1,
-        "heldout_share": not 0 <= settings.heldout_share < 1,
+        "seq_len": settings.seq_len < 2,
+        "global_batch_size": settings.global_batch_size < 1,
+        "heldout_ratio": not 0 <= settings.heldout_ratio < 1,
         "data": not sources or any(not source.weight > 0 for source in sources),
     }
     problems = [
@@ -216,8 +219,8 @@ def _refuse_bad_settings(sources: Sequence[Source], settings: DataSettings) -> N
 
 _RANGES = {
     "tokens": "Give a positive number of tokens.",
-    "sequence": "Give at least 2 tokens a row.",
-    "rows_per_step": "Give at least one row a step.",
-    "heldout_share": "Give a share from 0 up to but not including 1.",
+    "seq_len": "Give at least 2 tokens a row.",
+    "global_batch_size": "Give at least one row a step.",
+    "heldout_ratio": "Give a share from 0 up to but not including 1.",
     "data": "Give at least one source, each with a weight above 0.",
 }

@@ -90,7 +90,7 @@ def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def padded_rows(pieces: Pieces, row_tokens: int, rows_per_step: int, generator: np.random.Generator) -> Packed:
+def padded_rows(pieces: Pieces, row_tokens: int, global_batch_size: int, generator: np.random.Generator) -> Packed:
     """One piece a row: for models whose layers cannot keep documents apart inside a row.
 
     Pieces of like length share a step, so that cutting its rows to the longest leaves little padding: each window of
@@ -99,7 +99,7 @@ def padded_rows(pieces: Pieces, row_tokens: int, rows_per_step: int, generator: 
     order: list[int] = []
     for first in range(0, len(pieces), WINDOW_PIECES):
         window = first + np.argsort(pieces[first : first + WINDOW_PIECES, 1], kind="stable")
-        steps = [window[at : at + rows_per_step] for at in range(0, len(window), rows_per_step)]
+        steps = [window[at : at + global_batch_size] for at in range(0, len(window), global_batch_size)]
         shuffled = generator.permutation(len(steps) - 1) if len(steps) > 1 else range(0)
         order += [int(i) for step in (*shuffled, len(steps) - 1) for i in steps[step]]  # the last one may be short
     return Packed(pieces[order], np.arange(len(pieces) + 1, dtype=np.int64), row_tokens)

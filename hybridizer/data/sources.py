@@ -13,7 +13,15 @@ from hybridizer.core.records import content_hash
 from hybridizer.data.batches import Source
 from hybridizer.data.documents import BadRecords, find_files, usable
 from hybridizer.data.hub import stream_texts
-from hybridizer.data.tokenize import FORMAT, Encoder, ReadSettings, Shard, open_shard, tokenise_file, write_shard
+from hybridizer.data.tokenize import (
+    FORMAT,
+    Encoder,
+    ReadSettings,
+    TokenFile,
+    open_token_file,
+    tokenise_file,
+    write_token_file,
+)
 
 
 @dataclass(frozen=True)
@@ -65,25 +73,27 @@ def open_sources(
     for entry in entries:
         if entry.path is not None:
             files = find_files(entry.path, folder)
-            shards = tuple(tokenise_file(file, encoder, entry.read, cache, monitor) for file in files)
+            token_files = tuple(tokenise_file(file, encoder, entry.read, cache, monitor) for file in files)
         else:
             assert entry.hub is not None
-            shards = (_tokenise_stream(entry.hub, entry.read, encoder, cache, monitor),)
-        for shard in shards:
-            if shard.bad.counts:
-                left_out = ", ".join(f"{count} {reason}" for reason, count in shard.bad.counts.items())
-                monitor.note(f"{shard.source}: left out {left_out}")
-        sources.append(Source(entry.name, shards, entry.weight))
+            token_files = (_tokenise_stream(entry.hub, entry.read, encoder, cache, monitor),)
+        for token_file in token_files:
+            if token_file.bad.counts:
+                left_out = ", ".join(f"{count} {reason}" for reason, count in token_file.bad.counts.items())
+                monitor.note(f"{token_file.source}: left out {left_out}")
+        sources.append(Source(entry.name, token_files, entry.weight))
     return tuple(sources)
 
 
-def _tokenise_stream(dataset: HubDataset, read: ReadSettings, encoder: Encoder, cache: Path, monitor: Monitor) -> Shard:
+def _tokenise_stream(
+    dataset: HubDataset, read: ReadSettings, encoder: Encoder, cache: Path, monitor: Monitor
+) -> TokenFile:
     identity = content_hash([FORMAT, dataset, read, encoder.identity]).removeprefix("sha256:")
     folder = cache / identity[:32]
-    if not (folder / "shard.json").is_file():
+    if not (folder / "token_file.json").is_file():
         bad = BadRecords()
-        write_shard(folder, dataset.name, _usable_values(dataset, read, bad), encoder, bad, monitor, total_bytes=0)
-    return open_shard(folder)
+        write_token_file(folder, dataset.name, _usable_values(dataset, read, bad), encoder, bad, monitor, total_bytes=0)
+    return open_token_file(folder)
 
 
 def _usable_values(dataset: HubDataset, read: ReadSettings, bad: BadRecords) -> Iterator[str]:

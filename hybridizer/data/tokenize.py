@@ -3,7 +3,7 @@
 tokens.npy   token ids of all documents, one after the other (uint16 or uint32)
 ends.npy     where each document ends in it (int64)
 keys.npy     the first 8 bytes of each document's SHA-256 (uint64): equal text, equal key
-shard.json   format, source, counts, bad records; written last, so that a folder without it is not finished
+token_file.json   format, source, counts, bad records; written last, so that a folder without it is not finished
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.data.documents import BadRecords, file_hash, read_documents
 
-FORMAT = 1
+FORMAT = 2
 BATCH_CHARACTERS = 4_000_000
 ARRAYS = ("tokens", "ends", "keys", "sizes")
 
@@ -47,7 +47,7 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Shard:
+class TokenFile:
     """The documents of one file as memory maps; `bad` says what was left out of it and why."""
 
     folder: Path
@@ -72,8 +72,8 @@ class ReadSettings:
     max_document_bytes: int = 10_000_000
 
 
-def tokenise_file(path: Path, encoder: Encoder, settings: ReadSettings, cache: Path, monitor: Monitor) -> Shard:
-    """The shard of one file, from `cache` if this content was tokenised with this tokenizer and settings before.
+def tokenise_file(path: Path, encoder: Encoder, settings: ReadSettings, cache: Path, monitor: Monitor) -> TokenFile:
+    """The token_file of one file, from `cache` if this content was tokenised with this tokenizer and settings before.
 
     Raises InputError for a file that cannot be read and for one without a single usable document.
     """
@@ -81,14 +81,14 @@ def tokenise_file(path: Path, encoder: Encoder, settings: ReadSettings, cache: P
         [FORMAT, file_hash(path), encoder.identity, settings.text_field, settings.max_document_bytes]
     )
     folder = cache / identity.removeprefix("sha256:")[:32]
-    if not (folder / "shard.json").is_file():
+    if not (folder / "token_file.json").is_file():
         bad = BadRecords()
         texts = read_documents(path, settings.text_field, settings.max_document_bytes, bad)
-        write_shard(folder, str(path), texts, encoder, bad, monitor, total_bytes=path.stat().st_size)
-    return open_shard(folder)
+        write_token_file(folder, str(path), texts, encoder, bad, monitor, total_bytes=path.stat().st_size)
+    return open_token_file(folder)
 
 
-def write_shard(
+def write_token_file(
     folder: Path,
     source: str,
     texts: Iterable[str],
@@ -110,16 +110,16 @@ def write_shard(
                 Problem(source, f"no usable document; left out: {bad.counts or 'nothing'}.", "Check the file.")
             )
         facts = {"format": FORMAT, "source": source, **record, "bad_counts": bad.counts, "bad_listed": bad.listed}
-        write_json(partial / "shard.json", facts)
+        write_json(partial / "token_file.json", facts)
         _rename(partial, folder)
         flush_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def open_shard(folder: Path) -> Shard:
-    """The shard in `folder`, memory-mapped. Raises CheckpointError when its arrays do not fit its record."""
-    record = read_json(folder / "shard.json")
+def open_token_file(folder: Path) -> TokenFile:
+    """The token_file in `folder`, memory-mapped. Raises CheckpointError when its arrays do not fit its record."""
+    record = read_json(folder / "token_file.json")
     try:
         tokens, ends, keys, sizes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS)
     except (OSError, ValueError, EOFError) as error:
@@ -129,15 +129,15 @@ def open_shard(folder: Path) -> Shard:
     if found != (count, documents, documents, documents, count):
         raise _damaged(folder, f"holds {found}, its record says {count} tokens in {documents} documents")
     bad = BadRecords(record["bad_counts"], record["bad_listed"])
-    return Shard(folder, record["source"], tokens, ends, keys, sizes, bad)
+    return TokenFile(folder, record["source"], tokens, ends, keys, sizes, bad)
 
 
 def _rename(partial: Path, folder: Path) -> None:
     try:
         partial.rename(folder)
     except OSError:
-        # Another process finished the same shard meanwhile. Its bytes are the same, and may be mapped already.
-        if not (folder / "shard.json").is_file():
+        # Another process finished the same token_file meanwhile. Its bytes are the same, and may be mapped already.
+        if not (folder / "token_file.json").is_file():
             raise
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridizer.checkpoint.reader import Checkpoint
-from hybridizer.families.structure import Anatomy
+from hybridizer.families.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Donor:
     """A donor's files, what they hold, and what pins it.
 
     `reference` is the user's text; `revision` the commit a hub reference was resolved to; `fingerprint` is
-    `sha256:<hex>` over the content of `pinned_files`, None where it was not asked for. `companions` are the tokenizer,
-    template, generation and licence files by name. `allow` is what the recipe lets pass for this donor.
+    `sha256:<hex>` over the content of `pinned_files`, None where it was not asked for. `tokenizer_files` are the
+    tokenizer, template, generation and licence files by name. `allow` is what the recipe lets pass for this donor.
     """
 
     name: str
@@ -26,8 +26,8 @@ class Donor:
     folder: Path
     config: Mapping[str, Any]
     checkpoint: Checkpoint
-    anatomy: Anatomy
-    companions: Mapping[str, Path]
+    structure: Structure
+    tokenizer_files: Mapping[str, Path]
     pinned_files: Mapping[str, Path]
     fingerprint: str | None = None
     license: str | None = None

@@ -20,11 +20,11 @@ from hybridizer.donors.donor import Donor
 from hybridizer.donors.gguf_header import read_gguf_header
 from hybridizer.donors.reference import Reference, parse_reference
 from hybridizer.donors.refuse import refuse_quantised, refuse_remote_code
-from hybridizer.families.reading import read_anatomy
-from hybridizer.families.structure import Anatomy
+from hybridizer.families.reading import read_structure
+from hybridizer.families.structure import Structure
 from hybridizer.recipe.recipe import Recipe
 
-COMPANION_PATTERNS = (
+TOKENIZER_FILE_PATTERNS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "*.model", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja", "generation_config.json", "LICENSE*", "NOTICE*",
@@ -32,7 +32,7 @@ COMPANION_PATTERNS = (
 
 
 @dataclass(frozen=True)
-class Located:
+class DonorFiles:
     """Where the files of a reference are. `folder` is None for a GGUF file that has not been dequantised yet."""
 
     reference: Reference
@@ -42,7 +42,7 @@ class Located:
 
 
 @dataclass(frozen=True)
-class Awaited:
+class NotFetched:
     """A donor that has to be fetched or dequantised before it can be read; its depth where that is known already."""
 
     name: str
@@ -61,12 +61,12 @@ class Access:
     allow: tuple[str, ...] = ()
 
 
-def open_donors(recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: bool) -> dict[str, Donor | Awaited]:
-    """Every donor of the recipe by name; Awaited for one that cannot be read before it is fetched (not with `fetch`).
+def open_donors(recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: bool) -> dict[str, Donor | NotFetched]:
+    """Every donor of the recipe by name; NotFetched for one that has to be fetched first (never with `fetch`).
 
     Raises DonorError or CheckpointError with the problems of all donors at once, each at its line of the recipe.
     """
-    donors: dict[str, Donor | Awaited] = {}
+    donors: dict[str, Donor | NotFetched] = {}
     problems: list[Problem] = []
     for entry in recipe.donors:
         name, where = entry.name, recipe.locate(("donors", entry.name))
@@ -97,31 +97,31 @@ def _at(problem: Problem, where: str, name: str) -> Problem:
     return Problem(where, f"{who} {problem.where}: {problem.what}", problem.fix)
 
 
-def open_donor(name: str, reference: Reference, access: Access, where: str, monitor: Monitor) -> Donor | Awaited:
-    """One donor, read by its headers; Awaited when its files are not here yet and `access.fetch` is False.
+def open_donor(name: str, reference: Reference, access: Access, where: str, monitor: Monitor) -> Donor | NotFetched:
+    """One donor, read by its headers; NotFetched when its files are not here yet and `access.fetch` is False.
 
     Raises DonorError for a donor that is missing or refused, CheckpointError for one that is damaged.
     """
     located = locate(reference, access, where, monitor)
     if located.folder is None:
-        return Awaited(name, _read_depth(located.gguf) if located.gguf else None)
+        return NotFetched(name, _read_depth(located.gguf) if located.gguf else None)
     folder = located.folder
     config = _read_config(folder, where)
-    companions = {
+    tokenizer_files = {
         str(path.relative_to(folder)): path
-        for pattern in COMPANION_PATTERNS
+        for pattern in TOKENIZER_FILE_PATTERNS
         for path in sorted(folder.glob(pattern))
         if path.is_file()
     }
     refuse_remote_code(folder, config, access.allow)
     if "remote_code" in access.allow:
-        companions |= {path.name: path for path in sorted(folder.glob("*.py"))}
+        tokenizer_files |= {path.name: path for path in sorted(folder.glob("*.py"))}
     checkpoint = open_checkpoint(folder)
     refuse_quantised(folder, config, {tensor: entry.dtype for tensor, entry in checkpoint.tensors.items()})
     shapes = {tensor: entry.shape for tensor, entry in checkpoint.tensors.items()}
-    anatomy = read_anatomy(config, shapes, where=f"'{name}' ({folder})")
-    _check_tie(anatomy, checkpoint)
-    pinned = _list_pinned(located, checkpoint, companions)
+    structure = read_structure(config, shapes, where=f"'{name}' ({folder})")
+    _check_tie(structure, checkpoint)
+    pinned = _list_pinned(located, checkpoint, tokenizer_files)
     return Donor(
         name=name,
         reference=str(reference),
@@ -129,8 +129,8 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
         folder=folder,
         config=config,
         checkpoint=checkpoint,
-        anatomy=anatomy,
-        companions=companions,
+        structure=structure,
+        tokenizer_files=tokenizer_files,
         fingerprint=fingerprint_files(pinned, cache_folder()) if access.fingerprint else None,
         pinned_files=pinned,
         license=_read_license(folder),
@@ -144,17 +144,17 @@ def _read_depth(gguf: Path) -> int | None:
     return depth if isinstance(depth, int) else None
 
 
-def _check_tie(anatomy: Anatomy, checkpoint: Checkpoint) -> None:
-    if not anatomy.tie_in_doubt:
+def _check_tie(structure: Structure, checkpoint: Checkpoint) -> None:
+    if not structure.tie_in_doubt:
         return
-    head = next(name for name in anatomy.head if name.endswith(".weight"))
-    if not same_bytes(checkpoint.tensors[head], checkpoint.tensors[anatomy.embedding[0]]):
+    head = next(name for name in structure.head if name.endswith(".weight"))
+    if not same_bytes(checkpoint.tensors[head], checkpoint.tensors[structure.embedding[0]]):
         what = f"tie_word_embeddings is true, and '{head}' in the files is not the embedding: which counts is a guess."
         fix = "Set tie_word_embeddings to false to use the head, or remove the head from the files."
         raise CheckpointError(Problem(str(checkpoint.folder / "config.json"), what, fix))
 
 
-def locate(reference: Reference, access: Access, where: str, monitor: Monitor) -> Located:
+def locate(reference: Reference, access: Access, where: str, monitor: Monitor) -> DonorFiles:
     """Find the reference's files on this machine, fetching or dequantising them first where `access` allows it.
 
     Raises DonorError when there is nothing at the reference.
@@ -166,18 +166,18 @@ def locate(reference: Reference, access: Access, where: str, monitor: Monitor) -
         extra = [p for a, p in (("pickle", "*.bin"), ("remote_code", "*.py")) if a in access.allow]
         folder = find_snapshot(reference.repository, reference.revision, where, download=access.fetch, extra=extra)
         if folder is None or not (access.fetch or any(folder.glob("*.safetensors"))):
-            return Located(reference, None)
-        return _as_checkpoint(Located(reference, folder, revision=folder.name), access, monitor)
+            return DonorFiles(reference, None)
+        return _as_checkpoint(DonorFiles(reference, folder, revision=folder.name), access, monitor)
     path = _find_in_package(reference, where) if reference.kind == "package" else reference.path
     assert path is not None
     if path.is_dir():
-        return _as_checkpoint(Located(reference, path), access, monitor)
+        return _as_checkpoint(DonorFiles(reference, path), access, monitor)
     if not path.exists():
         raise DonorError(Problem(where, f"'{reference}' is not there: {path} does not exist.", _what_is_there(path)))
     if path.suffix.lower() != ".gguf":
         fix = f"Give the folder that holds it: {path.parent}" if path.suffix == ".safetensors" else "Give a folder."
         raise DonorError(Problem(where, f"'{reference}' is a file, and not a GGUF file.", fix))
-    return Located(reference, _dequantised(path, access, monitor), gguf=path)
+    return DonorFiles(reference, _dequantised(path, access, monitor), gguf=path)
 
 
 def _what_is_there(path: Path) -> str:
@@ -196,7 +196,7 @@ def _find_in_package(reference: Reference, where: str) -> Path:
     return Path(spec.submodule_search_locations[0], *inner) / reference.path
 
 
-def _as_checkpoint(located: Located, access: Access, monitor: Monitor) -> Located:
+def _as_checkpoint(located: DonorFiles, access: Access, monitor: Monitor) -> DonorFiles:
     assert located.folder is not None
     if "pickle" not in access.allow or any(located.folder.glob("*.safetensors")):
         return located
@@ -209,12 +209,12 @@ def _as_checkpoint(located: Located, access: Access, monitor: Monitor) -> Locate
     target = cache_folder() / "pickles" / key
     if not target.is_dir():
         if not access.fetch:
-            return Located(located.reference, None)
+            return DonorFiles(located.reference, None)
         target.parent.mkdir(parents=True, exist_ok=True)
         monitor.note(f"converting the pickle weights of {located.reference} to safetensors, once")
         with begin_output(target) as partial:
             convert_pickles(located.folder, partial)
-    return Located(located.reference, target, revision=located.revision)
+    return DonorFiles(located.reference, target, revision=located.revision)
 
 
 def _dequantised(path: Path, access: Access, monitor: Monitor) -> Path | None:
@@ -262,11 +262,13 @@ def _read_license(folder: Path) -> str | None:
     return None
 
 
-def _list_pinned(located: Located, checkpoint: Checkpoint, companions: Mapping[str, Path]) -> Mapping[str, Path]:
+def _list_pinned(
+    located: DonorFiles, checkpoint: Checkpoint, tokenizer_files: Mapping[str, Path]
+) -> Mapping[str, Path]:
     if located.gguf is not None:  # the file itself, since what a dequantiser writes around it differs by version
         return {"gguf": located.gguf}
     files = {"config.json": checkpoint.folder / "config.json", **{file.name: file for file in checkpoint.files}}
-    return files | dict(companions)
+    return files | dict(tokenizer_files)
 
 
 def check_unchanged(donors: Mapping[str, Donor]) -> None:

@@ -17,10 +17,10 @@ def compare_vocabularies(host: Donor, donor: Donor) -> str | None:
     They agree when every token both know has one id, and neither has regular tokens the other lacks. Special tokens
     that only one side has do no harm, since the host's tokenizer is the one that is kept.
     """
-    if donor.anatomy.vocab_size != host.anatomy.vocab_size:
+    if donor.structure.vocab_size != host.structure.vocab_size:
         return (
-            f"'{donor.name}' has a vocabulary of {donor.anatomy.vocab_size} tokens, "
-            f"the host '{host.name}' one of {host.anatomy.vocab_size}."
+            f"'{donor.name}' has a vocabulary of {donor.structure.vocab_size} tokens, "
+            f"the host '{host.name}' one of {host.structure.vocab_size}."
         )
     ours, theirs = _tokenizer_file(host), _tokenizer_file(donor)
     if ours is None or theirs is None or ours.read_bytes() == theirs.read_bytes():
@@ -32,7 +32,8 @@ def compare_vocabularies(host: Donor, donor: Donor) -> str | None:
 
 def _tokenizer_file(donor: Donor) -> Path | None:
     return next(
-        (donor.companions[name] for name in ("tokenizer.json", *_OTHER_FORMATS) if name in donor.companions), None
+        (donor.tokenizer_files[name] for name in ("tokenizer.json", *_OTHER_FORMATS) if name in donor.tokenizer_files),
+        None,
     )
 
 

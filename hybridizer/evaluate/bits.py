@@ -14,7 +14,7 @@ from hybridizer.core.bootstrap import Array
 from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.evaluate.texts import TextSet
 from hybridizer.models.batching import make_batches
-from hybridizer.models.objective import Objective
+from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import Parts
 
 BATCH_ROWS = 64
@@ -44,7 +44,7 @@ def score_documents(
     Raises InputError for token ids that the model has no embedding for, RunError where a loss is not finite.
     """
     _refuse_unknown_tokens(parts, text)
-    objective = Objective(model, parts)
+    objective = CausalLMLoss(model, parts)
     windows = [window for i, d in enumerate(text.documents) for window in cut_windows(i, len(d.tokens), context)]
     bits = np.zeros(len(text.documents))
     for batch in make_batches([window.end - window.begin for window in windows], BATCH_ROWS):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.data.batches import Source, heldout_documents
-from hybridizer.data.tokenize import Shard
+from hybridizer.data.tokenize import TokenFile
 
 IN_DOMAIN, GENERAL = "in-domain", "general"
 MAX_TOKENS = 100_000
@@ -67,19 +67,19 @@ class TextSet:
 def heldout_texts(
     sources: Sequence[Source], share: float, monitor: Monitor, max_tokens: int = MAX_TOKENS
 ) -> tuple[TextSet, ...]:
-    """The documents of each source that training with `heldout_share` = `share` never sees, one set a source.
+    """The documents of each source that training with `heldout_ratio` = `share` never sees, one set a source.
 
     Up to `max_tokens` of each, see `_take`. A source without a held-out document is noted to `monitor` and has no set.
     """
     found = []
     for source in sources:
-        chosen = [heldout_documents(shard, share) for shard in source.shards]
-        if text := _take(source.name, IN_DOMAIN, source.shards, chosen, max_tokens):
+        chosen = [heldout_documents(token_file, share) for token_file in source.token_files]
+        if text := _take(source.name, IN_DOMAIN, source.token_files, chosen, max_tokens):
             found.append(text)
             continue
-        total = sum(shard.num_documents for shard in source.shards)
+        total = sum(token_file.num_documents for token_file in source.token_files)
         what = f"{source.name}: no figure in domain: none of its {total:,} documents is held out at {share:g}"
-        monitor.note(f"{what}; raise train.heldout_share, or give the text as more documents")
+        monitor.note(f"{what}; raise train.heldout_ratio, or give the text as more documents")
     return tuple(found)
 
 
@@ -88,8 +88,8 @@ def general_text(name: str, source: Source, trained: Keys, max_tokens: int = MAX
 
     Up to `max_tokens` of them, see `_take`. Raises InputError when nothing is left to score.
     """
-    seen = [np.isin(shard.keys, trained) for shard in source.shards]
-    text = _take(name, GENERAL, source.shards, [~pick for pick in seen], max_tokens)
+    seen = [np.isin(token_file.keys, trained) for token_file in source.token_files]
+    text = _take(name, GENERAL, source.token_files, [~pick for pick in seen], max_tokens)
     if text is None:
         what = "no document of two tokens or more that training does not see."
         raise InputError(Problem(f"evaluate.bits_per_byte '{name}'", what, "Give text that is not in train.data."))
@@ -97,39 +97,43 @@ def general_text(name: str, source: Source, trained: Keys, max_tokens: int = MAX
 
 
 def trained_keys(sources: Sequence[Source], share: float) -> Keys:
-    """The keys of all documents that training with `heldout_share` = `share` may see."""
-    keys = [shard.keys[~heldout_documents(shard, share)] for source in sources for shard in source.shards]
+    """The keys of all documents that training with `heldout_ratio` = `share` may see."""
+    keys = [
+        token_file.keys[~heldout_documents(token_file, share)]
+        for source in sources
+        for token_file in source.token_files
+    ]
     return np.unique(np.concatenate(keys)) if keys else np.empty(0, np.uint64)
 
 
 def _take(
-    name: str, role: str, shards: Sequence[Shard], chosen: Sequence[npt.NDArray[np.bool_]], max_tokens: int
+    name: str, role: str, token_files: Sequence[TokenFile], chosen: Sequence[npt.NDArray[np.bool_]], max_tokens: int
 ) -> TextSet | None:
     """The chosen documents, equal texts once, in the order of their keys until there are `max_tokens`; None for none.
 
     The document that reaches the limit is cut there, its bytes counted in proportion to its tokens, so that one long
     document costs no more than was asked for.
     """
-    lengths = [np.diff(shard.ends, prepend=0) for shard in shards]
+    lengths = [np.diff(token_file.ends, prepend=0) for token_file in token_files]
     usable = [pick & (length >= LEAST_TOKENS) for pick, length in zip(chosen, lengths, strict=True)]
     places = [(i, int(row)) for i, pick in enumerate(usable) for row in np.flatnonzero(pick)]
     if not places:
         return None
-    _, first = np.unique([shards[i].keys[row] for i, row in places], return_index=True)
+    _, first = np.unique([token_files[i].keys[row] for i, row in places], return_index=True)
     ordered = [places[at] for at in first]
     documents: list[Document] = []
     left = max_tokens
     for i, row in ordered:
         if left < LEAST_TOKENS and documents:
             break
-        documents.append(_cut(shards[i], row, int(lengths[i][row]), max(left, LEAST_TOKENS)))
+        documents.append(_cut(token_files[i], row, int(lengths[i][row]), max(left, LEAST_TOKENS)))
         left -= len(documents[-1].tokens)
     available = sum(int(lengths[i][row]) for i, row in ordered)
     return TextSet(name, role, tuple(documents), len(ordered), available)
 
 
-def _cut(shard: Shard, row: int, length: int, most: int) -> Document:
-    end, size = int(shard.ends[row]), int(shard.sizes[row])
+def _cut(token_file: TokenFile, row: int, length: int, most: int) -> Document:
+    end, size = int(token_file.ends[row]), int(token_file.sizes[row])
     taken = min(length, most)
-    tokens = np.asarray(shard.tokens[end - length : end - length + taken], np.int64)
+    tokens = np.asarray(token_file.tokens[end - length : end - length + taken], np.int64)
     return Document(tokens, max(1, round(size * taken / length)))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from hybridizer.families import rules
-from hybridizer.families.encodings import Config, Indexed, Letters, Listed, Nested, Spelling, Values, integer
+from hybridizer.families.encodings import Config, Encoding, Indexed, Letters, Listed, Nested, Values, integer
 from hybridizer.families.rules import FULL, LINEAR, MOE, SLIDING, always, by_place, sliding_unless_every
 from hybridizer.families.traits import Trait
 
@@ -26,19 +26,19 @@ BLOCK_TYPES = Listed("layers_block_type", old_names=OLD_NAMES)
 INDEXED, HYBRID, HYBRID_SLIDING = "indexed_attention", "hybrid", "hybrid_sliding"
 
 
-def _fixed(style: str, rule: Callable[[int], str]) -> Spelling:
+def _fixed(style: str, rule: Callable[[int], str]) -> Encoding:
     return by_place(style, lambda layer, num_layers, config: rule(layer))
 
 
-def _full_every(step: int) -> Spelling:
+def _full_every(step: int) -> Encoding:
     return _fixed(f"by a full layer after every {step - 1}", lambda i: SLIDING if (i + 1) % step else FULL)
 
 
-def _full_first_of(step: int) -> Spelling:
+def _full_first_of(step: int) -> Encoding:
     return _fixed(f"by a full layer before every {step - 1}", lambda i: SLIDING if i % step else FULL)
 
 
-def _linear_unless_every(default: int, full: str = FULL) -> Spelling:
+def _linear_unless_every(default: int, full: str = FULL) -> Encoding:
     return rules.every("full_attention_interval", default, full, LINEAR)
 
 
@@ -116,7 +116,7 @@ _DEEPSEEK_V4 = {0: SLIDING, 4: "compressed_sparse_attention", 128: "heavily_comp
 _RECURRENT_GEMMA = {"recurrent": LINEAR, "attention": SLIDING}
 
 # Families that know `layer_types`, and what they assume without it.
-_WITHOUT_LIST: Mapping[str, tuple[Spelling, ...]] = {
+_WITHOUT_LIST: Mapping[str, tuple[Encoding, ...]] = {
     "afmoe": (sliding_unless_every("global_attn_every_n_layers", 4),),
     "axk2": (always(INDEXED),),
     "bailing_hybrid": (rules.every("layer_group_size", 6, FULL, LINEAR),),
@@ -186,7 +186,7 @@ _WITHOUT_LIST: Mapping[str, tuple[Spelling, ...]] = {
     "zaya": (always(HYBRID),),
 }
 # Families that say it in their own way only.
-_OWN_WAY: Mapping[str, tuple[Spelling, ...]] = {
+_OWN_WAY: Mapping[str, tuple[Encoding, ...]] = {
     "bamba": (Indexed("attn_layer_indices", FULL, LINEAR), always(LINEAR)),
     "falcon_h1": (always(HYBRID),),
     "falcon_mamba": (always("mamba"),),
@@ -212,7 +212,7 @@ KNOWN = frozenset({*_WITHOUT_LIST, *_OWN_WAY})
 
 
 def attention_of(family: str) -> Trait:
-    """The kind of mixing layer by layer, in the spellings of `family`; one kind for all where it has none."""
-    spellings = _OWN_WAY.get(family) or (LAYER_TYPES, *_WITHOUT_LIST.get(family, (ONE_KIND,)))
-    trait = Trait("attention", spellings, shown=True)
+    """The kind of mixing layer by layer, in the encodings of `family`; one kind for all where it has none."""
+    encodings = _OWN_WAY.get(family) or (LAYER_TYPES, *_WITHOUT_LIST.get(family, (ONE_KIND,)))
+    trait = Trait("attention", encodings, shown=True)
     return replace(trait, rule=_ORDER_RULES[family]) if family in _ORDER_RULES else trait

@@ -15,12 +15,12 @@ from hybridizer.families.families import read_traits
 from hybridizer.families.keys import is_harmless, read_assumptions, unify
 from hybridizer.families.reading import DEPTH_NAMES
 from hybridizer.families.rope import ROPE_KEYS, read_rope
-from hybridizer.families.structure import Anatomy, Source
+from hybridizer.families.structure import Source, Structure
 
 _INFINITIES = ({"__float__": "Infinity"}, {"__float__": "-Infinity"})
 
 
-def check_joins(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
+def check_compatible(host: Structure, sources: Sequence[Source]) -> list[Problem]:
     """Everything in which the donors of these layers disagree with the host, naming both sides; empty when they agree.
 
     Vocabulary and tokenizer are not compared: layers do not see them.
@@ -38,7 +38,7 @@ def check_joins(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
     return problems
 
 
-def _compare_configs(host: Anatomy, donor: Anatomy) -> Iterator[Problem]:
+def _compare_configs(host: Structure, donor: Structure) -> Iterator[Problem]:
     assumptions = read_assumptions(host.text_family)
     ours, theirs = _meaning(host), _meaning(donor)
     for key in sorted((ours.keys() | theirs.keys()) - assumptions.derived):
@@ -49,10 +49,10 @@ def _compare_configs(host: Anatomy, donor: Anatomy) -> Iterator[Problem]:
             yield Problem(f"{donor.where}/config.json", what, fix)
 
 
-def _meaning(anatomy: Anatomy) -> dict[str, Any]:
+def _meaning(structure: Structure) -> dict[str, Any]:
     """The config as layers see it: one name for one thing, rotary settings made comparable, the harmless left out."""
-    text = anatomy.text_config
-    carried = {key for trait in read_traits(anatomy.text_family) for key in trait.keys}
+    text = structure.text_config
+    carried = {key for trait in read_traits(structure.text_family) for key in trait.keys}
     elsewhere = ROPE_KEYS | {*DEPTH_NAMES, *carried}
     flat = {
         key: value for key, value in _flatten(text) if key not in elsewhere and key.partition(".")[0] not in elsewhere
@@ -61,7 +61,7 @@ def _meaning(anatomy: Anatomy) -> dict[str, Any]:
         flat["sliding_window"] = None
     named = unify(flat)
     meaning = {key: value for key, value in named.items() if not is_harmless(key)}
-    rope = read_rope(text, anatomy.text_family)
+    rope = read_rope(text, structure.text_family)
     return meaning | {f"rotary positions, {key}": value for key, value in rope.items()}
 
 
@@ -76,7 +76,7 @@ def _flatten(config: Config, start: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """The value with transformers' spelling of infinities replaced by what they mean."""
+    """The value with transformers' encoding of infinities replaced by what they mean."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return float(value["__float__"]) if value in _INFINITIES else value
@@ -90,24 +90,24 @@ def _show(value: Any) -> str:
     return "absent" if value is None else repr(value)
 
 
-def _compare_shapes(host: Anatomy, donor: Anatomy, layers: Sequence[int]) -> Iterator[Problem]:
+def _compare_shapes(host: Structure, donor: Structure, layers: Sequence[int]) -> Iterator[Problem]:
     """Layers of one kind, seen from both configs, need the same tensors in the same shapes."""
     for layer in dict.fromkeys(layers):
-        twin = _find_twin(host, donor, layer)
-        if twin is None:
+        matching = _find_matching_layer(host, donor, layer)
+        if matching is None:
             continue
-        ours = {suffix: host.shapes[name] for suffix, name in host.layers[twin].items()}
+        ours = {suffix: host.shapes[name] for suffix, name in host.layers[matching].items()}
         theirs = {suffix: donor.shapes[name] for suffix, name in donor.layers[layer].items()}
         for suffix in sorted(ours.keys() | theirs.keys()):
             if ours.get(suffix) != theirs.get(suffix):
                 what = f"'{suffix}' of layer {layer} is {_show(theirs.get(suffix))}, and {_show(ours.get(suffix))} in "
-                what += f"layer {twin} of {host.where}, which is of the same kind."
+                what += f"layer {matching} of {host.where}, which is of the same kind."
                 yield Problem(donor.where, what, "Their configs do not say why: one of them is wrong.")
 
 
-def _find_twin(host: Anatomy, donor: Anatomy, layer: int) -> int | None:
+def _find_matching_layer(host: Structure, donor: Structure, layer: int) -> int | None:
     """A layer of the host that its config describes in the same words, or None."""
-    for twin in range(host.num_layers):
-        if all(host.traits[name][twin] == values[layer] for name, values in donor.traits.items()):
-            return twin
+    for matching in range(host.num_layers):
+        if all(host.traits[name][matching] == values[layer] for name, values in donor.traits.items()):
+            return matching
     return None

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridizer.core.errors import PlanError, Problem
-from hybridizer.families.compatibility import check_joins
+from hybridizer.families.compatibility import check_compatible
 from hybridizer.families.encodings import CannotExpress, Values
 from hybridizer.families.families import read_traits, why_bound
 from hybridizer.families.keys import GLOBAL_LISTS
 from hybridizer.families.reading import DEPTH_NAMES, DRAFT_COUNTS
-from hybridizer.families.structure import Anatomy, Source
+from hybridizer.families.structure import Source, Structure
 from hybridizer.families.traits import Trait
 
 
-def splice_config(host: Anatomy, sources: Sequence[Source]) -> dict[str, Any]:
+def splice_config(host: Structure, sources: Sequence[Source]) -> dict[str, Any]:
     """The host's config.json, edited so that output layer i is what `sources[i]` is in its donor.
 
-    The depth and every spelling of every per-layer trait are rewritten, all else is kept as it is on disk. Raises
+    The depth and every encoding of every per-layer trait are rewritten, all else is kept as it is on disk. Raises
     PlanError, with everything that is wrong, when the family cannot have these layers in this order.
     """
-    checks = (_check_range, _check_bound, check_joins, _check_chains)  # each relies on those before it
+    checks = (_check_range, _check_bound, check_compatible, _check_chains)  # each relies on those before it
     problems = next((found for check in checks if (found := check(host, sources))), [])
     text = dict(host.text_config)
     if not problems:
@@ -39,7 +39,7 @@ def splice_config(host: Anatomy, sources: Sequence[Source]) -> dict[str, Any]:
     return copy.deepcopy(config)
 
 
-def _check_range(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
+def _check_range(host: Structure, sources: Sequence[Source]) -> list[Problem]:
     if not sources:
         return [Problem(host.where, "no layers were asked for.", "A model needs at least one layer.")]
     return [
@@ -53,14 +53,14 @@ def _check_range(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
     ]
 
 
-def _is_identity(host: Anatomy, sources: Sequence[Source]) -> bool:
+def _is_identity(host: Structure, sources: Sequence[Source]) -> bool:
     """Every layer of the host in its own place, and nothing else."""
     return [source.layer for source in sources] == list(range(host.num_layers)) and all(
         source.donor.where == host.where for source in sources
     )
 
 
-def _check_bound(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
+def _check_bound(host: Structure, sources: Sequence[Source]) -> list[Problem]:
     """The first model whose layers may not leave it, or whose config says things per layer that nobody explained."""
     if _is_identity(host, sources):
         return []
@@ -77,7 +77,7 @@ def _check_bound(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
     return []
 
 
-def _check_chains(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
+def _check_chains(host: Structure, sources: Sequence[Source]) -> list[Problem]:
     """The first layer that would be parted from the one whose work it uses."""
     for trait in read_traits(host.text_family):
         for place, source in enumerate(sources):
@@ -91,7 +91,7 @@ def _check_chains(host: Anatomy, sources: Sequence[Source]) -> list[Problem]:
     return []
 
 
-def _unexplained_lists(donor: Anatomy) -> list[str]:
+def _unexplained_lists(donor: Structure) -> list[str]:
     explained = {key for trait in read_traits(donor.text_family) for key in trait.keys} | GLOBAL_LISTS
     return sorted(
         key
@@ -100,7 +100,7 @@ def _unexplained_lists(donor: Anatomy) -> list[str]:
     )
 
 
-def _depth_edits(host: Anatomy, num_layers: int) -> dict[str, Any]:
+def _depth_edits(host: Structure, num_layers: int) -> dict[str, Any]:
     """The depth under each of its names, and no draft layers where the draft head is left behind."""
     text = host.text_config
     edits: dict[str, Any] = {name: num_layers for name in DEPTH_NAMES if isinstance(text.get(name), int)}
@@ -111,7 +111,7 @@ def _depth_edits(host: Anatomy, num_layers: int) -> dict[str, Any]:
     return edits
 
 
-def _cannot_express(host: Anatomy, trait: Trait, values: Values, error: CannotExpress) -> Problem:
+def _cannot_express(host: Structure, trait: Trait, values: Values, error: CannotExpress) -> Problem:
     order = ", ".join(map(str, values))
     what = f"the {trait.name} of the layers would be {order}; family '{host.text_family}' says it {error}."
     return Problem(host.where, what, "Choose layers in an order that the family can say, or another family of host.")

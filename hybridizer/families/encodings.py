@@ -1,6 +1,6 @@
 """The ways in which a config.json says one thing about every layer: lists, letters, indices, overrides, rules.
 
-Every spelling reads values out of a config (`decode`) and says what to edit so that the config means other values
+Every encoding reads values out of a config (`decode`) and says what to edit so that the config means other values
 (`encode`), or that it cannot. Which family uses which is written out in families.py.
 """
 
@@ -21,24 +21,24 @@ UNSAID: Final = "left to the family"
 
 
 class CannotExpress(Exception):
-    """A spelling, or a whole family, has no way to say these values in this order."""
+    """A encoding, or a whole family, has no way to say these values in this order."""
 
 
-class Spelling(Protocol):
+class Encoding(Protocol):
     """One way to write a trait into a config."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The config keys this spelling writes; dotted where the key sits in a nested dict."""
+        """The config keys this encoding writes; dotted where the key sits in a nested dict."""
 
     def said(self, config: Config) -> bool:
-        """Whether this config uses the spelling."""
+        """Whether this config uses the encoding."""
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
-        """One value per layer; None when the config does not use the spelling. Raises ValueError for nonsense."""
+        """One value per layer; None when the config does not use the encoding. Raises ValueError for nonsense."""
 
     def encode(self, config: Config, values: Values) -> Edits:
-        """The edits that make this spelling say `values`. Raises CannotExpress."""
+        """The edits that make this encoding say `values`. Raises CannotExpress."""
 
 
 def integer(config: Config, key: str, default: int) -> int:
@@ -264,10 +264,10 @@ class Computed:
 
 @dataclass(frozen=True)
 class Nested:
-    """A spelling inside a nested dict: `Nested("linear_attn_config", Indexed(...))`."""
+    """A encoding inside a nested dict: `Nested("linear_attn_config", Indexed(...))`."""
 
     key: str
-    inner: Spelling
+    inner: Encoding
 
     @property
     def keys(self) -> tuple[str, ...]:

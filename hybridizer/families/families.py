@@ -1,8 +1,8 @@
 """What the layers of each causal-LM family of transformers 5.23 may differ in, and which of them cannot be moved.
 
 Made by reading every configuration_*.py for lists and rules over layers and every modeling_*.py for what depends on a
-layer's place; tests/anatomy/test_families.py and scripts/family_table.py hold it against the real models. A family that
-is in none of the tables is unknown: its layers may not leave their model and their place.
+layer's place; tests/families/test_families.py and scripts/family_table.py hold it against the real models. A family
+that is in none of the tables is unknown: its layers may not leave their model and their place.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from hybridizer.families.encodings import (
     UNSAID,
     Computed,
     Config,
+    Encoding,
     Letters,
     Listed,
     OneOrList,
     Overrides,
-    Spelling,
     integer,
 )
 from hybridizer.families.rules import always, by_place, every, residual_scale
@@ -67,9 +67,9 @@ _OVERRIDES = Trait("overrides", (Overrides(), always("{}")))
 _OWN_OVERRIDES = Trait("overrides", (Overrides(), always(UNSAID)))  # derived from the layer types
 
 
-def _indexer(*spellings: Spelling) -> Trait:
+def _indexer(*encodings: Encoding) -> Trait:
     """A "shared" layer reuses the choice of tokens that the last "full" layer before it made."""
-    return Trait("indexer", (Listed("indexer_types"), *spellings), chained=frozenset({"shared"}))
+    return Trait("indexer", (Listed("indexer_types"), *encodings), chained=frozenset({"shared"}))
 
 
 def _glm_indexer(layer: int, num_layers: int, config: Config) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hybridizer.families import rules
-from hybridizer.families.encodings import Indexed, Listed, Spelling
+from hybridizer.families.encodings import Encoding, Indexed, Listed
 from hybridizer.families.rules import DENSE, MOE, always, by_place
 from hybridizer.families.traits import Trait
 
@@ -14,11 +14,11 @@ _FLAGS = Listed("moe_layer_freq", names={1: MOE, 0: DENSE})
 _DENSE_AT_FIRST = by_place("by a dense layer at the start", lambda layer, num_layers, config: MOE if layer else DENSE)
 
 
-def _first_dense(default: int, key: str = "first_k_dense_replace") -> Spelling:
+def _first_dense(default: int, key: str = "first_k_dense_replace") -> Encoding:
     return rules.first(key, default, DENSE, MOE)
 
 
-_SPELLINGS: Mapping[str, tuple[Spelling, ...]] = {
+_SPELLINGS: Mapping[str, tuple[Encoding, ...]] = {
     "afmoe": (_first_dense(1, "num_dense_layers"),),
     "axk1": (MLP_TYPES, _first_dense(1)),
     "axk2": (MLP_TYPES, _first_dense(1)),
@@ -58,5 +58,5 @@ KNOWN = frozenset(_SPELLINGS)
 
 
 def mlp_of(family: str) -> Trait | None:
-    """Dense or mixture of experts layer by layer, in the spellings of `family`; None where all layers are alike."""
+    """Dense or mixture of experts layer by layer, in the encodings of `family`; None where all layers are alike."""
     return Trait("mlp", _SPELLINGS[family], shown=True) if family in _SPELLINGS else None

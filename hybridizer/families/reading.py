@@ -1,4 +1,4 @@
-"""Taking a checkpoint apart: from config.json and the names and shapes of its tensors to an `Anatomy`."""
+"""Taking a checkpoint apart: from config.json and the names and shapes of its tensors to an `Structure`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hybridizer.families.names import (
     pick,
     sort_names,
 )
-from hybridizer.families.structure import Anatomy, Extra
+from hybridizer.families.structure import Extra, Structure
 
 # How families call the number of layers, the width, and the layers of a draft head.
 DEPTH_NAMES = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_blocks")
@@ -30,7 +30,7 @@ DRAFT_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
 
-def read_anatomy(config: Mapping[str, Any], shapes: Shapes, where: str) -> Anatomy:
+def read_structure(config: Mapping[str, Any], shapes: Shapes, where: str) -> Structure:
     """Take a checkpoint apart. `config` is config.json as it is on disk, `shapes` every tensor's shape by name.
 
     Reads no weights and imports nothing heavy. Raises CheckpointError, naming `where`, when config and files contradict
@@ -47,7 +47,7 @@ def read_anatomy(config: Mapping[str, Any], shapes: Shapes, where: str) -> Anato
     tied = _read_tie(config, text, text_family, bool(head))
     _check_ends(embedding, head, tied, where)
     named = {*embedding, *final_norm, *head, *(name for layer in layers for name in layer.values())}
-    return Anatomy(
+    return Structure(
         where=where,
         family=family,
         text_family=text_family,

@@ -1,6 +1,6 @@
 """Per-layer rules with parameters, as many families share them: every n-th layer, the first k, period and offset.
 
-Each function returns one `Computed` spelling. `default` is the parameter that transformers 5.23 assumes when the key is
+Each function returns one `Computed` encoding. `default` is the parameter that transformers 5.23 assumes when the key is
 absent.
 """
 
@@ -153,7 +153,7 @@ def runs(key: str, default: list[Any]) -> Computed:
         except (TypeError, ValueError):
             raise ValueError(f"`{key}` is {config.get(key)!r}, where [[names, repeats], ...] is expected.") from None
         if len(names) != num_layers:
-            raise ValueError(f"`{key}` spells out {len(names)} layers, and the model has {num_layers}.")
+            raise ValueError(f"`{key}` encodes out {len(names)} layers, and the model has {num_layers}.")
         return names[layer]
 
     def solve(config: Config, values: Values) -> Iterable[Edits]:

@@ -35,7 +35,7 @@ class Extra:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Structure:
     """One checkpoint taken apart: where every tensor belongs and what its layers are.
 
     `layers[j]` maps a suffix ("self_attn.q_proj.weight") to the full tensor name in layer j. `traits` holds, for each
@@ -82,21 +82,21 @@ class Anatomy:
 class Source:
     """Where one output layer comes from: layer `layer` (from 0) of `donor`."""
 
-    donor: Anatomy
+    donor: Structure
     layer: int
 
     def __str__(self) -> str:
         return f"{self.donor.where} layer {self.layer}"
 
 
-def layer_suffix(name: str, anatomy: Anatomy) -> tuple[int, str]:
+def layer_suffix(name: str, structure: Structure) -> tuple[int, str]:
     """The layer and the suffix of a layer's tensor name. Raises KeyError for a tensor that is in no layer."""
-    place, _, suffix = name.removeprefix(anatomy.layer_prefix).partition(".")
-    if not name.startswith(anatomy.layer_prefix) or not place.isdecimal():
+    place, _, suffix = name.removeprefix(structure.layer_prefix).partition(".")
+    if not name.startswith(structure.layer_prefix) or not place.isdecimal():
         raise KeyError(name)
     return int(place), suffix
 
 
-def renumber(name: str, donor: Anatomy, host: Anatomy, new_layer: int) -> str:
+def renumber(name: str, donor: Structure, host: Structure, new_layer: int) -> str:
     """The name under which a donor's layer tensor stands in the host's layout, as part of layer `new_layer`."""
     return f"{host.layer_prefix}{new_layer}.{layer_suffix(name, donor)[1]}"

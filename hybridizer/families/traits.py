@@ -1,7 +1,7 @@
 """What the layers of one model may differ in, and how the config says so for another order of layers.
 
 A *trait* is the kind of attention, a dense or a sparse MLP, rotary positions or none. A config may write one trait down
-in several spellings, old and new, for readers of several ages: all of those that a file uses are rewritten together,
+in several encodings, old and new, for readers of several ages: all of those that a file uses are rewritten together,
 and whatever is written is read back before it is believed.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridizer.families.encodings import CannotExpress, Config, Spelling, Values, apply_edits
+from hybridizer.families.encodings import CannotExpress, Config, Encoding, Values, apply_edits
 
 
 def _any_order(values: Values) -> str | None:
@@ -20,14 +20,14 @@ def _any_order(values: Values) -> str | None:
 
 @dataclass(frozen=True)
 class Trait:
-    """Something that layers of one family may differ in, and its spellings, those that readers obey first coming first.
+    """Something that layers of one family may differ in, and its encodings, those that readers obey first coming first.
 
     `shown` traits make up a layer's kind as people read it. Values in `chained` belong to layers that use what the
     layer before them computed: they may only follow their own predecessor. `rule` says what is wrong with an order.
     """
 
     name: str
-    spellings: tuple[Spelling, ...]
+    encodings: tuple[Encoding, ...]
     shown: bool = False
     chained: frozenset[str] = frozenset()
     rule: Callable[[Values], str | None] = _any_order
@@ -35,38 +35,38 @@ class Trait:
     @property
     def keys(self) -> frozenset[str]:
         """Every config key (dotted when nested) in which this trait is written."""
-        return frozenset(key for spelling in self.spellings for key in spelling.keys)
+        return frozenset(key for encoding in self.encodings for key in encoding.keys)
 
     def decode(self, config: Config, num_layers: int) -> Values:
         """One value per layer. Raises ValueError when the config does not say, or says nonsense."""
-        for spelling in self.spellings:
-            values = spelling.decode(config, num_layers)
+        for encoding in self.encodings:
+            values = encoding.decode(config, num_layers)
             if values is not None:
                 return values
         keys = " or ".join(f"`{key}`" for key in sorted(self.keys))
         raise ValueError(f"{keys} is missing, so the {self.name} of the layers is unknown.")
 
     def encode(self, config: Config, values: Values) -> dict[str, Any]:
-        """A copy of `config` that says `values`, in every spelling it already uses. Raises CannotExpress.
+        """A copy of `config` that says `values`, in every encoding it already uses. Raises CannotExpress.
 
-        A spelling that is too weak for the new order is taken out if a stronger one can say it: a config never says
+        A encoding that is too weak for the new order is taken out if a stronger one can say it: a config never says
         two things.
         """
         if complaint := self.rule(values):
             raise CannotExpress(complaint)
         edited, reasons = dict(config), []
-        for spelling in self.spellings:
-            if spelling.said(config) and not _says(spelling, config, values):
+        for encoding in self.encodings:
+            if encoding.said(config) and not _says(encoding, config, values):
                 try:
-                    edited = apply_edits(edited, spelling.encode(edited, values))
+                    edited = apply_edits(edited, encoding.encode(edited, values))
                 except CannotExpress as error:
                     reasons.append(str(error))
-                    edited = _without(edited, spelling.keys)
+                    edited = _without(edited, encoding.keys)
         if _says(self, edited, values):
             return edited
-        for spelling in reversed(self.spellings):  # the oldest spelling that suffices is understood by most readers
+        for encoding in reversed(self.encodings):  # the oldest encoding that suffices is understood by most readers
             try:
-                attempt = apply_edits(edited, spelling.encode(edited, values))
+                attempt = apply_edits(edited, encoding.encode(edited, values))
             except CannotExpress as error:
                 reasons.append(str(error))
                 continue
@@ -75,7 +75,7 @@ class Trait:
         raise CannotExpress(", or ".join(dict.fromkeys(reasons)))
 
 
-def _says(reader: Spelling | Trait, config: Config, values: Values) -> bool:
+def _says(reader: Encoding | Trait, config: Config, values: Values) -> bool:
     try:
         return reader.decode(config, len(values)) == values
     except ValueError:

@@ -53,7 +53,7 @@ def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        with tempfile.TemporaryDirectory() as folder:  # reading a file is how old spellings are understood
+        with tempfile.TemporaryDirectory() as folder:  # reading a file is how old encodings are understood
             (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
             read = AutoConfig.from_pretrained(folder, local_files_only=True)
         model: nn.Module = AutoModelForCausalLM.from_config(read, dtype=dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hybridizer.models.matmul import product_dtype
+from hybridizer.models.matmul import matmul_dtype
 
 IGNORED = -100
 CHUNK_BYTES = 64 * 2**20  # of float32 logits; in cache-sized pieces a CPU spends a fifth of the time on the softmax
@@ -35,7 +35,7 @@ def cross_entropy_sum(
     loss: Tensor
     if isinstance(head, nn.Linear) and head.bias is None:
         chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
-        hidden = hidden.to(product_dtype(hidden.dtype, hidden.device))  # else each chunk would widen the whole weight
+        hidden = hidden.to(matmul_dtype(hidden.dtype, hidden.device))  # else each chunk would widen the whole weight
         loss = _LinearLoss.apply(hidden, head.weight, targets, chunk_tokens)
     else:
         loss = _HeadLoss.apply(hidden, targets, head, chunk_bytes, *parameters)

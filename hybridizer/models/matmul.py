@@ -37,13 +37,13 @@ def has_bfloat16(device: torch.device) -> bool:
     return True
 
 
-def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def matmul_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype in which a training in `dtype` multiplies: itself, or float32 where a CPU would emulate bfloat16."""
     emulated = dtype == torch.bfloat16 and device.type == "cpu" and not has_bfloat16(device)
     return torch.float32 if emulated else dtype
 
 
-class WideProducts(TorchDispatchMode):
+class UpcastMatmul(TorchDispatchMode):
     """While it lasts, matrix products and attention of bfloat16 tensors on a CPU compute in float32, both passes.
 
     Every operation inside passes through Python, about 20 microseconds each: made for large tensors. Convolutions stay

@@ -26,7 +26,7 @@ class TrainableParts(ModelParts, Protocol):
     def tuple_sizes(self) -> tuple[int, ...]: ...
 
 
-class Objective(nn.Module):
+class CausalLMLoss(nn.Module):
     """Sum of -ln p over the targets of a batch, in nats and float32, as a module that can be wrapped and sharded."""
 
     def __init__(self, model: nn.Module, parts: TrainableParts, chunk_bytes: int = CHUNK_BYTES) -> None:

@@ -7,26 +7,26 @@ from typing import Any
 from torch import Tensor
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds only a part of `tensor`."""
     return hasattr(tensor, "full_tensor")
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """What this process holds of `tensor`: all of it, or its shard."""
-    part: Tensor = tensor.to_local() if is_spread(tensor) else tensor
+    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return part
 
 
-def gather(tensor: Tensor) -> Tensor:
+def unshard(tensor: Tensor) -> Tensor:
     """All of `tensor`. Every process must call this for a spread one, in the same order."""
-    whole: Tensor = tensor.full_tensor() if is_spread(tensor) else tensor
+    whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return whole
 
 
-def spread_like(whole: Tensor, like: Any) -> Tensor:
+def shard_like(whole: Tensor, like: Any) -> Tensor:
     """`whole` on the device of `like`, and spread over the processes as `like` is."""
-    if not is_spread(like):
+    if not is_sharded(like):
         return whole.to(like.device)
     from torch.distributed.tensor import distribute_tensor
 

@@ -16,8 +16,8 @@ from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import check_unchanged, scan_donors
-from hybridizer.pipeline.evaluate import Outcome, measure
-from hybridizer.pipeline.plan import Planned, plan_recipe, price
+from hybridizer.pipeline.evaluate import BeforeAfter, evaluate_run
+from hybridizer.pipeline.plan import Planned, estimate_training_cost, plan_recipe
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.training import check_texts
@@ -48,7 +48,7 @@ class Built:
     plan: Plan
     manifest: Manifest
     proofs: tuple[Proof, ...]
-    outcome: Outcome | None = None
+    outcome: BeforeAfter | None = None
 
 
 def build(
@@ -97,13 +97,13 @@ def build(
         _write_model(planned.plan, planned.donors, folder / "model", record, monitor, replace=replace)
     manifest, proofs = verify(folder / "model", monitor, find_donor=planned.donors.get, load=load, rehash=built)
     write_json(folder / FILE_NAME, manifest.to_json())
-    outcome = measure(planned, folder, monitor) if planned.plan.train is not None and load else None
+    outcome = evaluate_run(planned, folder, monitor) if planned.plan.train is not None and load else None
     return Built(folder, planned.plan, manifest, proofs, outcome)
 
 
 def _check_same_plan(runtime: Runtime, plan: Plan) -> None:
     """Return if every process planned the same: they plan one after the other, and a branch or a text may move."""
-    hashes = runtime.tell_all(plan.hash)
+    hashes = runtime.all_gather(plan.hash)
     if len(set(hashes)) > 1:
         found = ", ".join(f"{hash_[:19]}... by process {rank}" for rank, hash_ in enumerate(hashes))
         fix = "A donor, a text or a branch of the hub moved meanwhile, or the processes see other files: start again."
@@ -131,7 +131,7 @@ def _train(
     if record is not None:
         monitor.note(f"train: unchanged, {folder / 'training'} holds the result of this plan")
         return record
-    recipe = planned.settled.recipe
+    recipe = planned.resolved.recipe
     if not (folder / "training").exists():
         _check_room(planned, folder)
     runtime = runtime or open_runtime(recipe, folder)
@@ -141,7 +141,7 @@ def _train(
 
 
 def _check_room(planned: Planned, folder: Path) -> None:
-    plan, cost = planned.plan, price(planned, "cpu")
+    plan, cost = planned.plan, estimate_training_cost(planned, "cpu")
     assert cost is not None and plan.train is not None, "called for plans that train"
     spliced = sum(entry.num_bytes for entry in open_checkpoint(folder / "spliced").tensors.values())
     trained = cost.asked.trained_parameters

@@ -11,7 +11,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
-from hybridizer.trace.cache import Traced
+from hybridizer.trace.cache import TraceRun
 from hybridizer.trace.donor import TraceRequest, score_baselines, trace
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def trace_donors(
     texts: Sequence[str], request: TraceRequest, allow: tuple[str, ...], monitor: Monitor, *, baselines: bool = False
-) -> list[Traced]:
+) -> list[TraceRun]:
     """Trace donors that a command line names, each called by its reference, with baselines if asked."""
     donors = []
     for text in texts:

@@ -16,36 +16,36 @@ from hybridizer.evaluate.run import compare_runs, evaluate
 from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.manifest import read_manifest
 from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
-from hybridizer.trace.cache import Traced
+from hybridizer.trace.cache import TraceRun
 from hybridizer.trace.donor import request_from_section, trace
 from hybridizer.train.run import open_texts
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BeforeAfter:
     """The records of schema "hybridizer.scores/1" and, where the recipe traced its donors, "hybridizer.profile/1"."""
 
     scores: Mapping[str, Any]
     profile: Mapping[str, Any] | None
 
 
-def measure(planned: Planned, folder: Path, monitor: Monitor) -> Outcome:
+def evaluate_run(planned: Planned, folder: Path, monitor: Monitor) -> BeforeAfter:
     """Compare the model in `folder`/model with the one in `folder`/spliced that it was trained from.
 
     Writes scores.json and profile.json. Both sides are scored and traced once for each content and kept in the cache.
     """
     scores = _compare_scores(planned, folder, monitor)
     write_json(folder / "scores.json", scores)
-    profile = _compare_profiles(planned, folder, monitor) if planned.settled.traces else None
+    profile = _compare_profiles(planned, folder, monitor) if planned.resolved.traces else None
     if profile is not None:
         write_json(folder / "profile.json", profile)
-    return Outcome(scores, profile)
+    return BeforeAfter(scores, profile)
 
 
 def _compare_scores(planned: Planned, folder: Path, monitor: Monitor) -> dict[str, Any]:
     from hybridizer.evaluate.scores import ScoreSettings
 
-    recipe = planned.settled.recipe
+    recipe = planned.resolved.recipe
     asked = recipe.evaluate or Evaluate()
     settings = ScoreSettings(asked.context, asked.prompts, asked.new_tokens)
     code = _remote_code(planned)
@@ -64,8 +64,8 @@ def _open_sets(recipe: Recipe, asked: Evaluate, model: Path, remote_code: bool, 
     assert train is not None, "called for recipes that train"
     encoder = load_encoder(model, remote_code)
     sources = open_texts(train.data, recipe.folder, encoder, monitor)
-    sets = list(heldout_texts(sources, train.heldout_share, monitor, asked.max_tokens))
-    trained = trained_keys(sources, train.heldout_share)
+    sets = list(heldout_texts(sources, train.heldout_ratio, monitor, asked.max_tokens))
+    trained = trained_keys(sources, train.heldout_ratio)
     for text in asked.bits_per_byte:
         (source,) = open_texts((DataEntry(text.path, field=text.field),), recipe.folder, encoder, monitor)
         sets.append(general_text(text.name, source, trained, asked.max_tokens))
@@ -78,15 +78,15 @@ def _compare_profiles(planned: Planned, folder: Path, monitor: Monitor) -> dict[
     plan = planned.plan
     assert plan.train is not None, "called for plans that train"
     # A splice that gave a donor back is that donor, which the plan may rest on a trace of.
-    before = next((traced for traced in planned.settled.traces if traced.donor == plan.identity_of), None)
+    before = next((traced for traced in planned.resolved.traces if traced.donor == plan.identity_of), None)
     before = before or _trace(planned, folder / "spliced", "before training", monitor)
     after = _trace(planned, folder / "model", "after training", monitor)
     return compare_profiles(before, after, plan.train.boundary).to_json()
 
 
-def _trace(planned: Planned, folder: Path, name: str, monitor: Monitor) -> Traced:
+def _trace(planned: Planned, folder: Path, name: str, monitor: Monitor) -> TraceRun:
     """The trace of a model folder, as the donors were traced."""
-    recipe = planned.settled.recipe
+    recipe = planned.resolved.recipe
     allow = ("remote_code",) if _remote_code(planned) else ()
     reference = parse_reference(f"folder:{folder.absolute()}", Path.cwd())
     donor = open_donor(name, reference, Access(fetch=False, fingerprint=True, allow=allow), str(folder), monitor)

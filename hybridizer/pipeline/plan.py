@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
-from hybridizer.donors.open import Awaited, open_donors, scan_donors
+from hybridizer.donors.open import NotFetched, open_donors, scan_donors
 from hybridizer.plan.cost import Cost, CostRequest, estimate_cost
 from hybridizer.plan.freeze import asked_to_freeze
 from hybridizer.plan.layout import lay_out
@@ -18,10 +18,10 @@ from hybridizer.plan.plan import Evidence, Plan
 from hybridizer.plan.training import pin_datasets, plan_training
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import AUTO, Recipe
-from hybridizer.train.timing import Expectation, expect_time
+from hybridizer.train.timing import StepTiming, expect_time
 
 if TYPE_CHECKING:
-    from hybridizer.trace.cache import Traced
+    from hybridizer.trace.cache import TraceRun
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def check(path: Path, overrides: tuple[str, ...], monitor: Monitor, *, deep: boo
         return Checked(recipe, None, tuple(sorted(donors.keys() - ready.keys())))
     if deep:
         scan_donors(ready, monitor)
-    guessed = guess(recipe)
+    guessed = assume_layout(recipe)
     return Checked(recipe, _plan(guessed, ready, Evidence(), pin=False), ())
 
 
@@ -54,7 +54,7 @@ def check(path: Path, overrides: tuple[str, ...], monitor: Monitor, *, deep: boo
 class Planned:
     """A recipe with every choice made, its plan, and its donors."""
 
-    settled: Settled
+    resolved: ResolvedLayout
     plan: Plan
     donors: Mapping[str, Donor]
 
@@ -63,16 +63,16 @@ def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> Pla
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors where asked."""
     recipe = load_recipe(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
-    settled = settle(pin_datasets(recipe), donors, monitor)
-    return Planned(settled, _plan(settled.recipe, donors, settled.evidence, pin=True), donors)
+    resolved = resolve_layout(pin_datasets(recipe), donors, monitor)
+    return Planned(resolved, _plan(resolved.recipe, donors, resolved.evidence, pin=True), donors)
 
 
 def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, *, pin: bool) -> Plan:
     plan = make_plan(recipe, donors, evidence)
-    return plan_training(recipe, plan, donors[plan.host].anatomy, pin=pin)
+    return plan_training(recipe, plan, donors[plan.host].structure, pin=pin)
 
 
-def price(planned: Planned, device: str) -> Cost | None:
+def estimate_training_cost(planned: Planned, device: str) -> Cost | None:
     """What the training that was planned will cost on a `device` of that kind (cpu or cuda); None where nothing trains.
 
     No weight is read, no torch is imported.
@@ -81,14 +81,14 @@ def price(planned: Planned, device: str) -> Cost | None:
     return None if request is None else estimate_cost(planned.plan, request)
 
 
-def expect(planned: Planned, device: str) -> Expectation | None:
+def estimate_time(planned: Planned, device: str) -> StepTiming | None:
     """How long that training will take here, from a few real steps on random weights; None where nothing trains."""
-    recipe, request = planned.settled.recipe, _cost_request(planned, device)
+    recipe, request = planned.resolved.recipe, _cost_request(planned, device)
     if request is None or recipe.train is None:
         return None
     from hybridizer.train.run import loop_settings
 
-    num_steps = -(-recipe.train.tokens // (recipe.train.sequence * recipe.train.rows_per_step))
+    num_steps = -(-recipe.train.tokens // (recipe.train.seq_len * recipe.train.global_batch_size))
     if recipe.train.max_steps is not None:
         num_steps = min(num_steps, recipe.train.max_steps)
     settings = loop_settings(recipe.train, recipe.seed)
@@ -96,48 +96,48 @@ def expect(planned: Planned, device: str) -> Expectation | None:
 
 
 def _cost_request(planned: Planned, device: str) -> CostRequest | None:
-    train, plan = planned.settled.recipe.train, planned.plan
+    train, plan = planned.resolved.recipe.train, planned.plan
     if train is None or plan.train is None:
         return None
-    rows = train.rows_per_batch or train.rows_per_step
+    rows = train.micro_batch_size or train.global_batch_size
     return CostRequest(
         freeze=asked_to_freeze(train),
         boundary=plan.train.boundary,
-        sequence=train.sequence,
-        rows_per_batch=rows,
-        batches_per_step=-(-train.rows_per_step // rows),
+        seq_len=train.seq_len,
+        micro_batch_size=rows,
+        batches_per_step=-(-train.global_batch_size // rows),
         precision=train.precision,
         optimizer=train.optimizer,
-        recompute_layers=train.recompute_layers,
+        gradient_checkpointing=train.gradient_checkpointing,
         device=device,
         lora=train.lora,
     )
 
 
-def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | Awaited]) -> None:
+def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | NotFetched]) -> None:
     """Check the layers that are asked for, where every donor's depth is known."""
-    depths = {name: d.anatomy.num_layers if isinstance(d, Donor) else d.num_layers for name, d in donors.items()}
+    depths = {name: d.structure.num_layers if isinstance(d, Donor) else d.num_layers for name, d in donors.items()}
     known = {name: depth for name, depth in depths.items() if depth is not None}
     if len(known) == len(depths):
-        lay_out(guess(recipe), known)
+        lay_out(assume_layout(recipe), known)
 
 
-def _all(donors: Mapping[str, Donor | Awaited]) -> dict[str, Donor]:
+def _all(donors: Mapping[str, Donor | NotFetched]) -> dict[str, Donor]:
     found = {name: donor for name, donor in donors.items() if isinstance(donor, Donor)}
     assert len(found) == len(donors), "donors that may be fetched are there afterwards"
     return found
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedLayout:
     """A recipe whose layout is donors and numbers, the evidence for them, and the traces it rests on."""
 
     recipe: Recipe
     evidence: Evidence
-    traces: tuple[Traced, ...] = ()
+    traces: tuple[TraceRun, ...] = ()
 
 
-def settle(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> Settled:
+def resolve_layout(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> ResolvedLayout:
     """The recipe with every open choice made. Traces donors only where the recipe asks for traces or needs them.
 
     With `deep: auto` the donor that ranks first is taken; the boundary is read off the trace of the deep donor. A
@@ -146,7 +146,7 @@ def settle(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> Set
     layout = recipe.layout
     if recipe.trace is None and not layout.needs_trace:
         fixed = 0.5 if layout.boundary == "midpoint" else layout.boundary
-        return Settled(replace(recipe, layout=replace(layout, boundary=fixed)), Evidence())
+        return ResolvedLayout(replace(recipe, layout=replace(layout, boundary=fixed)), Evidence())
     from hybridizer.trace.donor import request_from_section, trace
     from hybridizer.trace.rank import choose, rank
 
@@ -154,7 +154,7 @@ def settle(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> Set
     names = [layout.deep] if layout.deep not in (None, AUTO) and recipe.trace is None else list(donors)
     traces = {name: trace(donors[name], request, monitor) for name in names if name is not None}
     if layout.slices:
-        return Settled(recipe, Evidence(), tuple(traces.values()))
+        return ResolvedLayout(recipe, Evidence(), tuple(traces.values()))
     reasons, ranking = [], None
     if layout.deep == AUTO:
         assert layout.boundary is not None
@@ -168,10 +168,10 @@ def settle(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> Set
     reasons.append(f"Boundary after {boundary.layer} layers: {boundary.reason}")
     warnings = (boundary.warning,) if boundary.warning else ()
     evidence = Evidence(tuple(reasons), warnings, ranking)
-    return Settled(replace(recipe, layout=layout), evidence, tuple(traces.values()))
+    return ResolvedLayout(replace(recipe, layout=layout), evidence, tuple(traces.values()))
 
 
-def guess(recipe: Recipe) -> Recipe:
+def assume_layout(recipe: Recipe) -> Recipe:
     """The recipe with open choices filled in without a trace, for checks of everything else: the host, the midpoint."""
     layout = recipe.layout
     deep = layout.host if layout.deep == AUTO else layout.deep

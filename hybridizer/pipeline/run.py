@@ -14,7 +14,7 @@ from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.recipe import Recipe
-from hybridizer.trace.cache import Traced
+from hybridizer.trace.cache import TraceRun
 
 if TYPE_CHECKING:
     pass
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 def write_records(folder: Path, planned: Planned, cost: Cost | None = None) -> None:
     """Write what was decided into the run folder: recipe, donors, traces with pictures, ranking, plan and cost."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "recipe.resolved.yaml", to_yaml(_resolve(planned.settled.recipe, planned.plan)))
+    write_file(folder / "recipe.resolved.yaml", to_yaml(_resolve(planned.resolved.recipe, planned.plan)))
     write_json(folder / "donors.json", {"schema": "hybridizer.donors/1", "donors": planned.plan.donors})
-    for traced in planned.settled.traces:
+    for traced in planned.resolved.traces:
         (folder / "traces").mkdir(exist_ok=True)
         write_json(folder / "traces" / f"{traced.donor}.json", traced.record)
-        _draw_trace(folder / "traces" / f"{traced.donor}.svg", traced, planned.settled.recipe)
+        _draw_trace(folder / "traces" / f"{traced.donor}.svg", traced, planned.resolved.recipe)
     if planned.plan.evidence.ranking is not None:
         write_json(folder / "ranking.json", planned.plan.evidence.ranking)
     write_json(folder / "plan.json", planned.plan.to_json())
@@ -36,7 +36,7 @@ def write_records(folder: Path, planned: Planned, cost: Cost | None = None) -> N
         write_json(folder / "cost.json", cost.to_json())
 
 
-def _draw_trace(path: Path, traced: Traced, recipe: Recipe) -> None:
+def _draw_trace(path: Path, traced: TraceRun, recipe: Recipe) -> None:
     from hybridizer.report.plots import draw_trace, write_figure
 
     chosen = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
@@ -47,7 +47,7 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     """The recipe with every default filled in, every choice made and every donor pinned, readable from anywhere."""
     resolved = recipe.resolved()
     if recipe.train is None:
-        resolved.pop("trace", None)  # what it was asked for is settled; a trained model is traced again
+        resolved.pop("trace", None)  # what it was asked for is resolved; a trained model is traced again
     for entry in recipe.donors:
         pin, values = plan.donors[entry.name], resolved["donors"][entry.name]
         reference = parse_reference(entry.source, recipe.folder)

@@ -1,4 +1,4 @@
-"""Do the donors of a plan fit together? What layers share is anatomy's to say; here: vocabulary, ties, dtypes."""
+"""Do the donors of a plan fit together? What layers share is structure's to say; here: vocabulary, ties, dtypes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from hybridizer.core.errors import Problem
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.vocabulary import compare_vocabularies
-from hybridizer.families.compatibility import check_joins
+from hybridizer.families.compatibility import check_compatible
 from hybridizer.families.structure import Source
 
 
-def find_join_problems(
+def find_incompatibilities(
     host: Donor,
     guests: Mapping[str, Sequence[int]],
     donors: Mapping[str, Donor],
@@ -27,9 +27,9 @@ def find_join_problems(
     warnings: list[str] = []
     for name, layers in guests.items():
         guest, place = donors[name], where[name]
-        foreign = check_joins(host.anatomy, [Source(guest.anatomy, layer) for layer in layers])
+        foreign = check_compatible(host.structure, [Source(guest.structure, layer) for layer in layers])
         problems += [Problem(place, f"donor {problem.where}: {problem.what}", problem.fix) for problem in foreign]
-        if guest.anatomy.text_family != host.anatomy.text_family:
+        if guest.structure.text_family != host.structure.text_family:
             continue
         side = _compare_embedding_side(host, guest)
         if "vocabulary" in guest.allow:
@@ -45,9 +45,9 @@ def find_join_problems(
 
 def _compare_embedding_side(host: Donor, guest: Donor) -> list[str]:
     found = []
-    if guest.anatomy.tied != host.anatomy.tied:
+    if guest.structure.tied != host.structure.tied:
         words = {True: "ties its head to its embeddings", False: "has a head of its own"}
-        ours, theirs = words[host.anatomy.tied], words[guest.anatomy.tied]
+        ours, theirs = words[host.structure.tied], words[guest.structure.tied]
         found.append(f"donor '{guest.name}' {theirs}, the host '{host.name}' {ours}.")
     difference = compare_vocabularies(host, guest)
     return [*found, difference] if difference else found

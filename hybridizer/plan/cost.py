@@ -27,20 +27,20 @@ MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}
 class CostRequest:
     """The training to price: what freezes, and the numbers of one step on one device.
 
-    `rows_per_batch` rows of `sequence` tokens go through at a time, `batches_per_step` such batches make a step.
+    `micro_batch_size` rows of `seq_len` tokens go through at a time, `batches_per_step` such batches make a step.
     `mean_document` is in tokens, for packed rows; None: a row is one document. `precision` auto counts as bfloat16 on
     CUDA and as float32 on a CPU, which may have bfloat16 too.
     """
 
     freeze: FreezeSettings
     boundary: int
-    sequence: int
-    rows_per_batch: int
+    seq_len: int
+    micro_batch_size: int
     batches_per_step: int = 1
     mean_document: float | None = None
     precision: str = "auto"
     optimizer: str = "adamw"
-    recompute_layers: bool = False
+    gradient_checkpointing: bool = False
     device: str = "cpu"
     lora: Lora | None = None
 
@@ -53,7 +53,7 @@ class CostRequest:
 
 
 @dataclass(frozen=True)
-class Arm:
+class FreezeCost:
     """One choice of what to freeze: parameters, FLOP a token and their share of full training, bytes at the peak."""
 
     name: str
@@ -71,8 +71,8 @@ class Arm:
 class Cost:
     """What the asked training costs, beside the same with the deep side, the shallow side or nothing frozen."""
 
-    asked: Arm
-    arms: tuple[Arm, ...]
+    asked: FreezeCost
+    arms: tuple[FreezeCost, ...]
     compute_dtype: str
     device: str
     batch_tokens: int
@@ -93,7 +93,7 @@ def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
     asked, found = _price("asked", request.freeze, shape, request)
     arms = [_price(name, replace(request.freeze, layers=name), shape, request)[0] for name in SIDES]
-    tokens = request.rows_per_batch * request.sequence
+    tokens = request.micro_batch_size * request.seq_len
     notes = []
     if shape.stateful_layers:
         layers = format_layers(list(shape.stateful_layers))
@@ -106,12 +106,12 @@ def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
     return Cost(asked, tuple(arms), request.compute_dtype, request.device, tokens, found.sentence(), tuple(notes))
 
 
-def _price(name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRequest) -> tuple[Arm, Estimate]:
+def _price(name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRequest) -> tuple[FreezeCost, Estimate]:
     choice = choose_frozen(freeze, len(shape.layers), request.boundary, shape.tied)
     if request.lora is not None:
         choice = with_adapters(choice)
     found = estimate(shape, choice, _run_shape(request))
-    arm = Arm(
+    arm = FreezeCost(
         name=name,
         trained_layers=format_layers(list(choice.trained_layers)),
         trained_parameters=found.trained_parameters,
@@ -127,11 +127,11 @@ def _price(name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRe
 
 def _run_shape(request: CostRequest) -> RunShape:
     return RunShape(
-        batch_tokens=request.rows_per_batch * request.sequence,
-        context=min(request.sequence, request.mean_document or request.sequence) / 2,
+        batch_tokens=request.micro_batch_size * request.seq_len,
+        context=min(request.seq_len, request.mean_document or request.seq_len) / 2,
         compute_bytes=COMPUTE_BYTES[request.compute_dtype],
         moment_bytes=MOMENT_BYTES[request.optimizer],
-        recompute_layers=request.recompute_layers,
+        gradient_checkpointing=request.gradient_checkpointing,
         accumulates=request.batches_per_step > 1,
         device=request.device,
         adapter_rank=request.lora.rank if request.lora else 0,

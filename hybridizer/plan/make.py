@@ -11,7 +11,7 @@ from hybridizer.donors.donor import Donor
 from hybridizer.families.config import splice_config
 from hybridizer.families.structure import Source
 from hybridizer.plan.blends import check_blend
-from hybridizer.plan.compatibility import find_join_problems
+from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.plan.layout import LayerSource, lay_out, list_used
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor, count_elements
 from hybridizer.plan.tensors import explain_unused, plan_tensors
@@ -26,7 +26,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     Raises RecipeError for layers that are not there and blends that mergekit would misread, PlanError for donors that
     cannot be joined; each with all its problems at once, at their lines of the recipe.
     """
-    sources = lay_out(recipe, {name: donor.anatomy.num_layers for name, donor in donors.items()})
+    sources = lay_out(recipe, {name: donor.structure.num_layers for name, donor in donors.items()})
     _check_blends(recipe)
     _check_kinds(recipe, sources, donors)
     host = donors[recipe.layout.host]
@@ -34,7 +34,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     target = SAFETENSORS_DTYPES.get(recipe.output.dtype)
     warnings = _check_joins(recipe, host, donors, used, target)
     firsts = [source.parts[0] for source in sources]
-    config = splice_config(host.anatomy, [Source(donors[part.donor].anatomy, part.layer) for part in firsts])
+    config = splice_config(host.structure, [Source(donors[part.donor].structure, part.layer) for part in firsts])
     if target is not None:
         set_config_dtype(config, recipe.output.dtype)
     tensors, blends = plan_tensors(host, donors, sources, target)
@@ -50,7 +50,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
         blends=blends,
         unused=explain_unused(host, donors, used),
         config=config,
-        companions={name: hash_file(path) for name, path in host.companions.items()},
+        tokenizer_files={name: hash_file(path) for name, path in host.tokenizer_files.items()},
         max_shard_bytes=recipe.output.max_shard_bytes,
         warnings=(*warnings, *evidence.warnings),
         evidence=evidence,
@@ -73,7 +73,7 @@ def _check_blends(recipe: Recipe) -> None:
 
 def _check_kinds(recipe: Recipe, sources: Sequence[LayerSource], donors: Mapping[str, Donor]) -> None:
     for layer, source in enumerate(sources):
-        kinds = [donors[part.donor].anatomy.kinds[part.layer] for part in source.parts]
+        kinds = [donors[part.donor].structure.kinds[part.layer] for part in source.parts]
         if len(set(kinds)) > 1:
             parts = " with ".join(
                 f"'{part.donor}' layer {part.layer} ({kind})" for part, kind in zip(source.parts, kinds, strict=True)
@@ -88,7 +88,7 @@ def _check_joins(
 ) -> list[str]:
     guests = {name: sorted(layers) for name, layers in used.items() if layers and name != host.name}
     where = {name: recipe.locate(("donors", name)) for name in donors}
-    problems, warnings = find_join_problems(host, guests, donors, where, convert=target is not None)
+    problems, warnings = find_incompatibilities(host, guests, donors, where, convert=target is not None)
     if problems:
         raise PlanError(*problems)
     idle = [name for name in donors if not used[name] and name != host.name]
@@ -108,15 +108,15 @@ def _is_identity(host: Donor, tensors: Sequence[PlannedTensor], config: Mapping[
 
 
 def _pin(donor: Donor) -> DonorPin:
-    anatomy = donor.anatomy
-    return DonorPin(donor.reference, donor.revision, donor.fingerprint, anatomy.family, anatomy.num_layers)
+    structure = donor.structure
+    return DonorPin(donor.reference, donor.revision, donor.fingerprint, structure.family, structure.num_layers)
 
 
 def _rows(
     sources: Sequence[LayerSource], donors: Mapping[str, Donor], tensors: Sequence[PlannedTensor], host: Donor
 ) -> tuple[LayerRow, ...]:
     by_layer: dict[str, list[PlannedTensor]] = {}
-    prefix = host.anatomy.layer_prefix
+    prefix = host.structure.layer_prefix
     for tensor in tensors:
         if tensor.name.startswith(prefix):
             by_layer.setdefault(tensor.name.removeprefix(prefix).partition(".")[0], []).append(tensor)
@@ -129,7 +129,7 @@ def _rows(
                 layer=layer,
                 sources=tuple(f"{part.donor}@{_short(donors[part.donor])} {part.layer}" for part in source.parts),
                 method="copy" if source.blend is None else source.blend.method,
-                kind=donors[first.donor].anatomy.kinds[first.layer],
+                kind=donors[first.donor].structure.kinds[first.layer],
                 parameters=sum(count_elements(tensor.shape) for tensor in own),
                 dtype="+".join(sorted({tensor.dtype for tensor in own})),
             )
@@ -142,7 +142,7 @@ def _short(donor: Donor) -> str:
 
 
 def set_config_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Let every place where `config` names a dtype name `dtype`, in the spelling it uses (`dtype` or `torch_dtype`)."""
+    """Let every place where `config` names a dtype name `dtype`, in the encoding it uses (`dtype` or `torch_dtype`)."""
     found = False
     for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("dtype", "torch_dtype"):

@@ -67,7 +67,7 @@ class RunShape:
     context: float
     compute_bytes: int = 4
     moment_bytes: int = 8
-    recompute_layers: bool = False
+    gradient_checkpointing: bool = False
     accumulates: bool = False
     loss_chunk_bytes: int = 64 * 2**20
     device: str = "cpu"
@@ -224,7 +224,7 @@ def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tupl
         for number, layer in enumerate(shape.layers[lowest:], start=lowest)
     ]
     most = max(kept, default=0)
-    per_token = len(kept) * shape.width if run.recompute_layers else sum(kept)
+    per_token = len(kept) * shape.width if run.gradient_checkpointing else sum(kept)
     scale = run.batch_tokens * run.compute_bytes
     return per_token * scale, most * scale
 

@@ -79,8 +79,8 @@ class Plan:
     """Everything that decides the output's bytes, and nothing about where files lie.
 
     `identity_of` names the donor that the output reproduces tensor for tensor; None for a new model. `unused` gives,
-    for every donor, its tensors that are left out and why. `config` is the output's config.json; `companions` are the
-    files taken over from the host, by name, with their sha256. `train` says what trains afterwards.
+    for every donor, its tensors that are left out and why. `config` is the output's config.json; `tokenizer_files` are
+    the files taken over from the host, by name, with their sha256. `train` says what trains afterwards.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Plan:
     blends: tuple[BlendUse, ...]
     unused: Mapping[str, Mapping[str, str]]
     config: Mapping[str, Any]
-    companions: Mapping[str, str]
+    tokenizer_files: Mapping[str, str]
     max_shard_bytes: int
     warnings: tuple[str, ...] = ()
     evidence: Evidence = Evidence()
@@ -128,7 +128,7 @@ class Plan:
         return {"schema": SCHEMA, "hash": self.hash, **self._as_jsonable()}
 
     def _as_jsonable(self) -> dict[str, Any]:
-        value: dict[str, Any] = to_jsonable(replace(self, config=_spell_infinities(self.config)))
+        value: dict[str, Any] = to_jsonable(replace(self, config=_encode_infinities(self.config)))
         return value
 
 
@@ -164,7 +164,7 @@ def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:
             blends=tuple(BlendUse(**{**b, "per_source": tuple(b["per_source"])}) for b in value["blends"]),
             unused=value["unused"],
             config=_read_infinities(value["config"]),
-            companions=value["companions"],
+            tokenizer_files=value["tokenizer_files"],
             max_shard_bytes=value["max_shard_bytes"],
             warnings=tuple(value["warnings"]),
             evidence=_evidence(value["evidence"]),
@@ -178,12 +178,12 @@ def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:
     return plan
 
 
-def _spell_infinities(value: Any) -> Any:
-    """Infinities and NaN, which some config.json hold and JSON does not know, as transformers 5 spells them."""
+def _encode_infinities(value: Any) -> Any:
+    """Infinities and NaN, which some config.json hold and JSON does not know, as transformers 5 encodes them."""
     if isinstance(value, Mapping):
-        return {key: _spell_infinities(item) for key, item in value.items()}
+        return {key: _encode_infinities(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_spell_infinities(item) for item in value]
+        return [_encode_infinities(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return {"__float__": {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")}
     return value

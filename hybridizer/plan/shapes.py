@@ -10,8 +10,8 @@ from typing import Any
 
 from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.names import Shapes
-from hybridizer.families.reading import read_anatomy
-from hybridizer.families.structure import Anatomy
+from hybridizer.families.reading import read_structure
+from hybridizer.families.structure import Structure
 from hybridizer.models.parts import ModelParts
 from hybridizer.plan.memory import LARGE_ELEMENTS, LayerShape, ModelShape
 
@@ -39,24 +39,24 @@ class Experts:
 def planned_shape(config: Mapping[str, Any], tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> ModelShape:
     """The shape of the model of `config` whose `tensors` map names to shape and safetensors dtype.
 
-    Raises CheckpointError when config and tensors contradict each other, as `read_anatomy` does.
+    Raises CheckpointError when config and tensors contradict each other, as `read_structure` does.
     """
-    anatomy = read_anatomy(config, {name: shape for name, (shape, _) in tensors.items()}, "the planned model")
-    text = unify(anatomy.text_config)
-    vocabulary, width = anatomy.shapes[anatomy.embedding[0]]
-    kinds = anatomy.traits.get("attention", ("",) * anatomy.num_layers)
+    structure = read_structure(config, {name: shape for name, (shape, _) in tensors.items()}, "the planned model")
+    text = unify(structure.text_config)
+    vocabulary, width = structure.shapes[structure.embedding[0]]
+    kinds = structure.traits.get("attention", ("",) * structure.num_layers)
     layers = tuple(
         layer_shape(
-            {suffix: anatomy.shapes[name] for suffix, name in names.items()},
+            {suffix: structure.shapes[name] for suffix, name in names.items()},
             width,
-            0 if kinds[i] in WITHOUT_SCORES else _attention_width(anatomy, text, width),
+            0 if kinds[i] in WITHOUT_SCORES else _attention_width(structure, text, width),
             _experts(text, i),
             text.get("hidden_act", text.get("hidden_activation", "silu")) in FUSED_ACTIVATIONS,
         )
-        for i, names in enumerate(anatomy.layers)
+        for i, names in enumerate(structure.layers)
     )
     stateful = tuple(i for i, kind in enumerate(kinds) if kind in STATEFUL | STATEFUL_ATTENTION)
-    return ModelShape(width, vocabulary, layers, anatomy.tied, _stored_bytes(tensors), stateful)
+    return ModelShape(width, vocabulary, layers, structure.tied, _stored_bytes(tensors), stateful)
 
 
 def layer_shape(
@@ -103,9 +103,9 @@ def _is_linear(suffix: str) -> bool:
     return kind == "weight" and module.rpartition(".")[2] not in ROUTERS
 
 
-def _attention_width(anatomy: Anatomy, text: Mapping[str, Any], width: int) -> int:
+def _attention_width(structure: Structure, text: Mapping[str, Any], width: int) -> int:
     """Heads x head size; of latent attention, the mean of what is scored and what is summed up."""
-    read = read_assumptions(anatomy.text_family)
+    read = read_assumptions(structure.text_family)
     heads = read.value_of("num_attention_heads", text)
     if not isinstance(heads, int):
         return width

@@ -33,7 +33,7 @@ def plan_tensors(
         tensors.append(PlannedTensor(name, dtype, entry.shape, (Origin(host.name, name),)))
     for layer, source in enumerate(sources):
         first = donors[source.parts[0].donor]
-        names = first.anatomy.layers[source.parts[0].layer]
+        names = first.structure.layers[source.parts[0].layer]
         suffix_of = {name: suffix for suffix, name in names.items()}
         for name in _in_file_order(first, suffix_of):
             suffix = suffix_of[name]
@@ -44,14 +44,14 @@ def plan_tensors(
                 what = f"'{suffix}' is {entry.dtype}; only floating tensors can be blended."
                 raise PlanError(Problem(f"donor '{first.name}'", what, "Copy these layers instead of blending them."))
             dtype = _output_dtype(entry.dtype, apart.get(suffix), target)
-            output = f"{host.anatomy.layer_prefix}{layer}.{suffix}"
+            output = f"{host.structure.layer_prefix}{layer}.{suffix}"
             tensors.append(PlannedTensor(output, dtype, entry.shape, origins, blend))
     return tuple(tensors), tuple(_use(blend) for blend in blends)
 
 
 def keep_outside(host: Donor) -> set[str]:
     """The host's tensors outside its layers that the output keeps."""
-    inside = {name for layer in host.anatomy.layers for name in layer.values()}
+    inside = {name for layer in host.structure.layers for name in layer.values()}
     return set(host.checkpoint.tensors) - inside - set(_dropped(host))
 
 
@@ -62,7 +62,7 @@ def explain_unused(host: Donor, donors: Mapping[str, Donor], used: Mapping[str, 
 
 def _explain(donor: Donor, is_host: bool, used: set[int], host: str) -> dict[str, str]:
     reasons = _dropped(donor)
-    layer_of = {name: number for number, layer in enumerate(donor.anatomy.layers) for name in layer.values()}
+    layer_of = {name: number for number, layer in enumerate(donor.structure.layers) for name in layer.values()}
     for name in donor.checkpoint.tensors:
         if name in layer_of:
             if layer_of[name] not in used:
@@ -73,13 +73,13 @@ def _explain(donor: Donor, is_host: bool, used: set[int], host: str) -> dict[str
 
 
 def _dropped(donor: Donor) -> dict[str, str]:
-    return {extra.name: extra.reason for extra in donor.anatomy.extra if not extra.kept}
+    return {extra.name: extra.reason for extra in donor.structure.extra if not extra.kept}
 
 
 def _kept_apart(host: Donor) -> dict[str, str]:
     """Floating dtypes other than the main one, by tensor name outside the layers and by suffix inside them."""
     names = {name: name for name in keep_outside(host)}
-    for layer in host.anatomy.layers:
+    for layer in host.structure.layers:
         names |= layer
     entries = {key: host.checkpoint.tensors[name].dtype for key, name in names.items()}
     return {key: dtype for key, dtype in entries.items() if dtype in FLOATING and dtype != host.main_dtype}
@@ -98,7 +98,7 @@ def _in_file_order(donor: Donor, names: Mapping[str, str] | set[str]) -> list[st
 
 def _origin(source: LayerSource, number: int, suffix: str, donors: Mapping[str, Donor]) -> Origin:
     part = source.parts[number]
-    name = donors[part.donor].anatomy.layers[part.layer].get(suffix)
+    name = donors[part.donor].structure.layers[part.layer].get(suffix)
     if name is None:
         what = f"layer {part.layer} of '{part.donor}' has no '{suffix}', which layer {source.parts[0].layer} has."
         fix = "Blend layers of one kind, or copy them."

@@ -13,7 +13,7 @@ from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeE
 from hybridizer.data.documents import find_files
 from hybridizer.data.hub import pin_dataset
 from hybridizer.families.keys import read_assumptions, unify
-from hybridizer.families.structure import Anatomy
+from hybridizer.families.structure import Structure
 from hybridizer.plan.freeze import asked_to_freeze, choose_frozen, with_adapters
 from hybridizer.plan.layout import boundary_layer
 from hybridizer.plan.plan import DataPin, Plan, TrainPlan
@@ -65,7 +65,7 @@ def check_texts(recipe: Recipe, plan: Plan) -> None:
             raise InputError(Problem(entry.name, what, "Start again, and leave the texts alone while it runs."))
 
 
-def plan_training(recipe: Recipe, plan: Plan, host: Anatomy, *, pin: bool) -> Plan:
+def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> Plan:
     """`plan` with its training, where the recipe asks for one; the layout is settled, `host` gives embedding and head.
 
     With `pin` the texts are hashed, without they are only looked for. Raises RecipeError, at lines of the recipe, for
@@ -103,11 +103,11 @@ def plan_training(recipe: Recipe, plan: Plan, host: Anatomy, *, pin: bool) -> Pl
     return replace(plan, train=training)
 
 
-def _long_rows(recipe: Recipe, train: Train, host: Anatomy) -> Iterator[Problem]:
+def _long_rows(recipe: Recipe, train: Train, host: Structure) -> Iterator[Problem]:
     longest = read_assumptions(host.text_family).value_of("max_position_embeddings", unify(host.text_config))
-    if isinstance(longest, int) and 0 < longest < train.sequence:
-        what = f"rows of {train.sequence} tokens; the model takes {longest}."
-        yield Problem(recipe.locate(("train", "sequence")), what, f"Give at most {longest}.")
+    if isinstance(longest, int) and 0 < longest < train.seq_len:
+        what = f"rows of {train.seq_len} tokens; the model takes {longest}."
+        yield Problem(recipe.locate(("train", "seq_len")), what, f"Give at most {longest}.")
 
 
 def _missing_packages(recipe: Recipe, train: Train) -> Iterator[Problem]:

@@ -118,14 +118,14 @@ class TrainModel(Section):
     final_norm: Part = Field(default="side", description="train or freeze it; side: as the last layer")
     head: Part = Field(default="side", description="train or freeze it; side: as the last layer")
     lora: LoraModel | None = Field(default=None, description="train low-rank adapters in place of whole matrices")
-    sequence: Annotated[int, Field(ge=2)] = Field(default=Train.sequence, description="tokens in a row")
+    seq_len: Annotated[int, Field(ge=2)] = Field(default=Train.seq_len, description="tokens in a row")
     packed: bool = Field(default=Train.packed, description="several documents in a row, kept apart")
-    rows_per_step: _Positive = Field(default=Train.rows_per_step, description="rows in one optimizer step")
-    rows_per_batch: Annotated[int, Field(ge=0)] = Field(
-        default=Train.rows_per_batch, description="rows in memory at a time; 0: all of a step"
+    global_batch_size: _Positive = Field(default=Train.global_batch_size, description="rows in one optimizer step")
+    micro_batch_size: Annotated[int, Field(ge=0)] = Field(
+        default=Train.micro_batch_size, description="rows in memory at a time; 0: all of a step"
     )
-    heldout_share: ShareBelowOneField = Field(
-        default=Train.heldout_share, description="the share of documents kept out of training, to measure on"
+    heldout_ratio: ShareBelowOneField = Field(
+        default=Train.heldout_ratio, description="the share of documents kept out of training, to measure on"
     )
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw", description="adamw, or adamw8bit, which needs bitsandbytes"
@@ -134,22 +134,22 @@ class TrainModel(Section):
     betas: PairField = Field(default=Train.betas, description="the decay of the optimizer's two averages")
     eps: PositiveField = Field(default=Train.eps, description="what the optimizer adds before it divides")
     weight_decay: NonNegativeField = Field(default=Train.weight_decay, description="decay of matrices, not of vectors")
-    clip_norm: NonNegativeField = Field(
-        default=Train.clip_norm, description="the most a gradient's norm may be; 0: any"
+    max_grad_norm: NonNegativeField = Field(
+        default=Train.max_grad_norm, description="the most a gradient's norm may be; 0: any"
     )
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         default="cosine", description="how the rate runs: cosine, wsd (warm-up, stable, decay) or constant"
     )
-    warmup_share: ShareField = Field(default=Train.warmup_share, description="the share of steps that warm up")
-    final_share: ShareField = Field(default=Train.final_share, description="the last rate, as a share of the highest")
-    decay_share: ShareField = Field(default=Train.decay_share, description="the share of steps that decay, for wsd")
+    warmup_ratio: ShareField = Field(default=Train.warmup_ratio, description="the share of steps that warm up")
+    min_lr_ratio: ShareField = Field(default=Train.min_lr_ratio, description="the last rate, as a share of the highest")
+    decay_ratio: ShareField = Field(default=Train.decay_ratio, description="the share of steps that decay, for wsd")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="what computes; auto: bfloat16 where the device has it"
     )
-    recompute_layers: bool = Field(
+    gradient_checkpointing: bool = Field(
         default=False, description="gradient checkpointing: less memory, a third more compute"
     )
-    compile_layers: bool = Field(default=False, description="compile the layers with torch.compile")
+    compile: bool = Field(default=False, description="compile the layers with torch.compile")
     max_steps: _Positive | None = Field(default=None, description="stop after so many steps")
     max_minutes: PositiveField | None = Field(default=None, description="stop after so many minutes")
     checkpoint_minutes: NonNegativeField = Field(
@@ -327,7 +327,7 @@ class TraceModel(Section):
     perturb: Literal["context", "layer", "both"] = Field(
         default=Trace.perturb, description="what is disturbed: tokens of the context, the output of a layer, or both"
     )
-    mask_share: ShareField = Field(default=Trace.mask_share, description="the share of context tokens that is masked")
+    mask_ratio: ShareField = Field(default=Trace.mask_ratio, description="the share of context tokens that is masked")
     mask_with: TextField = Field(default=Trace.mask_with, description="the token put there, or auto")
     lens: Literal["plain", "tuned"] = Field(default=Trace.lens, description="the logit lens, or a tuned lens")
     tau: ShareField = Field(default=Trace.tau, description="the least ratio by which a task particle rises")

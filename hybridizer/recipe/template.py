@@ -47,7 +47,7 @@ layout:
 trace:
   probes: antonyms-en    # or antonyms-zh, or a file of {{"prompt": ..., "target": ...}} lines
   perturb: context       # context: mask tokens of the prompt; layer: disturb one layer's output; both
-  mask_share: 0.3
+  mask_ratio: 0.3
   mask_with: auto        # a token's text, or auto: the tokenizer's mask, unknown or padding token, or another word
   lens: plain            # or tuned: a map per layer, for donors whose early layers the plain lens cannot read
   tau: 0.5               # a task particle rises by this ratio or more, ...
@@ -73,24 +73,24 @@ trace:
 #   final_norm: side       # ... as the last layer, ...
 #   head: side             # ... as the last layer
 #   # lora: {{rank: 16, alpha: 32, dropout: 0}}      # train low-rank adapters in place of whole matrices
-#   sequence: 1024         # tokens in a row
+#   seq_len: 1024         # tokens in a row
 #   packed: true           # several documents in a row, kept apart
-#   rows_per_step: 8       # rows in one optimizer step
-#   rows_per_batch: 0      # rows in memory at a time; 0: all of a step
-#   heldout_share: 0.02    # the share of documents that never train, to measure on
+#   global_batch_size: 8       # rows in one optimizer step
+#   micro_batch_size: 0      # rows in memory at a time; 0: all of a step
+#   heldout_ratio: 0.02    # the share of documents that never train, to measure on
 #   optimizer: adamw       # or adamw8bit
 #   lr: 3e-5
 #   betas: [0.9, 0.95]
 #   eps: 1e-8
 #   weight_decay: 0.1
-#   clip_norm: 1.0
+#   max_grad_norm: 1.0
 #   schedule: cosine       # or wsd (warm-up, stable, decay), constant
-#   warmup_share: 0.1
-#   final_share: 0.1       # the last rate, as a share of lr
-#   decay_share: 0.2       # for wsd
+#   warmup_ratio: 0.1
+#   min_lr_ratio: 0.1       # the last rate, as a share of lr
+#   decay_ratio: 0.2       # for wsd
 #   precision: auto        # bfloat16 where the device has it, else float32
-#   recompute_layers: false          # gradient checkpointing: less memory, a third more compute
-#   compile_layers: false
+#   gradient_checkpointing: false          # gradient checkpointing: less memory, a third more compute
+#   compile: false
 #   # max_steps: 1000      # stop early ...
 #   # max_minutes: 60
 #   checkpoint_minutes: 5

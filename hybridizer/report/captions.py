@@ -46,7 +46,7 @@ def reference(record: Record) -> str:
 def setting(record: Record) -> str:
     """What was traced and how: n, probes, perturbation, lens."""
     settings, probes = record["settings"], record["probes"]
-    share = settings.get("mask_share")
+    share = settings.get("mask_ratio")
     what = {"both": "context and layer perturbation"}.get(settings["perturb"], f"{settings['perturb']} perturbation")
     masked = f" ({share:.0%} masked)" if share is not None else ""
     return f"{probes['n']} prompts of {one_line(probes['name'], 40)}, {what}{masked}, {settings['lens']} lens"

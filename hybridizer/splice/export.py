@@ -42,15 +42,15 @@ def export(
         compared = _count_as_in_donors(plan, donors, training["frozen_sha256"])
         training = {**training, "frozen_as_in_donors": compared}
     write_file(folder / "config.json", json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n")
-    for name in plan.companions:
+    for name in plan.tokenizer_files:
         target = folder / name
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(donors[plan.host].companions[name], target)
+        shutil.copyfile(donors[plan.host].tokenizer_files[name], target)
         target.chmod(0o644)
     write_file(
         folder / "README.md", write_card(plan, {name: donor.license for name, donor in donors.items()}, training)
     )
-    names = ["config.json", "README.md", *plan.companions, *([written.index] if written.index else [])]
+    names = ["config.json", "README.md", *plan.tokenizer_files, *([written.index] if written.index else [])]
     files = {**{name: hash_file(folder / name) for name in names}, **written.files}
     manifest = make_manifest(plan, files, tool_versions(), training)
     write_json(folder / FILE_NAME, manifest.to_json())

@@ -13,8 +13,8 @@ from hybridizer.core.errors import Problem, VerificationError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_json
 from hybridizer.donors.donor import Donor
-from hybridizer.families.reading import read_anatomy
-from hybridizer.families.structure import Anatomy
+from hybridizer.families.reading import read_structure
+from hybridizer.families.structure import Structure
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 
 PROMPT = "What is the capital of France?"
@@ -52,7 +52,7 @@ def verify(
     config = read_json(folder / "config.json")
     proofs.append(_check_tensors(folder, checkpoint, manifest))
     shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
-    proofs.append(_check_anatomy(folder, read_anatomy(config, shapes, where=str(folder)), manifest))
+    proofs.append(_check_structure(folder, read_structure(config, shapes, where=str(folder)), manifest))
     if load:
         proofs += _check_loaded(folder, config, manifest, find_donor)
     return manifest, tuple(proofs)
@@ -104,14 +104,14 @@ def _check_frozen(folder: Path, checkpoint: Checkpoint, training: Mapping[str, A
     return Proof("frozen", found)
 
 
-def _check_anatomy(folder: Path, anatomy: Anatomy, manifest: Manifest) -> Proof:
+def _check_structure(folder: Path, structure: Structure, manifest: Manifest) -> Proof:
     expected = tuple(row.kind for row in manifest.layers)
-    if anatomy.kinds != expected:
-        first = next(i for i, kind in enumerate(expected) if anatomy.kinds[i : i + 1] != (kind,))
-        what = f"layer {first} is '{anatomy.kinds[first]}' by the config, '{expected[first]}' by the manifest."
+    if structure.kinds != expected:
+        first = next(i for i, kind in enumerate(expected) if structure.kinds[i : i + 1] != (kind,))
+        what = f"layer {first} is '{structure.kinds[first]}' by the config, '{expected[first]}' by the manifest."
         raise _fail(folder / "config.json", what)
-    ties = "head tied to the embeddings" if anatomy.tied else "head and embeddings apart"
-    return Proof("config", f"{anatomy.num_layers} layers of {anatomy.family}, per-layer settings in order, {ties}")
+    ties = "head tied to the embeddings" if structure.tied else "head and embeddings apart"
+    return Proof("config", f"{structure.num_layers} layers of {structure.family}, per-layer settings in order, {ties}")
 
 
 def _check_loaded(

@@ -19,7 +19,7 @@ _RECORD, _READINGS = "record.json", "readings.npz"
 
 
 @dataclass(frozen=True)
-class Traced:
+class TraceRun:
     """A donor's trace: the JSON object of schema hybridizer.trace/1, the readings behind it, baselines if asked."""
 
     donor: str
@@ -43,7 +43,7 @@ def write_traced(folder: Path, record: Mapping[str, Any], readings: Readings) ->
     write_json(folder / _RECORD, record)
 
 
-def read_traced(folder: Path, donor: str, reference: str) -> Traced:
+def read_traced(folder: Path, donor: str, reference: str) -> TraceRun:
     """The trace in `folder` under the donor's present name and reference. Raises CheckpointError when it is damaged."""
     import numpy as np
 
@@ -53,4 +53,4 @@ def read_traced(folder: Path, donor: str, reference: str) -> Traced:
     record["donor"]["reference"] = reference
     with np.load(folder / _READINGS, allow_pickle=False) as stored:
         arrays = {f.name: stored.get(f.name) for f in fields(Readings)}
-    return Traced(donor, record, Readings(**arrays))
+    return TraceRun(donor, record, Readings(**arrays))

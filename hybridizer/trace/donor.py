@@ -13,7 +13,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json
 from hybridizer.donors.donor import Donor
 from hybridizer.recipe.recipe import Trace as TraceSection
-from hybridizer.trace.cache import Traced, is_traced, read_traced, write_traced
+from hybridizer.trace.cache import TraceRun, is_traced, read_traced, write_traced
 from hybridizer.trace.probes import ProbeSet, load_probes
 from hybridizer.trace.settings import TraceSettings, check_settings
 
@@ -51,7 +51,7 @@ def request_from_section(section: TraceSection | None, seed: int, folder: Path) 
     probes = load_probes(str(path) if path.is_file() else asked.probes)
     settings = TraceSettings(
         perturb=asked.perturb,
-        mask_share=asked.mask_share,
+        mask_ratio=asked.mask_ratio,
         mask_with=asked.mask_with,
         tau=asked.tau,
         p_min=asked.p_min,
@@ -60,7 +60,7 @@ def request_from_section(section: TraceSection | None, seed: int, folder: Path) 
     return TraceRequest(probes, settings, asked.lens, asked.dtype)
 
 
-def trace(donor: Donor, request: TraceRequest, monitor: Monitor) -> Traced:
+def trace(donor: Donor, request: TraceRequest, monitor: Monitor) -> TraceRun:
     """Trace `donor`, whose fingerprint is known, or give back the trace that the cache has of it.
 
     A trace that was interrupted goes on where it stopped. Raises InputError for settings or probes that make no sense
@@ -106,12 +106,12 @@ def _load(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:
 
 def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) -> None:
     from hybridizer.trace.model import trace_model
-    from hybridizer.trace.record import TracedDonor
+    from hybridizer.trace.record import RecordedDonor
 
     folder.mkdir(parents=True, exist_ok=True)
     assert donor.fingerprint is not None, "a donor is traced with its fingerprint known"
     model, tokenizer, parts = _load(donor, request)
-    about = TracedDonor(donor.reference, donor.fingerprint, donor.anatomy.family, parts.num_layers)
+    about = RecordedDonor(donor.reference, donor.fingerprint, donor.structure.family, parts.num_layers)
     tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.lens == "tuned" else None
     with monitor.task(f"trace '{donor.name}'", len(request.probes.probes), "prompts") as advance:
         traced = trace_model(

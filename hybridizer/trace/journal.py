@@ -15,7 +15,7 @@ from hybridizer.core.records import to_jsonable
 from hybridizer.trace.readings import Reading
 
 
-class Journal:
+class TraceProgress:
     """A JSON Lines file: a line with the key of the trace, then one for each finished batch, flushed to disk.
 
     A last line cut short by a crash is dropped on opening. Another trace's journal is never continued or overwritten.

@@ -19,14 +19,14 @@ from hybridizer.core.records import content_hash, read_json
 from hybridizer.models.batching import make_batches
 from hybridizer.models.load import max_tokens
 from hybridizer.models.parts import Parts
-from hybridizer.trace.journal import Journal
+from hybridizer.trace.journal import TraceProgress
 from hybridizer.trace.lens import Lens, check_lens
 from hybridizer.trace.masking import MaskToken, choose_mask_token
 from hybridizer.trace.measure import Meter
 from hybridizer.trace.probes import ProbeSet
 from hybridizer.trace.prompts import Prompt, check_fit, prepare_prompts
 from hybridizer.trace.readings import Reading, Readings, stack_readings
-from hybridizer.trace.record import TracedDonor, TracedProbes, TracedSettings, TraceRecord
+from hybridizer.trace.record import RecordedDonor, RecordedProbes, RecordedSettings, TraceRecord
 from hybridizer.trace.settings import TraceSettings, check_settings
 from hybridizer.trace.summary import summarise
 from hybridizer.trace.tuned_lens import TunedLens
@@ -47,7 +47,7 @@ def trace_model(
     parts: Parts,
     probes: ProbeSet,
     settings: TraceSettings,
-    donor: TracedDonor,
+    donor: RecordedDonor,
     *,
     tuned_lens: TunedLens | None = None,
     mask_positions: Path | None = None,
@@ -69,9 +69,9 @@ def trace_model(
     prompts = prepare_prompts(probes, tokenizer, settings, mask_token, mask_positions)
     check_fit(prompts, probes, len(next(parts.embedding.parameters())), max_tokens(model.config))
     used = _used_settings(model, settings, mask_token, mask_positions, tuned_lens)
-    about = TracedProbes(probes.name, probes.sha256, len(prompts))
+    about = RecordedProbes(probes.name, probes.sha256, len(prompts))
     meter = Meter(Lens(model, parts, tuned_lens), settings)
-    log = Journal(journal, content_hash([donor, about, used])) if journal else None
+    log = TraceProgress(journal, content_hash([donor, about, used])) if journal else None
     readings = list(log.finished) if log else []
     advance(len(readings))
     for batch in _pending(prompts, readings, settings.batch_size):
@@ -94,7 +94,7 @@ def _pending(prompts: Sequence[Prompt], finished: Sequence[Reading], batch_size:
 
 
 def _measure_or_explain(
-    meter: Meter, batch: Sequence[int], prompts: Sequence[Prompt], donor: TracedDonor
+    meter: Meter, batch: Sequence[int], prompts: Sequence[Prompt], donor: RecordedDonor
 ) -> list[Reading]:
     try:
         measured = meter.measure(batch, [prompts[index] for index in batch])
@@ -114,12 +114,12 @@ def _used_settings(
     mask_token: MaskToken | None,
     mask_positions: Path | None,
     tuned_lens: TunedLens | None,
-) -> TracedSettings:
+) -> RecordedSettings:
     """The settings that had an effect, those that had none as None."""
     positions = content_hash(read_json(mask_positions)) if mask_token and mask_positions else None
-    return TracedSettings(
+    return RecordedSettings(
         perturb=settings.perturb,
-        mask_share=settings.mask_share if mask_token and not positions else None,
+        mask_ratio=settings.mask_ratio if mask_token and not positions else None,
         mask_with=mask_token.text if mask_token else None,
         mask_token_id=mask_token.id if mask_token else None,
         mask_chosen_as=mask_token.chosen_as if mask_token else None,

@@ -24,7 +24,7 @@ import numpy as np
 from hybridizer.core.bootstrap import Array, Interval, interval, intervals, resampling_weights
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.records import to_jsonable
-from hybridizer.trace.cache import Traced
+from hybridizer.trace.cache import TraceRun
 from hybridizer.trace.sensitivity import boundary_scores, delta_js
 
 SCHEMA = "hybridizer.profile/1"
@@ -113,7 +113,7 @@ class _Figure:
         return self.after_samples - self.before_samples
 
 
-def compare_profiles(before: Traced, after: Traced, boundary: int) -> ProfileChange:
+def compare_profiles(before: TraceRun, after: TraceRun, boundary: int) -> ProfileChange:
     """What happened between two traces of the same probes and settings; layers 1..boundary are the shallow ones.
 
     Raises InputError for traces of other probes, settings or depth, naming the first difference.
@@ -146,15 +146,15 @@ def compare_profiles(before: Traced, after: Traced, boundary: int) -> ProfileCha
     )
 
 
-def _js(traced: Traced) -> Array:
+def _js(traced: TraceRun) -> Array:
     perturb = traced.record["settings"]["perturb"]
     found = traced.readings.layer_js if perturb == "layer" else traced.readings.js
     assert found is not None
     return found
 
 
-def _refuse_unlike(before: Traced, after: Traced) -> None:
-    def facts(traced: Traced) -> dict[str, Any]:
+def _refuse_unlike(before: TraceRun, after: TraceRun) -> None:
+    def facts(traced: TraceRun) -> dict[str, Any]:
         record = traced.record
         kept = {name: value for name, value in record["settings"].items() if name not in _FREE}
         return {"probes": record["probes"]["sha256"], "layers": record["donor"]["num_layers"], **kept}

@@ -34,7 +34,7 @@ def prepare_prompts(
     Raises InputError for prompts of no token, prompts with nothing to mask, and a file of positions that does not fit.
     """
     encoded = [tuple(tokenizer(probe.prompt)["input_ids"]) for probe in probes.probes]
-    _refuse_short(probes, encoded, least=2 if mask_token and positions is None and settings.mask_share > 0 else 1)
+    _refuse_short(probes, encoded, least=2 if mask_token and positions is None and settings.mask_ratio > 0 else 1)
     answers = check_targets(probes.probes, tokenizer).token_ids
     if mask_token is None:
         return [Prompt(ids, None, answer) for ids, answer in zip(encoded, answers, strict=True)]
@@ -85,10 +85,10 @@ def _mask_all(
     else:
         special = frozenset(tokenizer.all_special_ids)
         chosen = [
-            draw_positions(ids, special, settings.mask_share, settings.seed, index) for index, ids in enumerate(encoded)
+            draw_positions(ids, special, settings.mask_ratio, settings.seed, index) for index, ids in enumerate(encoded)
         ]
         bare = [number for number, positions in enumerate(chosen, start=1) if not positions]
-        if bare and settings.mask_share > 0:
+        if bare and settings.mask_ratio > 0:
             what = (
                 f"prompts {bare[:10]} hold no token that could be masked (special tokens and the last one never are)."
             )

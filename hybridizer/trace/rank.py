@@ -7,16 +7,16 @@ from typing import Any
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.trace.boundary import Boundary, choose_boundary
-from hybridizer.trace.cache import Traced
+from hybridizer.trace.cache import TraceRun
 from hybridizer.trace.probes import ProbeSet
 
 
-def choose(traced: Traced, asked: str | float) -> Boundary:
+def choose(traced: TraceRun, asked: str | float) -> Boundary:
     """The boundary of one traced donor, as a recipe or a user asks for it, with its reason and warning."""
     return choose_boundary(asked, traced.record)
 
 
-def rank(traces: Sequence[Traced], probes: ProbeSet, asked: str | float, *, seed: int) -> Mapping[str, Any]:
+def rank(traces: Sequence[TraceRun], probes: ProbeSet, asked: str | float, *, seed: int) -> Mapping[str, Any]:
     """The ranking of the traced donors as the plain JSON object of schema hybridizer.ranking/1, best first.
 
     What counts is the deep side of each donor: the layers behind the boundary that `asked` gives it. Raises InputError

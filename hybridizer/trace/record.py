@@ -16,7 +16,7 @@ SCHEMA = "hybridizer.trace/1"
 
 
 @dataclass(frozen=True)
-class TracedDonor:
+class RecordedDonor:
     """Which model was traced: the reference as the user wrote it, the fingerprint of its bytes, its family, and L."""
 
     reference: str
@@ -26,7 +26,7 @@ class TracedDonor:
 
 
 @dataclass(frozen=True)
-class TracedProbes:
+class RecordedProbes:
     """Which prompts were traced, and how many."""
 
     name: str
@@ -35,17 +35,17 @@ class TracedProbes:
 
 
 @dataclass(frozen=True)
-class TracedSettings:
+class RecordedSettings:
     """Everything besides donor and probes that the numbers depend on.
 
     `mask_with` is the text of the token that replaced masked ones, `mask_token_id` its id, `mask_chosen_as` why it was
-    taken. Where positions were given, `mask_positions` is the sha256 of the lists and `mask_share` null. `noise_share`
+    taken. Where positions were given, `mask_positions` is the sha256 of the lists and `mask_ratio` null. `noise_share`
     is null without the layer perturbation, the mask fields without the context perturbation. `tuned_lens` is the key
     of the fitted maps.
     """
 
     perturb: str
-    mask_share: float | None
+    mask_ratio: float | None
     mask_with: str | None
     mask_token_id: int | None
     mask_chosen_as: str | None
@@ -143,9 +143,9 @@ class TraceRecord:
     targets. js_embedding is js(0), of the embedding output. boundary_marks: b at 33%, 50% and 66% of the depth.
     """
 
-    donor: TracedDonor
-    probes: TracedProbes
-    settings: TracedSettings
+    donor: RecordedDonor
+    probes: RecordedProbes
+    settings: RecordedSettings
     accuracy: float | None
     accuracy_ci: Interval | None
     accuracy_n: int

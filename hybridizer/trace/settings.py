@@ -16,7 +16,7 @@ class TraceSettings:
     """Settings of one trace; all but `batch_size` are written into the record.
 
     perturb: "context" (arXiv 2605.11416), "layer" (arXiv 2604.20556), or "both".
-    mask_share, mask_with: the share (0..1) of context tokens masked, and the token put there ("auto", a text, an id).
+    mask_ratio, mask_with: the share (0..1) of context tokens masked, and the token put there ("auto", a text, an id).
     noise_share: the norm of the layer perturbation's noise as a share of the residual stream's norm.
     tau, p_min: the task particle is the first layer where the target's probability rises to p_min or more, by a ratio
     of tau or more. [ours] 0.5 is a doubling within one layer; below 0.1 a token is one guess among many.
@@ -25,7 +25,7 @@ class TraceSettings:
     """
 
     perturb: str = "context"
-    mask_share: float = 0.3
+    mask_ratio: float = 0.3
     mask_with: str | int = "auto"
     noise_share: float = 0.1
     epsilon: float = 1e-10
@@ -47,7 +47,7 @@ def _problems(settings: TraceSettings) -> Iterator[Problem]:
     if settings.perturb not in PERTURBATIONS:
         what = f"there is no perturbation '{settings.perturb}'."
         yield Problem("perturb", what, nearest(str(settings.perturb), PERTURBATIONS))
-    for name in ("mask_share", "tau", "p_min"):
+    for name in ("mask_ratio", "tau", "p_min"):
         value = getattr(settings, name)
         if not 0 <= value <= 1:
             yield Problem(name, f"{value} is no share.", "Give a number from 0 to 1.")

@@ -11,10 +11,10 @@ from hybridizer.trace.record import (
     BestBoundary,
     BoundaryFigure,
     LayerFigures,
+    RecordedDonor,
+    RecordedProbes,
+    RecordedSettings,
     TaskParticle,
-    TracedDonor,
-    TracedProbes,
-    TracedSettings,
     TraceRecord,
     VulnerableLayer,
 )
@@ -30,7 +30,9 @@ from hybridizer.trace.sensitivity import (
 MARKS = {"33%": 0.33, "50%": 0.50, "66%": 0.66}
 
 
-def summarise(readings: Readings, donor: TracedDonor, probes: TracedProbes, settings: TracedSettings) -> TraceRecord:
+def summarise(
+    readings: Readings, donor: RecordedDonor, probes: RecordedProbes, settings: RecordedSettings
+) -> TraceRecord:
     """The record of a trace: every figure with its bootstrap interval over the prompts."""
     js = readings.layer_js if settings.perturb == "layer" else readings.js
     assert js is not None

@@ -28,7 +28,7 @@ from hybridizer.core.records import read_json, to_jsonable, write_json
 
 KEPT = 2
 # How large the steps are may change on the way, when somebody says so; what is trained on what may not.
-CHANGEABLE = ("train.optimizer.lr", "train.optimizer.clip_norm", "train.optimizer.weight_decay", "train.schedule.")
+CHANGEABLE = ("train.optimizer.lr", "train.optimizer.max_grad_norm", "train.optimizer.weight_decay", "train.schedule.")
 _NAME = re.compile(r"step-\d{8}")
 
 
@@ -173,7 +173,7 @@ def _changes(path: str, theirs: Any, ours: Any) -> list[Change]:
     return [] if theirs == ours else [Change(path.removeprefix("."), theirs, ours)]
 
 
-class Journal:
+class MetricsLog:
     """Appends one JSON object a line to `path`, each with its `step`."""
 
     def __init__(self, path: Path, next_step: int) -> None:

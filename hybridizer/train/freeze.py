@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hybridizer.core.errors import Problem, RecipeError, RunError
 from hybridizer.models.parts import ModelParts
-from hybridizer.models.sharding import gather, local_part
+from hybridizer.models.sharding import local_part, unshard
 from hybridizer.plan.freeze import FreezeChoice, FreezeSettings, choose_frozen, with_adapters
 from hybridizer.recipe.recipe import Lora
 from hybridizer.train.lora import add_lora_
@@ -78,12 +78,12 @@ def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: 
     linears = [name for name, module in model.named_modules() if id(module) in trained and type(module) is nn.Linear]
     add_lora_(model, linears, settings)
     places = _places(parts)
-    fates: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    freeze_plan: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for name, parameter in model.named_parameters():
-        fates[id(parameter) in known][name] = places.get(id(parameter), [REST])[0]
+        freeze_plan[id(parameter) in known][name] = places.get(id(parameter), [REST])[0]
     note = f"low-rank adapters of rank {settings.rank} on {len(linears)} linear modules train, and nothing else"
     kept = [other for other in plan.notes if other not in plan.choice.notes]  # a tied table has another fate now
-    return FreezePlan(with_adapters(plan.choice), *fates, (*kept, note))
+    return FreezePlan(with_adapters(plan.choice), *freeze_plan, (*kept, note))
 
 
 def apply_freeze_(model: nn.Module, plan: FreezePlan) -> None:
@@ -174,7 +174,7 @@ def tensor_sha256(tensor: Tensor) -> str:
 
     Every process must call this for a tensor that is spread over them.
     """
-    return "sha256:" + hashlib.sha256(_bytes(gather(tensor))).hexdigest()
+    return "sha256:" + hashlib.sha256(_bytes(unshard(tensor))).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.models.objective import Objective
+from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import MODEL_FAULTS, first_floating
 from hybridizer.models.wrapping import wrapping
 
@@ -27,7 +27,7 @@ FEW_TOKENS = 16  # of a row to try modules with: nearly all that leak do so at o
 
 
 @torch.no_grad()
-def documents_leak(objective: Objective, vocab_size: int, num_tokens: int = FEW_TOKENS) -> bool:
+def documents_leak(objective: CausalLMLoss, vocab_size: int, num_tokens: int = FEW_TOKENS) -> bool:
     """Whether a document in a packed row changes what the model makes of the document after it.
 
     Tried on the model itself, with one document behind several different ones, `num_tokens` in all. Only rounding may
@@ -48,7 +48,7 @@ def documents_leak(objective: Objective, vocab_size: int, num_tokens: int = FEW_
 
 
 @contextmanager
-def documents_apart(
+def isolate_documents(
     model: nn.Module, layers: Sequence[nn.Module], vocab_size: int, num_tokens: int = FEW_TOKENS
 ) -> Iterator[int]:
     """While it lasts, modules in `layers` that let documents of a packed row meet run over each alone; how many do.

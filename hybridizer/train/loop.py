@@ -21,15 +21,15 @@ from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash
 from hybridizer.data.batches import Batch, TrainingData
 from hybridizer.models.loss import CHUNK_BYTES
-from hybridizer.models.matmul import WideProducts, product_dtype
+from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
 from hybridizer.models.memory import peak_memory_bytes
-from hybridizer.models.objective import Objective, TrainableParts
+from hybridizer.models.objective import CausalLMLoss, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
-from hybridizer.models.sharding import gather, is_spread
+from hybridizer.models.sharding import is_sharded, unshard
 from hybridizer.models.wrapping import compiled, recomputing
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.train.checkpoints import (
-    Journal,
+    MetricsLog,
     State,
     newest_before,
     read_checkpoint,
@@ -39,7 +39,7 @@ from hybridizer.train.checkpoints import (
 )
 from hybridizer.train.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
 from hybridizer.train.fused import fused
-from hybridizer.train.isolation import FEW_TOKENS, documents_apart, documents_leak
+from hybridizer.train.isolation import FEW_TOKENS, documents_leak, isolate_documents
 from hybridizer.train.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
 from hybridizer.train.precision import Precision, choose_dtype, working_precision
 from hybridizer.train.runtime import Runtime
@@ -52,7 +52,7 @@ TRAINED = "trained.safetensors"
 class TrainSettings:
     """How a run computes and when it ends; how much it reads is the data's business.
 
-    `rows_per_batch` rows go through the model at a time (0: all of a step), gradients add up over the step.
+    `micro_batch_size` rows go through the model at a time (0: all of a step), gradients add up over the step.
     `max_steps` and `max_minutes` end a run early and leave its schedule as it is, decay undone: the next start goes on
     as if there had been no end. A checkpoint is written every `checkpoint_minutes` and at the end.
     """
@@ -60,9 +60,9 @@ class TrainSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     precision: Precision = "auto"
-    rows_per_batch: int = 0
-    recompute_layers: bool = False
-    compile_layers: bool = False
+    micro_batch_size: int = 0
+    gradient_checkpointing: bool = False
+    compile: bool = False
     max_steps: int | None = None
     max_minutes: float | None = None
     checkpoint_minutes: float = 5.0
@@ -174,22 +174,22 @@ class _Run:
         self._proof = FreezeProof(plan, dict(model.named_parameters()))
         self._dtype = choose_dtype(settings.precision, runtime.device)
         stack.callback(working_precision(model, plan, self._dtype, _vocabulary(parts)).restore_)
-        if not settings.compile_layers:  # either would break the compiled graphs at every operation
+        if not settings.compile:  # either would break the compiled graphs at every operation
             stack.enter_context(fused(model))
-            if product_dtype(self._dtype, runtime.device) != self._dtype:
-                stack.enter_context(WideProducts())
-        objective = Objective(model, parts, settings.loss_chunk_bytes)
-        apart = _packed_apart(objective, parts, data.settings.sequence) if data.settings.packed else nullcontext(0)
+            if matmul_dtype(self._dtype, runtime.device) != self._dtype:
+                stack.enter_context(UpcastMatmul())
+        objective = CausalLMLoss(model, parts, settings.loss_chunk_bytes)
+        apart = _packed_apart(objective, parts, data.settings.seq_len) if data.settings.packed else nullcontext(0)
         self.num_apart = stack.enter_context(apart)
-        if settings.compile_layers:  # not before: each trial above would take up one of the few graphs
+        if settings.compile:  # not before: each trial above would take up one of the few graphs
             stack.enter_context(compiled(parts.layers))
-        if settings.recompute_layers:
+        if settings.gradient_checkpointing:
             stack.enter_context(recomputing(parts.layers))
         self._objective = runtime.wrap(objective)
         check_freeze(model, plan)
         self._masters = Masters(model, plan)
         self._optimizer = make_optimizer(self._masters.tensors, settings.optimizer)
-        self._guard = LossGuard()
+        self._guard = DivergenceGuard()
         self.step, self._tokens, self._seconds = 0, 0, 0.0
         self._first_loss = self._last_loss = float("nan")
         self._unreached: tuple[str, ...] = ()
@@ -198,7 +198,7 @@ class _Run:
         self._proof.begin(self._masters.tensors, self._parameters())
         self._started, self._first_step = clock(), self.step
         self._saved_at = self._started
-        self._journal = Journal(folder / "log.jsonl", self.step) if runtime.is_main else None
+        self._journal = MetricsLog(folder / "log.jsonl", self.step) if runtime.is_main else None
 
     def to_end(self, advance: Callable[[int], None], monitor: Monitor) -> str:
         """Take steps until the data, the steps or the minutes are used up; which of them it was."""
@@ -224,16 +224,16 @@ class _Run:
     def finish(self, stopped_by: str) -> TrainResult:
         """Write the trained tensors, put them into the model where it is whole here, and prove the frozen untouched."""
         self._runtime.stop_tracking()
-        trained = {name: gather(master.detach()) for name, master in self._masters.tensors.items()}
+        trained = {name: unshard(master.detach()) for name, master in self._masters.tensors.items()}
         if self._runtime.is_main:
             write_tensors(self._folder / TRAINED, trained)
         parameters = self._parameters()
         for name, whole in trained.items():
             parameters[name].grad = None
-            if not is_spread(parameters[name]):
+            if not is_sharded(parameters[name]):
                 parameters[name].data = whole
         self._proof.check_end(parameters)
-        self._runtime.wait()
+        self._runtime.barrier()
         return TrainResult(
             self.step,
             self._tokens,
@@ -257,7 +257,7 @@ class _Run:
         norms = self._masters.gradient_norms()
         if fault := self._guard.fault(loss, norms["total"]):
             raise self._stopped(fault, lr)
-        clip = self._settings.optimizer.clip_norm
+        clip = self._settings.optimizer.max_grad_norm
         if clip and norms["total"] > clip:
             self._masters.scale_gradients_(clip / norms["total"])
         proving = self.step == self._first_step
@@ -277,7 +277,7 @@ class _Run:
         """Gradients of the step's mean loss in the masters; the loss in nats a token, over all processes."""
         ranks, rank = self._runtime.num_ranks, self._runtime.rank
         targets = self._data.num_targets(self.step)
-        batches = self._data.batches(self.step, rank, ranks, self._settings.rows_per_batch or None)
+        batches = self._data.batches(self.step, rank, ranks, self._settings.micro_batch_size or None)
         total = 0.0
         for number, batch in enumerate(batches, start=1):
             # Low-precision gradients move to the masters after each batch, so they must be the processes' mean by then.
@@ -342,7 +342,7 @@ class _Run:
         again = "and build again: no good state was written before."
         if good is not None:
             again = f"and build again with --accept-changes: it goes on from {good}, the last good state."
-        advice = f"Lower `lr` (it was {lr:.2g} here), lengthen the warm-up or lower `clip_norm`, {again}"
+        advice = f"Lower `lr` (it was {lr:.2g} here), lengthen the warm-up or lower `max_grad_norm`, {again}"
         return RunError(Problem(f"training step {self.step}", fault, advice))
 
     def _save(self) -> None:
@@ -360,11 +360,11 @@ class _Run:
             }
             state = State(self.step, tensors, figures)
             write_checkpoint(self._folder / "checkpoints", state, self._facts)
-        self._runtime.wait()
+        self._runtime.barrier()
 
     def _resume(self, accept_changes: bool) -> None:
         state = read_checkpoint(self._folder / "checkpoints", self._facts, accept_changes)
-        self._runtime.wait()
+        self._runtime.barrier()
         if state is None:
             return
         if state.step > self._last_step:
@@ -375,7 +375,7 @@ class _Run:
             raise InputError(Problem(str(self._folder), what, "Give the recipe another name, or restore the settings."))
         self._masters.load_(self._optimizer, state.tensors)
         figures = state.figures
-        self._guard = LossGuard(figures["smoothed"], figures["lowest"])
+        self._guard = DivergenceGuard(figures["smoothed"], figures["lowest"])
         self.step, self._tokens, self._seconds = state.step, figures["tokens"], figures["seconds"]
         self._first_loss, self._last_loss = figures["first_loss"], figures["last_loss"]
         changes = [{"step": state.step, **asdict(change)} for change in state.changes]
@@ -402,14 +402,14 @@ def _vocabulary(parts: TrainableParts) -> int:
 
 
 @contextmanager
-def _packed_apart(objective: Objective, parts: TrainableParts, row_tokens: int) -> Iterator[int]:
+def _packed_apart(objective: CausalLMLoss, parts: TrainableParts, row_tokens: int) -> Iterator[int]:
     """While it lasts, documents that share a row stay apart, tried on whole rows; how many modules need help with that.
 
     Raises InputError where no module that could be helped explains the leak.
     """
     vocabulary, tokens = _vocabulary(parts), max(row_tokens, FEW_TOKENS)
     for tried in (FEW_TOKENS, tokens):
-        with documents_apart(objective.model, parts.layers, vocabulary, tried) as count:
+        with isolate_documents(objective.model, parts.layers, vocabulary, tried) as count:
             fault = _packing_fault(objective, vocabulary, tokens)
             if fault is None:
                 yield count
@@ -418,7 +418,7 @@ def _packed_apart(objective: Objective, parts: TrainableParts, row_tokens: int) 
     raise InputError(Problem("train.packed", what, "Set `packed: false`: one document a row, rows of like length."))
 
 
-def _packing_fault(objective: Objective, vocabulary: int, tokens: int) -> str | None:
+def _packing_fault(objective: CausalLMLoss, vocabulary: int, tokens: int) -> str | None:
     try:
         leaks = documents_leak(objective, vocabulary, tokens)
     except MODEL_FAULTS as error:
@@ -434,7 +434,7 @@ EXPLODED = 2.0  # times the lowest smoothed loss so far, plus one nat: noise of 
 SMOOTHING = 0.9
 
 
-class LossGuard:
+class DivergenceGuard:
     """Watches the loss (nats a token) and the gradient norm of every step before the weights change."""
 
     def __init__(self, smoothed: float | None = None, lowest: float | None = None) -> None:

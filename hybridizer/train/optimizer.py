@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem, RecipeError, nearest
-from hybridizer.models.sharding import gather, is_spread, spread_like
+from hybridizer.models.sharding import is_sharded, shard_like, unshard
 from hybridizer.train.freeze import FreezePlan
 
 
@@ -18,7 +18,7 @@ from hybridizer.train.freeze import FreezePlan
 class OptimizerSettings:
     """`name` is adamw or adamw8bit (needs bitsandbytes). `lr` is the peak rate; weight decay skips vectors.
 
-    `clip_norm` bounds the norm of all gradients together; 0 turns clipping off.
+    `max_grad_norm` bounds the norm of all gradients together; 0 turns clipping off.
     """
 
     name: str = "adamw"
@@ -26,7 +26,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
 
 
 class Masters:
@@ -61,7 +61,7 @@ class Masters:
         return {
             name
             for name, tensor in self.tensors.items()
-            if tensor.grad is not None and bool(gather(tensor.grad.count_nonzero()))
+            if tensor.grad is not None and bool(unshard(tensor.grad.count_nonzero()))
         }
 
     def gradient_norms(self) -> dict[str, float]:
@@ -69,7 +69,7 @@ class Masters:
         norms = {}
         for side in sorted(set(self._sides.values())):
             grads = [t.grad for n, t in self.tensors.items() if self._sides[n] == side and t.grad is not None]
-            norms[side] = float(gather(torch.nn.utils.get_total_norm(grads))) if grads else 0.0
+            norms[side] = float(unshard(torch.nn.utils.get_total_norm(grads))) if grads else 0.0
         norms["total"] = sum(norm**2 for norm in norms.values()) ** 0.5
         return norms
 
@@ -83,10 +83,10 @@ class Masters:
 
         Whole tensors, and plain numbers as tensors of int64 without an axis. Every process must call this.
         """
-        tensors = {f"master.{name}": gather(tensor.detach()) for name, tensor in self.tensors.items()}
+        tensors = {f"master.{name}": unshard(tensor.detach()) for name, tensor in self.tensors.items()}
         for name, tensor in self.tensors.items():
             for key, value in optimizer.state[tensor].items():
-                tensors[f"{key}.{name}"] = gather(value) if isinstance(value, Tensor) else torch.tensor(value)
+                tensors[f"{key}.{name}"] = unshard(value) if isinstance(value, Tensor) else torch.tensor(value)
         return _apart(tensors)
 
     @torch.no_grad()
@@ -96,11 +96,11 @@ class Masters:
             kind, name = key.split(".", 1)
             master = self.tensors[name]
             if kind == "master":
-                master.copy_(spread_like(value, master))
+                master.copy_(shard_like(value, master))
             elif value.ndim == 0:
                 optimizer.state[master][kind] = int(value) if value.dtype == torch.int64 else value
             else:
-                optimizer.state[master][kind] = spread_like(value, master)
+                optimizer.state[master][kind] = shard_like(value, master)
         self.publish_()
 
 
@@ -145,7 +145,7 @@ def _eight_bit(groups: list[dict[str, Any]], settings: OptimizerSettings) -> tor
     except ImportError:
         fix = "pip install bitsandbytes, or use adamw."
         raise InputError(Problem("train.optimizer", "adamw8bit needs the package bitsandbytes.", fix)) from None
-    if any(is_spread(tensor) for group in groups for tensor in group["params"]):
+    if any(is_sharded(tensor) for group in groups for tensor in group["params"]):
         what = "adamw8bit cannot hold tensors that FSDP spreads over processes."
         raise InputError(Problem("train.optimizer", what, "Use adamw, or DDP, which keeps them whole."))
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
@@ -161,7 +161,7 @@ def _refuse_bad_settings(settings: OptimizerSettings) -> None:
         "betas": all(0 <= beta < 1 for beta in settings.betas),
         "eps": settings.eps > 0,
         "weight_decay": settings.weight_decay >= 0,
-        "clip_norm": settings.clip_norm >= 0,
+        "max_grad_norm": settings.max_grad_norm >= 0,
     }
     problems = [
         Problem(f"train.optimizer.{name}", f"{getattr(settings, name)} is out of range.", "Give a usual value.")

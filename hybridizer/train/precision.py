@@ -16,7 +16,7 @@ from torch.nn import functional
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.matmul import has_bfloat16
 from hybridizer.models.parts import MODEL_FAULTS
-from hybridizer.models.sharding import is_spread
+from hybridizer.models.sharding import is_sharded
 from hybridizer.train.freeze import FreezePlan
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -73,7 +73,7 @@ class WorkingPrecision:
     def restore_(self) -> None:
         """Undo everything but the dtype of trained tensors, which the optimizer's masters replace anyway."""
         for name, parameter in self._model.named_parameters():
-            if name in self._kept and not is_spread(parameter):
+            if name in self._kept and not is_sharded(parameter):
                 parameter.data = self._kept[name]
         for module in self._model.modules():
             if type(module) is MixedLinear:

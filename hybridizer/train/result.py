@@ -12,7 +12,7 @@ from hybridizer.checkpoint.hashing import hash_tensor
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.load import as_checkpoint
-from hybridizer.models.sharding import gather
+from hybridizer.models.sharding import unshard
 from hybridizer.models.tensors import torch_dtype
 from hybridizer.train.checkpoints import write_tensors
 from hybridizer.train.freeze import FreezePlan, tensor_sha256
@@ -22,15 +22,15 @@ from hybridizer.train.lora import merge_lora_
 def check_storable(model: nn.Module, names: Collection[str]) -> None:
     """Return if every parameter of `model` can be stored under one of `names`; InputError, before any work, if not."""
     shapes = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
-    strangers = sorted(_stored(model, shapes, names).keys() - set(names))
-    if strangers:
-        what = f"gives tensors that its checkpoint has not: {', '.join(strangers[:5])}."
+    unknown_names = sorted(_stored(model, shapes, names).keys() - set(names))
+    if unknown_names:
+        what = f"gives tensors that its checkpoint has not: {', '.join(unknown_names[:5])}."
         raise InputError(Problem(type(model).__name__, what, "This family cannot be trained here yet."))
 
 
 def as_stored(
     model: nn.Module,
-    fates: FreezePlan,
+    freeze_plan: FreezePlan,
     frozen_sha256: Mapping[str, str],
     stored: Mapping[str, TensorEntry],
     path: Path,
@@ -43,15 +43,17 @@ def as_stored(
     """
     parameters, names = dict(model.named_parameters()), stored.keys()
     adapted = any(hasattr(module, "lora_A") for module in model.modules())
-    plain = parameters.keys() == names and all(_as_in_file(parameters[name], stored[name]) for name in fates.frozen)
+    plain = parameters.keys() == names and all(
+        _as_in_file(parameters[name], stored[name]) for name in freeze_plan.frozen
+    )
     if plain and not adapted:
-        return tuple(fates.trained), dict(frozen_sha256)
+        return tuple(freeze_plan.trained), dict(frozen_sha256)
     if adapted:
         trained = merge_lora_(model)
         frozen = {name: p.detach() for name, p in model.named_parameters() if name not in trained}
     else:
         trained = load_file(path)
-        frozen = {name: gather(parameters[name].detach()) for name in fates.frozen}
+        frozen = {name: unshard(parameters[name].detach()) for name in freeze_plan.frozen}
     trained, frozen = (_stored(model, _with_aliases(model, some, names), names) for some in (trained, frozen))
     if write:
         write_tensors(path, {name: tensor.clone() for name, tensor in trained.items()})  # aliases share memory

@@ -97,10 +97,10 @@ def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
     if recipe.train is None:
         what = f"{count} processes were started, and this recipe has no `train`: there is nothing to share."
         raise InputError(Problem(str(recipe.path), what, "Start `hybridize build` alone."))
-    if recipe.train.rows_per_step % count:
-        what = f"{recipe.train.rows_per_step} rows in a step cannot be shared evenly by {count} processes."
+    if recipe.train.global_batch_size % count:
+        what = f"{recipe.train.global_batch_size} rows in a step cannot be shared evenly by {count} processes."
         fix = f"Make it a multiple of {count}, or start another number of processes."
-        raise RecipeError(Problem(recipe.locate(("train", "rows_per_step")), what, fix))
+        raise RecipeError(Problem(recipe.locate(("train", "global_batch_size")), what, fix))
     return open_runtime(recipe, runs / recipe.name)
 
 
@@ -132,11 +132,11 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
 def _check_ids(sources: Sequence[Source], embedding: Any) -> None:
     """Return if the embedding has a row for every token of the texts."""
     rows = len(next(embedding.parameters()))
-    for shard in (shard for source in sources for shard in source.shards):
-        largest = int(shard.tokens.max())
+    for token_file in (token_file for source in sources for token_file in source.token_files):
+        largest = int(token_file.tokens.max())
         if largest >= rows:
             what = f"the tokenizer gives token {largest}, and the embedding has {rows} rows."
-            raise InputError(Problem(shard.source, what, "Take the tokenizer that the host was trained with."))
+            raise InputError(Problem(token_file.source, what, "Take the tokenizer that the host was trained with."))
 
 
 def required_bytes(trained_parameters: int, changed_parameters: int, model_bytes: int) -> int:
@@ -183,8 +183,8 @@ def train(
     with without_bars():
         model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
     parts = find_parts(model)
-    fates = plan_freeze(model, parts, asked_to_freeze(asked), plan.train.boundary)
-    assert fates.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
+    freeze_plan = plan_freeze(model, parts, asked_to_freeze(asked), plan.train.boundary)
+    assert freeze_plan.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
     stored = open_checkpoint(spliced).tensors
     check_storable(model, stored.keys())
     prompts = recipe.evaluate.prompts if recipe.evaluate else ()
@@ -193,22 +193,24 @@ def train(
         places = {index: recipe.locate(("evaluate", "prompts", index)) for index in unfit}
         raise RecipeError(*(replace(problem, where=places[index]) for index, problem in unfit.items()))
     if asked.lora is not None:
-        _refuse_spread_adapters(runtime)
-        fates = plan_lora_(model, parts, fates, asked.lora)
+        _refuse_sharded_adapters(runtime)
+        freeze_plan = plan_lora_(model, parts, freeze_plan, asked.lora)
     with runtime.main_first():
         sources = open_texts(asked.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
     _check_ids(sources, parts.embedding)
     data = _data(sources, asked, recipe.seed, tokenizer)
     settings = loop_settings(asked, recipe.seed)
-    figures = _figures(plan, asked, fates, data, runtime)
+    figures = _figures(plan, asked, freeze_plan, data, runtime)
     (folder / RECORD).unlink(missing_ok=True)  # it speaks of the tensors that are replaced now
     with _room_in(folder):
         result = run_loop(
-            model, parts, fates, data, settings, folder,
+            model, parts, freeze_plan, data, settings, folder,
             plan_hash=plan.spliced.hash, runtime=runtime, monitor=monitor, figures=figures,
             accept_changes=accept_changes,
         )  # fmt: skip
-        trained, frozen = as_stored(model, fates, result.frozen_sha256, stored, folder / TENSORS, write=runtime.is_main)
+        trained, frozen = as_stored(
+            model, freeze_plan, result.frozen_sha256, stored, folder / TENSORS, write=runtime.is_main
+        )
     record = TrainRecord(
         plan_hash=plan.hash,
         steps=result.steps,
@@ -227,19 +229,19 @@ def train(
         frozen_sha256=frozen,
         unreached=result.unreached,
         changes=result.changes,
-        notes=fates.notes,
+        notes=freeze_plan.notes,
         sources=_uses(sources, data),
         packing=data.packed.fill,
         tensors_sha256=hash_file(folder / TENSORS) if runtime.is_main else "",
     )
     if runtime.is_main:
         write_json(folder / RECORD, {"schema": SCHEMA, **asdict(record)})
-    runtime.wait()
+    runtime.barrier()
     return record
 
 
-def _refuse_spread_adapters(runtime: Runtime) -> None:
-    if runtime.spreads_parameters:
+def _refuse_sharded_adapters(runtime: Runtime) -> None:
+    if runtime.is_fsdp:
         what = "low-rank adapters cannot be merged into weights that FSDP2 spreads over processes."
         raise InputError(Problem("train.lora", what, "Launch without FSDP, or drop `lora`."))
 
@@ -271,13 +273,13 @@ def loop_settings(train: Train, seed: int) -> TrainSettings:
 
     return TrainSettings(
         optimizer=OptimizerSettings(
-            train.optimizer, train.lr, train.betas, train.eps, train.weight_decay, train.clip_norm
+            train.optimizer, train.lr, train.betas, train.eps, train.weight_decay, train.max_grad_norm
         ),
-        schedule=ScheduleSettings(train.schedule, train.warmup_share, train.final_share, train.decay_share),
+        schedule=ScheduleSettings(train.schedule, train.warmup_ratio, train.min_lr_ratio, train.decay_ratio),
         precision=train.precision,
-        rows_per_batch=train.rows_per_batch,
-        recompute_layers=train.recompute_layers,
-        compile_layers=train.compile_layers,
+        micro_batch_size=train.micro_batch_size,
+        gradient_checkpointing=train.gradient_checkpointing,
+        compile=train.compile,
         max_steps=train.max_steps,
         max_minutes=train.max_minutes,
         checkpoint_minutes=train.checkpoint_minutes,
@@ -289,12 +291,14 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
     from hybridizer.data.batches import DataSettings, TrainingData
 
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    settings = DataSettings(train.tokens, train.sequence, train.rows_per_step, train.heldout_share, seed, train.packed)
+    settings = DataSettings(
+        train.tokens, train.seq_len, train.global_batch_size, train.heldout_ratio, seed, train.packed
+    )
     return TrainingData(sources, settings, pad_id or 0)
 
 
-def _figures(plan: Plan, asked: Train, fates: FreezePlan, data: TrainingData, runtime: Runtime) -> DeviceFigures:
-    from hybridizer.models.matmul import product_dtype
+def _figures(plan: Plan, asked: Train, freeze_plan: FreezePlan, data: TrainingData, runtime: Runtime) -> DeviceFigures:
+    from hybridizer.models.matmul import matmul_dtype
     from hybridizer.train.loop import DeviceFigures
     from hybridizer.train.precision import choose_dtype
     from hybridizer.train.timing import measure_peak
@@ -302,9 +306,9 @@ def _figures(plan: Plan, asked: Train, fates: FreezePlan, data: TrainingData, ru
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
     lengths = data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
-    flops = model_token_flops(shape, fates.choice, context, asked.lora.rank if asked.lora else 0)
+    flops = model_token_flops(shape, freeze_plan.choice, context, asked.lora.rank if asked.lora else 0)
     dtype = choose_dtype(asked.precision, runtime.device)
-    dtype = dtype if asked.compile_layers else product_dtype(dtype, runtime.device)
+    dtype = dtype if asked.compile else matmul_dtype(dtype, runtime.device)
     return DeviceFigures(flops, measure_peak(str(runtime.device), str(dtype).removeprefix("torch.")))
 
 
@@ -313,9 +317,9 @@ def _uses(sources: tuple[Source, ...], data: TrainingData) -> tuple[SourceUse, .
     for source, drawn in zip(sources, data.drawn, strict=True):
         left_out: Counter[str] = Counter()
         places: dict[str, list[str]] = {}
-        for shard in source.shards:
-            left_out.update(shard.bad.counts)
-            for reason, listed in shard.bad.listed.items():
+        for token_file in source.token_files:
+            left_out.update(token_file.bad.counts)
+            for reason, listed in token_file.bad.listed.items():
                 places[reason] = [*places.get(reason, []), *listed][:MAX_LISTED]
         uses.append(SourceUse(drawn.name, drawn.tokens, drawn.tokens_taken, drawn.epochs, dict(left_out), places))
     return tuple(uses)

@@ -57,7 +57,7 @@ class Runtime:
         """How many processes train together."""
         return int(self._accelerator.num_processes)
 
-    def tell_all(self, text: str) -> list[str]:
+    def all_gather(self, text: str) -> list[str]:
         """The `text` of every process, in the order of their numbers. Every process must call this."""
         from accelerate.utils import gather_object
 
@@ -99,7 +99,7 @@ class Runtime:
         return [float(value) for value in total]
 
     @property
-    def spreads_parameters(self) -> bool:
+    def is_fsdp(self) -> bool:
         """Whether each process holds only its part of every parameter (FSDP2)."""
         return bool(self._accelerator.is_fsdp2)
 
@@ -109,7 +109,7 @@ class Runtime:
         with self._accelerator.main_process_first():
             yield
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when all processes have come here."""
         self._accelerator.wait_for_everyone()
 

@@ -18,7 +18,7 @@ import torch
 from hybridizer.core.errors import HybridizerError, Problem, RunError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import DataSettings, Source, TrainingData
-from hybridizer.data.tokenize import Shard
+from hybridizer.data.tokenize import TokenFile
 from hybridizer.models.load import random_causal_lm
 from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 from hybridizer.models.parts import find_parts
@@ -38,18 +38,18 @@ MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the free
 
 
 @dataclass(frozen=True)
-class ProbeRequest:
+class DryRunRequest:
     """The training to try: `config` is the model's config.json, `dtype` that of its weights, as torch names it.
 
-    A step has `rows_per_step` rows of `sequence` tokens; with `packed`, of several documents each.
+    A step has `global_batch_size` rows of `seq_len` tokens; with `packed`, of several documents each.
     """
 
     config: Mapping[str, Any]
     dtype: str
     freeze: FreezeSettings
     boundary: int
-    sequence: int
-    rows_per_step: int
+    seq_len: int
+    global_batch_size: int
     packed: bool = True
     settings: TrainSettings = field(default_factory=TrainSettings)
     lora: Lora | None = None
@@ -58,7 +58,7 @@ class ProbeRequest:
 
 
 @dataclass(frozen=True)
-class Probed:
+class DryRun:
     """What was measured: seconds and tokens of the last step, the peak of memory, and where and how it computed."""
 
     step_seconds: float
@@ -68,7 +68,7 @@ class Probed:
     compute_dtype: str
 
 
-def probe(request: ProbeRequest) -> Probed:
+def dry_run(request: DryRunRequest) -> DryRun:
     """Train a random model of this shape for a few steps, in a process of its own, and leave nothing behind.
 
     Raises whatever `train` raises, and RunError when the process dies, which it does when memory is short.
@@ -83,16 +83,16 @@ def probe(request: ProbeRequest) -> Probed:
         found = receiver.recv()
     except EOFError:
         what = "the process of the probe died, most likely for want of memory."
-        fix = "Lower `rows_per_batch` or `sequence`, or set `recompute_layers: true`."
+        fix = "Lower `micro_batch_size` or `seq_len`, or set `gradient_checkpointing: true`."
         raise RunError(Problem("train probe", what, fix)) from None
     finally:
         child.join()
-    if isinstance(found, Probed):
+    if isinstance(found, DryRun):
         return found
     raise found[0](*found[1])
 
 
-def _answer(request: ProbeRequest, sender: Connection) -> None:
+def _answer(request: DryRunRequest, sender: Connection) -> None:
     """The child's work. Errors travel as their problems: pickle would keep their text alone."""
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ def _answer(request: ProbeRequest, sender: Connection) -> None:
         sender.send((type(error), error.problems))
 
 
-def _train(request: ProbeRequest, folder: Path) -> Probed:
+def _train(request: DryRunRequest, folder: Path) -> DryRun:
     model = random_causal_lm(request.config, getattr(torch, request.dtype))
     parts = find_parts(model)
     plan = plan_freeze(model, parts, request.freeze, request.boundary)
@@ -116,22 +116,22 @@ def _train(request: ProbeRequest, folder: Path) -> Probed:
         runtime=runtime, monitor=SilentMonitor(), figures=DeviceFigures(TokenFlops(0, 0, 0)),
     )  # fmt: skip
     last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-    tokens = request.sequence * request.rows_per_step
+    tokens = request.seq_len * request.global_batch_size
     seconds = tokens / last["tokens_per_second"]
     peak = peak_memory_bytes(runtime.device)
-    return Probed(seconds, last["tokens_per_second"], peak, str(runtime.device), result.dtype)
+    return DryRun(seconds, last["tokens_per_second"], peak, str(runtime.device), result.dtype)
 
 
-def _random_data(request: ProbeRequest, vocabulary: int) -> TrainingData:
+def _random_data(request: DryRunRequest, vocabulary: int) -> TrainingData:
     """Rows full to the last position, of one document or of two."""
-    half = request.sequence // 2
-    lengths = [request.sequence - half, half] if request.packed and half > 1 else [request.sequence]
-    ends = np.cumsum(lengths * (request.steps * request.rows_per_step))
+    half = request.seq_len // 2
+    lengths = [request.seq_len - half, half] if request.packed and half > 1 else [request.seq_len]
+    ends = np.cumsum(lengths * (request.steps * request.global_batch_size))
     tokens = np.random.default_rng(0).integers(vocabulary, size=int(ends[-1]), dtype=np.uint32)
     keys = np.zeros(len(ends), np.uint64)
-    shard = Shard(Path("random"), "random", tokens, ends, keys, np.diff(ends, prepend=0))
-    settings = DataSettings(int(ends[-1]), request.sequence, request.rows_per_step, 0.0, packed=request.packed)
-    return TrainingData([Source("random", (shard,))], settings)
+    token_file = TokenFile(Path("random"), "random", tokens, ends, keys, np.diff(ends, prepend=0))
+    settings = DataSettings(int(ends[-1]), request.seq_len, request.global_batch_size, 0.0, packed=request.packed)
+    return TrainingData([Source("random", (token_file,))], settings)
 
 
 def measure_peak(device: str, dtype: str, rows: int = 2048, width: int = 1024, seconds: float = 0.3) -> float:
@@ -159,7 +159,7 @@ def _wait(kind: str) -> None:
 
 
 @dataclass(frozen=True)
-class Expectation:
+class StepTiming:
     """What a probe of a few real steps measured on this machine, and the time that makes for the whole run."""
 
     step_seconds: float
@@ -173,30 +173,30 @@ class Expectation:
 
 def expect_time(
     plan: Plan, request: CostRequest, settings: TrainSettings, *, packed: bool, num_steps: int
-) -> Expectation:
+) -> StepTiming:
     """Run a few real steps of this training on random weights, in a process of its own that writes nothing.
 
     One process's steps: `num_steps` of them take `run_seconds`. Raises RunError when the process dies, and whatever
     training raises.
     """
-    from hybridizer.train.timing import ProbeRequest, probe
+    from hybridizer.train.timing import DryRunRequest, dry_run
 
-    probed = probe(
-        ProbeRequest(
+    probed = dry_run(
+        DryRunRequest(
             plan.config,
             main_dtype(plan),
             request.freeze,
             request.boundary,
-            request.sequence,
-            request.rows_per_batch * request.batches_per_step,
+            request.seq_len,
+            request.micro_batch_size * request.batches_per_step,
             packed,
-            replace(settings, rows_per_batch=request.rows_per_batch),
+            replace(settings, micro_batch_size=request.micro_batch_size),
             lora=request.lora,
             cpu=request.device == "cpu",
         )
     )
     exact = replace(request, precision=probed.compute_dtype, device=probed.device.partition(":")[0])
-    return Expectation(
+    return StepTiming(
         probed.step_seconds,
         probed.step_seconds * num_steps,
         probed.tokens_per_second,

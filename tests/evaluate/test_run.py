@@ -13,7 +13,7 @@ from hybridizer.evaluate.run import compare_runs, evaluate
 from hybridizer.evaluate.scores import ScoreSettings
 from hybridizer.evaluate.texts import general_text, heldout_texts, trained_keys
 from support.tiny import make_tiny, tiny_tokenizer
-from support.token_texts import shard_of
+from support.token_texts import token_file_of
 
 SETTINGS = ScoreSettings(context=32, prompts=("the day and",), new_tokens=5)
 
@@ -44,8 +44,8 @@ def texts(tmp_path, folders):
     generator = np.random.default_rng(0)
     words = ["the", "opposite", "of", "hot", "is", "cold", "day", "night"]
     documents = [" ".join(generator.choice(words, n)) for n in generator.integers(3, 20, 40)]
-    corpus = Source("corpus", (shard_of(documents, tmp_path, "corpus", encoder),))
-    news = Source("news", (shard_of([*documents[:5], "not seen before", "nor this"], tmp_path, "news", encoder),))
+    corpus = Source("corpus", (token_file_of(documents, tmp_path, "corpus", encoder),))
+    news = Source("news", (token_file_of([*documents[:5], "not seen before", "nor this"], tmp_path, "news", encoder),))
     held = heldout_texts([corpus], 0.3, SilentMonitor())
     return [*held, general_text("news", news, trained_keys([corpus], 0.3))]
 

@@ -9,7 +9,7 @@ from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import DataSettings, Source, TrainingData
 from hybridizer.evaluate.texts import Document, TextSet, general_text, heldout_texts, trained_keys
-from support.token_texts import END, shard_of
+from support.token_texts import END, token_file_of
 
 TEXTS = [f"{i:03d} " + "x" * (i % 23) for i in range(200)]
 
@@ -23,7 +23,7 @@ class Notes(SilentMonitor):
 
 
 def source_of(texts, folder, name="a"):
-    return Source(name, (shard_of(texts, folder, name),))
+    return Source(name, (token_file_of(texts, folder, name),))
 
 
 def words(text_set):
@@ -38,7 +38,7 @@ def heldout(source, share=0.1, **kwargs):
 
 def test_training_and_held_out_documents_are_all_documents_and_share_none(tmp_path):
     source = source_of(TEXTS, tmp_path)
-    data = TrainingData([source], DataSettings(tokens=20_000, sequence=64, rows_per_step=4, heldout_share=0.1))
+    data = TrainingData([source], DataSettings(tokens=20_000, seq_len=64, global_batch_size=4, heldout_ratio=0.1))
     seen = set()
     for step in range(data.num_steps):
         for ids, positions in zip(*(getattr(data.batches(step)[0], k) for k in ("input_ids", "position_ids"))):  # noqa: B905
@@ -75,7 +75,7 @@ def test_one_long_document_is_cut_and_its_bytes_with_it(tmp_path):
 
 
 def test_a_document_that_occurs_twice_counts_once(tmp_path):
-    sources = Source("both", (shard_of(["ab", "cd", "ab"], tmp_path), shard_of(["cd", "ef"], tmp_path, "b")))
+    sources = Source("both", (token_file_of(["ab", "cd", "ab"], tmp_path), token_file_of(["cd", "ef"], tmp_path, "b")))
     found = general_text("g", sources, np.empty(0, np.uint64))
     assert sorted(words(found)) == ["ab", "cd", "ef"] and found.documents_available == 3
 
@@ -107,7 +107,7 @@ def test_documents_of_one_token_cannot_be_scored(tmp_path):
         def encode(self, texts):
             return [list(text.encode()) for text in texts]
 
-    source = Source("a", (shard_of(["x", "yz"], tmp_path, encoder=Bare()),))
+    source = Source("a", (token_file_of(["x", "yz"], tmp_path, encoder=Bare()),))
     assert words(general_text("g", source, np.empty(0, np.uint64))) == ["yz"]
 
 

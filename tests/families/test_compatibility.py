@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from hybridizer.families.compatibility import check_joins
-from hybridizer.families.reading import read_anatomy
-from hybridizer.families.structure import Anatomy, Source
+from hybridizer.families.compatibility import check_compatible
+from hybridizer.families.reading import read_structure
+from hybridizer.families.structure import Source, Structure
 from support.made_up import WIDTH, llama, llama_config, llama_shapes
 
 
-def problems(donor: Anatomy, host: Anatomy | None = None) -> list[str]:
+def problems(donor: Structure, host: Structure | None = None) -> list[str]:
     host = host or llama("host")
-    return [str(problem) for problem in check_joins(host, [Source(host, 0), Source(donor, 1)])]
+    return [str(problem) for problem in check_compatible(host, [Source(host, 0), Source(donor, 1)])]
 
 
 def test_like_donors_agree() -> None:
@@ -80,21 +80,21 @@ def test_old_and_new_rotary_settings_of_layer_types_are_the_same() -> None:
         "full_attention": {**scaling, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }
-    host = read_anatomy(llama_config(**old, rope_scaling=scaling), llama_shapes(), "host")
+    host = read_structure(llama_config(**old, rope_scaling=scaling), llama_shapes(), "host")
     changes = {**old, "rope_theta": None, "rope_local_base_freq": None, "rope_parameters": new}
-    donor = read_anatomy(llama_config(**changes), llama_shapes(), "donor")
+    donor = read_structure(llama_config(**changes), llama_shapes(), "donor")
     assert problems(donor, host) == []
 
 
 def test_traits_are_carried_per_layer_and_need_not_agree() -> None:
-    host = read_anatomy(llama_config(model_type="qwen3_moe", mlp_only_layers=[0, 1, 2]), llama_shapes(), "host")
-    donor = read_anatomy(llama_config(model_type="qwen3_moe", mlp_only_layers=[0]), llama_shapes(), "donor")
+    host = read_structure(llama_config(model_type="qwen3_moe", mlp_only_layers=[0, 1, 2]), llama_shapes(), "host")
+    donor = read_structure(llama_config(model_type="qwen3_moe", mlp_only_layers=[0]), llama_shapes(), "donor")
     assert problems(donor, host) == []
 
 
 def test_experts_have_one_name_whatever_the_file_calls_them() -> None:
-    def moe(where: str, **changes: Any) -> Anatomy:
-        return read_anatomy(llama_config(model_type="qwen3_moe", **changes), llama_shapes(), where)
+    def moe(where: str, **changes: Any) -> Structure:
+        return read_structure(llama_config(model_type="qwen3_moe", **changes), llama_shapes(), where)
 
     assert problems(moe("donor", num_local_experts=4), moe("host", num_experts=4)) == []
     found = problems(moe("donor", num_local_experts=8), moe("host", num_experts=4))
@@ -107,7 +107,7 @@ def test_infinities_are_read_in_both_spellings() -> None:
 
 
 def test_families_must_be_the_same() -> None:
-    donor = read_anatomy(llama_config(model_type="mistral"), llama_shapes(), "donor")
+    donor = read_structure(llama_config(model_type="mistral"), llama_shapes(), "donor")
     (message,) = problems(donor)
     assert message.startswith("donor: a donor of family 'mistral', and host is of family 'llama'.")
 
@@ -116,12 +116,12 @@ def test_shapes_are_compared_where_configs_agree() -> None:
     shapes = {
         name: (WIDTH, 17) if name.endswith("down_proj.weight") else shape for name, shape in llama_shapes().items()
     }
-    (message,) = problems(read_anatomy(llama_config(), shapes, "donor"))
+    (message,) = problems(read_structure(llama_config(), shapes, "donor"))
     assert "'mlp.down_proj.weight' of layer 1 is (8, 17), and (8, 16) in layer 0 of host" in message
 
 
 def test_tensors_that_one_side_lacks_are_told() -> None:
     shapes = llama_shapes()
     shapes |= {f"model.layers.{layer}.self_attn.q_proj.bias": (WIDTH,) for layer in range(3)}
-    (message,) = problems(read_anatomy(llama_config(), shapes, "donor"))
+    (message,) = problems(read_structure(llama_config(), shapes, "donor"))
     assert "'self_attn.q_proj.bias' of layer 1 is (8,), and absent in layer 0 of host" in message

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from hybridizer.core.errors import CheckpointError, PlanError
 from hybridizer.families.config import splice_config
-from hybridizer.families.reading import read_anatomy
-from hybridizer.families.structure import Anatomy, Source, layer_suffix, renumber
+from hybridizer.families.reading import read_structure
+from hybridizer.families.structure import Source, Structure, layer_suffix, renumber
 from support.hostile import FAMILIES, hostile_changes
 from support.made_up import llama, llama_config, llama_shapes
 
 
-def made(where: str, num_layers: int = 3, **changes: Any) -> Anatomy:
-    return read_anatomy(llama_config(num_layers, **changes), llama_shapes(num_layers), where)
+def made(where: str, num_layers: int = 3, **changes: Any) -> Structure:
+    return read_structure(llama_config(num_layers, **changes), llama_shapes(num_layers), where)
 
 
-def refused(host: Anatomy, *layers: tuple[Anatomy, int]) -> str:
+def refused(host: Structure, *layers: tuple[Structure, int]) -> str:
     with pytest.raises(PlanError) as caught:
         splice_config(host, [Source(donor, layer) for donor, layer in layers])
     return str(caught.value)
@@ -65,15 +65,15 @@ def test_a_list_only_the_donor_has_is_added_in_the_hosts_way() -> None:
 
 def test_draft_layers_are_counted_out() -> None:
     changes = {"model_type": "deepseek_v3", "num_nextn_predict_layers": 1, "first_k_dense_replace": 0}
-    host = read_anatomy(llama_config(**changes), llama_shapes(4), "host")
+    host = read_structure(llama_config(**changes), llama_shapes(4), "host")
     assert splice_config(host, [Source(host, 0)])["num_nextn_predict_layers"] == 0
-    without = read_anatomy(llama_config(**changes), llama_shapes(3), "host")
+    without = read_structure(llama_config(**changes), llama_shapes(3), "host")
     assert splice_config(without, [Source(without, 0)])["num_nextn_predict_layers"] == 1
 
 
 def test_both_counts_of_longcat_are_kept_in_step() -> None:
     counts = {"model_type": "longcat_flash", "num_layers": 3, "num_hidden_layers": 6}
-    host = read_anatomy(llama_config() | counts, llama_shapes(), "host")
+    host = read_structure(llama_config() | counts, llama_shapes(), "host")
     config = splice_config(host, [Source(host, 0), Source(host, 1)])
     assert (config["num_layers"], config["num_hidden_layers"]) == (2, 4)
 
@@ -84,7 +84,7 @@ def test_the_decoder_inside_a_composite_config_is_edited_there() -> None:
         "text_config": llama_config(model_type="gemma3_text"),
         "vision_config": {"depth": 9},
     }
-    host = read_anatomy(config, llama_shapes(stem="language_model.model."), "host")
+    host = read_structure(config, llama_shapes(stem="language_model.model."), "host")
     assert host.depth_key == ("text_config", "num_hidden_layers")
     spliced = splice_config(host, [Source(host, 0)])
     assert spliced["text_config"]["num_hidden_layers"] == 1
@@ -153,14 +153,14 @@ def test_whatever_is_written_means_what_was_asked(
         config = splice_config(donors[0], [Source(donors[which], layer) for which, layer in order])
     except (CheckpointError, PlanError):
         return
-    output = read_anatomy(config, llama_shapes(len(order)), "output")
+    output = read_structure(config, llama_shapes(len(order)), "output")
     for name, values in output.traits.items():
         assert values == tuple(donors[which].traits[name][layer] for which, layer in order)
 
 
 def test_tensors_are_renumbered_into_the_hosts_layout() -> None:
-    host = read_anatomy(llama_config(), llama_shapes(), "host")
-    donor = read_anatomy(llama_config(), llama_shapes(stem="transformer."), "donor")
+    host = read_structure(llama_config(), llama_shapes(), "host")
+    donor = read_structure(llama_config(), llama_shapes(stem="transformer."), "donor")
     name = "transformer.layers.2.mlp.down_proj.weight"
     assert layer_suffix(name, donor) == (2, "mlp.down_proj.weight")
     assert renumber(name, donor, host, 11) == "model.layers.11.mlp.down_proj.weight"

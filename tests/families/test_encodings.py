@@ -1,4 +1,4 @@
-"""Every spelling: what it writes, it reads back; what it cannot say, it does not say; nonsense in a file is named."""
+"""Every encoding: what it writes, it reads back; what it cannot say, it does not say; nonsense in a file is named."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hybridizer.families import rules
 from hybridizer.families.encodings import (
     UNSAID,
     CannotExpress,
+    Encoding,
     Indexed,
     Letters,
     Listed,
     Nested,
     OneOrList,
     Overrides,
-    Spelling,
     apply_edits,
 )
 
-SPELLINGS: dict[str, tuple[Spelling, tuple[Any, ...]]] = {
+SPELLINGS: dict[str, tuple[Encoding, tuple[Any, ...]]] = {
     "list": (Listed("layer_types"), ("full_attention", "mamba")),
     "list of flags": (Listed("flags", names={1: "rope", 0: "no rope"}), ("rope", "no rope")),
     "letters": (Letters("pattern", {"M": "mamba", "*": "full", "-": "mlp"}), ("mamba", "full", "mlp")),
@@ -51,14 +51,14 @@ COMPLETE = {
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_what_is_written_is_read_back(name: str, data: st.DataObject) -> None:
-    spelling, alphabet = SPELLINGS[name]
+    encoding, alphabet = SPELLINGS[name]
     values = tuple(data.draw(st.lists(st.sampled_from(alphabet), min_size=1, max_size=9)))
     try:
-        edited = apply_edits({}, spelling.encode({}, values))
+        edited = apply_edits({}, encoding.encode({}, values))
     except CannotExpress:
         assert name not in COMPLETE
         return
-    assert spelling.decode(edited, len(values)) == values
+    assert encoding.decode(edited, len(values)) == values
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_orders_beyond_a_spelling_are_refused(name: str, values: tuple[str, ...]
         ("sparse step", {"mlp_only_layers": 3}, "`mlp_only_layers` is 3"),
         ("cycle", {"block_types": ["x"]}, "a list out of a, r"),
         ("runs", {"attention_types": [1]}, "[[names, repeats], ...]"),
-        ("runs", {"attention_types": [[["global"], 3]]}, "spells out 3 layers"),
+        ("runs", {"attention_types": [[["global"], 3]]}, "encodes out 3 layers"),
     ],
 )
 def test_nonsense_is_named(name: str, config: dict[str, Any], words: str) -> None:
@@ -135,32 +135,32 @@ def test_nonsense_is_named(name: str, config: dict[str, Any], words: str) -> Non
 
 
 def test_old_names_are_kept_where_the_file_uses_them() -> None:
-    spelling = Listed("layer_types", old_names={"mamba": "linear_attention", "attention": "full_attention"})
+    encoding = Listed("layer_types", old_names={"mamba": "linear_attention", "attention": "full_attention"})
     values = ("full_attention", "linear_attention")
-    assert spelling.encode({"layer_types": ["mamba", "mamba"]}, values) == {"layer_types": ["attention", "mamba"]}
-    assert spelling.encode({"layer_types": ["linear_attention"]}, values) == {"layer_types": list(values)}
+    assert encoding.encode({"layer_types": ["mamba", "mamba"]}, values) == {"layer_types": ["attention", "mamba"]}
+    assert encoding.encode({"layer_types": ["linear_attention"]}, values) == {"layer_types": list(values)}
 
 
 def test_a_single_value_stays_single_where_it_can() -> None:
-    spelling = OneOrList("moe_topk")
-    assert spelling.encode({"moe_topk": 2}, (4, 4)) == {"moe_topk": 4}
-    assert spelling.encode({"moe_topk": 2}, (4, 2)) == {"moe_topk": [4, 2]}
-    assert spelling.encode({"moe_topk": [1, 2]}, (4, 4)) == {"moe_topk": [4, 4]}
+    encoding = OneOrList("moe_topk")
+    assert encoding.encode({"moe_topk": 2}, (4, 4)) == {"moe_topk": 4}
+    assert encoding.encode({"moe_topk": 2}, (4, 2)) == {"moe_topk": [4, 2]}
+    assert encoding.encode({"moe_topk": [1, 2]}, (4, 4)) == {"moe_topk": [4, 4]}
 
 
 def test_residual_scale_survives_every_change_of_depth_to_the_last_bit_of_float32() -> None:
-    spelling = rules.residual_scale()
+    encoding = rules.residual_scale()
     for old_depth in range(1, 80, 3):
-        values = spelling.decode({"scale_depth": 1.4}, old_depth)
+        values = encoding.decode({"scale_depth": 1.4}, old_depth)
         assert values is not None
         for new_depth in range(1, 100):
             wanted = (values[0],) * new_depth
-            edited = apply_edits({"scale_depth": 1.4}, spelling.encode({"scale_depth": 1.4}, wanted))
-            assert spelling.decode(edited, new_depth) == wanted
+            edited = apply_edits({"scale_depth": 1.4}, encoding.encode({"scale_depth": 1.4}, wanted))
+            assert encoding.decode(edited, new_depth) == wanted
 
 
 def test_residual_scale_is_read_as_transformers_reads_it() -> None:
-    spelling = rules.residual_scale()
-    assert spelling.decode({}, 1) == pytest.approx((1.4,), rel=1e-7)  # rel: float32
-    assert spelling.decode({"scale_depth": None}, 9) == (1.0,) * 9
-    assert spelling.decode({"scale_depth": 3}, 9) == (1.0,) * 9
+    encoding = rules.residual_scale()
+    assert encoding.decode({}, 1) == pytest.approx((1.4,), rel=1e-7)  # rel: float32
+    assert encoding.decode({"scale_depth": None}, 9) == (1.0,) * 9
+    assert encoding.decode({"scale_depth": 3}, 9) == (1.0,) * 9

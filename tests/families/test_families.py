@@ -18,7 +18,7 @@ from support.prove import assert_exact, open_donor, orders, write_splice
 from support.tiny import make_tiny, tiny_config
 
 ALL = {"same depth", "grown", "shrunk", "shifted"}
-# Orders that a family cannot have, by its config's spelling or by what its layers do.
+# Orders that a family cannot have, by its config's encoding or by what its layers do.
 REFUSED: dict[str, set[str]] = {
     "deepseek_v3": {"shifted"},
     "diffllama": {"grown", "shrunk", "shifted"},
@@ -41,7 +41,7 @@ FAMILIES = """
 def check(first: Path, second: Path, refused: set[str], folder: Path) -> None:
     """All four splices of two checkpoints are exact, save those listed as refused, and those are refused."""
     donors = [open_donor(first), open_donor(second)]
-    for name, order in orders(donors[0].anatomy.num_layers).items():
+    for name, order in orders(donors[0].structure.num_layers).items():
         if name in refused:
             with pytest.raises(PlanError):
                 write_splice(donors, order, folder / name)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING
 
-from hybridizer.families.compatibility import check_joins
-from hybridizer.families.reading import read_anatomy
+from hybridizer.families.compatibility import check_compatible
+from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Source
 from support.made_up import llama_shapes
 
@@ -163,7 +163,7 @@ def test_both_generations_can_give_layers_to_one_model(name: str, tmp_path: Path
     assert new["transformers_version"].startswith("5.")
     num_layers = old.get("num_hidden_layers") or old["n_layer"]
     shapes = llama_shapes(num_layers)
-    host, donor = read_anatomy(old, shapes, "old"), read_anatomy(new, shapes, "new")
+    host, donor = read_structure(old, shapes, "old"), read_structure(new, shapes, "new")
     assert host.traits == donor.traits
-    assert [str(problem) for problem in check_joins(host, [Source(donor, 0)])] == []
-    assert [str(problem) for problem in check_joins(donor, [Source(host, 0)])] == []
+    assert [str(problem) for problem in check_compatible(host, [Source(donor, 0)])] == []
+    assert [str(problem) for problem in check_compatible(donor, [Source(host, 0)])] == []

@@ -13,7 +13,7 @@ from hybridizer.families.mlp import MLP_TYPES, mlp_of
 
 DEPTHS = (2, 5, 13)
 
-# The old spellings of each family, as checkpoints in the wild use them, beside the bare default.
+# The old encodings of each family, as checkpoints in the wild use them, beside the bare default.
 OLD: dict[str, list[dict[str, Any]]] = {
     "afmoe": [{"global_attn_every_n_layers": 3, "num_dense_layers": 2}],
     "axk1": [{"first_k_dense_replace": 2}],
@@ -70,7 +70,7 @@ def test_layers_are_read_as_transformers_reads_them(family: str, old: dict[str, 
                 found, expected = found[:-1], expected[:-1]
             assert found == expected, f"{depth} layers"
         trait = mlp_of(family)
-        if trait is not None and MLP_TYPES in trait.spellings:
+        if trait is not None and MLP_TYPES in trait.encodings:
             expected = tuple({"sparse": "moe"}.get(name, name) for name in config.mlp_layer_types)
             assert trait.decode(old, depth) == expected, f"{depth} layers"
 

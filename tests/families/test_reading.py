@@ -11,34 +11,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridizer.core.errors import CheckpointError
-from hybridizer.families.reading import read_anatomy
+from hybridizer.families.reading import read_structure
 from support.hostile import FAMILIES, hostile_changes
 from support.made_up import VOCAB, WIDTH, llama, llama_config, llama_shapes
 
 
 def refused(config: Any, shapes: dict[str, tuple[int, ...]]) -> str:
     with pytest.raises(CheckpointError) as caught:
-        read_anatomy(config, shapes, "alpha")
+        read_structure(config, shapes, "alpha")
     return str(caught.value)
 
 
 def test_every_tensor_has_its_place() -> None:
-    anatomy = llama()
-    assert (anatomy.family, anatomy.architecture) == ("llama", "LlamaForCausalLM")
-    assert (anatomy.num_layers, anatomy.depth_key, anatomy.layer_prefix) == (3, ("num_hidden_layers",), "model.layers.")
-    assert anatomy.layers[2]["mlp.down_proj.weight"] == "model.layers.2.mlp.down_proj.weight"
-    assert anatomy.embedding == ("model.embed_tokens.weight",)
-    assert anatomy.final_norm == ("model.norm.weight",)
-    assert anatomy.head == ("lm_head.weight",)
-    assert (anatomy.hidden_size, anatomy.vocab_size) == (WIDTH, VOCAB)
-    assert anatomy.extra == ()
-    assert anatomy.kinds == ("full_attention",) * 3
+    structure = llama()
+    assert (structure.family, structure.architecture) == ("llama", "LlamaForCausalLM")
+    assert (structure.num_layers, structure.depth_key, structure.layer_prefix) == (
+        3,
+        ("num_hidden_layers",),
+        "model.layers.",
+    )
+    assert structure.layers[2]["mlp.down_proj.weight"] == "model.layers.2.mlp.down_proj.weight"
+    assert structure.embedding == ("model.embed_tokens.weight",)
+    assert structure.final_norm == ("model.norm.weight",)
+    assert structure.head == ("lm_head.weight",)
+    assert (structure.hidden_size, structure.vocab_size) == (WIDTH, VOCAB)
+    assert structure.extra == ()
+    assert structure.kinds == ("full_attention",) * 3
 
 
 def test_names_without_a_module_around_them_are_found() -> None:
     shapes = {name.removeprefix("model."): shape for name, shape in llama_shapes().items()}
-    anatomy = read_anatomy(llama_config(), shapes, "alpha")
-    assert (anatomy.layer_prefix, anatomy.final_norm, anatomy.embedding) == (
+    structure = read_structure(llama_config(), shapes, "alpha")
+    assert (structure.layer_prefix, structure.final_norm, structure.embedding) == (
         "layers.",
         ("norm.weight",),
         ("embed_tokens.weight",),
@@ -50,17 +54,17 @@ def test_kinds_put_attention_and_mlp_into_words() -> None:
     shapes = llama_shapes()
     shapes["model.layers.0.mlp.only_dense.weight"] = (1,)
     shapes["model.layers.2.self_attn.k_norm.weight"] = (1,)
-    kinds = read_anatomy(config, shapes, "alpha").kinds
+    kinds = read_structure(config, shapes, "alpha").kinds
     assert kinds == ("linear_attention+dense", "linear_attention+moe", "full_attention+moe")
 
 
 def test_draft_layers_behind_the_last_are_left_out_with_a_reason() -> None:
     config = llama_config(model_type="deepseek_v3", num_nextn_predict_layers=1, first_k_dense_replace=0)
     shapes = llama_shapes(4) | {"mtp.norm.weight": (WIDTH,)}
-    anatomy = read_anatomy(config, shapes, "alpha")
-    assert anatomy.num_layers == 3
-    assert {(extra.kept, extra.role) for extra in anatomy.extra} == {(False, "draft")}
-    assert "model.layers.3.mlp.down_proj.weight" in {extra.name for extra in anatomy.extra}
+    structure = read_structure(config, shapes, "alpha")
+    assert structure.num_layers == 3
+    assert {(extra.kept, extra.role) for extra in structure.extra} == {(False, "draft")}
+    assert "model.layers.3.mlp.down_proj.weight" in {extra.name for extra in structure.extra}
 
 
 def test_recomputed_buffers_are_left_out_and_global_tensors_kept() -> None:
@@ -69,13 +73,13 @@ def test_recomputed_buffers_are_left_out_and_global_tensors_kept() -> None:
         "model.layers.1.attn.bias": (1, 1, 64, 64),
         "model.embed_positions.weight": (64, WIDTH),
     }
-    anatomy = read_anatomy(llama_config(), shapes, "alpha")
-    assert {extra.name: extra.kept for extra in anatomy.extra} == {
+    structure = read_structure(llama_config(), shapes, "alpha")
+    assert {extra.name: extra.kept for extra in structure.extra} == {
         "model.layers.0.self_attn.rotary_emb.inv_freq": False,
         "model.layers.1.attn.bias": False,
         "model.embed_positions.weight": True,
     }
-    assert len({len(layer) for layer in anatomy.layers}) == 1
+    assert len({len(layer) for layer in structure.layers}) == 1
 
 
 @pytest.mark.parametrize(
@@ -87,16 +91,16 @@ def test_ties(config_says: bool | None, head_there: bool, tied: bool, in_doubt: 
     if not head_there:
         del shapes["lm_head.weight"]
     config = llama_config(model_type="gemma", tie_word_embeddings=config_says)  # gemma ties unless told otherwise
-    anatomy = read_anatomy(config, shapes, "alpha")
-    assert (anatomy.tied, anatomy.tie_in_doubt) == (tied, in_doubt)
+    structure = read_structure(config, shapes, "alpha")
+    assert (structure.tied, structure.tie_in_doubt) == (tied, in_doubt)
 
 
 def test_a_silent_config_of_an_unknown_family_ties_where_there_is_no_head() -> None:
     config = llama_config(model_type="a_family_of_the_future", tie_word_embeddings=None)
     shapes = llama_shapes()
-    assert not read_anatomy(config, shapes, "alpha").tied
+    assert not read_structure(config, shapes, "alpha").tied
     del shapes["lm_head.weight"]
-    assert read_anatomy(config, shapes, "alpha").tied
+    assert read_structure(config, shapes, "alpha").tied
 
 
 def test_config_and_files_of_different_depth() -> None:
@@ -173,10 +177,10 @@ def test_a_config_that_is_no_dict() -> None:
 @given(family=st.sampled_from(FAMILIES), changes=hostile_changes(4))
 def test_hostile_configs_are_read_or_refused(family: str, changes: dict[str, Any]) -> None:
     try:
-        anatomy = read_anatomy(llama_config(**{"model_type": family, **changes}), llama_shapes(), "alpha")
+        structure = read_structure(llama_config(**{"model_type": family, **changes}), llama_shapes(), "alpha")
     except CheckpointError:
         return
-    assert anatomy.num_layers == len(anatomy.layers) == len(anatomy.kinds) == 3
+    assert structure.num_layers == len(structure.layers) == len(structure.kinds) == 3
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -1,4 +1,4 @@
-"""A trait is rewritten in every spelling that a file uses, and a file never ends up saying two things."""
+"""A trait is rewritten in every encoding that a file uses, and a file never ends up saying two things."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hybridizer.models.matmul import WideProducts, product_dtype
-from hybridizer.models.objective import Objective
+from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
+from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from support.train_models import tiny_model
 
@@ -33,14 +33,14 @@ def low(*shape):
 def test_no_matrix_product_and_no_attention_of_a_step_is_left_in_bfloat16(model_type):
     model = tiny_model(model_type).bfloat16().eval()
     ids = torch.arange(24)[None] + 3
-    with Recorder() as beneath, WideProducts():
-        Objective(model, find_parts(model))(ids, torch.arange(24)[None], ids).backward()
+    with Recorder() as beneath, UpcastMatmul():
+        CausalLMLoss(model, find_parts(model))(ids, torch.arange(24)[None], ids).backward()
     assert beneath.taken - {torch.int32} == {torch.float32}  # grouped products also take where each group ends
 
 
 def test_attention_gives_gradients_in_bfloat16():
     q, k, v = (low(1, 2, 16, 8) for _ in range(3))
-    with WideProducts(), Recorder() as above:
+    with UpcastMatmul(), Recorder() as above:
         output = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         assert above.given == {torch.bfloat16, torch.float32}  # the output, and the sums of exponentials
         above.given.clear()
@@ -50,7 +50,7 @@ def test_attention_gives_gradients_in_bfloat16():
 
 def test_a_product_is_rounded_once_in_each_direction():
     x, weight = low(5, 64), low(3, 64)
-    with WideProducts():
+    with UpcastMatmul():
         output = functional.linear(x, weight)
         output.backward(torch.ones_like(output))
     assert torch.equal(output, (x.float() @ weight.float().T).bfloat16())
@@ -60,7 +60,7 @@ def test_a_product_is_rounded_once_in_each_direction():
 def test_attention_gives_what_float32_gives_and_keeps_bfloat16():
     q, k, v = (low(1, 2, 16, 8) for _ in range(3))
     kept = []
-    with WideProducts(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
+    with UpcastMatmul(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
         output = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     exact = functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
     assert torch.equal(output, exact.bfloat16())
@@ -70,12 +70,12 @@ def test_attention_gives_what_float32_gives_and_keeps_bfloat16():
 def test_float32_passes_untouched():
     x, weight = torch.randn(5, 64), torch.randn(3, 64)
     expected = functional.linear(x, weight)
-    with WideProducts():
+    with UpcastMatmul():
         assert torch.equal(functional.linear(x, weight), expected)
 
 
 @pytest.mark.parametrize("hardware, multiplied", [(True, torch.bfloat16), (False, torch.float32)])
 def test_bfloat16_multiplies_in_itself_only_in_hardware(monkeypatch, hardware, multiplied):
     monkeypatch.setattr("hybridizer.models.matmul.has_bfloat16", lambda device: hardware)
-    assert product_dtype(torch.bfloat16, torch.device("cpu")) == multiplied
-    assert product_dtype(torch.float32, torch.device("cpu")) == torch.float32
+    assert matmul_dtype(torch.bfloat16, torch.device("cpu")) == multiplied
+    assert matmul_dtype(torch.float32, torch.device("cpu")) == torch.float32

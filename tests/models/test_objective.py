@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.loss import IGNORED
-from hybridizer.models.objective import Objective
+from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts, run_model
 from support.train_models import tiny_model
 
@@ -15,7 +15,7 @@ CAPPED = {"gemma2": {}, "granite": {"logits_scaling": 2.0}, "cohere2": {}, "falc
 
 def objective_of(model_type, **overrides):
     model = tiny_model(model_type, **overrides).eval()
-    return Objective(model, find_parts(model), chunk_bytes=4 * 256 * 8)
+    return CausalLMLoss(model, find_parts(model), chunk_bytes=4 * 256 * 8)
 
 
 def batch(rows=2, tokens=24):
@@ -80,4 +80,4 @@ def test_a_model_without_a_head_that_has_weights_is_refused():
     model = tiny_model("llama").eval()
     for head in (None, torch.nn.Identity()):
         with pytest.raises(InputError, match="no module with weights of its own"):
-            Objective(model, dataclasses.replace(find_parts(model), head=head))
+            CausalLMLoss(model, dataclasses.replace(find_parts(model), head=head))

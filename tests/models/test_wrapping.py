@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hybridizer.models.objective import Objective
+from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from hybridizer.models.wrapping import recomputing
 from hybridizer.plan.freeze import FreezeSettings
@@ -16,7 +16,7 @@ def test_recomputed_layers_give_the_same_gradients_with_a_frozen_side(freeze):
     model = tiny_model("llama")
     parts = find_parts(model)
     apply_freeze_(model, plan_freeze(model, parts, FreezeSettings(freeze), boundary=2))
-    objective = Objective(model, parts)
+    objective = CausalLMLoss(model, parts)
     named = [p for p in model.parameters() if p.requires_grad]
     plain = torch.autograd.grad(objective(IDS, torch.arange(24)[None], IDS), named)
     kept = []

@@ -41,7 +41,7 @@ def plan_of(model_type, **overrides):
     return Plan("toy", "a", 0, "same family", None, {}, (), tensors, (), {}, config, {}, 10**9)
 
 
-REQUEST = CostRequest(FreezeSettings("deep"), boundary=2, sequence=64, rows_per_batch=2)
+REQUEST = CostRequest(FreezeSettings("deep"), boundary=2, seq_len=64, micro_batch_size=2)
 LAYER = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64
 TABLE = 256 * 64
 
@@ -61,7 +61,7 @@ def test_the_arms_stand_beside_what_is_asked(plan):
 
 def test_what_is_priced_is_what_was_asked(plan):
     first = estimate_cost(plan, REQUEST).asked.memory
-    assert estimate_cost(plan, replace(REQUEST, rows_per_batch=4)).asked.memory.activations == 2 * first.activations
+    assert estimate_cost(plan, replace(REQUEST, micro_batch_size=4)).asked.memory.activations == 2 * first.activations
     assert estimate_cost(plan, replace(REQUEST, optimizer="adamw8bit")).asked.memory.optimizer == first.optimizer // 4
     low = estimate_cost(plan, replace(REQUEST, precision="bfloat16")).asked.memory
     assert (low.masters, low.activations) == (
@@ -93,11 +93,11 @@ def test_adapters_are_priced_as_adapters(plan):
 
 def test_a_probe_trains_the_adapters_that_were_asked_for(plan, monkeypatch):
     from hybridizer.train.loop import TrainSettings
-    from hybridizer.train.timing import Probed
+    from hybridizer.train.timing import DryRun
 
     asked = []
-    answer = Probed(2.0, 10.0, 10**9, "cpu", "float32")
-    monkeypatch.setattr("hybridizer.train.timing.probe", lambda request: asked.append(request) or answer)
+    answer = DryRun(2.0, 10.0, 10**9, "cpu", "float32")
+    monkeypatch.setattr("hybridizer.train.timing.dry_run", lambda request: asked.append(request) or answer)
     request = replace(REQUEST, lora=Lora(4, dropout=0.1))
     found = expect_time(plan, request, TrainSettings(precision="float32"), packed=True, num_steps=50)
     assert asked[0].lora == Lora(4, dropout=0.1)

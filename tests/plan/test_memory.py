@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hybridizer.models.objective import Objective
+from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.flops import count_token_flops, full_training
 from hybridizer.plan.freeze import FreezeSettings, choose_frozen
@@ -48,7 +48,7 @@ def test_counted_operations_are_the_estimated_ones(layers, rank):
     if rank:
         plan = plan_lora_(model, parts, plan, Lora(rank))
     apply_freeze_(model, plan)
-    objective = Objective(model, parts)
+    objective = CausalLMLoss(model, parts)
     tokens = 32
     ids = torch.arange(tokens)[None] + 3
     with FlopCounterMode(display=False) as counter:
@@ -105,7 +105,7 @@ def test_freezing_deep_saves_more_memory_than_compute_and_says_so():
 
 
 def test_recomputing_layers_keeps_one_layer_and_the_stream():
-    kept = estimate(SMOLLM2, choose("deep"), replace(RUN, recompute_layers=True)).memory.activations
+    kept = estimate(SMOLLM2, choose("deep"), replace(RUN, gradient_checkpointing=True)).memory.activations
     assert kept < estimate(SMOLLM2, choose("deep"), RUN).memory.activations / 5
 
 

@@ -181,7 +181,7 @@ TRAIN = f"{RECIPE}train:\n  data: [{{path: a.txt}}]\n  tokens: 2M\n"
          "  Write it as 3e-5 or 0.1, no quotes."),
         ("2M", "2M\n  betas: 0.9", "recipe.yaml:14: two shares are asked for; found the number 0.9.\n"
          "  Write them as [0.9, 0.95]."),
-        ("2M", "2M\n  heldout_share: 1", "recipe.yaml:14: a share of 1 leaves nothing for the rest.\n"
+        ("2M", "2M\n  heldout_ratio: 1", "recipe.yaml:14: a share of 1 leaves nothing for the rest.\n"
          "  Write a share from 0 up to but not including 1."),
         ("path: a.txt", "weight: 1", "recipe.yaml:12: entry 0 of `data` has neither `path` nor `hub`.\n"
          "  Give one of the two: where the text comes from."),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridizer.families.reading import read_anatomy
-from hybridizer.families.structure import Anatomy
+from hybridizer.families.reading import read_structure
+from hybridizer.families.structure import Structure
 
 WIDTH, VOCAB = 8, 32
 _LAYER = {
@@ -44,6 +44,6 @@ def llama_shapes(num_layers: int = 3, stem: str = "model.") -> dict[str, tuple[i
     return shapes | {f"{stem}norm.weight": (WIDTH,)}
 
 
-def llama(where: str = "alpha", num_layers: int = 3, **changes: Any) -> Anatomy:
+def llama(where: str = "alpha", num_layers: int = 3, **changes: Any) -> Structure:
     """A whole checkpoint of llama, taken apart."""
-    return read_anatomy(llama_config(num_layers, **changes), llama_shapes(num_layers), where)
+    return read_structure(llama_config(num_layers, **changes), llama_shapes(num_layers), where)

@@ -1,4 +1,4 @@
-"""Splices of tiny checkpoints, built from the anatomy alone and held against the real models, layer by layer.
+"""Splices of tiny checkpoints, built from the structure alone and held against the real models, layer by layer.
 
 The copier here is the simplest that can be: load, rename, save. What is under test is which names and which config.
 """
@@ -18,19 +18,19 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hybridizer.families.config import splice_config
-from hybridizer.families.reading import read_anatomy
-from hybridizer.families.structure import Anatomy, Source, renumber
+from hybridizer.families.reading import read_structure
+from hybridizer.families.structure import Source, Structure, renumber
 
 NUM_TOKENS = 24  # twice the tiny sliding window
 
 
 @dataclass(frozen=True)
 class Donor:
-    """A tiny checkpoint on disk, its tensors, its anatomy and, loaded from the same files, its model."""
+    """A tiny checkpoint on disk, its tensors, its structure and, loaded from the same files, its model."""
 
     folder: Path
     tensors: dict[str, torch.Tensor]
-    anatomy: Anatomy
+    structure: Structure
     model: PreTrainedModel
 
 
@@ -38,8 +38,8 @@ def open_donor(folder: Path) -> Donor:
     """The checkpoint in `folder`, read both ways: as files and as a model."""
     tensors = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    anatomy = read_anatomy(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, folder.name)
-    return Donor(folder, tensors, anatomy, _load(folder))
+    structure = read_structure(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, folder.name)
+    return Donor(folder, tensors, structure, _load(folder))
 
 
 def orders(num_layers: int) -> dict[str, list[tuple[int, int]]]:
@@ -54,16 +54,16 @@ def orders(num_layers: int) -> dict[str, list[tuple[int, int]]]:
 
 
 def write_splice(donors: Sequence[Donor], order: Sequence[tuple[int, int]], folder: Path) -> None:
-    """Write the spliced checkpoint; donor 0 is the host. Raises PlanError where the anatomy refuses."""
+    """Write the spliced checkpoint; donor 0 is the host. Raises PlanError where the structure refuses."""
     host = donors[0]
-    config = splice_config(host.anatomy, [Source(donors[which].anatomy, layer) for which, layer in order])
-    kept = [*host.anatomy.embedding, *host.anatomy.final_norm, *host.anatomy.head]
-    kept += [extra.name for extra in host.anatomy.extra if extra.kept]
+    config = splice_config(host.structure, [Source(donors[which].structure, layer) for which, layer in order])
+    kept = [*host.structure.embedding, *host.structure.final_norm, *host.structure.head]
+    kept += [extra.name for extra in host.structure.extra if extra.kept]
     output = {name: host.tensors[name] for name in kept}
     for place, (which, layer) in enumerate(order):
         donor = donors[which]
-        for name in donor.anatomy.layers[layer].values():
-            output[renumber(name, donor.anatomy, host.anatomy, place)] = donor.tensors[name]
+        for name in donor.structure.layers[layer].values():
+            output[renumber(name, donor.structure, host.structure, place)] = donor.tensors[name]
     folder.mkdir(parents=True)
     save_file({name: tensor.clone() for name, tensor in output.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2))

@@ -29,7 +29,7 @@ def synthetic_record(reference="alpha", num_layers=30, n=500, height=0.05, with_
         "schema": "hybridizer.trace/1",
         "donor": {"reference": reference, "fingerprint": "sha256:0", "family": "llama", "num_layers": num_layers},
         "probes": {"name": "antonyms-en", "sha256": "0" * 64, "n": n},
-        "settings": {"perturb": "both" if with_layer else "context", "mask_share": 0.3, "lens": "plain", "seed": 0},
+        "settings": {"perturb": "both" if with_layer else "context", "mask_ratio": 0.3, "lens": "plain", "seed": 0},
         "accuracy": 0.452, "accuracy_ci": [0.41, 0.49] if with_intervals else None, "accuracy_n": n,
         "target_prob": 0.26, "target_prob_ci": [0.24, 0.28] if with_intervals else None,
         "js_embedding": 0.03, "js_embedding_ci": near(0.03, 0.01),

@@ -1,4 +1,4 @@
-"""A tokenizer of one id a byte and shards made with it, for tests that must not load a real tokenizer."""
+"""A tokenizer of one id a byte and token_files made with it, for tests that must not load a real tokenizer."""
 
 import json
 import tempfile
@@ -20,8 +20,8 @@ class ByteEncoder:
         return [[*text.encode(), END] for text in texts]
 
 
-def shard_of(texts, folder, name="a", encoder=None):
-    """The shard of a JSONL file with `texts`, cached in folder/cache."""
+def token_file_of(texts, folder, name="a", encoder=None):
+    """The token_file of a JSONL file with `texts`, cached in folder/cache."""
     path = folder / f"{name}.jsonl"
     with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:  # other ranks may be reading it already
         file.write("\n".join(json.dumps({"text": text}) for text in texts))

@@ -10,7 +10,7 @@ import torch
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
 from hybridizer.trace.probes import Probe, ProbeSet
-from hybridizer.trace.record import TracedDonor
+from hybridizer.trace.record import RecordedDonor
 from support.tiny import make_tiny, tiny_tokenizer
 
 # One or more of every kind: scaled embeddings and logits, soft caps, tuples as outputs, several residual streams, keys
@@ -57,5 +57,5 @@ def spread(model, scale: float = 6.0):
     return model
 
 
-def traced(parts) -> TracedDonor:
-    return TracedDonor("tiny", "sha256:0", "tiny", parts.num_layers)
+def traced(parts) -> RecordedDonor:
+    return RecordedDonor("tiny", "sha256:0", "tiny", parts.num_layers)

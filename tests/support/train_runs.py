@@ -14,7 +14,7 @@ from hybridizer.train.freeze import plan_freeze
 from hybridizer.train.loop import DeviceFigures, TrainSettings, train
 from hybridizer.train.optimizer import OptimizerSettings
 from hybridizer.train.runtime import Runtime
-from support.token_texts import shard_of
+from support.token_texts import token_file_of
 from support.train_models import plain_model
 
 TEXTS = [f"document {i} " + "abc " * (i % 11) for i in range(120)]
@@ -24,8 +24,8 @@ FIGURES = DeviceFigures(TokenFlops(1e6, 1e6, 1e6), 1e9)
 
 def data_in(folder, **settings):
     folder.mkdir(parents=True, exist_ok=True)
-    source = Source("texts", (shard_of(TEXTS, folder),))
-    return TrainingData([source], DataSettings(**{"tokens": 3000, "sequence": 64, "rows_per_step": 4, **settings}))
+    source = Source("texts", (token_file_of(TEXTS, folder),))
+    return TrainingData([source], DataSettings(**{"tokens": 3000, "seq_len": 64, "global_batch_size": 4, **settings}))
 
 
 def run(

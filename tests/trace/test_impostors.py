@@ -11,7 +11,7 @@ from hybridizer.trace.boundary import choose_boundary
 from hybridizer.trace.model import trace_model
 from hybridizer.trace.probes import Probe, ProbeSet, builtin_probes
 from hybridizer.trace.ranking import Candidate, PerPrompt, rank_donors
-from hybridizer.trace.record import TracedDonor
+from hybridizer.trace.record import RecordedDonor
 from hybridizer.trace.settings import TraceSettings
 from support.toys import NUM_LAYERS, constant, fresh, shuffled, toy_prompt, toy_text, toy_tokenizer, trained
 
@@ -25,7 +25,7 @@ def toy_probes(num_probes=120):
 
 
 def trace(name, model, tokenizer, probes):
-    donor = TracedDonor(name, f"sha256:{name}", "llama", model.config.num_hidden_layers)
+    donor = RecordedDonor(name, f"sha256:{name}", "llama", model.config.num_hidden_layers)
     return trace_model(model, tokenizer, find_parts(model), probes, TraceSettings(num_resamples=200), donor)
 
 

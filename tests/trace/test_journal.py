@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hybridizer.core.errors import InputError
-from hybridizer.trace.journal import Journal
+from hybridizer.trace.journal import TraceProgress
 from hybridizer.trace.readings import Reading, stack_readings
 
 READING = Reading(0, 7, (0.1, 0.2), (0.0, 1 / 3), None, (1.5, 0.0), 5.0, True, 0.25)
@@ -15,29 +15,33 @@ def reading(index, **changes):
 
 
 def test_what_was_appended_comes_back_exactly(tmp_path):
-    journal = Journal(tmp_path / "new" / "j.jsonl", "key")
+    journal = TraceProgress(tmp_path / "new" / "j.jsonl", "key")
     assert journal.finished == []
     journal.append([reading(0), reading(2, hit=None, answer_prob=None)])
     journal.append([reading(1)])
-    assert Journal(journal.path, "key").finished == [reading(0), reading(2, hit=None, answer_prob=None), reading(1)]
+    assert TraceProgress(journal.path, "key").finished == [
+        reading(0),
+        reading(2, hit=None, answer_prob=None),
+        reading(1),
+    ]
 
 
 @pytest.mark.parametrize("lost_bytes", [1, 5, 50])
 def test_a_line_cut_short_is_dropped_and_written_over(tmp_path, lost_bytes):
-    journal = Journal(tmp_path / "j.jsonl", "key")
+    journal = TraceProgress(tmp_path / "j.jsonl", "key")
     journal.append([reading(0)])
     journal.append([reading(1)])
     journal.path.write_bytes(journal.path.read_bytes()[:-lost_bytes])
-    again = Journal(journal.path, "key")
+    again = TraceProgress(journal.path, "key")
     assert again.finished == [reading(0)]
     again.append([reading(1, target=8)])
-    assert Journal(journal.path, "key").finished == [reading(0), reading(1, target=8)]
+    assert TraceProgress(journal.path, "key").finished == [reading(0), reading(1, target=8)]
 
 
 def test_a_journal_killed_while_starting_starts_again(tmp_path):
     path = tmp_path / "j.jsonl"
     path.write_bytes(b'{"ke')
-    assert Journal(path, "key").finished == []
+    assert TraceProgress(path, "key").finished == []
     assert path.read_bytes() == b'{"key": "key"}\n'
 
 
@@ -46,24 +50,24 @@ def test_another_file_is_neither_continued_nor_overwritten(tmp_path, content):
     path = tmp_path / "j.jsonl"
     path.write_bytes(content)
     with pytest.raises(InputError, match="no journal of this trace"):
-        Journal(path, "key")
+        TraceProgress(path, "key")
     assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("line", [b"{}", b"3", b"[1]", b"[{}]", b'{"index": 0', b"\xff", b'[{"index": 0}]'])
 def test_damage_in_the_middle_is_named_with_its_line(tmp_path, line):
-    journal = Journal(tmp_path / "j.jsonl", "key")
+    journal = TraceProgress(tmp_path / "j.jsonl", "key")
     journal.append([reading(0)])
     journal.path.write_bytes(journal.path.read_bytes() + line + b"\n")
     with pytest.raises(InputError, match="j.jsonl:3: damaged journal"):
-        Journal(journal.path, "key")
+        TraceProgress(journal.path, "key")
 
 
 def test_a_prompt_read_twice_is_damage(tmp_path):
-    journal = Journal(tmp_path / "j.jsonl", "key")
+    journal = TraceProgress(tmp_path / "j.jsonl", "key")
     journal.append([reading(0), reading(0)])
     with pytest.raises(InputError, match="read twice"):
-        Journal(journal.path, "key")
+        TraceProgress(journal.path, "key")
 
 
 def test_readings_are_stacked_in_the_order_of_the_probes():

@@ -101,7 +101,7 @@ def test_probes_without_targets_have_no_accuracy(donor):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_traced_within_bounds_and_does_not_move_where_nothing_is_masked(family, tmp_path):
     donor = load_tiny(family, tmp_path)
-    still = run(donor, settings=dataclasses.replace(QUICK, mask_share=0.0)).readings
+    still = run(donor, settings=dataclasses.replace(QUICK, mask_ratio=0.0)).readings
     moved = run(donor).readings
     assert (still.js == 0).all()
     assert (moved.js >= 0).all() and (moved.js <= 1).all() and moved.js[:, 1:].max() > 0
@@ -156,7 +156,7 @@ def test_with_the_layer_perturbation_alone_its_js_fills_the_record(donor):
     trace = run(donor, settings=dataclasses.replace(QUICK, perturb="layer"))
     assert trace.readings.js is None
     assert [f.js for f in trace.record.layers] == [f.layer_js for f in trace.record.layers]
-    assert trace.record.settings.mask_share is None and trace.record.settings.mask_with is None
+    assert trace.record.settings.mask_ratio is None and trace.record.settings.mask_with is None
     assert trace.record.settings.noise_share == 0.1
 
 
@@ -221,7 +221,7 @@ def test_a_finished_journal_runs_nothing_again(donor, tmp_path, monkeypatch):
 def test_a_journal_of_other_settings_is_not_continued(donor, tmp_path):
     run(donor, journal=tmp_path / "j")
     with pytest.raises(InputError, match="no journal of this trace"):
-        run(donor, settings=dataclasses.replace(QUICK, mask_share=0.5), journal=tmp_path / "j")
+        run(donor, settings=dataclasses.replace(QUICK, mask_ratio=0.5), journal=tmp_path / "j")
 
 
 def test_the_record_as_json_keeps_the_contract(donor):
@@ -229,7 +229,7 @@ def test_the_record_as_json_keeps_the_contract(donor):
     assert next(iter(record)) == "schema" and record["schema"] == "hybridizer.trace/1"
     assert set(record["donor"]) == {"reference", "fingerprint", "family", "num_layers"}
     assert record["probes"] == {"name": "tiny.jsonl", "sha256": "0" * 64, "n": 7}
-    asked = {"perturb", "mask_share", "mask_with", "lens", "epsilon", "tau", "p_min", "seed", "dtype"}
+    asked = {"perturb", "mask_ratio", "mask_with", "lens", "epsilon", "tau", "p_min", "seed", "dtype"}
     assert asked <= set(record["settings"])
     assert record["settings"]["mask_with"] == "<unk>" and record["settings"]["dtype"] == "float32"
     assert [row["layer"] for row in record["layers"]] == [1, 2, 3, 4]
@@ -317,8 +317,8 @@ def test_running_out_of_memory_says_what_to_turn(donor, monkeypatch):
     ("change", "words"),
     [
         ({"perturb": "contxt"}, r"no perturbation 'contxt'.\n  Did you mean 'context'"),
-        ({"mask_share": 1.5}, "mask_share: 1.5 is no share"),
-        ({"mask_share": math.nan}, "mask_share: nan is no share"),
+        ({"mask_ratio": 1.5}, "mask_ratio: 1.5 is no share"),
+        ({"mask_ratio": math.nan}, "mask_ratio: nan is no share"),
         ({"noise_share": 0.0}, "noise_share: 0.0 is not positive"),
         ({"epsilon": math.inf}, "epsilon: inf is not positive"),
         ({"batch_size": 0}, "batch_size: 0 is too few"),

@@ -9,7 +9,7 @@ import torch
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.parts import find_parts
-from hybridizer.trace.cache import Traced
+from hybridizer.trace.cache import TraceRun
 from hybridizer.trace.model import trace_model
 from hybridizer.trace.probes import Probe, ProbeSet
 from hybridizer.trace.profile import compare_profiles
@@ -33,7 +33,7 @@ def trace_of(steps, n=100, noise=0.0, seed=0):
         "probes": {"sha256": "s"}, "donor": {"num_layers": depth},
         "settings": {"perturb": "context", "seed": 0, "num_resamples": 500, "tuned_lens": None},
     }  # fmt: skip
-    return Traced("tiny", record, Readings(prob, js, None, js, none, none, none))
+    return TraceRun("tiny", record, Readings(prob, js, None, js, none, none, none))
 
 
 def both(deep, shallow=SHALLOW, **kwargs):
@@ -144,7 +144,7 @@ def test_traces_of_another_kind_are_refused_by_the_first_difference():
 def with_setting(trace, name, value):
     record = copy.deepcopy(trace.record)
     record["settings"][name] = value
-    return Traced(trace.donor, record, trace.readings)
+    return TraceRun(trace.donor, record, trace.readings)
 
 
 def test_the_record_is_plain_json():
@@ -164,7 +164,7 @@ def trace(donor):
     words = ["hot", "big", "up", "wet", "old", "day", "far", "good", "left", "rich", "long", "early"]
     probes = ProbeSet("p", "0" * 64, tuple(Probe(f"{a} is not {b} but ", None) for a in words for b in words if a != b))
     found = trace_model(model, tokenizer, parts, probes, TraceSettings(num_resamples=300), traced(parts))
-    return Traced("tiny", found.record.to_json(), found.readings)
+    return TraceRun("tiny", found.record.to_json(), found.readings)
 
 
 def test_a_model_traced_twice_keeps_its_profile_and_one_with_shuffled_deep_layers_does_not(donor):

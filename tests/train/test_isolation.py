@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridizer.models.loss import IGNORED
-from hybridizer.models.objective import Objective
+from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from hybridizer.models.wrapping import recomputing
-from hybridizer.train.isolation import Documents, documents_apart, documents_leak
+from hybridizer.train.isolation import Documents, documents_leak, isolate_documents
 from support.train_models import plain_model, tiny_model
 from support.train_runs import bytes_of
 
@@ -27,12 +27,12 @@ CARRYING = {  # and how many modules of each need help
 
 def objective_of(model_type):
     model = tiny_model(model_type, **OVERRIDES.get(model_type, {})).eval()
-    return Objective(model, find_parts(model))
+    return CausalLMLoss(model, find_parts(model))
 
 
 @contextlib.contextmanager
 def apart(objective):
-    with documents_apart(objective.model, objective._parts.layers, 256) as count:
+    with isolate_documents(objective.model, objective._parts.layers, 256) as count:
         yield count
 
 
@@ -131,9 +131,9 @@ class Faint(torch.nn.Module):
 def test_a_faint_trace_of_another_document_is_a_leak_in_any_precision(dtype):
     model, parts = plain_model(dropout=0.0)
     model.layers[1].norm = torch.nn.Sequential(model.layers[1].norm, Faint())
-    objective = Objective(model.to(dtype), parts)
+    objective = CausalLMLoss(model.to(dtype), parts)
     assert documents_leak(objective, 257)
-    with documents_apart(model, parts.layers, 257) as count:
+    with isolate_documents(model, parts.layers, 257) as count:
         assert count == 1 and not documents_leak(objective, 257)
 
 

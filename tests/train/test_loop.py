@@ -6,7 +6,7 @@ import torch
 
 from hybridizer.core.errors import InputError, RunError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.models.matmul import WideProducts
+from hybridizer.models.matmul import UpcastMatmul
 from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.train.freeze import plan_freeze, tensor_sha256
 from hybridizer.train.optimizer import OptimizerSettings
@@ -43,7 +43,7 @@ def test_stopped_and_resumed_equals_run_through_bit_for_bit(tmp_path, precision,
 
 def test_gradient_accumulation_and_recomputation_change_rounding_only(tmp_path):
     whole = run(tmp_path / "a")[1]
-    for name, change in {"b": {"rows_per_batch": 1}, "c": {"recompute_layers": True}}.items():
+    for name, change in {"b": {"micro_batch_size": 1}, "c": {"gradient_checkpointing": True}}.items():
         other = run(tmp_path / name, replace(SETTINGS, **change))[1]
         # Dropout draws other numbers for other batches; recomputation draws the same.
         assert other.last_loss == pytest.approx(whole.last_loss, rel=0.1 if name == "b" else 1e-4)
@@ -62,8 +62,8 @@ def test_bfloat16_trains_with_float32_masters(tmp_path):
 @pytest.mark.parametrize("hardware", [True, False])
 def test_products_are_widened_only_where_bfloat16_would_be_emulated(tmp_path, monkeypatch, hardware):
     entered = []
-    enter = WideProducts.__enter__
-    monkeypatch.setattr(WideProducts, "__enter__", lambda self: entered.append(self) or enter(self))
+    enter = UpcastMatmul.__enter__
+    monkeypatch.setattr(UpcastMatmul, "__enter__", lambda self: entered.append(self) or enter(self))
     monkeypatch.setattr("hybridizer.models.matmul.has_bfloat16", lambda device: hardware)
     run(tmp_path / "exact")
     assert not entered
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference_named(tmp_pa
             "settings": replace(SETTINGS, optimizer=OptimizerSettings(lr=2e-3))
         },
         r"data\.seed is 1 now and was 0": {"data": data_in(tmp_path / "data", seed=1)},
-        r"data\.sequence is 32 now and was 64": {"data": data_in(tmp_path / "data", sequence=32)},
+        r"data\.seq_len is 32 now and was 64": {"data": data_in(tmp_path / "data", seq_len=32)},
         r"freeze is": {"freeze": "shallow"},
     }
     for message, change in cases.items():
@@ -228,9 +228,7 @@ def test_two_threads_give_the_same_bits_every_time(tmp_path):
         for number in range(4):
             model, parts, plan = plan_of("gpt_oss")
             folder = tmp_path / str(number)
-            run_model(
-                folder, model, parts, plan, replace(SETTINGS, max_steps=4), data_in(folder / "data", sequence=256)
-            )
+            run_model(folder, model, parts, plan, replace(SETTINGS, max_steps=4), data_in(folder / "data", seq_len=256))
             found.add(bytes_of(model))
     finally:
         torch.set_num_threads(threads)
@@ -283,8 +281,8 @@ def test_compiled_layers_train_alike_and_stay_proven(tmp_path, monkeypatch, reco
 
     monkeypatch.setattr(torch, "compile", lambda function: plain_compile(function, backend=trace_only))
     torch.compiler.reset()
-    settings = replace(SETTINGS, max_steps=3, recompute_layers=recompute)
-    model, result = run(tmp_path / "compiled", replace(settings, compile_layers=True), dropout=0.0)
+    settings = replace(SETTINGS, max_steps=3, gradient_checkpointing=recompute)
+    model, result = run(tmp_path / "compiled", replace(settings, compile=True), dropout=0.0)
     plain, expected = run(tmp_path / "plain", settings, dropout=0.0)
     assert result.last_loss == pytest.approx(expected.last_loss, rel=1e-5)
     assert result.frozen_sha256 == expected.frozen_sha256 and result.unreached == ()

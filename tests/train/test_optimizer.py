@@ -62,7 +62,7 @@ def test_gradient_norms_are_told_by_side_and_together():
 
 def test_settings_out_of_range_are_refused_together():
     with pytest.raises(RecipeError) as caught:
-        make_optimizer({}, OptimizerSettings(lr=0, betas=(1.0, 0.9), eps=0, weight_decay=-1, clip_norm=-1))
+        make_optimizer({}, OptimizerSettings(lr=0, betas=(1.0, 0.9), eps=0, weight_decay=-1, max_grad_norm=-1))
     assert len(caught.value.problems) == 5
 
 
@@ -106,6 +106,6 @@ def wide_model():
 
 def test_eight_bit_refuses_tensors_spread_over_processes(monkeypatch):
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr("hybridizer.train.optimizer.is_spread", lambda tensor: True)
+    monkeypatch.setattr("hybridizer.train.optimizer.is_sharded", lambda tensor: True)
     with pytest.raises(InputError, match="FSDP spreads over processes"):
         make_optimizer(masters_of()[2].tensors, OptimizerSettings(name="adamw8bit"))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hybridizer.models.matmul import has_bfloat16
-from hybridizer.models.objective import Objective
+from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, tensor_sha256
@@ -29,7 +29,7 @@ def test_frozen_tensors_get_their_own_bytes_back(model_type, stored, computed):
     model = tiny_model(model_type).to(getattr(torch, stored))
     before = {name: tensor_sha256(p) for name, p in model.named_parameters()}
     parts, plan, working = prepared(model, getattr(torch, computed))
-    Objective(model, parts)(*BATCH).backward()
+    CausalLMLoss(model, parts)(*BATCH).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     working.restore_()
     after = {name: tensor_sha256(p) for name, p in model.named_parameters()}
@@ -46,7 +46,7 @@ def test_float32_over_a_bfloat16_checkpoint_is_what_a_float32_copy_gives():
     assert frozen.dtype == torch.bfloat16  # kept low while it computes
     exact_parts = find_parts(exact)
     apply_freeze_(exact, plan)
-    ours, theirs = Objective(low, parts)(*BATCH), Objective(exact, exact_parts)(*BATCH)
+    ours, theirs = CausalLMLoss(low, parts)(*BATCH), CausalLMLoss(exact, exact_parts)(*BATCH)
     assert torch.equal(ours, theirs)
     ours.backward()
     theirs.backward()

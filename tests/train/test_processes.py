@@ -50,7 +50,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, precision):
     processes = start_ranks(tmp_path / "two", precision)
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [error[-2000:] for _, error in outputs]
-    run(tmp_path / "one", replace(SETTINGS, precision=precision, rows_per_batch=2), dropout=0.0)
+    run(tmp_path / "one", replace(SETTINGS, precision=precision, micro_batch_size=2), dropout=0.0)
     # The sums over rows are taken in another order: float32 keeps 24 bits, bfloat16 8, over a dozen steps.
     tolerance = 1e-5 if precision == "float32" else 2e-2
     assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=tolerance)
@@ -63,7 +63,7 @@ def test_fsdp2_saves_the_same_full_tensors_as_one_process(tmp_path):
     processes = start_ranks(tmp_path / "two", precision, **fsdp)
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [error[-2000:] for _, error in outputs]
-    run(tmp_path / "one", replace(SETTINGS, precision=precision, rows_per_batch=2), dropout=0.0)
+    run(tmp_path / "one", replace(SETTINGS, precision=precision, micro_batch_size=2), dropout=0.0)
     two, one = (load_file(tmp_path / name / "trained.safetensors") for name in ("two", "one"))
     assert two.keys() == one.keys()
     for name, tensor in one.items():

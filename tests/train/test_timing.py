@@ -7,18 +7,18 @@ from hybridizer.core.errors import DonorError, RecipeError, RunError
 from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.train import timing as module
 from hybridizer.train.loop import TrainSettings
-from hybridizer.train.timing import Probed, ProbeRequest, probe
+from hybridizer.train.timing import DryRun, DryRunRequest, dry_run
 from support.tiny import tiny_config
 
 CONFIG = json.loads(json.dumps(tiny_config("llama").to_dict()))
-REQUEST = ProbeRequest(
+REQUEST = DryRunRequest(
     CONFIG, "float32", FreezeSettings("deep"), 2, 32, 2, settings=TrainSettings(precision="float32"), steps=2, cpu=True
 )
 
 
 def test_a_probe_takes_real_steps_in_a_process_of_its_own_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    found = probe(REQUEST)
+    found = dry_run(REQUEST)
     assert found.step_seconds > 0 and found.tokens_per_second == pytest.approx(64 / found.step_seconds)
     assert 10**8 < found.peak_memory_bytes < 10**9
     assert (found.device, found.compute_dtype) == ("cpu", "float32")
@@ -27,13 +27,13 @@ def test_a_probe_takes_real_steps_in_a_process_of_its_own_and_leaves_nothing(tmp
 
 def test_an_error_in_the_probe_arrives_as_what_it_is():
     with pytest.raises(RecipeError, match="Give a boundary inside"):
-        probe(replace(REQUEST, boundary=9))
+        dry_run(replace(REQUEST, boundary=9))
 
 
 def test_a_probe_that_dies_says_what_to_lower(monkeypatch):
     monkeypatch.setattr(module, "_answer", dying)
-    with pytest.raises(RunError, match="Lower `rows_per_batch`"):
-        probe(REQUEST)
+    with pytest.raises(RunError, match="Lower `micro_batch_size`"):
+        dry_run(REQUEST)
 
 
 def dying(request, sender):
@@ -54,10 +54,10 @@ def test_rows_are_full_and_packed_ones_hold_two_documents():
 
 def test_a_config_that_cannot_be_built_is_refused():
     with pytest.raises(DonorError, match="cannot build this model"):
-        probe(replace(REQUEST, config={**CONFIG, "model_type": "no_such_family"}))
+        dry_run(replace(REQUEST, config={**CONFIG, "model_type": "no_such_family"}))
 
 
 def test_what_was_probed_is_a_plain_record():
     from hybridizer.core.records import to_jsonable
 
-    assert to_jsonable(Probed(1.0, 2.0, 3, "cpu", "float32"))["peak_memory_bytes"] == 3
+    assert to_jsonable(DryRun(1.0, 2.0, 3, "cpu", "float32"))["peak_memory_bytes"] == 3
