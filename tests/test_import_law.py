@@ -117,6 +117,18 @@ def test_what_a_function_imports_counts_and_torch_may_wait_there():
     assert violation("core.files", "hybridizer.models.load", at_import=False) is not None
 
 
+def test_nothing_that_plans_or_reports_loads_torch():
+    names = [f"hybridizer.{name}" for _, name in modules() if name.partition(".")[0] in NO_TORCH - {"__main__"}]
+    program = """if True:
+        import importlib, sys
+        for name in sys.argv[1:]:
+            importlib.import_module(name)
+            assert "torch" not in sys.modules, name
+    """
+    found = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["schema"], ["check", "--help"]])
 def test_quick_commands_import_nothing_heavy(arguments):
     program = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
-from hybridizer.plan.cost import Cost, CostRequest, estimate_cost
+from hybridizer.plan.cost import Cost, CostRequest, StepTiming, estimate_cost
 from hybridizer.plan.freeze import asked_to_freeze
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
@@ -18,7 +18,6 @@ from hybridizer.plan.plan import Evidence, Plan
 from hybridizer.plan.training import pin_datasets, plan_training
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import AUTO, Recipe
-from hybridizer.train.timing import StepTiming, expect_time
 
 if TYPE_CHECKING:
     from hybridizer.trace.cache import TraceRun
@@ -87,6 +86,7 @@ def estimate_time(planned: Planned, device: str) -> StepTiming | None:
     if request is None or recipe.train is None:
         return None
     from hybridizer.train.run import loop_settings
+    from hybridizer.train.timing import expect_time
 
     num_steps = -(-recipe.train.tokens // (recipe.train.seq_len * recipe.train.global_batch_size))
     if recipe.train.max_steps is not None:

@@ -85,6 +85,19 @@ class Cost:
         return {"schema": SCHEMA, **value}
 
 
+@dataclass(frozen=True)
+class StepTiming:
+    """What a probe of a few real steps measured on this machine, and the time that makes for the whole run."""
+
+    step_seconds: float
+    run_seconds: float
+    tokens_per_second: float
+    measured_peak_bytes: int
+    estimated_peak_bytes: int
+    device: str
+    compute_dtype: str
+
+
 def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
     """The cost of training the model of `plan`, from sizes alone: no weight is read, no torch is imported.
 

@@ -12,7 +12,6 @@ from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.names import Shapes
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
-from hybridizer.models.parts import ModelParts
 from hybridizer.plan.memory import LARGE_ELEMENTS, LayerShape, ModelShape
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -178,18 +177,3 @@ def _count(shape: tuple[int, ...]) -> int:
     for size in shape:
         product *= size
     return product
-
-
-def shape_of(parts: ModelParts, attention_width: int) -> ModelShape:
-    """The shape of the model with these parts, all of whose layers attend alike and work on every token.
-
-    `attention_width` (heads x head size) is in its config only.
-    """
-    table = next(parts.embedding.parameters())
-    head = None if parts.head is None else next(parts.head.parameters())
-    vocabulary, width = table.shape
-    layers = tuple(
-        layer_shape({name: tuple(p.shape) for name, p in layer.named_parameters()}, width, attention_width)
-        for layer in parts.layers
-    )
-    return ModelShape(width, vocabulary, layers, head is table, table.element_size())

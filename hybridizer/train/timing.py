@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from hybridizer.data.tokenize import TokenFile
 from hybridizer.models.load import random_causal_lm
 from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 from hybridizer.models.parts import find_parts
+from hybridizer.plan.cost import CostRequest, StepTiming, estimate_cost, main_dtype
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.plan.plan import Plan
@@ -29,10 +30,6 @@ from hybridizer.recipe.recipe import Lora
 from hybridizer.train.freeze import plan_freeze, plan_lora_
 from hybridizer.train.loop import DeviceFigures, TrainSettings, train
 from hybridizer.train.runtime import Runtime
-
-if TYPE_CHECKING:  # it needs torch, and a plan is made without
-    from hybridizer.train.loop import TrainSettings
-from hybridizer.plan.cost import CostRequest, estimate_cost, main_dtype
 
 MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the freeze
 
@@ -156,19 +153,6 @@ def _wait(kind: str) -> None:
 
     if kind != "cpu":
         getattr(torch, kind).synchronize()
-
-
-@dataclass(frozen=True)
-class StepTiming:
-    """What a probe of a few real steps measured on this machine, and the time that makes for the whole run."""
-
-    step_seconds: float
-    run_seconds: float
-    tokens_per_second: float
-    measured_peak_bytes: int
-    estimated_peak_bytes: int
-    device: str
-    compute_dtype: str
 
 
 def expect_time(

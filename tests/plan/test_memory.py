@@ -8,11 +8,11 @@ from hybridizer.models.parts import find_parts
 from hybridizer.plan.flops import count_token_flops, full_training
 from hybridizer.plan.freeze import FreezeSettings, choose_frozen
 from hybridizer.plan.memory import LayerShape, ModelShape, RunShape, estimate
-from hybridizer.plan.shapes import shape_of
 from hybridizer.recipe.recipe import Lora
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, plan_lora_
 from hybridizer.train.fused import fused
 from hybridizer.train.timing import measure_peak
+from support.shapes import shape_of
 from support.train_models import tiny_model
 
 # SmolLM2-135M

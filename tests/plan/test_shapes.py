@@ -6,7 +6,8 @@ import torch
 
 from hybridizer.core.errors import CheckpointError
 from hybridizer.models.parts import find_parts
-from hybridizer.plan.shapes import Experts, layer_shape, planned_shape, shape_of
+from hybridizer.plan.shapes import Experts, layer_shape, planned_shape
+from support.shapes import shape_of
 from support.tiny import tiny_config
 
 
