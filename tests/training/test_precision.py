@@ -9,7 +9,6 @@ from hybridizer.adapters.causal_lm import find_parts
 from hybridizer.training.freeze import apply_freeze_, plan_freeze, tensor_sha256
 from hybridizer.training.objective import Objective
 from hybridizer.training.precision import MixedLinear, WorkingPrecision, choose_dtype
-from hybridizer.training.products import has_bfloat16
 from hybridizer.training.selectors import FreezeSettings
 
 IDS = torch.arange(24)[None] + 3
@@ -67,8 +66,8 @@ def test_a_mixed_layer_keeps_no_cast_copy_of_its_weight():
     torch.testing.assert_close(output, nn.functional.linear(x, layer.weight.float(), layer.bias.float()))
 
 
-def test_auto_takes_bfloat16_only_where_the_device_has_it():
+def test_auto_takes_bfloat16_only_where_the_device_has_it(bfloat16_cpu):
     cpu = torch.device("cpu")
-    assert choose_dtype("auto", cpu) == (torch.bfloat16 if has_bfloat16(cpu) else torch.float32)
+    assert choose_dtype("auto", cpu) == (torch.bfloat16 if bfloat16_cpu else torch.float32)
     assert choose_dtype("bfloat16", cpu) == torch.bfloat16
     assert choose_dtype("float32", cpu) == torch.float32
