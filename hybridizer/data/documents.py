@@ -85,6 +85,12 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_kind(path: Path) -> str:
+    """How the file is read, as its suffixes: ".jsonl", ".txt.gz". Equal bytes of two kinds hold other documents."""
+    compression = path.suffix.lower() if path.suffix.lower() in _openers() else ""
+    return _kind(path) + compression
+
+
 def _records(path: Path, text_field: str, bad: BadRecords) -> Iterator[tuple[str, str]]:
     kind, opener = _kind(path), _opener(path)
     try:
