@@ -571,3 +571,14 @@ def test_several_processes_without_training_are_refused(bench, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     recipe = write_recipe(Path("s.yaml"), donors={"a": "a"}, layout={"host": "a", "slices": [{"donor": "a"}]})
     assert "2 processes were started, and this recipe has no `train`" in hybridize("build", recipe, code=2).stderr
+
+
+def test_check_finds_texts_without_a_document_and_names_what_is_there(bench):
+    (bench / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    data = [{"path": "text.jsonl", "field": "body"}, {"path": "chat.jsonl"}, {"path": "text.jsonl"}]
+    found = hybridize("check", recipe_of(bench, train=TRAIN | {"data": data}), code=2).stderr
+    assert re.search(r"x\.yaml:11: `text\.jsonl`: no usable document.*\n  Name one of the fields .*: text\.", found), (
+        found
+    )
+    assert re.search(r"x\.yaml:\d+: `chat\.jsonl`: no usable document.*\n  These are chat records", found), found
+    assert "2 problems" in found
