@@ -159,7 +159,7 @@ def write_token_file(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        record = _write_arrays(partial, texts, encoder, monitor.task(f"tokenise {source}", total_bytes, "B"))
+        record = _write_arrays(partial, texts, encoder, monitor.task(f"tokenise {source}", total_bytes, "bytes"))
         facts = {"format": FORMAT, "source": source, "prefix": encoder.prefix, **record}
         facts |= {"bad_counts": bad.counts, "bad_listed": bad.listed}
         write_json(partial / "token_file.json", facts)
