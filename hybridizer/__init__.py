@@ -55,7 +55,7 @@ __all__ = [
 
 
 def _verb(name: str, *, has_subpackage: bool = False) -> property:
-    """The function `name` of hybridizer.api, imported when it is asked for.
+    """The function `name` of hybridizer.api, imported on first use.
 
     hybridizer.plan, hybridizer.trace and hybridizer.evaluate are subpackages too, and the import system binds a
     subpackage under its name. A property wins over that: the name is the function, in whatever order things are
@@ -69,13 +69,17 @@ def _verb(name: str, *, has_subpackage: bool = False) -> property:
             function.__dict__ = import_module(f"hybridizer.{name}").__dict__
         return function
 
-    def bind_subpackage(package: ModuleType, subpackage: ModuleType) -> None:
-        """Called by the import system; sys.modules holds the subpackage already."""
+    def bind_subpackage(package: ModuleType, value: ModuleType) -> None:
+        # The import system binds what sys.modules holds already; there is nothing left to do.
+        if value is not sys.modules.get(f"hybridizer.{name}"):
+            raise AttributeError(f"hybridizer.{name} cannot be replaced")
 
     return property(get, bind_subpackage if has_subpackage else None)
 
 
 class _Package(ModuleType):
+    """The class of this module: a property is stronger than what the import system binds, a function is not."""
+
     build = _verb("build")
     check = _verb("check")
     evaluate = _verb("evaluate", has_subpackage=True)

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from hybridizer.core.errors import InputError, Problem, RecipeError
 
@@ -195,15 +195,15 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     *,
     runs: str | Path | None = None,
-    device: str = "cpu",
+    device: Literal["cpu", "cuda"] = "cpu",
     time: bool = False,
     progress: bool = False,
 ) -> PlanResult:
     """Plan a recipe: where every layer and tensor comes from, what trains, and what that costs.
 
-    `device`, cpu or cuda, is what the cost is estimated for. Donors are fetched, and traced where the recipe asks for
-    it. With `runs`, the records are also written to `runs`/<name>, as `hybridize plan` does. With `time`, a few steps
-    are run on random weights. Raises HybridizerError.
+    `device` is the kind of device that the cost is estimated for. Donors are fetched, and traced where the recipe asks
+    for it. With `runs`, the records are also written to `runs`/<name>, as `hybridize plan` does. With `time`, a few
+    steps are run on random weights. Raises HybridizerError.
 
     >>> from hybridizer import plan
     >>> planned = plan("recipe.yaml", {"layout.boundary": 3})
@@ -343,11 +343,11 @@ def evaluate(
     planned = plan_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress))
     folder = Path(runs) / planned.plan.name
     if planned.plan.train is None:
-        what = "the recipe has no `train` section, so there is no before and after."
+        what = "the recipe has no `train` section, and an evaluation compares before and after training."
         raise InputError(Problem(planned.plan.name, what, "Add the section, or verify the model instead."))
     manifest = folder / "model" / FILE_NAME
     if not manifest.is_file() or read_manifest(folder / "model").plan_hash != planned.plan.hash:
-        raise InputError(Problem(str(folder), "there is no model of this plan here.", "Build the recipe first."))
+        raise InputError(Problem(str(folder), "this folder holds no model of this plan.", "Build the recipe first."))
     found = evaluate_run(planned, folder, _monitor(progress))
     return EvaluateResult(found.scores, found.profile)
 

@@ -89,8 +89,9 @@ def test_every_public_name_is_listed_and_there_and_no_other_is():
     assert all(getattr(hybridizer, name) is not None for name in hybridizer.__all__)
     with pytest.raises(AttributeError, match="no attribute 'spice'"):
         hybridizer.spice  # noqa: B018
-    with pytest.raises(AttributeError):
-        hybridizer.build = None
+    for verb in VERBS:
+        with pytest.raises(AttributeError):
+            setattr(hybridizer, verb, None)
 
 
 def test_type_checkers_see_the_functions_and_their_results(tmp_path):
@@ -152,7 +153,12 @@ def test_a_value_that_no_recipe_can_hold_is_refused_with_its_key(workshop):
 
 
 def test_what_is_not_built_or_not_trained_is_not_evaluated(workshop):
-    with pytest.raises(hybridizer.HybridizerError, match=r"no model of this plan here.*\n.*Build the recipe first"):
+    with pytest.raises(hybridizer.HybridizerError, match=r"holds no model of this plan.*\n.*Build the recipe first"):
         hybridizer.evaluate("train.yaml")
     with pytest.raises(hybridizer.HybridizerError, match="no `train` section"):
         hybridizer.evaluate("recipe.yaml")
+
+
+def test_a_setting_that_does_not_exist_is_a_type_error(workshop):
+    with pytest.raises(TypeError, match="masc_ratio"):
+        hybridizer.trace("donors/instruct", probes="probes.jsonl", masc_ratio=0.5)
