@@ -1,7 +1,7 @@
 """Build hybrid language models from pretrained checkpoints: trace, rank, splice, freeze, train, prove.
 
 The commands of `hybridize` are functions here: `from hybridizer import check, plan, build, trace, rank, evaluate,
-verify`. They live in hybridizer/api.py, with the types of their results. Importing this package imports nothing
+verify`, with typed results (hybridizer/pipeline/api.py). Importing this package imports nothing
 heavy.
 """
 
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hybridizer.api import (
+    from hybridizer.core.errors import HybridizerError, Problem
+    from hybridizer.pipeline.api import (
         BuildResult,
         CheckResult,
         EvaluateResult,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
         trace,
         verify,
     )
-    from hybridizer.core.errors import HybridizerError, Problem
 
 __all__ = [
     "BuildResult",
@@ -55,7 +55,7 @@ __all__ = [
 
 
 def _verb(name: str, *, has_subpackage: bool = False) -> property:
-    """The function `name` of hybridizer.api, imported on first use.
+    """The function `name` of hybridizer.pipeline.api, imported on first use.
 
     hybridizer.plan, hybridizer.trace and hybridizer.evaluate are subpackages too, and the import system binds a
     subpackage under its name. A property wins over that: the name is the function, in whatever order things are
@@ -64,7 +64,7 @@ def _verb(name: str, *, has_subpackage: bool = False) -> property:
     """
 
     def get(package: ModuleType) -> Any:
-        function = getattr(import_module("hybridizer.api"), name)
+        function = getattr(import_module("hybridizer.pipeline.api"), name)
         if has_subpackage:
             function.__dict__ = import_module(f"hybridizer.{name}").__dict__
         return function
@@ -92,7 +92,7 @@ class _Package(ModuleType):
         if name in ("HybridizerError", "Problem"):
             return getattr(import_module("hybridizer.core.errors"), name)
         if name in __all__:
-            return getattr(import_module("hybridizer.api"), name)
+            return getattr(import_module("hybridizer.pipeline.api"), name)
         raise AttributeError(f"module 'hybridizer' has no attribute '{name}'")
 
     def __dir__(self) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import hybridizer
-from hybridizer import api
+from hybridizer.pipeline import api
 from support.lines import hybridize_json
 from support.workshop import DIAL, DONORS, make_workshop
 
@@ -58,7 +58,7 @@ def test_importing_the_package_or_its_verbs_imports_nothing_heavy():
 def test_a_verb_is_the_function_whether_or_not_its_subpackage_was_imported_before(verb, first):
     run_python(
         f"{first.format(verb)}\nimport inspect, sys, hybridizer\nfrom hybridizer import {verb} as found\n"
-        f"assert inspect.isfunction(found) and found is hybridizer.{verb} is hybridizer.api.{verb}, found\n"
+        f"assert inspect.isfunction(found) and found is hybridizer.{verb} is hybridizer.pipeline.api.{verb}, found\n"
         f"import hybridizer.{verb}\nassert hybridizer.{verb} is found\n"
         f"from types import ModuleType\nassert type(sys.modules['hybridizer.{verb}']) is ModuleType"
     )
@@ -80,7 +80,7 @@ def test_submodules_of_a_subpackage_with_a_verbs_name_are_reached_in_every_way(v
 def test_a_verb_can_be_inspected_and_pickled(verb):
     function = getattr(hybridizer, verb)
     assert f"{verb.capitalize()}Result" in inspect.signature(function).return_annotation
-    assert function.__name__ == verb and function.__module__ == "hybridizer.api"
+    assert function.__name__ == verb and function.__module__ == "hybridizer.pipeline.api"
     assert pickle.loads(pickle.dumps(function)) is function
 
 
@@ -102,7 +102,7 @@ def test_type_checkers_see_the_functions_and_their_results(tmp_path):
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", str(tmp_path), "user.py"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert [line.partition("is ")[2] for line in found.stdout.splitlines()[:3]] == [
-        '"str"', '"int"', '"hybridizer.api.BuildResult | None"',
+        '"str"', '"int"', '"hybridizer.pipeline.api.BuildResult | None"',
     ], found.stdout  # fmt: skip
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(hybridizer.__file__).parent
 # Left may import right. Members of one set never import each other; inside a member everything may import everything.
 LAW = [
     {"__main__"},
-    {"cli", "api"},
+    {"cli"},
     {"pipeline"},
     {"report"},
     {"splice", "train"},
@@ -26,7 +26,7 @@ LAW = [
 RANK = {name: rank for rank, names in enumerate(LAW) for name in names}
 # At import, that is: inside a function these may load what they like, unless HOMES says otherwise.
 NO_TORCH = {"core", "recipe", "checkpoint", "families", "donors", "plan", "report", "pipeline"}
-NO_TORCH |= {"api", "cli", "__main__"}
+NO_TORCH |= {"cli", "__main__"}
 HOMES = {  # the one place, or the few, that may import a library
     "transformers": {"models.load", "models.check", "donors.gguf", "donors.pickles", "data.tokenizer"},
     "mergekit": {"splice.blend"},
