@@ -20,11 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import CheckpointError, InputError, Problem
 from hybridizer.core.files import flush_folder
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
-from hybridizer.data.documents import BadRecords, file_hash, read_documents
+from hybridizer.data.documents import BadRecords, read_documents
 
 FORMAT = 2
 BATCH_CHARACTERS = 4_000_000
@@ -78,7 +79,7 @@ def tokenise_file(path: Path, encoder: Encoder, settings: ReadSettings, cache: P
     Raises InputError for a file that cannot be read and for one without a single usable document.
     """
     identity = content_hash(
-        [FORMAT, file_hash(path), encoder.identity, settings.text_field, settings.max_document_bytes]
+        [FORMAT, hash_file(path), encoder.identity, settings.text_field, settings.max_document_bytes]
     )
     folder = cache / identity.removeprefix("sha256:")[:32]
     if not (folder / "token_file.json").is_file():
