@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hybridizer.checkpoint.dtypes import SAFETENSORS_NAMES
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import PlanError, Problem, RecipeError
 from hybridizer.donors.donor import Donor
@@ -16,8 +17,6 @@ from hybridizer.plan.layout import LayerSource, lay_out, list_used
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor, count_elements
 from hybridizer.plan.tensors import explain_unused, plan_tensors
 from hybridizer.recipe.recipe import Blend, Recipe
-
-SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -> Plan:
@@ -31,7 +30,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     _check_kinds(recipe, sources, donors)
     host = donors[recipe.layout.host]
     used = list_used(sources, donors)
-    target = SAFETENSORS_DTYPES.get(recipe.output.dtype)
+    target = SAFETENSORS_NAMES.get(recipe.output.dtype)
     warnings = _check_joins(recipe, host, donors, used, target)
     firsts = [source.parts[0] for source in sources]
     config = splice_config(host.structure, [Source(donors[part.donor].structure, part.layer) for part in firsts])
