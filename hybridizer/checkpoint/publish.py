@@ -11,14 +11,13 @@ import ctypes
 import errno
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from hybridizer.core.errors import OutputError, Problem
-from hybridizer.core.files import flush_folder
+from hybridizer.core.files import flush_folder, flush_tree, hidden_sibling
 
 MANIFEST_NAME: Final = "manifest.json"
 
@@ -45,12 +44,12 @@ def begin_output(final: Path, *, replace: bool = False) -> Iterator[Path]:
         with _as_output_errors(final):
             _check_vacant(final, replace=replace)
             _remove_stale(final)
-            temporary = _hidden_name(final)
+            temporary = hidden_sibling(final)
             temporary.mkdir()
         try:
             yield temporary
             with _as_output_errors(final):
-                _flush_tree(temporary)
+                flush_tree(temporary)
                 left_over = _publish(temporary, final, replace=replace)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)  # the error that ended the run is the one to hear about
@@ -72,10 +71,6 @@ def _make_parents(final: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     for parent in missing:
         flush_folder(parent.parent)
-
-
-def _hidden_name(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
 
 
 @contextlib.contextmanager
@@ -133,17 +128,6 @@ def _remove_stale(final: Path) -> None:
             shutil.rmtree(path)
 
 
-def _flush_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_symlink():
-            continue
-        if path.is_dir():
-            flush_folder(path)
-        elif path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
 def _publish(temporary: Path, final: Path, *, replace: bool) -> Path | None:
     """Gives the finished folder its name, durably. Returns where the folder that it replaced is now, if it did."""
     left_over = None
@@ -170,7 +154,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _move_aside(temporary: Path, final: Path) -> Path:
-    aside = _hidden_name(final)
+    aside = hidden_sibling(final)
     final.rename(aside)
     try:
         temporary.rename(final)

@@ -9,9 +9,6 @@ token_file.json   format, source, counts, bad records; written last, so that a f
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +19,7 @@ import numpy.typing as npt
 
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import CheckpointError, InputError, Problem
-from hybridizer.core.files import flush_folder
+from hybridizer.core.files import new_folder
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.data.documents import BadRecords, read_documents
@@ -103,19 +100,18 @@ def write_token_file(
     Raises InputError when `texts` holds no document at all.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        record = _write_arrays(partial, texts, encoder, monitor.task(f"tokenise {source}", total_bytes, "B"))
-        if not record["num_documents"]:
-            raise InputError(
-                Problem(source, f"no usable document; left out: {bad.counts or 'nothing'}.", "Check the file.")
-            )
-        facts = {"format": FORMAT, "source": source, **record, "bad_counts": bad.counts, "bad_listed": bad.listed}
-        write_json(partial / "token_file.json", facts)
-        _rename(partial, folder)
-        flush_folder(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(folder) as partial:
+            record = _write_arrays(partial, texts, encoder, monitor.task(f"tokenise {source}", total_bytes, "B"))
+            if not record["num_documents"]:
+                what = f"no usable document; left out: {bad.counts or 'nothing'}."
+                raise InputError(Problem(source, what, "Check the file."))
+            facts = {"format": FORMAT, "source": source, **record, "bad_counts": bad.counts, "bad_listed": bad.listed}
+            write_json(partial / "token_file.json", facts)
+    except OSError:
+        # Another process finished the same token_file meanwhile. Its bytes are the same, and may be mapped already.
+        if not (folder / "token_file.json").is_file():
+            raise
 
 
 def open_token_file(folder: Path) -> TokenFile:
@@ -131,15 +127,6 @@ def open_token_file(folder: Path) -> TokenFile:
         raise _damaged(folder, f"holds {found}, its record says {count} tokens in {documents} documents")
     bad = BadRecords(record["bad_counts"], record["bad_listed"])
     return TokenFile(folder, record["source"], tokens, ends, keys, sizes, bad)
-
-
-def _rename(partial: Path, folder: Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        # Another process finished the same token_file meanwhile. Its bytes are the same, and may be mapped already.
-        if not (folder / "token_file.json").is_file():
-            raise
 
 
 def _write_arrays(folder: Path, texts: Iterable[str], encoder: Encoder, task: Any) -> dict[str, int]:
@@ -160,11 +147,11 @@ def _write_arrays(folder: Path, texts: Iterable[str], encoder: Encoder, task: An
                 ends.append(num_tokens)
             sizes += map(len, encoded)
             advance(sum(map(len, encoded)))
-    _save(folder / "tokens.npy", np.memmap(raw, dtype, "r") if num_tokens else np.empty(0, dtype))
+    np.save(folder / "tokens.npy", np.memmap(raw, dtype, "r") if num_tokens else np.empty(0, dtype))
     raw.unlink()
-    _save(folder / "ends.npy", np.asarray(ends, np.int64))
-    _save(folder / "keys.npy", np.asarray(keys, np.uint64))
-    _save(folder / "sizes.npy", np.asarray(sizes, np.int64))
+    np.save(folder / "ends.npy", np.asarray(ends, np.int64))
+    np.save(folder / "keys.npy", np.asarray(keys, np.uint64))
+    np.save(folder / "sizes.npy", np.asarray(sizes, np.int64))
     return {"num_documents": len(ends), "num_tokens": num_tokens, "num_bytes": sum(sizes)}
 
 
@@ -180,13 +167,6 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _damaged(folder: Path, what: str) -> CheckpointError:
