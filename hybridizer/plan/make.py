@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from hybridizer.families.structure import Source
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.plan.layout import LayerSource, lay_out, list_used
-from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor, count_elements
+from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
 from hybridizer.plan.tensors import explain_unused, plan_tensors
 from hybridizer.recipe.recipe import Blend, Recipe
 
@@ -129,7 +130,7 @@ def _rows(
                 sources=tuple(f"{part.donor}@{_short(donors[part.donor])} {part.layer}" for part in source.parts),
                 method="copy" if source.blend is None else source.blend.method,
                 kind=donors[first.donor].structure.kinds[first.layer],
-                parameters=sum(count_elements(tensor.shape) for tensor in own),
+                parameters=sum(math.prod(tensor.shape) for tensor in own),
                 dtype="+".join(sorted({tensor.dtype for tensor in own})),
             )
         )

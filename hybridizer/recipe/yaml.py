@@ -214,13 +214,13 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str, str]:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     content = lines[min(mark.line, len(lines) - 1)]
     opened = error.context_mark.line + 1 if error.context_mark else mark.line + 1
-    if found := _explain_unclosed(error, opened):
+    if found := _explain_unclosed(error):
         return opened, *found
     what, fix = _explain_sign(content, mark.column, error.context or "") or _explain_problem(error, opened)
     return mark.line + 1, what, fix
 
 
-def _explain_unclosed(error: yaml.MarkedYAMLError, opened: int) -> tuple[str, str] | None:
+def _explain_unclosed(error: yaml.MarkedYAMLError) -> tuple[str, str] | None:
     context, problem = error.context or "", error.problem or ""
     if "quoted scalar" in context and "end of stream" in problem:
         return "a quote that opens here and never closes.", "Close it on the same line."
