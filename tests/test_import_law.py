@@ -35,6 +35,7 @@ HOMES = {  # the one place, or the few, that may import a library
     "lm_eval": {"evaluate.harness"},
     "datasets": {"data.hub"},
     "huggingface_hub": {"data.hub", "donors.hub"},
+    "filelock": {"checkpoint.publish"},
     "gguf": {"donors.gguf"},
     "bitsandbytes": {"train.optimizer"},
     "matplotlib": {"report"},

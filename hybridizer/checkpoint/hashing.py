@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from hybridizer.checkpoint.copy import Buffer
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.core.errors import CheckpointError, Problem
 from hybridizer.core.files import write_file
@@ -37,30 +40,37 @@ class _Identity:
     inode: int
 
 
+def hash_chunks(chunks: Iterable[Buffer]) -> str:
+    """The sha256 of bytes that come in pieces, 64 hex digits."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 def hash_file(path: Path, stop: threading.Event | None = None) -> str:
     """The sha256 of a file's content, 64 hex digits.
 
     Setting `stop` from another thread makes it give up within a megabyte; what comes back then means nothing.
     Raises OSError as the file system gives it. Releases the interpreter lock, so that files hash side by side.
     """
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while (size := file.readinto(buffer)) and not (stop and stop.is_set()):
-            digest.update(buffer[:size])
-    return digest.hexdigest()
+    chunks = _read_chunks(path, 0, sys.maxsize)
+    return hash_chunks(chunks if stop is None else itertools.takewhile(lambda _: not stop.is_set(), chunks))
 
 
 def hash_tensor(entry: TensorEntry) -> str:
     """`sha256:<hex>` of the bytes of one tensor in its file. Raises OSError as the file system gives it."""
-    digest, left = hashlib.sha256(), entry.num_bytes
+    return f"sha256:{hash_chunks(_read_chunks(entry.file, entry.begin, entry.num_bytes))}"
+
+
+def _read_chunks(path: Path, begin: int, num_bytes: int) -> Iterator[memoryview]:
+    """At most `num_bytes` of a file from `begin`, in pieces of a megabyte that are gone when the next is asked for."""
     buffer = memoryview(bytearray(_CHUNK_BYTES))
-    with entry.file.open("rb", buffering=0) as file:
-        file.seek(entry.begin)
-        while left and (size := file.readinto(buffer[: min(left, _CHUNK_BYTES)])):
-            digest.update(buffer[:size])
-            left -= size
-    return f"sha256:{digest.hexdigest()}"
+    with path.open("rb", buffering=0) as file:
+        file.seek(begin)
+        while num_bytes and (size := file.readinto(buffer[: min(num_bytes, _CHUNK_BYTES)])):
+            yield buffer[:size]
+            num_bytes -= size
 
 
 def hash_files(files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:

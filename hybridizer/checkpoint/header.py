@@ -8,22 +8,15 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from hybridizer.checkpoint.dtypes import DTYPE_BITS, SUB_BYTE_DTYPES
 from hybridizer.checkpoint.sniff import SNIFF_BYTES, describe_foreign
 from hybridizer.checkpoint.strict_json import parse_object, shorten
 from hybridizer.core.errors import CheckpointError, Problem
 
-DTYPE_BITS: Final[Mapping[str, int]] = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8,
-    "BOOL": 8, "C64": 64,
-}  # fmt: skip
-SUB_BYTE_DTYPES: Final = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
 MAX_HEADER_BYTES: Final = 100_000_000  # the safetensors library's own limit
 MAX_DIMENSIONS: Final = 64
 LENGTH_BYTES: Final = 8

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from hybridizer.checkpoint.copy import Buffer
-from hybridizer.checkpoint.header import DTYPE_BITS, TensorEntry
+from hybridizer.checkpoint.dtypes import DTYPE_BITS
+from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.reader import SINGLE_NAME
 
 HEADER_ALIGNMENT: Final = 8

@@ -9,19 +9,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from hybridizer.core.errors import OutputError, Problem
-from hybridizer.core.files import flush_folder
+from hybridizer.core.files import flush_folder, flush_tree, hidden_sibling
 
 MANIFEST_NAME: Final = "manifest.json"
+
+LOCK_SECONDS: Final = 0.1  # how long a lock is tried for before its holder counts as another run
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -44,12 +44,12 @@ def begin_output(final: Path, *, replace: bool = False) -> Iterator[Path]:
         with _as_output_errors(final):
             _check_vacant(final, replace=replace)
             _remove_stale(final)
-            temporary = _hidden_name(final)
+            temporary = hidden_sibling(final)
             temporary.mkdir()
         try:
             yield temporary
             with _as_output_errors(final):
-                _flush_tree(temporary)
+                flush_tree(temporary)
                 left_over = _publish(temporary, final, replace=replace)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)  # the error that ended the run is the one to hear about
@@ -73,47 +73,31 @@ def _make_parents(final: Path) -> None:
         flush_folder(parent.parent)
 
 
-def _hidden_name(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
-
-
 @contextlib.contextmanager
 def lock(final: Path) -> Iterator[None]:
     """Keep other runs off the folder `final`, there or not yet. Raises OutputError when one is at work on it."""
+    import filelock
+
     path = final.with_name(f".{final.name}.lock")
-    descriptor = -1
-    while descriptor < 0:
-        with _as_output_errors(final):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that just ended may have removed the file between the two calls: then this locks a nameless file.
-            if not _is_open_as(descriptor, path):
-                os.close(descriptor)
-                descriptor = -1
-        except OSError as error:
-            os.close(descriptor)
-            raise _not_locked(final, error) from None
+    held = filelock.FileLock(path, mode=0o644, fallback_to_soft=False)  # a soft lock would outlive a killed run
+    try:
+        # Not tried once only: a run that just ended may have removed the file that was opened, which is then no lock.
+        held.acquire(timeout=LOCK_SECONDS, poll_interval=LOCK_SECONDS / 10)
+    except filelock.Timeout:
+        what = "another run is writing this folder now."
+        fix = "Wait for it to end, or choose another output folder."
+        raise OutputError(Problem(str(final), what, fix)) from None
+    except OSError as error:
+        if error.filename:  # the lock file could not be made, as no other file could
+            raise to_output_error(error, final.parent) from error
+        what = f"this folder cannot be locked against other runs: {error.strerror}."
+        fix = "Choose an output folder on a file system that has file locks."
+        raise OutputError(Problem(str(final), what, fix)) from None
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _is_open_as(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _not_locked(final: Path, error: OSError) -> OutputError:
-    if isinstance(error, BlockingIOError):
-        what = "another run is writing this folder now."
-        return OutputError(Problem(str(final), what, "Wait for it to end, or choose another output folder."))
-    what = f"this folder cannot be locked against other runs: {error.strerror}."
-    return OutputError(Problem(str(final), what, "Choose an output folder on a file system that has file locks."))
+        held.release()
 
 
 def _check_vacant(final: Path, *, replace: bool) -> None:
@@ -144,17 +128,6 @@ def _remove_stale(final: Path) -> None:
             shutil.rmtree(path)
 
 
-def _flush_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_symlink():
-            continue
-        if path.is_dir():
-            flush_folder(path)
-        elif path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
 def _publish(temporary: Path, final: Path, *, replace: bool) -> Path | None:
     """Gives the finished folder its name, durably. Returns where the folder that it replaced is now, if it did."""
     left_over = None
@@ -181,7 +154,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _move_aside(temporary: Path, final: Path) -> Path:
-    aside = _hidden_name(final)
+    aside = hidden_sibling(final)
     final.rename(aside)
     try:
         temporary.rename(final)

@@ -1,9 +1,13 @@
-"""Files that are either complete or not there: written under a temporary name, flushed to disk, then renamed."""
+"""Files and folders that are either complete or not there: made under a temporary name, flushed, then renamed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -16,21 +20,70 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` (mode 0644) so that a reader sees the old file or the whole new one, never a part.
+def flush_tree(folder: Path) -> None:
+    """Flush a folder with all files and folders in it to disk; links are left alone."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            flush_folder(path)
+        elif path.is_file():
+            flush_file(path)
 
-    Raises OSError as the file system gives it (no space, no permission); then no trace of the new content is left.
+
+def flush_file(path: Path) -> None:
+    """Flush a file's content to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary file to fill, which becomes `path` (mode 0644) when the block ends, and is removed when it raises.
+
+    A reader of `path` sees the old file or the whole new one. Raises OSError as the file system gives it.
     """
-    data = content.encode() if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent)
+    os.close(descriptor)
+    partial = Path(temporary)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        yield partial
+        partial.chmod(0o644)
+        flush_file(partial)
+        partial.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` as `new_file` does."""
+    data = content.encode() if isinstance(content, str) else content
+    with new_file(path) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # only the descriptor that wrote is sure to hear of a failed write
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder to fill, which becomes `path` when the block ends, and is removed when it raises.
+
+    `path` may be missing or an empty folder when the block ends. Raises OSError as the file system gives it.
+    """
+    partial = hidden_sibling(path)
+    partial.mkdir()
+    try:
+        yield partial
+        flush_tree(partial)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # the error that ended the block is the one to hear about
+        raise
+    flush_folder(path.parent)
+
+
+def hidden_sibling(path: Path) -> Path:
+    """A name beside `path` that nothing has: `.<name>.<8 hex digits>.partial`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

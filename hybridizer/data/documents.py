@@ -1,7 +1,7 @@
 """Files of text, one document after the other, with every record that cannot be used counted and named.
 
 A `.txt` or `.md` file is one document; `.jsonl` holds one a line in a named field; `.parquet` one a row in a named
-column. Each may be compressed (.gz, .bz2, .xz, and .zst where the package `zstandard` is installed).
+column. Each may be compressed (.gz, .bz2, .xz, and .zst: from Python 3.14 on, or with the package `backports.zstd`).
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
-import hashlib
 import io
 import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.data.zstd import open_zstandard
+from hybridizer.data import zstd
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 MAX_LISTED = 20
@@ -106,12 +106,6 @@ def usable(text: str, where: str, max_bytes: int, bad: BadRecords) -> bool:
     return False
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def file_kind(path: Path) -> str:
     """How the file is read, as its suffixes: ".jsonl", ".txt.gz". Equal bytes of two kinds hold other documents."""
     compression = path.suffix.lower() if path.suffix.lower() in _openers() else ""
@@ -126,9 +120,13 @@ def _records(path: Path, text_field: str, bad: BadRecords) -> Iterator[tuple[str
             return
         with opener(path) as file:
             yield from _json_lines(path, file, text_field, bad) if kind == ".jsonl" else _whole(path, file, bad)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    except _damage() as error:
         fix = "Restore the file, or leave it out of `data`."
         raise InputError(Problem(str(path), f"cannot be read: {error}.", fix)) from error
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    return OSError, EOFError, lzma.LZMAError, zlib.error, *zstd.errors()
 
 
 def _whole(path: Path, file: BinaryIO, bad: BadRecords) -> Iterator[tuple[str, str]]:
@@ -209,17 +207,14 @@ def _kind_problem(path: Path) -> Problem | None:
     if _kind(path) not in known:
         fix = f"Give {', '.join(known)}, or one of these compressed with {', '.join(_openers())}."
         return Problem(str(path), f"'{_kind(path) or path.name}' is no kind of text file known here.", fix)
-    missing = {".parquet": "pyarrow", ".zst": "zstandard"}
-    for suffix, package in missing.items():
-        if suffix in (_kind(path), path.suffix.lower()) and not _installed(package):
+    needed = {
+        ".parquet": ("pyarrow", find_spec("pyarrow") is not None),
+        ".zst": (zstd.PACKAGE, zstd.is_installed()),
+    }
+    for suffix, (package, installed) in needed.items():
+        if suffix in (_kind(path), path.suffix.lower()) and not installed:
             return Problem(str(path), f"reading {suffix} needs the package {package}.", f"pip install {package}")
     return None
-
-
-def _installed(package: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(package) is not None
 
 
 def _opener(path: Path) -> Callable[[Path], BinaryIO]:
@@ -231,5 +226,5 @@ def _openers() -> dict[str, Callable[[Path], BinaryIO]]:
         ".gz": lambda path: io.BufferedReader(gzip.open(path)),
         ".bz2": lambda path: io.BufferedReader(bz2.open(path)),
         ".xz": lambda path: io.BufferedReader(lzma.open(path)),
-        ".zst": open_zstandard,
+        ".zst": zstd.open_zstandard,
     }

@@ -9,9 +9,7 @@ token_file.json   format, source, prefix, counts, bad records; written last: a f
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import CheckpointError, Problem
-from hybridizer.core.files import flush_folder
+from hybridizer.core.files import new_folder
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
-from hybridizer.data.documents import BadRecords, file_hash, file_kind, read_documents
+from hybridizer.data.documents import BadRecords, file_kind, read_documents
 
 FORMAT = 3
 GROUP_BYTES = 64 << 20  # small files share a token file up to here: a process may have 1024 files open
@@ -112,7 +111,7 @@ def _group(paths: Sequence[Path]) -> Iterator[list[Path]]:
 def _tokenise_group(
     paths: Sequence[Path], encoder: Encoder, settings: ReadSettings, cache: Path, monitor: Monitor
 ) -> TokenFile:
-    files = [(file_kind(path), file_hash(path)) for path in paths]
+    files = [(file_kind(path), hash_file(path)) for path in paths]
     identity = content_hash([FORMAT, files, encoder.identity, settings.text_field, settings.max_document_bytes])
 
     def write(folder: Path) -> None:
@@ -157,16 +156,16 @@ def write_token_file(
 ) -> None:
     """Tokenise `texts` into `folder`: complete under its name or not there. `total_bytes` only scales the progress."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        record = _write_arrays(partial, texts, encoder, monitor.task(f"tokenise {source}", total_bytes, "bytes"))
-        facts = {"format": FORMAT, "source": source, "prefix": encoder.prefix, **record}
-        facts |= {"bad_counts": bad.counts, "bad_listed": bad.listed}
-        write_json(partial / "token_file.json", facts)
-        _rename(partial, folder)
-        flush_folder(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(folder) as partial:
+            record = _write_arrays(partial, texts, encoder, monitor.task(f"tokenise {source}", total_bytes, "bytes"))
+            facts = {"format": FORMAT, "source": source, "prefix": encoder.prefix, **record}
+            facts |= {"bad_counts": bad.counts, "bad_listed": bad.listed}
+            write_json(partial / "token_file.json", facts)
+    except OSError:
+        # Another process finished the same token file meanwhile. Its bytes are the same, and may be mapped already.
+        if not (folder / "token_file.json").is_file():
+            raise
 
 
 def open_token_file(folder: Path) -> TokenFile:
@@ -189,15 +188,6 @@ def _load(path: Path) -> npt.NDArray[Any]:
     return array
 
 
-def _rename(partial: Path, folder: Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        # Another process finished the same token file meanwhile. Its bytes are the same, and may be mapped already.
-        if not (folder / "token_file.json").is_file():
-            raise
-
-
 def _write_arrays(folder: Path, texts: Iterable[str], encoder: Encoder, task: Any) -> dict[str, int]:
     """Write the four arrays, the tokens piece by piece; the counts of documents, tokens and text bytes."""
     dtype = np.dtype(np.uint16 if encoder.vocab_size <= 2**16 else np.uint32)
@@ -216,11 +206,11 @@ def _write_arrays(folder: Path, texts: Iterable[str], encoder: Encoder, task: An
                 ends.append(num_tokens)
             sizes += map(len, encoded)
             advance(sum(map(len, encoded)))
-    _save(folder / "tokens.npy", np.memmap(raw, dtype, "r") if num_tokens else np.empty(0, dtype))
+    np.save(folder / "tokens.npy", np.memmap(raw, dtype, "r") if num_tokens else np.empty(0, dtype))
     raw.unlink()
-    _save(folder / "ends.npy", np.asarray(ends, np.int64))
-    _save(folder / "keys.npy", np.asarray(keys, np.uint64))
-    _save(folder / "sizes.npy", np.asarray(sizes, np.int64))
+    np.save(folder / "ends.npy", np.asarray(ends, np.int64))
+    np.save(folder / "keys.npy", np.asarray(keys, np.uint64))
+    np.save(folder / "sizes.npy", np.asarray(sizes, np.int64))
     return {"num_documents": len(ends), "num_tokens": num_tokens, "num_bytes": sum(sizes)}
 
 
@@ -236,13 +226,6 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _damaged(folder: Path, what: str) -> CheckpointError:

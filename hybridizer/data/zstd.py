@@ -1,61 +1,37 @@
-"""Reading .zst files: the package zstandard takes the end of a cut-off file for the end of the text, and we do not."""
+"""Reading .zst files with `compression.zstd` of Python 3.14, or with its backport for the versions before."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+import importlib
+import importlib.util
+import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
-CHUNK_BYTES = 2**20
+PACKAGE = "backports.zstd"
+MAX_WINDOW_LOG = 31  # what `zstd --long=31` writes, and takes 2 GiB to read; without it a reader stops at 27
+
+
+def is_installed() -> bool:
+    """Whether .zst files can be read here."""
+    return sys.version_info >= (3, 14) or (
+        importlib.util.find_spec("backports") is not None and importlib.util.find_spec(PACKAGE) is not None
+    )
 
 
 def open_zstandard(path: Path) -> BinaryIO:
-    """The text of `path`, of all its frames, as a binary file. Reading raises OSError when it is damaged or cut off."""
-    return io.BufferedReader(_Pieces(_decompressed(path)))
+    """The text of `path`, of all its frames, as a binary file.
+
+    Reading raises EOFError when the file is cut off, and one of `errors` when it is damaged.
+    """
+    zstd = _module()
+    return cast(BinaryIO, zstd.ZstdFile(path, options={zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}))
 
 
-def _decompressed(path: Path) -> Iterator[bytes]:
-    import zstandard
-
-    decoder = zstandard.ZstdDecompressor().decompressobj()
-    with path.open("rb") as file:
-        while data := file.read(CHUNK_BYTES):
-            while data:
-                if decoder.eof:  # another frame follows
-                    decoder = zstandard.ZstdDecompressor().decompressobj()
-                try:
-                    yield decoder.decompress(data)
-                except zstandard.ZstdError as error:
-                    raise OSError(str(error)) from error
-                data = decoder.unused_data if decoder.eof else b""
-    if not decoder.eof:
-        raise OSError("it ends in the middle of a frame")
+def errors() -> tuple[type[Exception], ...]:
+    """What reading raises for a damaged file; nothing where no such file can be read."""
+    return (_module().ZstdError,) if is_installed() else ()
 
 
-class _Pieces(io.RawIOBase):
-    """An iterator of bytes as a raw file."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._rest = pieces, b""
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill `buffer` from what comes next; 0 at the end."""
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = piece
-        count = min(len(buffer), len(self._rest))
-        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
-        return count
-
-    def close(self) -> None:
-        """Close the file below as well."""
-        if not self.closed and hasattr(self._pieces, "close"):
-            self._pieces.close()
-        super().close()
+def _module() -> Any:
+    return importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else PACKAGE)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from hybridizer.checkpoint.hashing import hash_chunks
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.data.batches import Source, heldout_documents
@@ -59,11 +59,8 @@ class TextSet:
     @property
     def identity(self) -> str:
         """A hash of the tokens and sizes, in order: what scores depend on, besides the model."""
-        digest = hashlib.sha256(np.array(self.prefix, "<i8").tobytes())
-        for document in self.documents:
-            digest.update(np.array([len(document.tokens), document.num_bytes], "<i8").tobytes())
-            digest.update(document.tokens.astype("<i8").tobytes())
-        return f"sha256:{digest.hexdigest()}"
+        arrays = (array for d in self.documents for array in ([len(d.tokens), d.num_bytes], d.tokens))
+        return f"sha256:{hash_chunks(np.asarray(array, '<i8').tobytes() for array in (self.prefix, *arrays))}"
 
 
 def heldout_texts(

@@ -25,7 +25,6 @@ from hybridizer.families.structure import Extra, Structure
 
 # How families call the number of layers, the width, and the layers of a draft head.
 DEPTH_NAMES = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_blocks")
-WIDTH_NAMES = ("hidden_size", "n_embd", "d_model", "n_embed", "embedding_dim")
 DRAFT_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
@@ -37,7 +36,7 @@ def read_structure(config: Mapping[str, Any], shapes: Shapes, where: str) -> Str
     each other: another number of layers, a layer that lacks what its like have, no embedding, a head that is missing.
     """
     text_path, text, family, text_family = _read_family(config, where)
-    num_layers, depth_name = _read_depth(text, text_family, where)
+    num_layers = _read_depth(text, text_family, where)
     table = sort_names({name: shape for name, shape in shapes.items() if not is_recomputed(name, shape)})
     prefix, layers = _find_layers(layer_lists(table), num_layers, text, where)
     traits = _read_traits(text, text_family, num_layers, where)
@@ -51,12 +50,10 @@ def read_structure(config: Mapping[str, Any], shapes: Shapes, where: str) -> Str
         where=where,
         family=family,
         text_family=text_family,
-        architecture=_read_architecture(config),
         config=config,
         text_path=text_path,
         shapes=shapes,
         num_layers=num_layers,
-        depth_key=(*text_path, depth_name),
         layer_prefix=prefix,
         layers=layers,
         embedding=embedding,
@@ -64,7 +61,6 @@ def read_structure(config: Mapping[str, Any], shapes: Shapes, where: str) -> Str
         head=head,
         extra=tuple(_explain(name, shapes, prefix) for name in shapes if name not in named),
         tied=tied,
-        hidden_size=_first_number(text, WIDTH_NAMES),
         vocab_size=_first_number(text, ("vocab_size",)) or _first_number(config, ("vocab_size",)),
         traits=traits,
         kinds=_name_kinds(text_family, traits, num_layers),
@@ -88,17 +84,12 @@ def _read_family(config: Config, where: str) -> tuple[tuple[str, ...], Config, s
     return (), config, family, family
 
 
-def _read_architecture(config: Config) -> str | None:
-    names = config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else None
-
-
 def _first_number(config: Config, names: tuple[str, ...]) -> int:
     return next((config[name] for name in names if isinstance(config.get(name), int)), 0)
 
 
-def _read_depth(text: Config, family: str, where: str) -> tuple[int, str]:
-    """The number of layers and the key that says it; from the per-layer lists where no key does (Nemotron-H)."""
+def _read_depth(text: Config, family: str, where: str) -> int:
+    """The number of layers; from the per-layer lists where no key does (Nemotron-H)."""
     said = {name: text[name] for name in DEPTH_NAMES if isinstance(text.get(name), int)}
     if family == "longcat_flash":  # its `num_hidden_layers` counts the two attentions of each layer
         said = {name: said[name] for name in said if name == "num_layers"}
@@ -110,7 +101,8 @@ def _read_depth(text: Config, family: str, where: str) -> tuple[int, str]:
         raise _contradiction(
             f"{where}/config.json", f"the number of layers: {found}.", "One number, at least 1, is needed: correct it."
         )
-    return next(iter(said.values())), next(iter(said))
+    num_layers: int = next(iter(said.values()))
+    return num_layers
 
 
 def _find_layers(

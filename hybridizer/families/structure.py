@@ -46,12 +46,10 @@ class Structure:
     where: str
     family: str
     text_family: str
-    architecture: str | None
     config: Config = field(repr=False)
     text_path: tuple[str, ...]
     shapes: Shapes = field(repr=False)
     num_layers: int
-    depth_key: tuple[str, ...]
     layer_prefix: str
     layers: tuple[Mapping[str, str], ...]
     embedding: tuple[str, ...]
@@ -59,7 +57,6 @@ class Structure:
     head: tuple[str, ...]
     extra: tuple[Extra, ...]
     tied: bool
-    hidden_size: int
     vocab_size: int
     traits: Mapping[str, Values]
     kinds: tuple[str, ...]
@@ -87,16 +84,3 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.donor.where} layer {self.layer}"
-
-
-def layer_suffix(name: str, structure: Structure) -> tuple[int, str]:
-    """The layer and the suffix of a layer's tensor name. Raises KeyError for a tensor that is in no layer."""
-    place, _, suffix = name.removeprefix(structure.layer_prefix).partition(".")
-    if not name.startswith(structure.layer_prefix) or not place.isdecimal():
-        raise KeyError(name)
-    return int(place), suffix
-
-
-def renumber(name: str, donor: Structure, host: Structure, new_layer: int) -> str:
-    """The name under which a donor's layer tensor stands in the host's layout, as part of layer `new_layer`."""
-    return f"{host.layer_prefix}{new_layer}.{layer_suffix(name, donor)[1]}"

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hybridizer.checkpoint.dtypes import TORCH_NAMES
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.core.errors import PlanError, Problem
 
 if TYPE_CHECKING:
     import torch
 
-TORCH_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
-FLOATING = ("F64", "F32", "F16", "BF16")
 _CHUNK_ELEMENTS = 4 << 20
 
 
@@ -24,7 +19,7 @@ def torch_dtype(dtype: str) -> torch.dtype:
     """The torch dtype of a safetensors dtype code such as "BF16"."""
     import torch
 
-    found = getattr(torch, TORCH_DTYPES[dtype])
+    found = getattr(torch, TORCH_NAMES[dtype])
     assert isinstance(found, torch.dtype)
     return found
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hybridizer.checkpoint.dtypes import DTYPE_BITS, FLOATING, SAFETENSORS_NAMES, TORCH_NAMES
 from hybridizer.core.records import to_jsonable
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.freeze import SIDES, FreezeSettings, choose_frozen, with_adapters
 from hybridizer.plan.memory import Estimate, Memory, ModelShape, RunShape, estimate
 from hybridizer.plan.plan import Plan
-from hybridizer.plan.shapes import DTYPE_BYTES, planned_shape
+from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.recipe import Lora
 
-if TYPE_CHECKING:  # it needs torch, and a plan is made without
-    pass
-
 SCHEMA = "hybridizer.cost/1"
-COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}
 
 
@@ -142,7 +138,7 @@ def _run_shape(request: CostRequest) -> RunShape:
     return RunShape(
         batch_tokens=request.micro_batch_size * request.seq_len,
         context=min(request.seq_len, request.mean_document or request.seq_len) / 2,
-        compute_bytes=COMPUTE_BYTES[request.compute_dtype],
+        compute_bytes=DTYPE_BITS[SAFETENSORS_NAMES[request.compute_dtype]] // 8,
         moment_bytes=MOMENT_BYTES[request.optimizer],
         gradient_checkpointing=request.gradient_checkpointing,
         accumulates=request.batches_per_step > 1,
@@ -154,8 +150,7 @@ def _run_shape(request: CostRequest) -> RunShape:
 
 def main_dtype(plan: Plan) -> str:
     """The floating dtype that holds most of the plan's tensors, as torch names it."""
-    names: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    held = dict.fromkeys(DTYPE_BYTES, 0)
+    held = dict.fromkeys(FLOATING, 0)
     for tensor in plan.tensors:
         held[tensor.dtype] = held.get(tensor.dtype, 0) + 1
-    return names[max(DTYPE_BYTES, key=lambda dtype: held[dtype])]
+    return TORCH_NAMES[max(FLOATING, key=lambda dtype: held[dtype])]

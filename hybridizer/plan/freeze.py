@@ -20,7 +20,7 @@ SIDES = ("deep", "shallow", "none")
 class FreezeSettings:
     """What the user asks to freeze.
 
-    `layers`: `deep`, `shallow`, `none`, or layer numbers, which `recipe.layers.parse_layers` reads from text.
+    `layers`: `deep`, `shallow`, `none`, or layer numbers, which `recipe.layers.read_ranges` reads from text.
     The parts follow the side they sit on (`side`) unless told otherwise: the embedding the first layer, final norm and
     head the last.
     """

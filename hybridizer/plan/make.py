@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hybridizer.checkpoint.dtypes import SAFETENSORS_NAMES
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import PlanError, Problem, RecipeError
 from hybridizer.donors.donor import Donor
@@ -13,11 +15,9 @@ from hybridizer.families.structure import Source
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.plan.layout import LayerSource, lay_out, list_used
-from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor, count_elements
+from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
 from hybridizer.plan.tensors import explain_unused, plan_tensors
 from hybridizer.recipe.recipe import Blend, Recipe
-
-SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -> Plan:
@@ -31,7 +31,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     _check_kinds(recipe, sources, donors)
     host = donors[recipe.layout.host]
     used = list_used(sources, donors)
-    target = SAFETENSORS_DTYPES.get(recipe.output.dtype)
+    target = SAFETENSORS_NAMES.get(recipe.output.dtype)
     warnings = _check_joins(recipe, host, donors, used, target)
     firsts = [source.parts[0] for source in sources]
     config = splice_config(host.structure, [Source(donors[part.donor].structure, part.layer) for part in firsts])
@@ -130,7 +130,7 @@ def _rows(
                 sources=tuple(f"{part.donor}@{_short(donors[part.donor])} {part.layer}" for part in source.parts),
                 method="copy" if source.blend is None else source.blend.method,
                 kind=donors[first.donor].structure.kinds[first.layer],
-                parameters=sum(count_elements(tensor.shape) for tensor in own),
+                parameters=sum(math.prod(tensor.shape) for tensor in own),
                 dtype="+".join(sorted({tensor.dtype for tensor in own})),
             )
         )

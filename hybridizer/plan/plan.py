@@ -121,7 +121,7 @@ class Plan:
     @property
     def num_parameters(self) -> int:
         """Parameters of the output, tied tensors counted once."""
-        return sum(count_elements(tensor.shape) for tensor in self.tensors)
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values, with its schema and hash."""
@@ -136,14 +136,6 @@ def donor_layers(rows: Sequence[LayerRow]) -> list[tuple[int, ...]]:
     """For each source of a run of like rows, its donor layers in order."""
     columns = zip(*(row.sources for row in rows), strict=True)
     return [tuple(int(source.rpartition(" ")[2]) for source in column) for column in columns]
-
-
-def count_elements(shape: tuple[int, ...]) -> int:
-    """The number of elements of an array of this shape; 1 for a scalar's empty shape."""
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:

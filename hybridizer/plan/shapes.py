@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hybridizer.checkpoint.dtypes import DTYPE_BITS
 from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.names import Shapes
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
 from hybridizer.plan.memory import LARGE_ELEMENTS, LayerShape, ModelShape
 
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 # Kinds of layers that carry state along a row, alone or beside attention; kinds that score no pairs of tokens.
 STATEFUL = {"linear_attention", "mamba", "mamba2", "conv", "rwkv", "mlstm"}
 STATEFUL_ATTENTION = {"hybrid", "hybrid_sliding"}
@@ -73,7 +74,7 @@ def layer_shape(
     norms = sum(shape == (width,) and "norm" in suffix for suffix, shape in tensors.items())
     kept = sum(outputs.values()) + attention_width + _head_norm_widths(tensors, outputs)
     kept += max(0, norms - 2) * width  # norms behind attention and network, beside those before them
-    matrices = {suffix: _count(shape) // outputs[suffix] for suffix, shape in dense.items() if len(shape) == 2}
+    matrices = {suffix: math.prod(shape) // outputs[suffix] for suffix, shape in dense.items() if len(shape) == 2}
     linears = {suffix: inputs for suffix, inputs in matrices.items() if _is_linear(suffix)}
     inner = [inputs for inputs in matrices.values() if inputs not in (width, attention_width)]
     gates = sum(i for i in inner if list(outputs.values()).count(i) > 1 or 2 * i in outputs.values())
@@ -83,11 +84,11 @@ def layer_shape(
     kept += 0 if fused else gates
     adapted = taken + gates if fused else taken  # a network with adapters is not fused
     dropped = 2 * sum(linears.values()) - taken  # a mask and what is left, for each module
-    worked = sum(_count(shape) for shape in dense.values())
+    worked = sum(math.prod(shape) for shape in dense.values())
     for suffix in routed:
-        worked += round(share * _count(tensors[suffix]))
+        worked += round(share * math.prod(tensors[suffix]))
         kept += round(share * _expert_widths(tensors[suffix]))
-    counts = [_count(shape) for shape in tensors.values()]
+    counts = [math.prod(shape) for shape in tensors.values()]
     large = sum(count for count in counts if count >= LARGE_ELEMENTS)
     adapter_width = sum(linears.values()) + sum(outputs[suffix] for suffix in linears)
     return LayerShape(
@@ -168,12 +169,5 @@ def _stored_bytes(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
     """Bytes of a parameter in the dtype that holds most of them."""
     held: Counter[str] = Counter()
     for shape, dtype in tensors.values():
-        held[dtype] += _count(shape)
-    return DTYPE_BYTES.get(held.most_common(1)[0][0], 1)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+        held[dtype] += math.prod(shape)
+    return DTYPE_BITS[held.most_common(1)[0][0]] // 8

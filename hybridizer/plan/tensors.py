@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from hybridizer.checkpoint.dtypes import FLOATING
 from hybridizer.core.errors import PlanError, Problem
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.layout import LayerSource
 from hybridizer.plan.plan import BlendUse, Origin, PlannedTensor
 from hybridizer.recipe.recipe import Blend
 
-FLOATING = ("F64", "F32", "F16", "BF16")
 UNUSED_LAYER = re.compile(r"layer (\d+) is in no slice")
 
 

@@ -112,11 +112,11 @@ def _check_slice(path: KeyPath, piece: Mapping[str, Any]) -> Iterator[Finding]:
     elif "donor" not in piece and "blend" not in piece:
         yield Finding(path, f"{name_of(path)} names no donor.", "Add `donor` with a donor's name, or a `blend`.")
     sources = list(_walk_sources(path, piece))
-    yield from _check_lengths(path, sources)
+    yield from _check_lengths(sources)
     yield from _check_base(path, piece, sources)
 
 
-def _check_lengths(path: KeyPath, sources: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Finding]:
+def _check_lengths(sources: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Finding]:
     counts = {where: count(ranges) for where, source in sources if (ranges := _ranges(source)) is not None}
     if len(set(counts.values())) > 1:
         first, *others = counts

@@ -17,24 +17,19 @@ _LOOSE_RANGE = re.compile(r"([0-9]{1,9})\s*(?:-|:|\.{3,}|to)\s*([0-9]{1,9})")
 _FORMS = "Write a range as 0..14 (both ends included), a layer as 3, several as [0..14, 20]."
 
 
-def parse_layers(value: object, where: str = "layers") -> tuple[int, ...]:
-    """The layers that `value` lists, in its order, repeats kept: from 3, "0..14", "0..14, 20" or [0..14, 20].
-
-    Numbers count from 0 and ranges include both ends. Raises RecipeError at `where` for everything else: nothing
-    listed, a range that runs backwards, a negative or fractional number, more than MAX_LAYERS layers.
-    """
-    return expand(read_ranges(value, where))
-
-
 def format_layers(layers: Sequence[int]) -> str:
-    """The shortest text that `parse_layers` reads as `layers`: "0..14, 20"; "none" when there are none."""
+    """The shortest text that `read_ranges` reads as `layers`: "0..14, 20"; "none" when there are none."""
     starts = [0] + [i for i, (a, b) in enumerate(pairwise(layers), start=1) if b != a + 1]
     runs = [layers[start:end] for start, end in pairwise([*starts, len(layers)])]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs if run) or "none"
 
 
 def read_ranges(value: object, where: str = "layers") -> tuple[range, ...]:
-    """As `parse_layers`, not yet counted out: what the door keeps until it knows how many layers there are in all."""
+    """The layers that `value` lists, in its order, repeats kept: from 3, "0..14", "0..14, 20" or [0..14, 20].
+
+    Numbers count from 0 and ranges include both ends. Raises RecipeError at `where` for everything else: nothing
+    listed, a range that runs backwards, a negative or fractional number, more than MAX_LAYERS layers.
+    """
     parts = value if isinstance(value, (list, tuple)) else [value]
     if not parts:
         raise _refusal(where, "an empty list of layers.", "Name at least one layer, or leave `layers` out to take all.")

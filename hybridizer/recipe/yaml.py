@@ -1,4 +1,4 @@
-"""YAML text into a `Tree`, without PyYAML's constructors: only its event stream is used.
+"""YAML text into a `Tree`, without PyYAML's constructors: only its composer is used.
 
 What a recipe has no use for is refused instead of resolved: tags (which can name Python objects), merge keys, keys that
 are not text, duplicate keys, empty values, further documents. Aliases are copied, and nodes counted as they are, so
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, TypeAlias, cast
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import yaml
 
@@ -22,7 +22,6 @@ MAX_DEPTH = 32
 # What YAML itself calls printable, and the control characters that only an escape can bring into a value.
 _UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_UNFINISHED = object()
 
 
 def read_yaml(text: str, tree: Tree, where: Callable[[int], str], root: KeyPath = ()) -> Any:
@@ -35,7 +34,16 @@ def read_yaml(text: str, tree: Tree, where: Callable[[int], str], root: KeyPath 
     tree.places[root] = where(1)
     if strange := find_unprintable(text, where):
         raise RecipeError(*tree.problems, strange)
-    return _Reader(text, tree, where, root).read_document()
+    reader = _Reader(text, tree, where, root)
+    try:
+        return reader.read_document()
+    except yaml.MarkedYAMLError as error:
+        line, what, fix = explain(error, text)
+    except (ValueError, OverflowError):
+        # PyYAML hands an escape such as "\U99999999", and the digits of a %YAML line, to Python unchecked.
+        line, what = reader.line + 1, "a number that YAML cannot hold."
+        fix = "Correct the escape in the double-quoted text, or put the text in single quotes."
+    raise RecipeError(*tree.problems, Problem(where(line), what, fix))
 
 
 def find_unprintable(text: str, where: Callable[[int], str]) -> Problem | None:
@@ -48,66 +56,66 @@ def find_unprintable(text: str, where: Callable[[int], str]) -> Problem | None:
     return Problem(where(line), what, "Delete it; it may be invisible in the editor.")
 
 
-class _Reader:
-    """One pass over the events of one text; recursion is bounded by MAX_DEPTH."""
+class _Reader(yaml.SafeLoader):
+    """PyYAML's composer, except that it composes values: a node holds what `compose_node` gave for its parts.
+
+    Every value is counted and checked before its parts are read, so that problems come in the order of the text, also
+    when the rest of it is not YAML, and recursion is bounded by MAX_DEPTH.
+    """
 
     def __init__(self, text: str, tree: Tree, where: Callable[[int], str], root: KeyPath) -> None:
-        self._text = text
-        self._loader = yaml.SafeLoader(text)
+        super().__init__(text)
         self._tree = tree
         self._where = where
-        self._root = root
+        self._root = self._path = root
         self._num_nodes = 0
-        self._anchors: dict[str, tuple[KeyPath, Any]] = {}
+        self._keys: dict[KeyPath, set[str]] = {}  # of the sections on the way to where it reads
+        self.anchors: dict[str, Any] = {}
 
     def read_document(self) -> Any:
-        self._next()
-        start = self._next()
-        if isinstance(start, yaml.StreamEndEvent):
-            return None
-        value = self._read(self._next(), self._root)
-        self._next()
-        further = self._next()
-        if isinstance(further, yaml.DocumentStartEvent):
+        """The value of the whole text; None where it is empty."""
+        self.get_event()  # type: ignore[no-untyped-call]
+        value = None if self.check_event(yaml.StreamEndEvent) else self.compose_document()
+        if not self.check_event(yaml.StreamEndEvent):
+            further = self.get_event()  # type: ignore[no-untyped-call]
             self._fail(further, "a second YAML document begins here.", "Keep one document: delete the `---` line.")
         return value
 
-    def _next(self) -> yaml.Event:
-        try:
-            return cast(yaml.Event, self._loader.get_event())  # type: ignore[no-untyped-call]
-        except yaml.MarkedYAMLError as error:
-            line, what, fix = explain(error, self._text)
-            raise RecipeError(*self._tree.problems, Problem(self._where(line), what, fix)) from None
-        except (ValueError, OverflowError):
-            # PyYAML hands an escape such as "\U99999999", and the digits of a %YAML line, to Python unchecked.
-            place = self._where(self._loader.line + 1)
-            fix = "Correct the escape in the double-quoted text, or put the text in single quotes."
-            raise RecipeError(*self._tree.problems, Problem(place, "a number that YAML cannot hold.", fix)) from None
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
+        """The value of the next node, which is entry `index` of `parent`, or the key where `index` is None."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(parent, yaml.MappingNode) and index is None:
+            return self._read_key(event)
+        above = self._path
+        if parent is not None:
+            self._path = (*above, index)
+        if isinstance(parent, yaml.SequenceNode):
+            self._tree.places[self._path] = self._at(event)
+        value = self._read(event, parent, index)
+        self._path = above
+        return value
 
-    def _read(self, event: yaml.Event, path: KeyPath) -> Any:
+    def _read(self, event: Any, parent: yaml.Node | None, index: Any) -> Any:
+        path = self._path
         self._count(event, path)
         if isinstance(event, yaml.AliasEvent):
             return self._copy_anchor(event, path)
-        assert isinstance(event, (yaml.ScalarEvent, yaml.SequenceStartEvent, yaml.MappingStartEvent))
         if event.tag is not None:
             tag = clip(event.tag.replace("tag:yaml.org,2002:", "!!"))
             fix = "Delete the tag; to have a value read as text, quote it."
             self._refuse(event, path, f"the tag `{tag}`; recipes take no tags.", fix)
+        self.anchors.pop(event.anchor, None)  # an anchor may be given again
+        self._keys[path] = set()
+        node = super().compose_node(parent, index)
+        assert node is not None, "PyYAML gives a node or raises"
+        value = node.value
+        if isinstance(node, yaml.ScalarNode):
+            value = self._read_scalar(event, path)
+        elif isinstance(node, yaml.MappingNode):
+            value = dict(value)
         if event.anchor is not None:
-            self._anchors[event.anchor] = (path, _UNFINISHED)
-        value = self._read_content(event, path)
-        if event.anchor is not None:
-            self._anchors[event.anchor] = (path, value)
+            self.anchors[event.anchor] = (path, value)
         return value
-
-    def _read_content(
-        self, event: yaml.ScalarEvent | yaml.SequenceStartEvent | yaml.MappingStartEvent, path: KeyPath
-    ) -> Any:
-        if isinstance(event, yaml.ScalarEvent):
-            return self._read_scalar(event, path)
-        if isinstance(event, yaml.SequenceStartEvent):
-            return self._read_list(path)
-        return self._read_section(path)
 
     def _read_scalar(self, event: yaml.ScalarEvent, path: KeyPath) -> Any:
         if control := _CONTROL.search(event.value):
@@ -123,32 +131,23 @@ class _Reader:
             self._refuse(event, path, f"{name_of(path)} has no value.", "Give it one, or delete the line.")
         return value
 
-    def _read_list(self, path: KeyPath) -> list[Any]:
-        values: list[Any] = []
-        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
-            child = (*path, len(values))
-            self._tree.places[child] = self._at(event)
-            values.append(self._read(event, child))
-        return values
-
-    def _read_section(self, path: KeyPath) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        while not isinstance(event := self._next(), yaml.MappingEndEvent):
-            key = self._read_key(event, path)
-            child = (*path, key)
-            if key in values:
-                what = f"`{clip(key)}` is given twice, first at {self._tree.places[child]}."
-                self._tree.problems.append(Problem(self._at(event), what, "Keep one of the two."))
-            self._tree.places[child] = self._at(event)
-            values[key] = self._read(self._next(), child)
-        return values
-
-    def _read_key(self, event: yaml.Event, path: KeyPath) -> str:
+    def _read_key(self, event: yaml.Event) -> str:
+        path = self._path
         if not isinstance(event, yaml.ScalarEvent) or _CONTROL.search(event.value):
             self._fail(event, f"a key of {name_of(path)} that is not plain text.", "Write each key as a single word.")
+        self.get_event()  # type: ignore[no-untyped-call]
+        key, child = event.value, (*path, event.value)
+        if not event.style:
+            self._check_word(event, path)
+        if key in self._keys[path]:
+            what = f"`{clip(key)}` is given twice, first at {self._tree.places[child]}."
+            self._tree.problems.append(Problem(self._at(event), what, "Keep one of the two."))
+        self._keys[path].add(key)
+        self._tree.places[child] = self._at(event)
+        return key
+
+    def _check_word(self, event: yaml.ScalarEvent, path: KeyPath) -> None:
         key = event.value
-        if event.style:
-            return key
         if key == "<<":
             self._fail(event, "the merge key `<<`; recipes take none.", "Write the merged keys out.")
         value, what, _ = read_word(key)
@@ -158,16 +157,16 @@ class _Reader:
                 fix += " If it belongs to a list of layers, put the list in brackets: [0..14, 20]."
             what = f"the key {what}" if what else f"the key `{key}` is {show(value)} to YAML; keys are text."
             self._refuse(event, (*path, key), what, fix)
-        return key
 
     def _copy_anchor(self, event: yaml.AliasEvent, path: KeyPath) -> Any:
-        name = str(event.anchor)
-        source, value = self._anchors.get(name, ((), None))
-        if name not in self._anchors:
-            what = f"the alias `*{clip(name)}` has no anchor `&{clip(name)}` above it."
+        self.get_event()  # type: ignore[no-untyped-call]
+        name, found = clip(str(event.anchor)), self.anchors.get(str(event.anchor))
+        if found is None:
+            what = f"the alias `*{name}` has no anchor `&{name}` above it."
             self._fail(event, what, "Add the anchor, or quote the text if the `*` belongs to it.")
-        if value is _UNFINISHED:
-            self._fail(event, f"the alias `*{clip(name)}` stands inside its own anchor.", "Write the value out.")
+        if isinstance(found, yaml.Node):  # PyYAML's own entry: its parts are being read
+            self._fail(event, f"the alias `*{name}` stands inside its own anchor.", "Write the value out.")
+        source, value = found
         return self._copy(event, value, source, path)
 
     def _copy(self, event: yaml.Event, value: Any, source: KeyPath, path: KeyPath) -> Any:
@@ -215,13 +214,13 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str, str]:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     content = lines[min(mark.line, len(lines) - 1)]
     opened = error.context_mark.line + 1 if error.context_mark else mark.line + 1
-    if found := _explain_unclosed(error, opened):
+    if found := _explain_unclosed(error):
         return opened, *found
     what, fix = _explain_sign(content, mark.column, error.context or "") or _explain_problem(error, opened)
     return mark.line + 1, what, fix
 
 
-def _explain_unclosed(error: yaml.MarkedYAMLError, opened: int) -> tuple[str, str] | None:
+def _explain_unclosed(error: yaml.MarkedYAMLError) -> tuple[str, str] | None:
     context, problem = error.context or "", error.problem or ""
     if "quoted scalar" in context and "end of stream" in problem:
         return "a quote that opens here and never closes.", "Close it on the same line."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -11,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hybridizer.checkpoint.hashing import hash_file, hash_tensor
+from hybridizer.checkpoint.hashing import hash_chunks, hash_file, hash_tensor
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.writer import WrittenCheckpoint
 from hybridizer.core.errors import Problem, RunError
@@ -80,10 +79,7 @@ def _hash_as(entry: TensorEntry, dtype: str) -> str:
         return hash_tensor(entry)
     from hybridizer.models.tensors import converted_chunks
 
-    digest = hashlib.sha256()
-    for chunk in converted_chunks(entry, dtype):
-        digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"
+    return f"sha256:{hash_chunks(converted_chunks(entry, dtype))}"
 
 
 def tool_versions() -> dict[str, str]:

@@ -80,11 +80,6 @@ def builtin_probes(name: str) -> ProbeSet:
     return ProbeSet(name, _digest(data), _parse(f"{name}.jsonl", data), BUILT_IN[name])
 
 
-def builtin_license(name: str) -> str:
-    """The full licence text that comes with a built-in probe set."""
-    return resources.files("hybridizer.trace").joinpath("data", f"{name}.LICENSE").read_text("utf-8")
-
-
 def read_probes(path: Path) -> ProbeSet:
     """The probes in a JSON Lines file; blank lines and a byte-order mark are passed over.
 

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from hybridizer.core.errors import CheckpointError, InputError, Problem
-from hybridizer.core.files import flush_folder, write_file
+from hybridizer.core.files import new_file, new_folder, write_file
 from hybridizer.core.records import read_json, to_jsonable, write_json
 
 KEPT = 2
@@ -63,16 +62,11 @@ def write_checkpoint(folder: Path, state: State, facts: Mapping[str, Any]) -> Pa
     A process killed at any moment leaves the older checkpoints whole and nothing that looks finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".step.", suffix=".partial", dir=folder))
-    try:
+    final = folder / _name(state.step)
+    with new_folder(final) as partial:
         write_tensors(partial / "tensors.safetensors", state.tensors)
         write_json(partial / "state.json", {"step": state.step, "facts": facts, "figures": state.figures})
-        final = folder / _name(state.step)
         shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        flush_folder(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     _prune(folder)
     return final
 
@@ -85,19 +79,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        with new_file(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     except SafetensorError as error:  # the number of what the system said is in its text alone
-        partial.unlink(missing_ok=True)
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
-        raise OSError(code, os.strerror(code), str(partial)) from error
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.chmod(0o644)
-    partial.replace(path)
-    flush_folder(path.parent)
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def read_checkpoint(folder: Path, facts: Mapping[str, Any], accept_changes: bool = False) -> State | None:
@@ -150,7 +138,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _prune(folder: Path) -> None:
     for path in _checkpoints(folder)[:-KEPT]:
         shutil.rmtree(path)
-    for path in folder.glob(".step.*.partial"):  # of a process that was killed
+    for path in folder.glob(".step*.partial"):  # of a process that was killed
         shutil.rmtree(path, ignore_errors=True)
 
 

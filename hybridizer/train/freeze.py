@@ -6,7 +6,6 @@ also catches what flags cannot show: a wrapper that registered a frozen tensor a
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridizer.checkpoint.hashing import hash_chunks
 from hybridizer.core.errors import Problem, RecipeError, RunError
 from hybridizer.models.parts import ModelParts
 from hybridizer.models.sharding import local_part, unshard
@@ -174,7 +174,7 @@ def tensor_sha256(tensor: Tensor) -> str:
 
     Every process must call this for a tensor that is spread over them.
     """
-    return "sha256:" + hashlib.sha256(_bytes(unshard(tensor))).hexdigest()
+    return f"sha256:{hash_chunks([_bytes(unshard(tensor))])}"
 
 
 def _bytes(tensor: Tensor) -> Any:

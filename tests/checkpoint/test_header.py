@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import TensorSpec, serialize
 
-from hybridizer.checkpoint.header import DTYPE_BITS, TensorEntry, read_header
+from hybridizer.checkpoint.dtypes import DTYPE_BITS
+from hybridizer.checkpoint.header import TensorEntry, read_header
 from hybridizer.core.errors import CheckpointError
 from support.tensor_files import ONE_TENSOR, raw_file, tensor_file
 

@@ -4,7 +4,8 @@ import struct
 import pytest
 
 from hybridizer.checkpoint import scan
-from hybridizer.checkpoint.header import DTYPE_BITS, read_header
+from hybridizer.checkpoint.dtypes import DTYPE_BITS
+from hybridizer.checkpoint.header import read_header
 from hybridizer.checkpoint.scan import find_nonfinite
 from hybridizer.core.errors import CheckpointError
 from support.tensor_files import tensor_file

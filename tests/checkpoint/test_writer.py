@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors import TensorSpec, deserialize, serialize
 
 from hybridizer.checkpoint import writer
-from hybridizer.checkpoint.header import DTYPE_BITS, read_header
+from hybridizer.checkpoint.dtypes import DTYPE_BITS
+from hybridizer.checkpoint.header import read_header
 from hybridizer.checkpoint.layout import OutputTensor, plan_shards, required_bytes
 from hybridizer.checkpoint.publish import check_free_space
 from hybridizer.checkpoint.reader import INDEX_NAME, open_checkpoint

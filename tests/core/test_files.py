@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from hybridizer.core.files import write_file
+from hybridizer.core.files import new_folder, write_file
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path, monkeypatch):
@@ -16,3 +16,25 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path, monkeypat
     with pytest.raises(OSError, match="No space left"):
         write_file(path, "new")
     assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_appears_whole_with_the_users_own_mode(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with new_folder(tmp_path / "a") as partial:
+            (partial / "b").write_text("x")
+            assert not (tmp_path / "a").exists()
+    finally:
+        os.umask(before)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("occupied", [True, False])
+def test_a_folder_that_cannot_be_finished_leaves_no_trace(tmp_path, occupied):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "theirs").touch()
+    with pytest.raises(OSError, match="Directory not empty" if occupied else "midway"), new_folder(tmp_path / "a"):
+        if not occupied:
+            raise OSError("midway")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "theirs"]

@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import sys
 
 import pytest
 
@@ -14,6 +15,13 @@ from hybridizer.data.documents import (
     look_for_document,
     read_documents,
 )
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+FRAME = zstd.compress(b'{"text": "eins"}\n')
 
 
 def read(path, text_field="text", max_bytes=1000):
@@ -36,19 +44,38 @@ def test_json_lines_plain_and_compressed(tmp_path, suffix, pack):
 
 
 def test_json_lines_compressed_with_zstandard(tmp_path):
-    zstandard = pytest.importorskip("zstandard")
     path = tmp_path / "a.jsonl.zst"
-    path.write_bytes(zstandard.compress(LINES.encode()))
+    path.write_bytes(zstd.compress(LINES.encode()))
     assert read(path)[0] == ["eins", "zwei\nzwei", "三"]
-    frames = [zstandard.compress(f"{line}\n".encode()) for line in LINES.splitlines()]
+    frames = [zstd.compress(f"{line}\n".encode()) for line in LINES.splitlines()]
     path.write_bytes(b"".join(frames))
     assert read(path)[0] == ["eins", "zwei\nzwei", "三"]
-    path.write_bytes(b"".join(frames)[:-9])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"nonsense", FRAME[:-1], FRAME + FRAME[:9], FRAME + b"nonsense", FRAME + b"\0"]
+)
+def test_damaged_zstandard_is_refused(tmp_path, content):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(content)
     with pytest.raises(InputError, match=r"a\.jsonl\.zst: cannot be read"):
         read(path)
-    path.write_bytes(b"nonsense")
-    with pytest.raises(InputError, match=r"a\.jsonl\.zst: cannot be read"):
-        read(path)
+
+
+@pytest.mark.parametrize("window_log", [27, 31])
+def test_zstandard_with_a_long_window_is_read(tmp_path, window_log):
+    packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: window_log})
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(packer.compress(b"eins ", packer.FLUSH_BLOCK) + packer.compress(b"zwei") + packer.flush())
+    assert zstd.get_frame_info(path.read_bytes()).decompressed_size is None  # else its window is as small as its text
+    assert read(path)[0] == ["eins zwei"]
+
+
+def test_zstandard_that_cannot_be_read_here_is_refused_with_the_package_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.txt.zst").write_bytes(FRAME)
+    monkeypatch.setattr("hybridizer.data.zstd.is_installed", lambda: False)
+    with pytest.raises(InputError, match=r"needs the package backports.zstd"):
+        find_files("*.zst", tmp_path)
 
 
 def test_a_text_file_is_one_document_without_its_byte_order_mark(tmp_path):

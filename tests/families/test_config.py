@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hybridizer.core.errors import CheckpointError, PlanError
 from hybridizer.families.config import splice_config
 from hybridizer.families.reading import read_structure
-from hybridizer.families.structure import Source, Structure, layer_suffix, renumber
+from hybridizer.families.structure import Source, Structure
 from support.hostile import FAMILIES, hostile_changes
 from support.made_up import llama, llama_config, llama_shapes
 
@@ -85,7 +85,6 @@ def test_the_decoder_inside_a_composite_config_is_edited_there() -> None:
         "vision_config": {"depth": 9},
     }
     host = read_structure(config, llama_shapes(stem="language_model.model."), "host")
-    assert host.depth_key == ("text_config", "num_hidden_layers")
     spliced = splice_config(host, [Source(host, 0)])
     assert spliced["text_config"]["num_hidden_layers"] == 1
     assert spliced["vision_config"] == {"depth": 9} and "num_hidden_layers" not in spliced
@@ -156,14 +155,3 @@ def test_whatever_is_written_means_what_was_asked(
     output = read_structure(config, llama_shapes(len(order)), "output")
     for name, values in output.traits.items():
         assert values == tuple(donors[which].traits[name][layer] for which, layer in order)
-
-
-def test_tensors_are_renumbered_into_the_hosts_layout() -> None:
-    host = read_structure(llama_config(), llama_shapes(), "host")
-    donor = read_structure(llama_config(), llama_shapes(stem="transformer."), "donor")
-    name = "transformer.layers.2.mlp.down_proj.weight"
-    assert layer_suffix(name, donor) == (2, "mlp.down_proj.weight")
-    assert renumber(name, donor, host, 11) == "model.layers.11.mlp.down_proj.weight"
-    for stranger in ("lm_head.weight", "transformer.layersX.2.w", "transformer.layers.norm.weight"):
-        with pytest.raises(KeyError):
-            renumber(stranger, donor, host, 0)

@@ -24,17 +24,12 @@ def refused(config: Any, shapes: dict[str, tuple[int, ...]]) -> str:
 
 def test_every_tensor_has_its_place() -> None:
     structure = llama()
-    assert (structure.family, structure.architecture) == ("llama", "LlamaForCausalLM")
-    assert (structure.num_layers, structure.depth_key, structure.layer_prefix) == (
-        3,
-        ("num_hidden_layers",),
-        "model.layers.",
-    )
+    assert (structure.family, structure.num_layers, structure.layer_prefix) == ("llama", 3, "model.layers.")
     assert structure.layers[2]["mlp.down_proj.weight"] == "model.layers.2.mlp.down_proj.weight"
     assert structure.embedding == ("model.embed_tokens.weight",)
     assert structure.final_norm == ("model.norm.weight",)
     assert structure.head == ("lm_head.weight",)
-    assert (structure.hidden_size, structure.vocab_size) == (WIDTH, VOCAB)
+    assert structure.vocab_size == VOCAB
     assert structure.extra == ()
     assert structure.kinds == ("full_attention",) * 3
 

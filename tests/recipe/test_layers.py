@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridizer.core.errors import RecipeError
-from hybridizer.recipe.layers import MAX_LAYERS, format_layers, parse_layers
+from hybridizer.recipe.layers import MAX_LAYERS, expand, format_layers, read_ranges
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from hybridizer.recipe.layers import MAX_LAYERS, format_layers, parse_layers
     ],
 )
 def test_reads_every_spelling(value: object, layers: tuple[int, ...]) -> None:
-    assert parse_layers(value) == layers
+    assert expand(read_ranges(value)) == layers
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_reads_every_spelling(value: object, layers: tuple[int, ...]) -> None:
 )
 def test_refuses_with_the_way_out(value: object, words: str) -> None:
     with pytest.raises(RecipeError) as refusal:
-        parse_layers(value, "here")
+        read_ranges(value, "here")
     assert str(refusal.value).startswith("here: ")
     assert words in str(refusal.value)
 
@@ -67,7 +67,7 @@ def test_formats_runs_as_ranges(layers: tuple[int, ...], text: str) -> None:
 
 @given(st.lists(st.integers(0, 12), min_size=1))
 def test_what_is_formatted_is_read_back(layers: list[int]) -> None:
-    assert parse_layers(format_layers(layers)) == tuple(layers)
+    assert expand(read_ranges(format_layers(layers))) == tuple(layers)
 
 
 @given(
@@ -77,7 +77,7 @@ def test_what_is_formatted_is_read_back(layers: list[int]) -> None:
 )
 def test_any_value_is_read_or_refused(value: object) -> None:
     try:
-        layers = parse_layers(value)
+        layers = expand(read_ranges(value))
     except RecipeError:
         return
     assert layers

