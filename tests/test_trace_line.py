@@ -109,8 +109,8 @@ def test_what_a_recipe_leaves_open_is_settled_with_a_reason_and_recorded():
     plan = hybridize_json("plan", auto_recipe())
     deep, boundary = plan["evidence"]["reasons"]
     first = plan["evidence"]["ranking"]["ranking"][0]["donor"]
-    assert deep.startswith(f"Deep is '{first}', first of 2 donors") and boundary.startswith("Boundary after ")
-    chosen = int(boundary.split()[2])
+    assert deep.startswith(f"Deep is '{first}', first of 2 donors") and boundary.startswith("Boundary at layer ")
+    chosen = int(boundary.split()[3])
     assert [row["sources"][0][0] for row in plan["layers"]] == ["b"] * chosen + [first] * (4 - chosen)
     assert {"a.json", "a.svg", "b.json", "b.svg"} == {path.name for path in Path("runs/x/traces").iterdir()}
     assert json.loads(Path("runs/x/ranking.json").read_text())["schema"] == "hybridizer.ranking/1"
@@ -131,6 +131,30 @@ def test_a_boundary_that_the_trace_does_not_support_is_kept_with_a_warning():
 def test_check_leaves_open_what_only_a_trace_can_settle():
     assert "no problem found; 4 layers" in hybridize("check", auto_recipe()).stdout
     assert not Path("cache/traces").exists()
+
+
+def plan_depths(boundary, **sections):
+    """How many layers `check` and `plan` say of a recipe whose deep donor has 6 layers and whose shallow one has 4."""
+    layout = {"host": "six", "deep": "six", "shallow": "b", "boundary": boundary}
+    recipe = write_recipe(Path("x.yaml"), donors={"six": "six", "b": "b"}, layout=layout, **sections)
+    plan = hybridize_json("plan", recipe)
+    assert hybridize_json("plan", "runs/x/recipe.resolved.yaml")["hash"] == plan["hash"]
+    return hybridize_json("check", recipe)["layers"], len(plan["layers"])
+
+
+@pytest.mark.parametrize("boundary", [0.5, "midpoint", 0.2, 0.1, 3])
+def test_a_trace_does_not_change_the_depth_of_a_model_whose_donors_have_different_depths(boundary):
+    make_donor(Path("six"), seed=3, num_hidden_layers=6)
+    without, traced = plan_depths(boundary), plan_depths(boundary, trace={"probes": "p.jsonl"})
+    depth = {0.5: 5, "midpoint": 5, 0.2: 6, 0.1: 6, 3: 6}[boundary]  # a share counts in each donor by itself
+    assert without == traced == (depth, depth)
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {"midpoint", "task-particle"}))
+def test_check_knows_the_depth_that_a_strategy_will_give(strategy):
+    make_donor(Path("six"), seed=3, num_hidden_layers=6)
+    checked, planned = plan_depths(strategy, trace={"probes": "p.jsonl"})
+    assert checked == planned
 
 
 def test_the_names_that_recipes_know_are_the_strategies_there_are():

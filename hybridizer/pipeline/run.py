@@ -13,6 +13,7 @@ from hybridizer.plan.cost import Cost
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.dump import to_yaml
+from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.recipe import Recipe
 from hybridizer.trace.cache import TraceRun
 
@@ -39,8 +40,10 @@ def write_records(folder: Path, planned: Planned, cost: Cost | None = None) -> N
 def _draw_trace(path: Path, traced: TraceRun, recipe: Recipe) -> None:
     from hybridizer.report.plots import draw_trace, write_figure
 
-    chosen = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
-    write_figure(draw_trace(traced.record, chosen if isinstance(chosen, int) else None), path)
+    asked = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
+    assert not isinstance(asked, str), "strategies are resolved before anything is written"
+    boundary = None if asked is None else first_deep_layer(asked, traced.record["donor"]["num_layers"])
+    write_figure(draw_trace(traced.record, boundary), path)
 
 
 def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:

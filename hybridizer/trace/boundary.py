@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridizer.core.errors import InputError, Problem, nearest
+from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.trace.evidence import Evidence, read_evidence
 
 
@@ -47,7 +48,7 @@ def choose_boundary(asked: str | float, record: Mapping[str, Any]) -> Boundary:
 
 def midpoint(evidence: Evidence) -> tuple[int, str]:
     """Half of the layers, a half rounded up: the split of arXiv 2605.11416, whatever the trace says."""
-    layer = _rounded(0.5, evidence.num_layers)
+    layer = first_deep_layer(0.5, evidence.num_layers)
     return layer, f"The midpoint of {evidence.num_layers} layers, as in arXiv 2605.11416; {_score(evidence, layer)}."
 
 
@@ -56,7 +57,7 @@ def share(evidence: Evidence, asked: float) -> tuple[int, str]:
     if not 0 < asked < 1:
         what = f"{asked} is not a share of the depth between 0 and 1."
         raise InputError(Problem("boundary", what, "Give a share such as 0.5, or a layer such as 15."))
-    layer = _rounded(asked, evidence.num_layers)
+    layer = first_deep_layer(asked, evidence.num_layers)
     return layer, f"{asked:.0%} of {evidence.num_layers} layers, as asked; {_score(evidence, layer)}."
 
 
@@ -119,7 +120,7 @@ def auto(evidence: Evidence) -> tuple[int, str]:
         layer, reason = choose(evidence, inner)
         if _doubt(evidence, layer) is None:
             return layer, reason
-    layer = _rounded(0.5, evidence.num_layers)
+    layer = first_deep_layer(0.5, evidence.num_layers)
     span = f"between {inner[0]} and {inner[-1]}"
     return layer, f"No boundary {span} is beyond doubt, so the midpoint; {_score(evidence, layer)}."
 
@@ -146,10 +147,6 @@ def _knee_among(evidence: Evidence, boundaries: range) -> tuple[int, str]:
     found = f"the first {layer} of {evidence.num_layers} layers have {shares[layer]:.0%} of the sensitivity"
     where = f"among boundaries {boundaries[0]} to {boundaries[-1]}"
     return layer, f"The knee of the cumulative sensitivity {where}: {found}; {_score(evidence, layer)}."
-
-
-def _rounded(asked: float, num_layers: int) -> int:
-    return min(max(int(asked * num_layers + 0.5), 1), num_layers - 1)
 
 
 def _score(evidence: Evidence, layer: int) -> str:

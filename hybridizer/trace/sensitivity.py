@@ -76,11 +76,6 @@ def boundary_scores(js: NDArray[np.float64]) -> NDArray[np.float64]:
     return shallow / b - deep / (num_layers - b)
 
 
-def boundary_at(share: float, num_layers: int) -> int:
-    """The last shallow layer when `share` (0..1) of the layers is shallow: rounded, and never 0 or all."""
-    return min(max(math.floor(share * num_layers + 0.5), 1), num_layers - 1)
-
-
 NO_PARTICLE = 0
 
 

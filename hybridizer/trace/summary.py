@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridizer.core.bootstrap import Array, folded_interval, intervals, mean_interval, resampling_weights
+from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import (
     BestBoundary,
@@ -20,7 +21,6 @@ from hybridizer.trace.record import (
 )
 from hybridizer.trace.sensitivity import (
     NO_PARTICLE,
-    boundary_at,
     boundary_scores,
     change_ratios,
     delta_js,
@@ -55,7 +55,7 @@ def summarise(
         task_particle=_task_particle(particles, num_layers, weights),
         vulnerable_layer=_vulnerable_layer(readings.layer_js, weights),
         boundary=boundary,
-        boundary_marks={name: boundary_at(share, num_layers) for name, share in MARKS.items()}
+        boundary_marks={name: first_deep_layer(share, num_layers) for name, share in MARKS.items()}
         if num_layers > 1
         else {},
         best_boundary=best,

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridizer.trace.sensitivity import (
-    boundary_at,
     boundary_scores,
     delta_js,
     js_divergence,
@@ -109,10 +108,3 @@ def test_boundary_scores_of_a_stack_are_those_of_its_rows():
 
 def test_one_layer_has_no_boundary():
     assert boundary_scores(np.array([0.0, 0.5])).shape == (0,)
-
-
-@pytest.mark.parametrize(
-    ("share", "num_layers", "b"), [(0.33, 30, 10), (0.5, 30, 15), (0.66, 30, 20), (0.5, 3, 2), (0, 9, 1), (1, 9, 8)]
-)
-def test_a_share_of_the_depth_is_a_boundary_with_layers_on_both_sides(share, num_layers, b):
-    assert boundary_at(share, num_layers) == b
