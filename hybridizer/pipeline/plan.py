@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
@@ -21,7 +21,8 @@ from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.recipe import AUTO, Layout, Recipe
 
 if TYPE_CHECKING:
-    from hybridizer.trace.cache import TraceRun
+    from hybridizer.trace.ranking import RankedDonor
+    from hybridizer.trace.record import TraceRun
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,9 @@ def resolve_layout(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor
     layout = recipe.layout
     if recipe.trace is None and not layout.needs_trace:
         return ResolvedLayout(replace(recipe, layout=_midpoint_as_share(layout)), Evidence())
-    from hybridizer.trace.donor import request_from_section, trace
-    from hybridizer.trace.rank import choose, rank
+    from hybridizer.trace.boundary import choose_boundary
+    from hybridizer.trace.ranking import rank
+    from hybridizer.trace.runs import request_from_section, trace
 
     request = request_from_section(recipe.trace, recipe.seed, recipe.folder)
     names = [layout.deep] if layout.deep not in (None, AUTO) and recipe.trace is None else list(donors)
@@ -160,17 +162,17 @@ def resolve_layout(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor
     if layout.deep == AUTO:
         assert layout.boundary is not None
         ranking = rank(list(traces.values()), request.probes, layout.boundary, seed=recipe.seed)
-        best = ranking["ranking"][0]
-        layout = replace(layout, deep=best["donor"])
+        best = ranking.ranking[0]
+        layout = replace(layout, deep=best.donor)
         reasons.append(_why_first(best, len(traces)))
     assert layout.deep is not None and layout.boundary is not None
-    boundary = choose(traces[layout.deep], layout.boundary)
+    boundary = choose_boundary(layout.boundary, traces[layout.deep].record)
     layout = _midpoint_as_share(layout)
     if isinstance(layout.boundary, str):
         layout = replace(layout, boundary=boundary.layer)
     reasons.append(f"Boundary at layer {boundary.layer} of '{layout.deep}': {boundary.reason}")
     warnings = (boundary.warning,) if boundary.warning else ()
-    evidence = Evidence(tuple(reasons), warnings, ranking)
+    evidence = Evidence(tuple(reasons), warnings, None if ranking is None else ranking.to_json())
     return ResolvedLayout(replace(recipe, layout=layout), evidence, tuple(traces.values()))
 
 
@@ -193,7 +195,7 @@ def _midpoint_as_share(layout: Layout) -> Layout:
     return replace(layout, boundary=0.5) if layout.boundary == "midpoint" else layout
 
 
-def _why_first(best: Mapping[str, Any], num_donors: int) -> str:
-    ties = f", tied with {' and '.join(best['tied_with'])}" if best["tied_with"] else ""
-    parts = f"stability {best['stability']:.3f} x competence {best['competence']:.3f}"
-    return f"Deep is '{best['donor']}', first of {num_donors} donors with {parts} = {best['score']:.3f}{ties}."
+def _why_first(best: RankedDonor, num_donors: int) -> str:
+    ties = f", tied with {' and '.join(best.tied_with)}" if best.tied_with else ""
+    parts = f"stability {best.stability:.3f} x competence {best.competence:.3f}"
+    return f"Deep is '{best.donor}', first of {num_donors} donors with {parts} = {best.score:.3f}{ties}."

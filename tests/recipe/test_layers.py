@@ -86,7 +86,16 @@ def test_any_value_is_read_or_refused(value: object) -> None:
 
 @pytest.mark.parametrize(
     ("share", "num_layers", "layer"),
-    [(0.33, 30, 10), (0.5, 30, 15), (0.66, 30, 20), (0.5, 3, 2), (0.001, 9, 1), (0.999, 9, 8), (0.5, 2, 1), (0.5, 1, 0)],
+    [
+        (0.33, 30, 10),
+        (0.5, 30, 15),
+        (0.66, 30, 20),
+        (0.5, 3, 2),
+        (0.001, 9, 1),
+        (0.999, 9, 8),
+        (0.5, 2, 1),
+        (0.5, 1, 0),
+    ],
 )
 def test_a_share_of_the_depth_is_a_layer_with_layers_on_both_sides(share: float, num_layers: int, layer: int) -> None:
     assert first_deep_layer(share, num_layers) == layer
