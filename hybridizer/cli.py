@@ -129,6 +129,7 @@ def schema() -> None:
 def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
     """Find everything wrong with RECIPE that can be known without weights, all problems at once."""
     from hybridizer.pipeline.plan import check as check_recipe
+    from hybridizer.recipe.recipe import AUTO
 
     checked = check_recipe(recipe, overrides, _monitor(), deep=deep)
     if as_json:
@@ -144,6 +145,9 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
     click.echo(
         f"{recipe}: no problem found; {len(checked.plan.layers)} layers, {checked.plan.num_parameters:,} parameters"
     )
+    layout = checked.recipe.layout
+    if layout.deep == AUTO:
+        click.echo(f"`deep` is auto, which only a trace can choose; checked as if it were the host, '{layout.host}'")
 
 
 def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -136,7 +136,9 @@ def test_a_boundary_that_the_trace_does_not_support_is_kept_with_a_warning():
 
 
 def test_check_leaves_open_what_only_a_trace_can_settle():
-    assert "no problem found; 4 layers" in hybridize("check", auto_recipe()).stdout
+    shown = hybridize("check", auto_recipe()).stdout
+    assert "no problem found; 4 layers" in shown and "checked as if it were the host, 'a'" in shown
+    assert "as if it were" not in hybridize("check", auto_recipe(deep="a")).stdout
     assert not Path("cache/traces").exists()
 
 

@@ -61,7 +61,7 @@ def signal_to_noise(weight: Tensor) -> float | None:
 def score_weights(parts: Parts, advance: Callable[[int], None] = lambda layers: None) -> LayerScores:
     """Spectrum's signal-to-noise ratio of each layer: the median over its weight matrices [ours].
 
-    A mean would be one matrix's: in SmolLM2-135M a single one makes that of layer 28 fifteen, and those around it 0.5.
+    A mean would be one matrix's: in SmolLM2-135M a single one makes that of layer 27 fifteen, others are at 0.3.
     The paper ranks each kind of matrix by itself and never joins them. A stack of experts counts as so many matrices;
     vectors are left out, and a depthwise kernel has no ratio. A layer without a matrix that has a ratio gets None.
     Raises InputError for weights that are not in memory.
