@@ -129,6 +129,7 @@ def schema() -> None:
 def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
     """Find everything wrong with RECIPE that can be known without weights, all problems at once."""
     from hybridizer.pipeline.plan import check as check_recipe
+    from hybridizer.recipe.recipe import AUTO
 
     checked = check_recipe(recipe, overrides, _monitor(), deep=deep)
     if as_json:
@@ -144,6 +145,9 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
     click.echo(
         f"{recipe}: no problem found; {len(checked.plan.layers)} layers, {checked.plan.num_parameters:,} parameters"
     )
+    layout = checked.recipe.layout
+    if layout.deep == AUTO:
+        click.echo(f"`deep` is auto, which only a trace can choose; checked as if it were the host, '{layout.host}'")
 
 
 def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,8 +181,8 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = False) -> tuple[Any, Any]:
     from hybridizer.pipeline.donors import trace_donors
-    from hybridizer.trace.donor import TraceRequest
     from hybridizer.trace.probes import load_probes
+    from hybridizer.trace.runs import TraceRequest
     from hybridizer.trace.settings import TraceSettings
 
     mask_with = options["mask_with"]
@@ -212,27 +216,28 @@ def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options
     if plot is not None:
         _plot(traces, plot)
     if options["json_out"] is not None:
-        records = [{**t.record, **({"baselines": t.baselines} if baselines else {})} for t in traces]
+        records = [{**t.record.to_json(), **({"baselines": t.baselines} if baselines else {})} for t in traces]
         _write_out(options["json_out"], records[0] if len(records) == 1 else records)
     if str(options["json_out"]) != "-":
         from hybridizer.report.trace_tables import baseline_table, trace_table
-        from hybridizer.trace.rank import choose
+        from hybridizer.trace.boundary import choose_boundary
 
         for traced in traces:
-            _draw(trace_table(traced.record, choose(traced, "auto").layer))
+            _draw(trace_table(traced.record.to_json(), choose_boundary("auto", traced.record).layer))
             if baselines:
                 _draw(baseline_table(traced.baselines))
 
 
 def _plot(traces: Sequence[Any], path: Path) -> None:
     from hybridizer.report.plots import draw_donors, draw_trace, write_figure
-    from hybridizer.trace.rank import choose
+    from hybridizer.trace.boundary import choose_boundary
 
-    boundaries = [choose(traced, "auto").layer for traced in traces]
+    records = [traced.record.to_json() for traced in traces]
+    boundaries = [choose_boundary("auto", traced.record).layer for traced in traces]
     if len(traces) == 1:
-        write_figure(draw_trace(traces[0].record, boundaries[0]), path)
+        write_figure(draw_trace(records[0], boundaries[0]), path)
     else:
-        write_figure(draw_donors([traced.record for traced in traces], boundaries), path)
+        write_figure(draw_donors(records, boundaries), path)
     click.echo(f"drew {path}", err=True)
 
 
@@ -246,11 +251,11 @@ def _plot(traces: Sequence[Any], path: Path) -> None:
 def rank(donors: tuple[str, ...], boundary: str, **options: Any) -> None:
     """Rank DONORS by the stability of their deep layers, among those that can do the task."""
     from hybridizer.report.trace_tables import ranking_table
-    from hybridizer.trace.rank import rank as rank_traces
+    from hybridizer.trace.ranking import rank as rank_traces
 
     asked = _read_boundary(boundary)
     traces, request = _trace(donors, options)
-    ranking = rank_traces(traces, request.probes, asked, seed=options["seed"])
+    ranking = rank_traces(traces, request.probes, asked, seed=options["seed"]).to_json()
     if options["json_out"] is not None:
         _write_out(options["json_out"], ranking)
     if str(options["json_out"]) != "-":

@@ -30,11 +30,11 @@ from hybridizer.models.parts import find_parts
 from hybridizer.trace.lens import Lens
 from hybridizer.trace.masking import choose_mask_token
 from hybridizer.trace.measure import Meter
-from hybridizer.trace.model import trace_model
 from hybridizer.trace.probes import ProbeSet, builtin_probes
 from hybridizer.trace.prompts import Prompt, prepare_prompts
 from hybridizer.trace.record import RecordedDonor
 from hybridizer.trace.settings import TraceSettings
+from hybridizer.trace.tracer import trace_model
 
 
 def main() -> None:

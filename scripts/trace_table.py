@@ -26,13 +26,13 @@ from hybridizer.core.errors import HybridizerError  # noqa: E402
 from hybridizer.models.load import load_causal_lm  # noqa: E402
 from hybridizer.models.parts import MODEL_FAULTS, Parts, arbitrary_ids, find_parts, run_model  # noqa: E402
 from hybridizer.models.residual import read_last_rows  # noqa: E402
+from hybridizer.trace.divergence import js_divergence, log2_softmax  # noqa: E402
 from hybridizer.trace.lens import Lens, check_lens  # noqa: E402
-from hybridizer.trace.model import trace_model  # noqa: E402
 from hybridizer.trace.perturbation import can_reuse_prefix  # noqa: E402
 from hybridizer.trace.probes import ProbeSet, builtin_probes  # noqa: E402
 from hybridizer.trace.record import RecordedDonor  # noqa: E402
-from hybridizer.trace.sensitivity import js_divergence, log2_softmax  # noqa: E402
 from hybridizer.trace.settings import TraceSettings  # noqa: E402
+from hybridizer.trace.tracer import trace_model  # noqa: E402
 from support.tiny import FAMILIES, make_tiny, tiny_tokenizer  # noqa: E402
 
 # Families that read to the right or need more than text: they belong into the table with the reason of their refusal.
@@ -43,12 +43,12 @@ HEAD = """# Families that LayerTracer traces
 Written by `python scripts/trace_table.py` ({versions}): {summary}.
 
 Each family is a tiny random model, found and run by the same code; no family is known by name. *Tail*: given its own
-h(L) and other token ids, the model computes its own logits, bit for bit (a family where it does not is refused).
+last states and other token ids, the model computes its own logits, bit for bit (a family where it does not is refused).
 *Lens row*: the largest JS divergence in bits between the last lens row and the model's own next-token distribution;
 not always 0, because the head multiplies another number of rows at once and sums in another order. *Unmasked*: the
-largest JS of any layer and prompt where nothing is masked. *Masked*: the range of JS(1)..JS(L) with 30% of the context
-masked. *Prefix*: whether the layer perturbation starts after the disturbed layer (reused), or runs in full because
-layers hand each other more than the residual stream.
+largest JS of any layer and prompt where nothing is masked. *Masked*: the range of JS over layers 0..L-1 with 30% of
+the context masked. *Prefix*: whether the layer perturbation starts after the disturbed layer (reused), or runs in full
+because layers hand each other more than the residual stream.
 
 | family | layers | residual stream | tail | lens row | unmasked | masked | prefix |
 |---|---|---|---|---|---|---|---|

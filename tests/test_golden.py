@@ -44,9 +44,7 @@ FIGURES = (
     "target_prob", "target_prob_ci", "ratio_median", "ratio_mean", "js", "js_ci", "delta_js", "delta_js_ci",
     "task_particles", "layer_js", "layer_js_ci", "explained", "explained_ci",
 )  # fmt: skip
-TOTALS = (
-    "accuracy", "accuracy_ci", "accuracy_n", "target_prob", "target_prob_ci", "js_embedding", "js_embedding_ci",
-)  # fmt: skip
+TOTALS = ("accuracy", "accuracy_ci", "accuracy_n", "target_prob", "target_prob_ci")
 TRAIN = {
     "data": [{"path": "text.jsonl"}], "tokens": 5000, "max_steps": 20, "seq_len": 64, "global_batch_size": 4,
     "lr": 3e-3, "heldout_ratio": 0.1, "precision": "float32", "freeze": "deep",
@@ -113,7 +111,9 @@ def trace() -> dict[str, Any]:
     record = json.loads(Path("trace.json").read_text())
     by_layer = {name: [layer[name] for layer in record["layers"]] for name in FIGURES}
     boundary = {name: [row[name] for row in record["boundary"]] for name in ("s", "s_ci")}
-    return {name: record[name] for name in TOTALS} | {"layers": by_layer, "boundary": boundary}
+    totals = {name: record[name] for name in TOTALS}
+    totals |= {"js_embedding": record["embedding"]["js"], "js_embedding_ci": record["embedding"]["js_ci"]}
+    return totals | {"layers": by_layer, "boundary": boundary}
 
 
 COMPUTE = {"training": training, "splice": splice, "trace": trace}

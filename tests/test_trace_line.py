@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybridizer.recipe.recipe import STRATEGIES as NAMES
 from hybridizer.trace.boundary import STRATEGIES
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
@@ -31,20 +30,20 @@ def trace(*arguments):
 
 def test_the_record_is_the_contract():
     record = trace()
-    assert record["schema"] == "hybridizer.trace/1"
+    assert record["schema"] == "hybridizer.trace/2"
     assert {"reference": "a", "family": "llama", "num_layers": 4}.items() <= record["donor"].items()
     assert record["donor"]["fingerprint"].startswith("sha256:") and record["probes"]["n"] == 10
     settings = {"perturb", "mask_ratio", "mask_with", "lens", "epsilon", "tau", "p_min", "seed", "dtype"}
     assert settings <= record["settings"].keys()
-    js = [record["js_embedding"], *(layer["js"] for layer in record["layers"])]
+    js = [record["embedding"]["js"], *(layer["js"] for layer in record["layers"])]
     delta = np.abs(np.diff(js))
-    for number, layer in enumerate(record["layers"], start=1):
+    for number, layer in enumerate(record["layers"]):
         assert layer["layer"] == number
         assert {"ratio_median", "ratio_mean", "task_particles"} <= layer.keys()
         for name in ("target_prob", "js", "delta_js"):
             low, high = layer[f"{name}_ci"]
             assert 0 <= low <= high <= 1
-        assert layer["delta_js"] == pytest.approx(delta[number - 1], abs=1e-9)
+        assert layer["delta_js"] == pytest.approx(delta[number], abs=1e-9)
     assert [row["b"] for row in record["boundary"]] == [1, 2, 3]
     for row in record["boundary"]:
         expected = delta[: row["b"]].mean() - delta[row["b"] :].mean()
@@ -62,7 +61,7 @@ def test_masks_that_are_given_are_used_as_given(bench):
 
 
 def test_layer_perturbation_finds_a_vulnerable_layer_and_both_can_be_had_at_once():
-    assert trace("--perturb", "layer")["vulnerable_layer"]["layer"] in (1, 2, 3, 4)
+    assert trace("--perturb", "layer")["vulnerable_layer"]["layer"] in (0, 1, 2, 3)
     both = trace("--perturb", "both")
     assert both["vulnerable_layer"] and both["settings"]["mask_ratio"] == 0.3
 
@@ -73,6 +72,14 @@ def test_a_trace_is_kept_by_donor_probes_and_settings(bench):
     assert "unchanged, from the cache" in again.stderr
     assert json.loads(Path("again.json").read_text()) == first
     assert "from the cache" not in hybridize("trace", "a", "--probes", "p.jsonl", "--mask-ratio", "0.5").stderr
+
+
+def test_a_trace_of_another_schema_is_not_reused(monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("hybridizer.trace.runs.SCHEMA", "hybridizer.trace/1")
+        trace()
+    assert "from the cache" not in hybridize("trace", "a", "--probes", "p.jsonl").stderr
+    assert "from the cache" in hybridize("trace", "a", "--probes", "p.jsonl").stderr
 
 
 def test_pictures_are_drawn_of_one_donor_and_of_several():
@@ -92,12 +99,12 @@ def test_baselines_stand_beside_the_trace_each_with_its_source():
 def test_donors_are_ranked_into_the_contract():
     hybridize("rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5", "--json", "rank.json")
     ranking = json.loads(Path("rank.json").read_text())
-    assert ranking["schema"] == "hybridizer.ranking/1"
+    assert ranking["schema"] == "hybridizer.ranking/2"
     assert {row["donor"] for row in ranking["ranking"]} == {"a", "b"}
     assert ranking["ranking"][0]["score"] >= ranking["ranking"][1]["score"]
     for row in ranking["ranking"]:
         assert {"score_ci", "stability_ci", "competence_ci", "tied_with"} <= row.keys()
-        assert (row["first_layer"], row["last_layer"]) == (3, 4)
+        assert (row["first_layer"], row["last_layer"]) == (2, 3)
 
 
 def auto_recipe(**layout):
@@ -109,11 +116,11 @@ def test_what_a_recipe_leaves_open_is_settled_with_a_reason_and_recorded():
     plan = hybridize_json("plan", auto_recipe())
     deep, boundary = plan["evidence"]["reasons"]
     first = plan["evidence"]["ranking"]["ranking"][0]["donor"]
-    assert deep.startswith(f"Deep is '{first}', first of 2 donors") and boundary.startswith("Boundary after ")
-    chosen = int(boundary.split()[2])
+    assert deep.startswith(f"Deep is '{first}', first of 2 donors") and boundary.startswith("Boundary at layer ")
+    chosen = int(boundary.split()[3])
     assert [row["sources"][0][0] for row in plan["layers"]] == ["b"] * chosen + [first] * (4 - chosen)
     assert {"a.json", "a.svg", "b.json", "b.svg"} == {path.name for path in Path("runs/x/traces").iterdir()}
-    assert json.loads(Path("runs/x/ranking.json").read_text())["schema"] == "hybridizer.ranking/1"
+    assert json.loads(Path("runs/x/ranking.json").read_text())["schema"] == "hybridizer.ranking/2"
     assert hybridize_json("plan", "runs/x/recipe.resolved.yaml")["hash"] == plan["hash"]
     hybridize("build", "x.yaml")
 
@@ -129,12 +136,34 @@ def test_a_boundary_that_the_trace_does_not_support_is_kept_with_a_warning():
 
 
 def test_check_leaves_open_what_only_a_trace_can_settle():
-    assert "no problem found; 4 layers" in hybridize("check", auto_recipe()).stdout
+    shown = hybridize("check", auto_recipe()).stdout
+    assert "no problem found; 4 layers" in shown and "checked as if it were the host, 'a'" in shown
+    assert "as if it were" not in hybridize("check", auto_recipe(deep="a")).stdout
     assert not Path("cache/traces").exists()
 
 
-def test_the_names_that_recipes_know_are_the_strategies_there_are():
-    assert set(NAMES) == set(STRATEGIES)
+def plan_depths(boundary, **sections):
+    """How many layers `check` and `plan` say of a recipe whose deep donor has 6 layers and whose shallow one has 4."""
+    layout = {"host": "six", "deep": "six", "shallow": "b", "boundary": boundary}
+    recipe = write_recipe(Path("x.yaml"), donors={"six": "six", "b": "b"}, layout=layout, **sections)
+    plan = hybridize_json("plan", recipe)
+    assert hybridize_json("plan", "runs/x/recipe.resolved.yaml")["hash"] == plan["hash"]
+    return hybridize_json("check", recipe)["layers"], len(plan["layers"])
+
+
+@pytest.mark.parametrize("boundary", [0.5, "midpoint", 0.2, 0.1, 3])
+def test_a_trace_does_not_change_the_depth_of_a_model_whose_donors_have_different_depths(boundary):
+    make_donor(Path("six"), seed=3, num_hidden_layers=6)
+    without, traced = plan_depths(boundary), plan_depths(boundary, trace={"probes": "p.jsonl"})
+    depth = {0.5: 5, "midpoint": 5, 0.2: 6, 0.1: 6, 3: 6}[boundary]  # a share counts in each donor by itself
+    assert without == traced == (depth, depth)
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {"midpoint", "task-particle"}))
+def test_check_knows_the_depth_that_a_strategy_will_give(strategy):
+    make_donor(Path("six"), seed=3, num_hidden_layers=6)
+    checked, planned = plan_depths(strategy, trace={"probes": "p.jsonl"})
+    assert checked == planned
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,29 @@ def folded_interval(signed: Array) -> Interval:
     return nearest, max(abs(low), abs(high))
 
 
+def mean_samples(values: Array, weights: Array) -> Array:
+    """The mean of `values` (n,) in each bootstrap sample, (num_resamples,), NaN entries left out.
+
+    NaN for a sample that drew none of the others.
+    """
+    known = ~np.isnan(values)
+    mass = weights[:, known].sum(axis=1)
+    return (weights[:, known] @ values[known]) / np.where(mass > 0, mass, np.nan)
+
+
 def mean_interval(values: Array, weights: Array) -> Interval | None:
     """A 95% interval for the mean of `values` (n,), NaN entries left out; None for fewer than two entries."""
-    known = ~np.isnan(values)
-    if known.sum() < 2:
-        return None
-    mass = weights[:, known].sum(axis=1)
-    drawn = mass > 0
-    return interval((weights[drawn][:, known] @ values[known]) / mass[drawn])
+    return drawn_interval(mean_samples(values, weights)) if (~np.isnan(values)).sum() > 1 else None
+
+
+def drawn_interval(samples: Array) -> Interval:
+    """`interval` of what `mean_samples` gives, and of what is computed from it: NaN left out."""
+    return interval(samples[~np.isnan(samples)])
+
+
+def recentred(samples: Array, estimate: float) -> Array:
+    """Bootstrap samples (num_resamples,) of a mean of absolute values, shifted so that their mean is the estimate.
+
+    Noise pushes an absolute value away from 0, in the samples once more than in the estimate.
+    """
+    return np.asarray(samples - samples.mean() + estimate)

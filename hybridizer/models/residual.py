@@ -21,9 +21,9 @@ class _LastLayerReached(Exception):
 
 
 def read_outputs(model: nn.Module, parts: Parts, ids: Tensor, keep: Callable[[Any], Any]) -> list[Any]:
-    """`keep` of what enters layer 1 (the embedding output) and of what layers 1..L give: L+1 items.
+    """`keep` of what enters layer 0 (the embedding output) and of what layers 0..L-1 give: L+1 items.
 
-    The run over `ids` (batch, time) ends after layer L. `keep` sees each output whole, tuples as tuples.
+    The run over `ids` (batch, time) ends after the last layer. `keep` sees each output whole, tuples as tuples.
     """
     kept: list[Any] = []
 
@@ -48,7 +48,10 @@ def read_outputs(model: nn.Module, parts: Parts, ids: Tensor, keep: Callable[[An
 
 
 def read_last_rows(model: nn.Module, parts: Parts, ids: Tensor) -> list[Tensor]:
-    """h(0)..h(L) at the last position: L+1 tensors (batch, ..., hidden), in the model's dtype, where the layers are."""
+    """The embedding output and the output of every layer, at the last position: L+1 tensors (batch, ..., hidden).
+
+    In the model's dtype, where the layers are.
+    """
     return read_outputs(model, parts, ids, lambda output: last_rows(parts, output))
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from hybridizer.plan.plan import LayerRow, Plan
     from hybridizer.splice.verify import Proof
     from hybridizer.trace.baselines import LayerScores
-    from hybridizer.trace.donor import TraceRequest
     from hybridizer.trace.readings import Readings
+    from hybridizer.trace.runs import TraceRequest
 
 RecipeLike: TypeAlias = str | Path | Mapping[str, Any]
 DonorsLike: TypeAlias = str | Path | Sequence[str | Path]
@@ -90,7 +90,7 @@ class BuildResult:
         manifest: the sha256 of every file of the model, the origin of every tensor, and the record of the training.
         proofs: the checks that held, each with what it found.
         scores: bits per byte and samples before and after training ("hybridizer.scores/1"); None where nothing trained.
-        profile: whether the deep side kept its profile ("hybridizer.profile/1"); None where the recipe traces nothing.
+        profile: whether the deep side kept its profile ("hybridizer.profile/2"); None where the recipe traces nothing.
     """
 
     folder: Path
@@ -143,7 +143,7 @@ class EvaluateResult:
 
     Attributes:
         scores: bits per byte and samples before and after training ("hybridizer.scores/1").
-        profile: whether the deep side kept its profile ("hybridizer.profile/1"); None where the recipe traces nothing.
+        profile: whether the deep side kept its profile ("hybridizer.profile/2"); None where the recipe traces nothing.
     """
 
     scores: Mapping[str, Any]
@@ -286,7 +286,7 @@ def trace(
 
     request = _request(settings, seed)
     runs = trace_donors(_donors(donors), request, tuple(allow), _monitor(progress), baselines=baselines)
-    return tuple(TraceResult(run.donor, run.record, run.readings, run.baselines) for run in runs)
+    return tuple(TraceResult(run.donor, run.record.to_json(), run.readings, run.baselines) for run in runs)
 
 
 def rank(
@@ -309,12 +309,12 @@ def rank(
     ['donors/domain', 'donors/instruct']
     """
     from hybridizer.pipeline.donors import trace_donors
-    from hybridizer.trace.rank import rank as rank_traces
+    from hybridizer.trace.ranking import rank as rank_traces
 
     request = _request(settings, seed)
     traces = trace_donors(_donors(donors), request, tuple(allow), _monitor(progress))
-    record = rank_traces(traces, request.probes, boundary, seed=seed)
-    return RankResult(tuple(entry["donor"] for entry in record["ranking"]), record)
+    ranking = rank_traces(traces, request.probes, boundary, seed=seed)
+    return RankResult(tuple(entry.donor for entry in ranking.ranking), ranking.to_json())
 
 
 def evaluate(
@@ -404,7 +404,7 @@ def _donors(donors: DonorsLike) -> tuple[str, ...]:
 
 def _request(settings: Mapping[str, Any], seed: int) -> TraceRequest:
     from hybridizer.recipe.recipe import Trace
-    from hybridizer.trace.donor import request_from_section
+    from hybridizer.trace.runs import request_from_section
 
     return request_from_section(Trace(**settings), seed, Path.cwd())
 

@@ -11,8 +11,8 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
-from hybridizer.trace.cache import TraceRun
-from hybridizer.trace.donor import TraceRequest, score_baselines, trace
+from hybridizer.trace.record import TraceRun
+from hybridizer.trace.runs import TraceRequest, score_baselines, trace
 
 if TYPE_CHECKING:
     pass

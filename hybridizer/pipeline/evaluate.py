@@ -16,14 +16,14 @@ from hybridizer.evaluate.run import compare_runs, evaluate
 from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.manifest import read_manifest
 from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
-from hybridizer.trace.cache import TraceRun
-from hybridizer.trace.donor import request_from_section, trace
+from hybridizer.trace.record import TraceRun
+from hybridizer.trace.runs import request_from_section, trace
 from hybridizer.train.run import open_texts
 
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """The records of schema "hybridizer.scores/1" and, where the recipe traced its donors, "hybridizer.profile/1"."""
+    """The records of schema "hybridizer.scores/1" and, where the recipe traced its donors, "hybridizer.profile/2"."""
 
     scores: Mapping[str, Any]
     profile: Mapping[str, Any] | None

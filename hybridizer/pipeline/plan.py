@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
@@ -15,11 +15,13 @@ from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
 from hybridizer.plan.training import pin_datasets, plan_training
+from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.load import RecipeSource, load_recipe
-from hybridizer.recipe.recipe import AUTO, Recipe
+from hybridizer.recipe.recipe import AUTO, Layout, Recipe
 
 if TYPE_CHECKING:
-    from hybridizer.trace.cache import TraceRun
+    from hybridizer.trace.ranking import RankedDonor
+    from hybridizer.trace.record import TraceRun
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, d
         return Checked(recipe, None, tuple(sorted(donors.keys() - ready.keys())))
     if deep:
         scan_donors(ready, monitor)
-    guessed = assume_layout(recipe)
-    return Checked(recipe, _plan(guessed, ready, Evidence(), pin=False), ())
+    assumed = assume_layout(recipe, {name: donor.structure.num_layers for name, donor in ready.items()})
+    return Checked(recipe, _plan(assumed, ready, Evidence(), pin=False), ())
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | NotFetched]) -> N
     depths = {name: d.structure.num_layers if isinstance(d, Donor) else d.num_layers for name, d in donors.items()}
     known = {name: depth for name, depth in depths.items() if depth is not None}
     if len(known) == len(depths):
-        lay_out(assume_layout(recipe), known)
+        lay_out(assume_layout(recipe, known), known)
 
 
 def _all(donors: Mapping[str, Donor | NotFetched]) -> dict[str, Donor]:
@@ -139,15 +141,16 @@ class ResolvedLayout:
 def resolve_layout(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> ResolvedLayout:
     """The recipe with every open choice made. Traces donors only where the recipe asks for traces or needs them.
 
-    With `deep: auto` the donor that ranks first is taken; the boundary is read off the trace of the deep donor. A
-    boundary that the recipe gives as a number is kept, and judged by the trace where there is one.
+    With `deep: auto` the donor that ranks first is taken. A strategy becomes the layer that it chooses in the deep
+    donor, and the shallow donor gives that many layers. A layer or a share of the depth is kept as it is, so that a
+    trace never changes the model, and judged by the trace where there is one.
     """
     layout = recipe.layout
     if recipe.trace is None and not layout.needs_trace:
-        fixed = 0.5 if layout.boundary == "midpoint" else layout.boundary
-        return ResolvedLayout(replace(recipe, layout=replace(layout, boundary=fixed)), Evidence())
-    from hybridizer.trace.donor import request_from_section, trace
-    from hybridizer.trace.rank import choose, rank
+        return ResolvedLayout(replace(recipe, layout=_midpoint_as_share(layout)), Evidence())
+    from hybridizer.trace.boundary import choose_boundary
+    from hybridizer.trace.ranking import rank
+    from hybridizer.trace.runs import request_from_section, trace
 
     request = request_from_section(recipe.trace, recipe.seed, recipe.folder)
     names = [layout.deep] if layout.deep not in (None, AUTO) and recipe.trace is None else list(donors)
@@ -158,27 +161,40 @@ def resolve_layout(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor
     if layout.deep == AUTO:
         assert layout.boundary is not None
         ranking = rank(list(traces.values()), request.probes, layout.boundary, seed=recipe.seed)
-        best = ranking["ranking"][0]
-        layout = replace(layout, deep=best["donor"])
+        best = ranking.ranking[0]
+        layout = replace(layout, deep=best.donor)
         reasons.append(_why_first(best, len(traces)))
     assert layout.deep is not None and layout.boundary is not None
-    boundary = choose(traces[layout.deep], layout.boundary)
-    layout = replace(layout, boundary=boundary.layer)
-    reasons.append(f"Boundary after {boundary.layer} layers: {boundary.reason}")
+    boundary = choose_boundary(layout.boundary, traces[layout.deep].record)
+    layout = _midpoint_as_share(layout)
+    if isinstance(layout.boundary, str):
+        layout = replace(layout, boundary=boundary.layer)
+    reasons.append(f"Boundary at layer {boundary.layer} of '{layout.deep}': {boundary.reason}")
     warnings = (boundary.warning,) if boundary.warning else ()
-    evidence = Evidence(tuple(reasons), warnings, ranking)
+    evidence = Evidence(tuple(reasons), warnings, None if ranking is None else ranking.to_json())
     return ResolvedLayout(replace(recipe, layout=layout), evidence, tuple(traces.values()))
 
 
-def assume_layout(recipe: Recipe) -> Recipe:
-    """The recipe with open choices filled in without a trace, for checks of everything else: the host, the midpoint."""
-    layout = recipe.layout
+def assume_layout(recipe: Recipe, depths: Mapping[str, int]) -> Recipe:
+    """The recipe with open choices filled in without a trace, for checks of everything else. `depths`: of the donors.
+
+    Deep is the host; a strategy is a layer of the deep donor, as it will be, and so gives the depth that it will give:
+    the middle one, or the last that the shallow donor can reach.
+    """
+    layout = _midpoint_as_share(recipe.layout)
     deep = layout.host if layout.deep == AUTO else layout.deep
-    boundary = 0.5 if isinstance(layout.boundary, str) else layout.boundary
+    boundary = layout.boundary
+    if isinstance(boundary, str):
+        assert deep is not None and layout.shallow is not None, "checked at the door"
+        boundary = min(first_deep_layer(0.5, depths[deep]), max(1, depths[layout.shallow] - 1))
     return replace(recipe, layout=replace(layout, deep=deep, boundary=boundary))
 
 
-def _why_first(best: Mapping[str, Any], num_donors: int) -> str:
-    ties = f", tied with {' and '.join(best['tied_with'])}" if best["tied_with"] else ""
-    parts = f"stability {best['stability']:.3f} x competence {best['competence']:.3f}"
-    return f"Deep is '{best['donor']}', first of {num_donors} donors with {parts} = {best['score']:.3f}{ties}."
+def _midpoint_as_share(layout: Layout) -> Layout:
+    return replace(layout, boundary=0.5) if layout.boundary == "midpoint" else layout
+
+
+def _why_first(best: RankedDonor, num_donors: int) -> str:
+    ties = f", tied with {' and '.join(best.tied_with)}" if best.tied_with else ""
+    parts = f"stability {best.stability:.3f} x competence {best.competence:.3f}"
+    return f"Deep is '{best.donor}', first of {num_donors} donors with {parts} = {best.score:.3f}{ties}."

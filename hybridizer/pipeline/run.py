@@ -13,8 +13,9 @@ from hybridizer.plan.cost import Cost
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.dump import to_yaml
+from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.recipe import Recipe
-from hybridizer.trace.cache import TraceRun
+from hybridizer.trace.record import TraceRun
 
 if TYPE_CHECKING:
     pass
@@ -27,7 +28,7 @@ def write_records(folder: Path, planned: Planned, cost: Cost | None = None) -> N
     write_json(folder / "donors.json", {"schema": "hybridizer.donors/1", "donors": planned.plan.donors})
     for traced in planned.resolved.traces:
         (folder / "traces").mkdir(exist_ok=True)
-        write_json(folder / "traces" / f"{traced.donor}.json", traced.record)
+        write_json(folder / "traces" / f"{traced.donor}.json", traced.record.to_json())
         _draw_trace(folder / "traces" / f"{traced.donor}.svg", traced, planned.resolved.recipe)
     if planned.plan.evidence.ranking is not None:
         write_json(folder / "ranking.json", planned.plan.evidence.ranking)
@@ -39,8 +40,10 @@ def write_records(folder: Path, planned: Planned, cost: Cost | None = None) -> N
 def _draw_trace(path: Path, traced: TraceRun, recipe: Recipe) -> None:
     from hybridizer.report.plots import draw_trace, write_figure
 
-    chosen = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
-    write_figure(draw_trace(traced.record, chosen if isinstance(chosen, int) else None), path)
+    asked = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
+    assert not isinstance(asked, str), "strategies are resolved before anything is written"
+    boundary = None if asked is None else first_deep_layer(asked, traced.record.donor.num_layers)
+    write_figure(draw_trace(traced.record.to_json(), boundary), path)
 
 
 def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:

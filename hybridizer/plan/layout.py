@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.donors.donor import Donor
-from hybridizer.recipe.layers import format_layers
+from hybridizer.recipe.layers import first_deep_layer, format_layers
 from hybridizer.recipe.recipe import Blend, BlendSource, Layout, Recipe, Slice
 from hybridizer.recipe.tree import KeyPath
 
@@ -83,7 +83,8 @@ def _count_out(
 def _by_dial(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:
     layout = recipe.layout
     shallow, deep = _sides(layout)
-    ends = {name: boundary_layer(layout.boundary, depths[name]) for name in (shallow, deep)}
+    assert isinstance(layout.boundary, (int, float)), "strategies are resolved before layers are counted out"
+    ends = {name: first_deep_layer(layout.boundary, depths[name]) for name in (shallow, deep)}
     problems = [
         Problem(
             recipe.locate(("layout", "boundary")),
@@ -102,15 +103,6 @@ def _by_dial(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ..
 def _sides(layout: Layout) -> tuple[str, str]:
     assert layout.shallow is not None and layout.deep is not None, "the door fills both in when there are no slices"
     return layout.shallow, layout.deep
-
-
-def boundary_layer(boundary: float | int | str | None, depth: int) -> int:
-    """The first layer of the deep side of a donor of `depth` layers: an int as it is, a share of the depth rounded.
-
-    A share rounds half up, so 0.5 of 5 layers is 3: arXiv 2605.11416 splits at the midpoint and leaves odd depths open.
-    """
-    assert isinstance(boundary, (int, float)), "strategies are settled before layers are counted out"
-    return boundary if isinstance(boundary, int) else int(boundary * depth + 0.5)
 
 
 def list_used(sources: tuple[LayerSource, ...], donors: Mapping[str, Donor]) -> dict[str, set[int]]:

@@ -15,8 +15,8 @@ from hybridizer.data.hub import pin_dataset
 from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.structure import Structure
 from hybridizer.plan.freeze import asked_to_freeze, choose_frozen, with_adapters
-from hybridizer.plan.layout import boundary_layer
 from hybridizer.plan.plan import DataPin, Plan, TrainPlan
+from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.recipe import HUB_KEYS, DataEntry, Recipe, Train, plain
 from hybridizer.recipe.tree import KeyPath
 
@@ -127,11 +127,12 @@ def _missing_packages(recipe: Recipe, train: Train) -> Iterator[Problem]:
 
 
 def _boundary(recipe: Recipe, plan: Plan) -> int:
-    """The number of shallow layers of the output; half of all, as in arXiv 2605.11416, where slices say no boundary."""
+    """The first deep layer of the output; the midpoint, as in arXiv 2605.11416, where slices say no boundary."""
     layout = recipe.layout
     if layout.slices or layout.shallow is None:
-        return len(plan.layers) // 2
-    return boundary_layer(layout.boundary, plan.donors[layout.shallow].num_layers)
+        return first_deep_layer(0.5, len(plan.layers))
+    assert isinstance(layout.boundary, (int, float)), "strategies are resolved before training is planned"
+    return first_deep_layer(layout.boundary, plan.donors[layout.shallow].num_layers)
 
 
 def _pin_data(recipe: Recipe, train: Train, pin: bool, problems: list[Problem]) -> tuple[DataPin, ...]:

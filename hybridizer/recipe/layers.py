@@ -24,6 +24,18 @@ def format_layers(layers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs if run) or "none"
 
 
+def first_deep_layer(boundary: float | int, num_layers: int) -> int:
+    """Where the deep side of `num_layers` layers begins, counted from 0; also the number of shallow layers.
+
+    An int is that layer already, inside the model or not. A float is a share of the depth, rounded half up, so that 0.5
+    of 5 layers is 3 (arXiv 2605.11416 splits at the midpoint and leaves odd depths open), with at least one layer on
+    either side. A single layer has no two sides: 0.
+    """
+    if isinstance(boundary, int):
+        return boundary
+    return min(max(int(boundary * num_layers + 0.5), 1), num_layers - 1)
+
+
 def read_ranges(value: object, where: str = "layers") -> tuple[range, ...]:
     """The layers that `value` lists, in its order, repeats kept: from 3, "0..14", "0..14, 20" or [0..14, 20].
 

@@ -1,4 +1,4 @@
-"""What pictures and tables say about a trace in words, out of the plain object of the contract "hybridizer.trace/1"."""
+"""What pictures and tables say about a trace in words, out of the plain object of the contract "hybridizer.trace/2"."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def caption(record: Record, boundary: int | None) -> list[str]:
     if boundary is not None:
         row = record["boundary"][boundary - 1]
         score = f"S({boundary}) = {row['s']:+.3f} bits{spread(row['s_ci'], '+.3f')}"
-        lines.append(f"boundary after layer {boundary}: {score}")
+        lines.append(f"boundary at layer {boundary}, the first deep one: {score}")
     return [line for line in lines if line]
 
 

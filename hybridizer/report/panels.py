@@ -28,12 +28,15 @@ def draw_target(axes: Axes, record: Record, boundary: int | None) -> None:
 
 
 def draw_js(axes: Axes, record: Record, boundary: int | None) -> None:
-    """JS by layer; with both perturbations, those of the context and of the layer."""
+    """JS by layer; with both perturbations, those of the context and of the layer. A level line: before layer 0."""
     if record["layers"][0].get("layer_js") is None:
         _line(axes, record, "js", COLOURS[0])
     else:
         _line(axes, record, "js", COLOURS[0], label="context masked, read at this layer")
         _line(axes, record, "layer_js", COLOURS[1], label="this layer disturbed, read at the end", marker="s")
+    if record.get("embedding"):
+        axes.axhline(record["embedding"]["js"], color=COLOURS[0], linewidth=1, linestyle=":", label="embedding output")
+    if axes.get_legend_handles_labels()[0]:
         _legend(axes)
     axes.set_ylabel(AXES["js"])
     axes.set_ylim(bottom=0)
@@ -48,21 +51,21 @@ def draw_delta(axes: Axes, record: Record, boundary: int | None) -> None:
         if row.get("delta_js_ci"):
             axes.plot([row["layer"]] * 2, row["delta_js_ci"], color=INK, linewidth=1)
     if boundary is not None:
-        for first, last, label in ((1, boundary, "mean of each side"), (boundary + 1, len(layers), None)):
-            mean = sum(values[first - 1 : last]) / (last - first + 1)
-            axes.plot([first - 0.5, last + 0.5], [mean, mean], color=COLOURS[1], linewidth=2, label=label)
+        for first, end, label in ((0, boundary, "mean of each side"), (boundary, len(layers), None)):
+            mean = sum(values[first:end]) / (end - first)
+            axes.plot([first - 0.5, end - 0.5], [mean, mean], color=COLOURS[1], linewidth=2, label=label)
         _legend(axes)
     axes.set_ylabel(AXES["delta_js"])
     axes.set_ylim(bottom=0)
 
 
 def draw_scores(axes: Axes, record: Record, boundary: int | None) -> None:
-    """S(b) between the layers that b parts."""
-    places = [row["b"] + 0.5 for row in record["boundary"]]
+    """S(b) at b, the layer that would be the first deep one."""
+    places = [row["b"] for row in record["boundary"]]
     axes.axhline(0, color=INK, linewidth=1)
     axes.plot(places, [row["s"] for row in record["boundary"]], color=COLOURS[2], marker="o", markersize=3)
     _band(axes, places, [row["s_ci"] for row in record["boundary"]], COLOURS[2])
-    axes.set_ylabel("S(b) (bits): shallow\nless deep mean dJS")
+    axes.set_ylabel("S(b) (bits): shallow\nminus deep mean dJS")
 
 
 def draw_particles(axes: Axes, record: Record, boundary: int | None) -> None:
@@ -77,9 +80,12 @@ def draw_particles(axes: Axes, record: Record, boundary: int | None) -> None:
 
 
 def overlay(axes: Axes, record: Record, name: str, index: int) -> None:
-    """One measure of one donor, by relative depth, in the colour and with the marker of its index."""
+    """One measure of one donor, by relative depth, in the colour and with the marker of its index.
+
+    The output of layer l is at (l + 1) / L: the last layer of every donor is at 1.
+    """
     rows = record["layers"]
-    places = [row["layer"] / len(rows) for row in rows]
+    places = [(row["layer"] + 1) / len(rows) for row in rows]
     label = f"{reference(record)}, {len(rows)} layers\n{setting(record)}"
     axes.plot(
         places, [row[name] for row in rows], color=COLOURS[index], marker=MARKERS[index], markersize=4, label=label
@@ -88,16 +94,16 @@ def overlay(axes: Axes, record: Record, name: str, index: int) -> None:
 
 
 def mark_deep(axes: Axes, record: Record, boundary: int | None) -> None:
-    """Shade the deep side of the boundary, where there is one."""
+    """Shade the deep side, from the left edge of layer `boundary` on, where there is one."""
     if boundary is not None:
-        axes.axvspan(boundary + 0.5, len(record["layers"]) + 0.5, color=DEEP, zorder=0)
-        axes.axvline(boundary + 0.5, color=INK, linewidth=1.2, linestyle="--")
+        axes.axvspan(boundary - 0.5, len(record["layers"]) - 0.5, color=DEEP, zorder=0)
+        axes.axvline(boundary - 0.5, color=INK, linewidth=1.2, linestyle="--")
 
 
 def name_sides(axes: Axes, record: Record, boundary: int | None) -> None:
     """Write "shallow" and "deep" on either side of the boundary, above the axes."""
     if boundary is not None:
-        for text, place, side in (("shallow ", boundary + 0.4, "right"), (" deep", boundary + 0.6, "left")):
+        for text, place, side in (("shallow ", boundary - 0.6, "right"), (" deep", boundary - 0.4, "left")):
             axes.annotate(text, (place, 1.02), xycoords=("data", "axes fraction"), ha=side, fontsize=9)
 
 
@@ -116,8 +122,6 @@ def _line(axes: Axes, record: Record, name: str, colour: str, label: str | None 
         [row[name] for row in rows],
         [row.get(f"{name}_ci") for row in rows],
     )
-    if name == "js" and record.get("js_embedding") is not None:
-        places, values, bands = [0, *places], [record["js_embedding"], *values], [record.get("js_embedding_ci"), *bands]
     axes.plot(places, values, color=colour, marker=marker, markersize=3, label=label)
     _band(axes, places, bands, colour)
 

@@ -1,6 +1,6 @@
 """Pictures of trace records: one donor in full, or several overlaid; SVG or PNG.
 
-Works on the plain objects of the contract "hybridizer.trace/1", so that any program's records can be drawn. Figures are
+Works on the plain objects of the contract "hybridizer.trace/2", so that any program's records can be drawn. Figures are
 made without pyplot: nothing global is touched, and nothing needs a screen.
 """
 
@@ -32,7 +32,8 @@ BANDS = "Bands and bars: 95% intervals over prompts"
 def draw_trace(record: Record, boundary: int | None = None) -> Figure:
     """One donor: target probability, JS, dJS, S(b) and the task particles by layer, bands for 95% intervals.
 
-    With a `boundary`, the deep side is shaded and the two means of dJS whose difference is S(b) are drawn.
+    With a `boundary`, the first deep layer, the deep side is shaded, and the two means of dJS whose difference is
+    S(boundary) are drawn.
     """
     with matplotlib.rc_context(_style()):
         figure = Figure(figsize=(8, 10.5), layout="constrained")
@@ -40,8 +41,8 @@ def draw_trace(record: Record, boundary: int | None = None) -> Figure:
         for axes, draw in zip(rows, panels.PANELS, strict=True):
             draw(axes, record, boundary)
             panels.mark_deep(axes, record, boundary)
-        rows[-1].set_xlabel("layer (0 is the embedding output)")
-        rows[-1].set_xlim(-0.5, len(record["layers"]) + 0.5)
+        rows[-1].set_xlabel("layer, from 0; each at its output")
+        rows[-1].set_xlim(-0.5, len(record["layers"]) - 0.5)
         rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels.name_sides(rows[0], record, boundary)
         figure.suptitle("\n".join([*caption(record, boundary), BANDS]), x=0.01, ha="left")
@@ -51,7 +52,8 @@ def draw_trace(record: Record, boundary: int | None = None) -> Figure:
 def draw_donors(records: Sequence[Record], boundaries: Sequence[int | None] = ()) -> Figure:
     """Up to six donors overlaid by relative depth: target probability, JS and dJS, bands for 95% intervals.
 
-    `boundaries`, one a donor, are dashed lines in the donor's colour. Raises InputError for no donor and for more.
+    `boundaries`, one per donor, are dashed lines before its first deep layer, in the donor's colour. Raises InputError
+    for no donor and for more than six.
     """
     if not 1 <= len(records) <= MAX_DONORS:
         what = f"{len(records)} donors cannot be told apart in one picture."
@@ -68,7 +70,7 @@ def draw_donors(records: Sequence[Record], boundaries: Sequence[int | None] = ()
                     axes.axvline(depth, color=panels.COLOURS[index], linestyle="--", linewidth=1)
             axes.set_ylabel(panels.AXES[name])
             axes.set_ylim(bottom=0)
-        rows[-1].set_xlabel(f"relative depth (layer / number of layers)\n{BANDS}; dashed lines: boundaries")
+        rows[-1].set_xlabel(f"relative depth: (layer + 1) / number of layers\n{BANDS}; dashed lines: boundaries")
         rows[-1].set_xlim(-0.02, 1.02)
         handles, labels = rows[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", frameon=False, fontsize=9)

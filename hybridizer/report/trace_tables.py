@@ -1,6 +1,6 @@
 """Traces, profiles, rankings and baselines as tables for a terminal: rich renderables, for the command line to print.
 
-All take the plain objects of the contracts "hybridizer.trace/1", "hybridizer.profile/1" and "hybridizer.ranking/1".
+All take the plain objects of the contracts "hybridizer.trace/2", "hybridizer.profile/2" and "hybridizer.ranking/2".
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ BAR_WIDTH = 6
 
 
 def trace_table(record: Record, boundary: int | None = None) -> Group:
-    """One row a layer, parted at the boundary: target probability, JS, dJS, S(b) and task particles, in 80 columns."""
+    """One row per layer, parted before the first deep one: target probability, JS, dJS, S and task particles.
+
+    In 80 columns. S(layer) is S of the boundary that would make this layer the first deep one; layer 0 has none.
+    """
     table = _table()
     for name in ("layer", "target", "JS", "dJS", "S(layer)"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -39,14 +42,14 @@ def trace_table(record: Record, boundary: int | None = None) -> Group:
             _figure(row["delta_js"], row.get("delta_js_ci"), ".3f"),
             _figure(score["s"], score["s_ci"], "+.3f") if score else "",
             f"{'█' * round(BAR_WIDTH * row['task_particles'] / most):{BAR_WIDTH}} {row['task_particles']}",
-            end_section=row["layer"] == boundary,
+            end_section=_ends_shallow(row["layer"], boundary),
         )
     about = "JS, dJS and S(layer) in bits, the last two with 95% intervals over prompts"
     return _under([*caption(record, boundary), about], table)
 
 
 def profile_table(profile: Mapping[str, Any]) -> Group:
-    """One row a layer, parted at the boundary: dJS and target probability before, and their changes.
+    """One row per layer, parted before the first deep one: dJS and target probability before, and their changes.
 
     Above it what became of the deep side, in a sentence, and of S.
     """
@@ -60,7 +63,7 @@ def profile_table(profile: Mapping[str, Any]) -> Group:
             _figure(row["delta_js_change"], row["delta_js_change_ci"], "+.3f"),
             f"{row['target_prob_before']:.3f}",
             _figure(row["target_prob_change"], row["target_prob_change_ci"], "+.3f"),
-            end_section=row["layer"] == profile["boundary"],
+            end_section=_ends_shallow(row["layer"], profile["boundary"]),
         )
     b, change = profile["boundary"], _figure(profile["s_change"], profile["s_change_ci"], "+.3f")
     score = f"S({b}) was {profile['s_before']:+.3f} bits and is {profile['s_after']:+.3f}: {change}"
@@ -94,8 +97,12 @@ def baseline_table(baselines: Sequence[LayerScores]) -> Group:
         table.add_column(scores.name, justify="right", no_wrap=True)
     for layer in range(len(baselines[0].values)):
         figures = (_figure(scores.values[layer], scores.intervals[layer], ".3f") for scores in baselines)
-        table.add_row(str(layer + 1), *figures)
+        table.add_row(str(layer), *figures)
     return _under([f"{scores.name}: {scores.source}; high: {scores.high_means}" for scores in baselines], table)
+
+
+def _ends_shallow(layer: int, boundary: int | None) -> bool:
+    return boundary is not None and layer == boundary - 1
 
 
 def _table(leading: int = 0) -> Table:

@@ -29,7 +29,7 @@ IQR_OF_NORMAL = 1.349
 
 @dataclass(frozen=True)
 class LayerScores:
-    """One measure of every layer: `values[l - 1]` for l = 1..L, None where it is not defined.
+    """One measure of every layer: `values[l]` for layers l = 0..L-1, None where it is not defined.
 
     `intervals` are bootstrap 95% intervals over the prompts, None where no prompt is involved or only one.
     `high_means` says in words what a large value says of a layer.
@@ -61,7 +61,7 @@ def signal_to_noise(weight: Tensor) -> float | None:
 def score_weights(parts: Parts, advance: Callable[[int], None] = lambda layers: None) -> LayerScores:
     """Spectrum's signal-to-noise ratio of each layer: the median over its weight matrices [ours].
 
-    A mean would be one matrix's: in SmolLM2-135M a single one makes that of layer 28 fifteen, and those around it 0.5.
+    A mean would be one matrix's: in SmolLM2-135M a single one makes that of layer 27 fifteen, others are at 0.3.
     The paper ranks each kind of matrix by itself and never joins them. A stack of experts counts as so many matrices;
     vectors are left out, and a depthwise kernel has no ratio. A layer without a matrix that has a ratio gets None.
     Raises InputError for weights that are not in memory.
@@ -91,10 +91,10 @@ def score_activations(
 ) -> tuple[LayerScores, LayerScores]:
     """Block influence and angular distance of each layer on `prompts`, as token ids: one clean run over each.
 
-    Block influence is 1 - mean cos(h(l-1), h(l)) over all positions of all prompts, 0..2. Angular distance is the mean
-    over prompts of arccos(cos(h(l-1), h(l))) / pi at the last position, 0..1: that of arXiv 2403.17887 for blocks of
-    one layer. Both papers read the states that transformers returns, the last of which is normed; here h(L) is what
-    the last layer gives, so that its value is the layer's own. Several parallel streams count as one long vector.
+    Block influence is 1 - mean cos(input, output) over all positions of all prompts, 0..2. Angular distance is the mean
+    over prompts of arccos(cos(input, output)) / pi at the last position, 0..1: that of arXiv 2403.17887 for blocks of
+    one layer. Both papers read the states that transformers returns, the last of which is normed; here it is what the
+    last layer gives, so that its value is the layer's own. Several parallel streams count as one long vector.
     """
     n, num_layers = len(prompts), parts.num_layers
     influence, angle = np.zeros((n, num_layers)), np.zeros((n, num_layers))

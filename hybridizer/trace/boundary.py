@@ -1,8 +1,12 @@
-"""Where the boundary goes: one function a strategy, and one dictionary of them.
+"""Where the boundary goes: one function per strategy, and one dictionary of them.
 
-A boundary b makes layers 1..b of a donor shallow and b+1..L deep. S(b) is the mean dJS of the first less that of the
-second; S(b) > 0 says that the shallow side is the sensitive one, which is what licenses freezing the deep one
-(arXiv 2605.11416). Whatever strategy chose it, a boundary comes with a warning where the trace does not say so.
+A boundary b is the first deep layer: it makes layers 0..b-1 of a donor shallow and b..L-1 deep. S(b) is the mean dJS of
+the first minus that of the second; S(b) > 0 says that the shallow side is the sensitive one, which is what licenses
+freezing the deep one (arXiv 2605.11416). Whatever strategy chose it, a boundary comes with a warning where the trace
+does not say so.
+
+A new strategy is a function here, an entry in STRATEGIES, and its name in recipe.STRATEGIES, which recipes are checked
+against; the two are compared at import.
 """
 
 from __future__ import annotations
@@ -10,15 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from hybridizer.core.errors import InputError, Problem, nearest
-from hybridizer.trace.evidence import Evidence, read_evidence
+from hybridizer.recipe.layers import first_deep_layer
+from hybridizer.recipe.recipe import STRATEGIES as NAMES
+from hybridizer.trace.record import TraceRecord
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """`layer` is b, 1..L-1: the number of shallow layers. `reason` is one sentence, `warning` one or None."""
+    """`layer` is b, 1..L-1: the first deep layer. `reason` is one sentence, `warning` one or None."""
 
     layer: int
     strategy: str
@@ -26,150 +31,154 @@ class Boundary:
     warning: str | None
 
 
-def choose_boundary(asked: str | float, record: Mapping[str, Any]) -> Boundary:
-    """The boundary of the donor traced in `record`, a "hybridizer.trace/1" object, as a recipe asks for it.
+def choose_boundary(asked: str | float, record: TraceRecord) -> Boundary:
+    """The boundary of the donor traced in `record`, as a recipe or a user asks for it.
 
     `asked` is the name of a strategy, a share of the depth (a float between 0 and 1), or b itself (an int). Raises
-    InputError for an unknown name, a number outside its range, a damaged record, and a strategy for which the
-    record has no evidence.
+    InputError for an unknown name, a number outside its range, a donor of a single layer, which no boundary splits, and
+    a strategy for which the record has no evidence.
     """
-    evidence = read_evidence(record)
+    if not record.boundary:
+        what = f"{record.donor.reference} has a single layer, and a boundary needs one on either side."
+        raise InputError(Problem("boundary", what, "Take a donor of two layers or more."))
     if isinstance(asked, str):
         if asked not in STRATEGIES:
             raise InputError(Problem("boundary", f"there is no strategy '{asked}'.", nearest(asked, STRATEGIES)))
-        name, (layer, reason) = asked, STRATEGIES[asked](evidence)
+        name, (layer, reason) = asked, STRATEGIES[asked](record)
     elif isinstance(asked, int):
-        name, (layer, reason) = "layer", fixed(evidence, asked)
+        name, (layer, reason) = "layer", fixed(record, asked)
     else:
-        name, (layer, reason) = "share", share(evidence, asked)
-    return Boundary(layer, name, reason, _warning(evidence, layer))
+        name, (layer, reason) = "share", share(record, asked)
+    return Boundary(layer, name, reason, _warning(record, layer))
 
 
-def midpoint(evidence: Evidence) -> tuple[int, str]:
+def midpoint(record: TraceRecord) -> tuple[int, str]:
     """Half of the layers, a half rounded up: the split of arXiv 2605.11416, whatever the trace says."""
-    layer = _rounded(0.5, evidence.num_layers)
-    return layer, f"The midpoint of {evidence.num_layers} layers, as in arXiv 2605.11416; {_score(evidence, layer)}."
+    num_layers = len(record.layers)
+    layer = first_deep_layer(0.5, num_layers)
+    return layer, f"The midpoint of {num_layers} layers, as in arXiv 2605.11416; {_score(record, layer)}."
 
 
-def share(evidence: Evidence, asked: float) -> tuple[int, str]:
+def share(record: TraceRecord, asked: float) -> tuple[int, str]:
     """`asked` of the depth, rounded, at least one layer on each side. Raises InputError outside (0, 1)."""
     if not 0 < asked < 1:
         what = f"{asked} is not a share of the depth between 0 and 1."
         raise InputError(Problem("boundary", what, "Give a share such as 0.5, or a layer such as 15."))
-    layer = _rounded(asked, evidence.num_layers)
-    return layer, f"{asked:.0%} of {evidence.num_layers} layers, as asked; {_score(evidence, layer)}."
+    layer = first_deep_layer(asked, len(record.layers))
+    return layer, f"{asked:.0%} of {len(record.layers)} layers, as asked; {_score(record, layer)}."
 
 
-def fixed(evidence: Evidence, asked: int) -> tuple[int, str]:
+def fixed(record: TraceRecord, asked: int) -> tuple[int, str]:
     """b as given. Raises InputError where it leaves one side empty."""
-    if not 1 <= asked < evidence.num_layers:
-        what = f"layer {asked} leaves one side of {evidence.donor} empty: it has {evidence.num_layers} layers."
-        raise InputError(Problem("boundary", what, f"Give a layer inside 1..{evidence.num_layers - 1}."))
-    return asked, f"{asked} shallow layers of {evidence.num_layers}, as asked; {_score(evidence, asked)}."
+    num_layers = len(record.layers)
+    if not 1 <= asked < num_layers:
+        what = f"layer {asked} leaves one side of {record.donor.reference} empty: it has {num_layers} layers."
+        raise InputError(Problem("boundary", what, f"Give a layer inside 1..{num_layers - 1}."))
+    return asked, f"{asked} shallow layers of {num_layers}, as asked; {_score(record, asked)}."
 
 
-def s_maximal(evidence: Evidence) -> tuple[int, str]:
+def s_maximal(record: TraceRecord) -> tuple[int, str]:
     """The b with the largest S(b), the smallest b among equals [ours; the paper does not search].
 
     A mean over few layers varies most, so this is drawn to the ends, where one spike decides; see `knee` and `auto`.
     """
-    return _s_maximal_among(evidence, range(1, evidence.num_layers))
+    return _s_maximal_among(record, range(1, len(record.layers)))
 
 
-def task_particle(evidence: Evidence) -> tuple[int, str]:
+def task_particle(record: TraceRecord) -> tuple[int, str]:
     """The last b that leaves the median task particle on the deep side: the task is executed by frozen layers.
 
-    Ours, from the idea of arXiv 2604.20556. A particle in layer 1 gives b = 1, the least there is. Raises InputError
+    Ours, from the idea of arXiv 2604.20556. A particle in layer 0 gives b = 1, the least there is. Raises InputError
     where no prompt has a task particle.
     """
-    if evidence.particle is None:
-        what = f"no prompt has a task particle in the trace of {evidence.donor}."
+    particle = record.task_particle.layer
+    if particle is None:
+        what = f"no prompt has a task particle in the trace of {record.donor.reference}."
         raise InputError(Problem("boundary", what, "Trace with a lower tau or p_min, or choose another strategy."))
-    layer = max(1, math.ceil(evidence.particle) - 1)
-    place = f"the median task particle, at layer {evidence.particle:g} of {evidence.num_layers},"
-    return layer, f"Deep begins where {place} comes up; {_score(evidence, layer)}."
+    layer = max(1, math.ceil(particle))
+    place = f"the median task particle, at layer {particle:g} of 0..{len(record.layers) - 1},"
+    return layer, f"Deep begins where {place} comes up; {_score(record, layer)}."
 
 
-def knee(evidence: Evidence) -> tuple[int, str]:
+def knee(record: TraceRecord) -> tuple[int, str]:
     """The knee of the cumulative sensitivity: where the summed dJS is furthest above a steady climb to its total.
 
-    With C(b) the share of all dJS that layers 1..b have, it maximises C(b) - b / L, the smallest b among equals
+    With C(b) the share of all dJS that the first b layers have, it maximises C(b) - b / L, the smallest b among equals
     [ours; the definition of a knee is that of Kneedle, Satopaa et al. 2011]. That difference is S(b) times b (L - b),
     up to a factor that is the same for all b: S(b) weighted against lonely layers at the ends. Raises InputError for
     a donor without any sensitivity, which has no knee.
     """
-    if sum(evidence.delta_js) <= 0:
-        what = f"the perturbation changes nothing in any layer of {evidence.donor}, so its sensitivity has no knee."
-        fix = "Choose another strategy, and doubt this donor: does it read its input?"
+    if sum(row.delta_js for row in record.layers) <= 0:
+        donor = record.donor.reference
+        what = f"the perturbation changes nothing in any layer of {donor}, so its sensitivity has no knee."
+        fix = "Choose another strategy, and check that this donor reads its input."
         raise InputError(Problem("boundary", what, fix))
-    return _knee_among(evidence, range(1, evidence.num_layers))
+    return _knee_among(record, range(1, len(record.layers)))
 
 
-def auto(evidence: Evidence) -> tuple[int, str]:
+def auto(record: TraceRecord) -> tuple[int, str]:
     """The knee if S is positive there beyond doubt, else the b of the largest S if that is, else the midpoint.
 
     Ours. Only boundaries with a quarter of the layers or more on either side are looked at: for SmolLM2-135M both knee
-    and largest S lie after layer 2 of 30, where one layer's spike makes them, and next to nothing is left to train.
+    and largest S lie at layer 2 of 30, where one layer's spike makes them, and next to nothing is left to train.
     "Beyond doubt": the 95% interval of S(b) lies above 0. That interval does not know that b was searched for, so it is
     too sure by some; the midpoint is the one b that no search chose, which is why it is the last resort.
     """
-    quarter = math.ceil(evidence.num_layers / 4)
-    inner = range(quarter, evidence.num_layers - quarter + 1)
+    quarter = math.ceil(len(record.layers) / 4)
+    inner = range(quarter, len(record.layers) - quarter + 1)
     for choose in (_knee_among, _s_maximal_among):
-        layer, reason = choose(evidence, inner)
-        if _doubt(evidence, layer) is None:
+        layer, reason = choose(record, inner)
+        if _doubt(record, layer) is None:
             return layer, reason
-    layer = _rounded(0.5, evidence.num_layers)
+    layer = first_deep_layer(0.5, len(record.layers))
     span = f"between {inner[0]} and {inner[-1]}"
-    return layer, f"No boundary {span} is beyond doubt, so the midpoint; {_score(evidence, layer)}."
+    return layer, f"No boundary {span} is beyond doubt, so the midpoint; {_score(record, layer)}."
 
 
-STRATEGIES: Mapping[str, Callable[[Evidence], tuple[int, str]]] = {
+STRATEGIES: Mapping[str, Callable[[TraceRecord], tuple[int, str]]] = {
     "auto": auto,
     "knee": knee,
     "midpoint": midpoint,
     "s-maximal": s_maximal,
     "task-particle": task_particle,
 }
+assert tuple(STRATEGIES) == NAMES, "recipe.STRATEGIES names another set of strategies, or in another order"
 
 
-def _s_maximal_among(evidence: Evidence, boundaries: range) -> tuple[int, str]:
-    layer = max(boundaries, key=lambda b: (evidence.scores[b - 1], -b))
+def _s_maximal_among(record: TraceRecord, boundaries: range) -> tuple[int, str]:
+    layer = max(boundaries, key=lambda b: (record.boundary[b - 1].s, -b))
     where = f"among boundaries {boundaries[0]} to {boundaries[-1]}"
-    return layer, f"The largest S(b) {where} is after layer {layer}: {_score(evidence, layer)}."
+    return layer, f"The largest S(b) {where} is at layer {layer}: {_score(record, layer)}."
 
 
-def _knee_among(evidence: Evidence, boundaries: range) -> tuple[int, str]:
-    total = sum(evidence.delta_js) or 1.0
-    shares = [sum(evidence.delta_js[:b]) / total for b in range(evidence.num_layers)]
-    layer = max(boundaries, key=lambda b: (shares[b] - b / evidence.num_layers, -b))
-    found = f"the first {layer} of {evidence.num_layers} layers have {shares[layer]:.0%} of the sensitivity"
+def _knee_among(record: TraceRecord, boundaries: range) -> tuple[int, str]:
+    delta_js = [row.delta_js for row in record.layers]
+    total, num_layers = sum(delta_js) or 1.0, len(delta_js)
+    shares = [sum(delta_js[:b]) / total for b in range(num_layers)]
+    layer = max(boundaries, key=lambda b: (shares[b] - b / num_layers, -b))
+    found = f"the first {layer} of {num_layers} layers have {shares[layer]:.0%} of the sensitivity"
     where = f"among boundaries {boundaries[0]} to {boundaries[-1]}"
-    return layer, f"The knee of the cumulative sensitivity {where}: {found}; {_score(evidence, layer)}."
+    return layer, f"The knee of the cumulative sensitivity {where}: {found}; {_score(record, layer)}."
 
 
-def _rounded(asked: float, num_layers: int) -> int:
-    return min(max(int(asked * num_layers + 0.5), 1), num_layers - 1)
+def _score(record: TraceRecord, layer: int) -> str:
+    s, band = record.boundary[layer - 1].s, record.boundary[layer - 1].s_ci
+    spread = f"95% interval {band[0]:+.3f} to {band[1]:+.3f}" if band else "one prompt, no interval"
+    return f"S({layer}) = {s:+.3f} ({spread})"
 
 
-def _score(evidence: Evidence, layer: int) -> str:
-    interval = evidence.intervals[layer - 1]
-    spread = f"95% interval {interval[0]:+.3f} to {interval[1]:+.3f}" if interval else "one prompt, no interval"
-    return f"S({layer}) = {evidence.scores[layer - 1]:+.3f} ({spread})"
-
-
-def _warning(evidence: Evidence, layer: int) -> str | None:
-    doubt = _doubt(evidence, layer)
+def _warning(record: TraceRecord, layer: int) -> str | None:
+    doubt = _doubt(record, layer)
     if doubt is None:
         return None
-    return f"Freezing deep is not supported by the trace of {evidence.donor}: {_score(evidence, layer)} {doubt}."
+    return f"Freezing deep is not supported by the trace of {record.donor.reference}: {_score(record, layer)} {doubt}."
 
 
-def _doubt(evidence: Evidence, layer: int) -> str | None:
+def _doubt(record: TraceRecord, layer: int) -> str | None:
     """Why S at this boundary does not license freezing deep, None where it does."""
-    interval = evidence.intervals[layer - 1]
-    if evidence.scores[layer - 1] <= 0:
+    figure = record.boundary[layer - 1]
+    if figure.s <= 0:
         return "is not positive"
-    if interval is None:
+    if figure.s_ci is None:
         return "may be chance"
-    return "has an interval that contains zero" if interval[0] <= 0 else None
+    return "has an interval that contains zero" if figure.s_ci[0] <= 0 else None

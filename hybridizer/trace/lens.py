@@ -1,6 +1,7 @@
 """The lens: what the model would say next if its last layer had given this residual stream.
 
-P(l) = softmax(head(norm(h(l)))), by the model's own code from the last layer to the logits (arXiv 2605.11416).
+P(s) = softmax(head(norm(h(s)))) of each state s of the residual stream (0 is the embedding output, l + 1 the output of
+layer l), by the model's own code from the last layer to the logits (arXiv 2605.11416).
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 from hybridizer.core.errors import DonorError, Problem
 from hybridizer.models.parts import MODEL_FAULTS, Parts, agree, arbitrary_ids, first_floating, run_model
 from hybridizer.models.residual import bare_outputs, last_rows, read_outputs, replaced, run_tail
-from hybridizer.trace.sensitivity import log2_softmax
+from hybridizer.trace.divergence import log2_softmax
 
 
 class Translator(Protocol):
-    """What a tuned lens does to the residual stream of a layer before the model's tail reads it."""
+    """What a tuned lens does to a state of the residual stream before the model's tail reads it."""
 
-    def __call__(self, layer: int, rows: Tensor) -> Tensor: ...
+    def __call__(self, state: int, rows: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Lens:
         if self.translator is None:
             return self.final_log2_probs(hidden)
         return self.final_log2_probs(
-            [*(self.translator(layer, rows) for layer, rows in enumerate(hidden[:-1])), hidden[-1]]
+            [*(self.translator(state, rows) for state, rows in enumerate(hidden[:-1])), hidden[-1]]
         )
 
     def final_log2_probs(self, rows: Sequence[Tensor]) -> Tensor:

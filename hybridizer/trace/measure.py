@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from hybridizer.models.residual import read_last_rows
+from hybridizer.trace.divergence import js_divergence, kl_divergence, kl_from_uniform
 from hybridizer.trace.lens import Lens
 from hybridizer.trace.perturbation import can_reuse_prefix, disturbed_finals
 from hybridizer.trace.prompts import Prompt
 from hybridizer.trace.readings import Reading
-from hybridizer.trace.sensitivity import js_divergence, kl_divergence, kl_from_uniform
 from hybridizer.trace.settings import TraceSettings
 
 # About this many bytes of logits are held at once, clean ones and perturbed ones each, whatever the number of prompts.
 LENS_BYTES = 32 * 2**20
 
-Hidden = list[Tensor]  # h(0)..h(L) at the last position, L+1 tensors (batch, ..., hidden)
+Hidden = list[Tensor]  # the L+1 states at the last position, embedding output first: (batch, ..., hidden) each
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Meter:
         return can_reuse_prefix(self.lens.model, self.lens.parts)
 
     def _run(self, indices: Sequence[int], prompts: Sequence[Prompt]) -> tuple[Hidden, Hidden | None, Hidden | None]:
-        """The clean run, the masked run, and h(L) of the runs disturbed at layer 0..L, where they are asked for."""
+        """The clean run, the masked run, and the last states of the runs disturbed at each state, where asked for."""
         model, parts = self.lens.model, self.lens.parts
         ids = torch.tensor([prompt.ids for prompt in prompts], device=parts.device)
         masked = None

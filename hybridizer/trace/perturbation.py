@@ -41,20 +41,21 @@ def disturb(hidden: Tensor, noise: Tensor, noise_share: float) -> Tensor:
 def disturbed_finals(
     model: nn.Module, parts: Parts, ids: Tensor, noise_share: float, seeds: Sequence[int], reuse_prefix: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """h(0)..h(L) of the clean run, and h(L) of the runs disturbed at layer 0..L: 2 x L+1 tensors (batch, ..., hidden).
+    """The states of the clean run, and the last state of the runs disturbed at each of them.
 
-    With `reuse_prefix` a run disturbed at layer l starts from the clean states there and costs L - l layers: all of
+    Both are L+1 tensors (batch, ..., hidden): state 0 is the embedding output, state l + 1 the output of layer l. With
+    `reuse_prefix` a run that is disturbed at state s starts from the clean states there and costs L - s layers: all of
     them cost half of L+1 full runs. For it the clean states of one batch, (L+1) x batch x time x hidden, are held.
     """
     outputs = read_outputs(model, parts, ids, lambda output: output)
     noise = unit_noise(_hidden(outputs[0]).shape, parts.batch_axis, seeds)
     finals = []
-    for layer, output in enumerate(outputs):
+    for state, output in enumerate(outputs):
         changed = disturb(_hidden(output), noise, noise_share)
-        if layer == parts.num_layers:
+        if state == parts.num_layers:
             finals.append(last_rows(parts, changed))
             continue
-        with _disturbed(parts, outputs, layer, changed, reuse_prefix):
+        with _disturbed(parts, outputs, state, changed, reuse_prefix):
             finals.append(read_outputs(model, parts, ids, lambda output: last_rows(parts, output))[-1])
     return [last_rows(parts, output) for output in outputs], finals
 
@@ -68,8 +69,8 @@ def can_reuse_prefix(model: nn.Module, parts: Parts) -> bool:
     ids = arbitrary_ids(model, 2, 5)
     outputs = read_outputs(model, parts, ids, lambda output: output)
     try:
-        for layer in range(1, parts.num_layers):
-            with replaced(parts, outputs[1 : layer + 1]):
+        for num_replaced in range(1, parts.num_layers):
+            with replaced(parts, outputs[1 : num_replaced + 1]):
                 final = read_outputs(model, parts, ids, first_floating)[-1]
             if not agree(final, _hidden(outputs[-1])):
                 return False
@@ -85,14 +86,14 @@ def _hidden(output: Any) -> Tensor:
 
 
 @contextmanager
-def _disturbed(parts: Parts, outputs: Sequence[Any], layer: int, changed: Tensor, reuse_prefix: bool) -> Iterator[None]:
-    """While it lasts, layer `layer` gives `changed`; layer 0 is what enters layer 1."""
-    if layer == 0:
+def _disturbed(parts: Parts, outputs: Sequence[Any], state: int, changed: Tensor, reuse_prefix: bool) -> Iterator[None]:
+    """While it lasts, state `state` is `changed`: what enters layer 0, or what layer `state` - 1 gives."""
+    if state == 0:
         hook = parts.layers[0].register_forward_pre_hook(_enter(changed), with_kwargs=True)
     elif not reuse_prefix:
-        hook = parts.layers[layer - 1].register_forward_hook(lambda _m, _a, output: with_hidden(output, changed))
+        hook = parts.layers[state - 1].register_forward_hook(lambda _m, _a, output: with_hidden(output, changed))
     else:
-        with replaced(parts, [*outputs[1:layer], with_hidden(outputs[layer], changed)]):
+        with replaced(parts, [*outputs[1:state], with_hidden(outputs[state], changed)]):
             yield
         return
     try:

@@ -1,7 +1,7 @@
 """Two traces of one model, before and after training: did the deep side keep its profile?
 
-The profile of a side is dJS(l) over its layers. A layer that is frozen computes what it did, yet its profile can move:
-what comes in is new, and the lens reads every layer by the model's own final norm and head, so that JS(l) and P(l) tell
+The profile of a side is dJS over its layers. A layer that is frozen computes what it did, yet its profile can move:
+what comes in is new, and the lens reads every layer by the model's own final norm and head, so that its JS and P tell
 of the layer as the model now uses it. target_prob moves besides because the target is the model's own answer.
 
 The criterion is ours. `delta_js_moved` is how far dJS moved, as a mean of absolute values over the deep layers;
@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from hybridizer.core.bootstrap import Array, Interval, interval, intervals, resampling_weights
+from hybridizer.core.bootstrap import Array, Interval, interval, intervals, recentred, resampling_weights
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.records import to_jsonable
-from hybridizer.trace.cache import TraceRun
+from hybridizer.trace.record import TraceRun
 from hybridizer.trace.sensitivity import boundary_scores, delta_js
 
-SCHEMA = "hybridizer.profile/1"
+SCHEMA = "hybridizer.profile/2"
 KEPT_SHARE = 0.5
 KEPT, NOT_KEPT, UNDECIDED = "kept", "not kept", "undecided"
 _FREE = ("tuned_lens",)  # the key of maps that are fitted to each model anew
@@ -72,10 +72,10 @@ class SideChange:
 
 @dataclass(frozen=True)
 class ProfileChange:
-    """What training did to a trace of n prompts. S is S(boundary). `verdict` is of the deep side, see the module.
+    """What training did to a trace of n prompts. `boundary` is the first deep layer, and S is S(boundary).
 
-    `sentence` says it with its numbers. Every `x_ci` is a 95% interval by the bootstrap over prompts, the same
-    resamples before and after; None for a single prompt.
+    `verdict` is of the deep side, see the module; `sentence` says it with its numbers. Every `x_ci` is a 95% interval
+    by the bootstrap over prompts, the same resamples before and after; None for a single prompt.
     """
 
     boundary: int
@@ -91,13 +91,13 @@ class ProfileChange:
     layers: tuple[LayerChange, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The plain JSON object of schema "hybridizer.profile/1"."""
+        """The plain JSON object of schema "hybridizer.profile/2"."""
         return {"schema": SCHEMA, **to_jsonable(self)}
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """A figure of every layer before and after: means (k,) and the means of each bootstrap sample (m, k)."""
+    """A figure of every layer or state before and after: means (k,) and the means of each bootstrap sample (m, k)."""
 
     before: Array
     after: Array
@@ -114,7 +114,7 @@ class _Figure:
 
 
 def compare_profiles(before: TraceRun, after: TraceRun, boundary: int) -> ProfileChange:
-    """What happened between two traces of the same probes and settings; layers 1..boundary are the shallow ones.
+    """What happened between two traces of the same probes and settings; `boundary` is the first deep layer.
 
     Raises InputError for traces of other probes, settings or depth, naming the first difference.
     """
@@ -122,21 +122,21 @@ def compare_profiles(before: TraceRun, after: TraceRun, boundary: int) -> Profil
     first, second = _js(before), _js(after)
     n, num_layers = len(first), first.shape[1] - 1
     assert 1 <= boundary < num_layers, boundary
-    settings = before.record["settings"]
-    weights = resampling_weights(n, settings["num_resamples"], settings["seed"])
+    settings = before.record.settings
+    weights = resampling_weights(n, settings.num_resamples, settings.seed)
     js = _Figure(first.mean(axis=0), second.mean(axis=0), weights @ first, weights @ second)
     delta = _Figure(*(delta_js(values) for values in vars(js).values()))
     score = _Figure(*(boundary_scores(values)[..., [boundary - 1]] for values in vars(js).values()))
     one, other = before.readings.target_prob, after.readings.target_prob
     prob = _Figure(one.mean(axis=0), other.mean(axis=0), weights @ one, weights @ other)
-    deep = _side(delta, prob, range(boundary + 1, num_layers + 1), n)
+    deep = _side(delta, prob, range(boundary, num_layers), n)
     verdict = _verdict(deep)
     return ProfileChange(
         boundary=boundary,
         n=n,
         verdict=verdict,
         sentence=_sentence(deep, verdict),
-        shallow=_side(delta, prob, range(1, boundary + 1), n),
+        shallow=_side(delta, prob, range(boundary), n),
         deep=deep,
         s_before=float(score.before[0]),
         s_after=float(score.after[0]),
@@ -147,8 +147,8 @@ def compare_profiles(before: TraceRun, after: TraceRun, boundary: int) -> Profil
 
 
 def _js(traced: TraceRun) -> Array:
-    perturb = traced.record["settings"]["perturb"]
-    found = traced.readings.layer_js if perturb == "layer" else traced.readings.js
+    by_layer = traced.record.settings.perturb == "layer"
+    found = traced.readings.layer_js if by_layer else traced.readings.js
     assert found is not None
     return found
 
@@ -156,8 +156,8 @@ def _js(traced: TraceRun) -> Array:
 def _refuse_unlike(before: TraceRun, after: TraceRun) -> None:
     def facts(traced: TraceRun) -> dict[str, Any]:
         record = traced.record
-        kept = {name: value for name, value in record["settings"].items() if name not in _FREE}
-        return {"probes": record["probes"]["sha256"], "layers": record["donor"]["num_layers"], **kept}
+        kept = {name: value for name, value in vars(record.settings).items() if name not in _FREE}
+        return {"probes": record.probes.sha256, "layers": record.donor.num_layers, **kept}
 
     one, other = facts(before), facts(after)
     for name in one:
@@ -172,28 +172,29 @@ def _layers(js: _Figure, delta: _Figure, prob: _Figure, n: int) -> tuple[LayerCh
     return tuple(
         LayerChange(
             layer=layer,
-            js_change=float(js.change[layer]),
-            js_change_ci=spreads[0][layer],
-            delta_js_before=float(delta.before[layer - 1]),
-            delta_js_after=float(delta.after[layer - 1]),
-            delta_js_change=float(delta.change[layer - 1]),
-            delta_js_change_ci=spreads[1][layer - 1],
-            target_prob_before=float(prob.before[layer]),
-            target_prob_after=float(prob.after[layer]),
-            target_prob_change=float(prob.change[layer]),
-            target_prob_change_ci=spreads[2][layer],
+            js_change=float(js.change[layer + 1]),
+            js_change_ci=spreads[0][layer + 1],
+            delta_js_before=float(delta.before[layer]),
+            delta_js_after=float(delta.after[layer]),
+            delta_js_change=float(delta.change[layer]),
+            delta_js_change_ci=spreads[1][layer],
+            target_prob_before=float(prob.before[layer + 1]),
+            target_prob_after=float(prob.after[layer + 1]),
+            target_prob_change=float(prob.change[layer + 1]),
+            target_prob_change_ci=spreads[2][layer + 1],
         )
-        for layer in range(1, len(js.before))
+        for layer in range(len(delta.before))
     )
 
 
 def _side(delta: _Figure, prob: _Figure, layers: range, n: int) -> SideChange:
     at = np.array(layers)
-    profile = delta.before[at - 1]
-    moved, moved_ci = _moved(delta.change[at - 1], delta.change_samples[:, at - 1], n)
-    prob_moved, prob_moved_ci = _moved(prob.change[at], prob.change_samples[:, at], n)
-    likeness = _correlation(profile[None], delta.after[None, at - 1])
-    samples = _correlation(delta.before_samples[:, at - 1], delta.after_samples[:, at - 1])
+    outputs = at + 1  # of these layers, among the states
+    profile = delta.before[at]
+    moved, moved_ci = _moved(delta.change[at], delta.change_samples[:, at], n)
+    prob_moved, prob_moved_ci = _moved(prob.change[outputs], prob.change_samples[:, outputs], n)
+    likeness = _correlation(profile[None], delta.after[None, at])
+    samples = _correlation(delta.before_samples[:, at], delta.after_samples[:, at])
     return SideChange(
         first_layer=layers[0],
         last_layer=layers[-1],
@@ -209,13 +210,9 @@ def _side(delta: _Figure, prob: _Figure, layers: range, n: int) -> SideChange:
 
 
 def _moved(change: Array, samples: Array, n: int) -> tuple[float, Interval | None]:
-    """The mean absolute change, and its interval, its samples shifted back to have the estimate as their mean.
-
-    Noise pushes an absolute value away from 0, in the samples once more than in the estimate.
-    """
+    """The mean absolute change, and its interval, from `recentred` samples."""
     moved = float(np.abs(change).mean())
-    sizes = np.abs(samples).mean(axis=1)
-    return moved, None if n < 2 else interval(np.maximum(0, sizes - sizes.mean() + moved))
+    return moved, None if n < 2 else interval(np.maximum(0, recentred(np.abs(samples).mean(axis=1), moved)))
 
 
 def _correlation(one: Array, other: Array) -> Array | None:

@@ -18,39 +18,31 @@ Intervals are 95%, by the bootstrap over prompts, the same resamples for all don
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridizer.core.bootstrap import Array, Interval, resampling_weights
+from hybridizer.core.bootstrap import Array, Interval, drawn_interval, mean_samples, recentred, resampling_weights
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.records import to_jsonable
+from hybridizer.trace.boundary import Boundary, choose_boundary
+from hybridizer.trace.probes import ProbeSet
+from hybridizer.trace.readings import Readings
+from hybridizer.trace.record import TraceRun
+from hybridizer.trace.sensitivity import delta_js
 
-SCHEMA = "hybridizer.ranking/1"
-
-
-@dataclass(frozen=True)
-class PerPrompt:
-    """What a trace measured on each of n prompts, in the order of the probes.
-
-    `js` (n, L+1) is JS(0)..JS(L) in bits. `hit` (n,) is 1 where the model's next token is the probe's target, else 0;
-    `answer_prob` (n,) is that target's probability. Both are NaN where a prompt has no target of one token.
-    """
-
-    js: Array
-    hit: Array
-    answer_prob: Array
+SCHEMA = "hybridizer.ranking/2"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A donor to be ranked, and which of its layers, within 1..L, would be spliced."""
+    """A donor to be ranked, its readings with the context perturbation, and which of its layers would be spliced."""
 
     donor: str
-    per_prompt: PerPrompt
+    readings: Readings
     layers: range
 
 
@@ -79,7 +71,10 @@ class RankedDonor:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Donors, best first. `n` prompts stand behind stability and `answered_n` of them behind competence."""
+    """Donors, best first. `n` prompts stand behind stability and `answered_n` of them behind competence.
+
+    `boundaries` are those whose deep sides were ranked, by donor; empty where other layers were.
+    """
 
     n: int
     answered_n: int
@@ -87,10 +82,28 @@ class Ranking:
     seed: int
     num_resamples: int
     ranking: tuple[RankedDonor, ...]
+    boundaries: Mapping[str, Boundary] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The ranking as the plain JSON object of the contract, `schema` first."""
         return {"schema": SCHEMA, **to_jsonable(self)}
+
+
+def rank(traces: Sequence[TraceRun], probes: ProbeSet, asked: str | float, *, seed: int) -> Ranking:
+    """The traced donors, best first, by the layers from the boundary on that `asked` gives each of them.
+
+    Raises InputError for traces without the context perturbation, and what `choose_boundary` and `rank_donors` raise.
+    """
+    candidates, boundaries = [], {}
+    for traced in traces:
+        if traced.readings.js is None:
+            what = "this trace has the layer perturbation alone; ranking needs the context perturbation."
+            raise InputError(Problem(f"trace of '{traced.donor}'", what, "Trace with --perturb context, or both."))
+        boundaries[traced.donor] = boundary = choose_boundary(asked, traced.record)
+        deep = range(boundary.layer, len(traced.record.layers))
+        candidates.append(Candidate(traced.donor, traced.readings, deep))
+    ranking = rank_donors(candidates, [probe.target for probe in probes.probes], seed=seed)
+    return replace(ranking, boundaries=boundaries)
 
 
 def rank_donors(
@@ -104,7 +117,7 @@ def rank_donors(
     _check(candidates, targets)
     answered = np.array([target is not None for target in targets])
     for candidate in candidates:
-        answered &= ~np.isnan(candidate.per_prompt.hit)
+        answered &= ~np.isnan(candidate.readings.hit)
     chance = _chance([target for target, known in zip(targets, answered, strict=True) if known])
     n = len(targets)
     weights = resampling_weights(n, num_resamples, seed)
@@ -115,15 +128,14 @@ def rank_donors(
 
 
 def region_stability(js: Array, layers: range, weights: Array) -> tuple[float, Array]:
-    """1 - mean dJS over `layers` of JS (n, L+1), and its bootstrap samples (m,) for resampling weights (m, n).
+    """1 - mean dJS over `layers`, of JS at the states (n, L+1), and its bootstrap samples (m,), `recentred`.
 
-    dJS is |JS(l) - JS(l-1)| of means over prompts. Noise pushes an absolute value away from 0, in the samples more than
-    in the estimate, so the samples are shifted back to have the estimate as their mean.
+    `weights` (m, n) are resampling weights.
     """
-    chosen = np.array(layers) - 1
-    estimate = 1 - float(np.abs(np.diff(js.mean(axis=0)))[chosen].mean())
-    samples = 1 - np.abs(np.diff(weights @ js, axis=1))[:, chosen].mean(axis=1)
-    return estimate, np.clip(samples - samples.mean() + estimate, 0, 1)
+    chosen = np.array(layers)
+    estimate = 1 - float(delta_js(js.mean(axis=0))[chosen].mean())
+    samples = 1 - delta_js(weights @ js)[:, chosen].mean(axis=1)
+    return estimate, np.clip(recentred(samples, estimate), 0, 1)
 
 
 def above_chance(share: Array, chance: float) -> Array:
@@ -132,39 +144,34 @@ def above_chance(share: Array, chance: float) -> Array:
 
 
 def _score(candidate: Candidate, answered: NDArray[np.bool_], chance: float, weights: Array) -> RankedDonor:
-    seen = candidate.per_prompt
+    seen = candidate.readings
+    assert seen.js is not None, "checked before"
     stability, stability_samples = region_stability(seen.js, candidate.layers, weights)
-    accuracy, accuracy_samples = _mean(seen.hit[answered], weights[:, answered])
-    prob, prob_samples = _mean(seen.answer_prob[answered], weights[:, answered])
+    accuracy, accuracy_samples = _mean(seen.hit, answered, weights)
+    prob, prob_samples = _mean(seen.answer_prob, answered, weights)
     competence = (above_chance(accuracy, chance) + above_chance(prob, chance)) / 2
     competence_samples = (above_chance(accuracy_samples, chance) + above_chance(prob_samples, chance)) / 2
     return RankedDonor(
         donor=candidate.donor,
         score=float(stability * competence),
-        score_ci=_interval(stability_samples * competence_samples),
+        score_ci=drawn_interval(stability_samples * competence_samples),
         stability=stability,
-        stability_ci=_interval(stability_samples),
+        stability_ci=drawn_interval(stability_samples),
         competence=float(competence),
-        competence_ci=_interval(competence_samples),
+        competence_ci=drawn_interval(competence_samples),
         accuracy=float(accuracy),
-        accuracy_ci=_interval(accuracy_samples),
+        accuracy_ci=drawn_interval(accuracy_samples),
         target_prob=float(prob),
-        target_prob_ci=_interval(prob_samples),
+        target_prob_ci=drawn_interval(prob_samples),
         first_layer=candidate.layers[0],
         last_layer=candidate.layers[-1],
         tied_with=(),
     )
 
 
-def _mean(values: Array, weights: Array) -> tuple[Array, Array]:
-    """The mean of `values` (k,), an array of no axes, and its bootstrap samples, NaN where a resample drew none."""
-    mass = weights.sum(axis=1)
-    return np.asarray(values.mean()), (weights @ values) / np.where(mass > 0, mass, np.nan)
-
-
-def _interval(samples: Array) -> Interval:
-    low, high = np.nanquantile(samples, [0.025, 0.975])
-    return float(low), float(high)
+def _mean(values: Array, answered: NDArray[np.bool_], weights: Array) -> tuple[Array, Array]:
+    """The mean of `values` (n,) where `answered`, an array of no axes, and its bootstrap samples."""
+    return np.asarray(values[answered].mean()), mean_samples(np.where(answered, values, np.nan), weights)
 
 
 def _with_ties(donor: RankedDonor, others: Sequence[RankedDonor]) -> RankedDonor:
@@ -193,12 +200,12 @@ def _check(candidates: Sequence[Candidate], targets: Sequence[str | None]) -> No
         if count > 1:
             problems.append(Problem("donors", f"'{name}' is named {count} times.", "Name each donor once."))
     for candidate in candidates:
-        seen, num_layers = candidate.per_prompt, candidate.per_prompt.js.shape[1] - 1
-        if not len(seen.js) == len(seen.hit) == len(seen.answer_prob) == len(targets):
-            what = f"'{candidate.donor}' was traced on {len(seen.js)} prompts, and there are {len(targets)} probes."
+        n, num_layers = candidate.readings.num_prompts, candidate.readings.num_layers
+        if n != len(targets):
+            what = f"'{candidate.donor}' was traced on {n} prompts, and there are {len(targets)} probes."
             problems.append(Problem("donors", what, "Trace all donors on the same probes."))
-        if not candidate.layers or min(candidate.layers) < 1 or max(candidate.layers) > num_layers:
-            what = f"layers {candidate.layers} asked of '{candidate.donor}', which has layers 1..{num_layers}."
+        if not candidate.layers or min(candidate.layers) < 0 or max(candidate.layers) >= num_layers:
+            what = f"layers {candidate.layers} asked of '{candidate.donor}', which has layers 0..{num_layers - 1}."
             problems.append(Problem("donors", what, "Give layers that the donor has."))
     if not candidates:
         problems.append(Problem("donors", "there is no donor to rank.", "Name at least one."))

@@ -12,11 +12,12 @@ from hybridizer.core.bootstrap import Array
 
 @dataclass(frozen=True)
 class Reading:
-    """One prompt. Sequences run over l = 0..L (0 is the embedding output); divergences are in bits.
+    """One prompt. Sequences run over the L+1 states: the embedding output, then the outputs of layers 0..L-1.
 
-    `target` is t* = argmax P(L), `target_prob` its probability at each layer. `js` is the context perturbation,
-    `layer_js` the layer perturbation, None if not measured. `kl` is KL(P(L) || P(l)), `kl_uniform` KL(P(L) || uniform).
-    `hit` and `answer_prob` tell of the probe's own target: argmax P(L) is it, and its probability; None without one.
+    Divergences are in bits. `target` is t*, the most probable next token of the model, `target_prob` its probability
+    through the lens at each state. `js` is the context perturbation, `layer_js` the layer perturbation, None if not
+    measured. `kl` is KL(P(L) || P(s)) of each state s, `kl_uniform` KL(P(L) || uniform). `hit` and `answer_prob` are
+    about the probe's own target: whether t* is it, and its probability at the model's end; None without one.
     """
 
     index: int
@@ -32,7 +33,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Readings:
-    """Readings in the order of the probes as float64 arrays: (n, L+1), or (n,), NaN where a prompt has no answer."""
+    """Readings in the order of the probes as float64 arrays: (n, L+1) over the states, or (n,).
+
+    `hit` and `answer_prob` are NaN where a prompt has no answer. See sensitivity.py for how states are counted.
+    """
 
     target_prob: Array
     js: Array | None
@@ -46,6 +50,11 @@ class Readings:
     def num_prompts(self) -> int:
         """n, the number of prompts."""
         return len(self.target_prob)
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of layers."""
+        return int(self.target_prob.shape[1]) - 1
 
 
 def stack_readings(readings: Sequence[Reading]) -> Readings:

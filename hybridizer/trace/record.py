@@ -1,18 +1,30 @@
-"""The record of one trace, "hybridizer.trace/1": a contract, because other programs read it.
+"""The record of one trace, "hybridizer.trace/2": a contract, because other programs read it.
 
-Every list over layers runs over l = 1..L, and b over 1..L-1. Divergences are in bits. A field `x_ci` is the bootstrap
-95% interval over prompts of x, [low, high], and null where x is, or where there is only one prompt.
+Layers are counted from 0: `layers[l]` is layer l, 0..L-1, with the figures of its output; the embedding output, which
+comes before layer 0, is a field of its own. A boundary b, 1..L-1, is the first deep layer. (The papers count layers
+1..L; see sensitivity.py.) Divergences are in bits. A field `x_ci` is the bootstrap 95% interval over prompts of x,
+[low, high], and null where x is, or where there is only one prompt.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from hybridizer.core.bootstrap import Interval
-from hybridizer.core.records import to_jsonable
+from hybridizer.core.errors import CheckpointError, Problem
+from hybridizer.core.records import read_json, to_jsonable
+from hybridizer.trace.readings import Readings
 
-SCHEMA = "hybridizer.trace/1"
+if TYPE_CHECKING:  # baselines need torch
+    from hybridizer.trace.baselines import LayerScores
+
+SCHEMA = "hybridizer.trace/2"
 
 
 @dataclass(frozen=True)
@@ -62,13 +74,28 @@ class RecordedSettings:
 
 
 @dataclass(frozen=True)
-class LayerFigures:
-    """One layer. target_prob: mean of P(l)[t*]. js: mean of JS(l); delta_js: |js(l) - js(l-1)| of those means.
+class EmbeddingFigures:
+    """The embedding output, what enters layer 0; the fields are those of LayerFigures."""
 
-    With `perturb` "layer", js is the divergence of the final distributions when the output of layer l is disturbed;
-    with "both", js is the context perturbation and layer_js the layer perturbation. ratio_*: of Ratio(l) over prompts.
-    task_particles: the number of prompts whose task particle is here. explained: 1 - mean KL(P(L) || P(l)) /
-    mean KL(P(L) || uniform): 1 at the last layer, 0 no better than knowing nothing, negative where the lens misleads,
+    target_prob: float
+    target_prob_ci: Interval | None
+    js: float
+    js_ci: Interval | None
+    layer_js: float | None
+    layer_js_ci: Interval | None
+    explained: float | None
+    explained_ci: Interval | None
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """One layer. target_prob: mean probability of t* through the lens at its output. js: mean JS there.
+
+    delta_js: |js of its output - js of its input|, of those means; the input of layer 0 is the embedding output.
+    With `perturb` "layer", js is the divergence of the final distributions when the output of the layer is disturbed;
+    with "both", js is the context perturbation and layer_js the layer perturbation. ratio_*: of the change ratio over
+    prompts. task_particles: the number of prompts whose task particle is here. explained: 1 - mean KL(final || here) /
+    mean KL(final || uniform): 1 at the last layer, 0 no better than knowing nothing, negative where the lens misleads,
     null for a model whose answer is always uniform.
     """
 
@@ -90,9 +117,10 @@ class LayerFigures:
 
 @dataclass(frozen=True)
 class TaskParticle:
-    """The median task particle of the n prompts that have one, its relative depth (layer / L), how many have none.
+    """The median task particle of the n prompts that have one, its relative depth, how many prompts have none.
 
-    The ends of `layer_ci` are layers; the median of an even number of prompts may lie half-way between two.
+    relative_depth: of its output, (layer + 1) / L, so that the last layer is at 1. The ends of `layer_ci` are layers;
+    the median of an even number of prompts may lie half-way between two.
     """
 
     layer: float | None
@@ -104,7 +132,10 @@ class TaskParticle:
 
 @dataclass(frozen=True)
 class VulnerableLayer:
-    """The layer whose disturbance changes the final distribution most; support: its share of bootstrap samples won."""
+    """The layer whose disturbance changes the final distribution most; relative_depth is (layer + 1) / L.
+
+    support: the share of bootstrap samples in which it is this layer.
+    """
 
     layer: int
     relative_depth: float
@@ -115,7 +146,7 @@ class VulnerableLayer:
 
 @dataclass(frozen=True)
 class BoundaryFigure:
-    """S(b): mean delta_js of layers 1..b less that of layers b+1..L."""
+    """S(b): mean delta_js of layers 0..b-1 minus that of layers b..L-1; b is the first deep layer."""
 
     b: int
     s: float
@@ -137,10 +168,10 @@ class BestBoundary:
 
 @dataclass(frozen=True)
 class TraceRecord:
-    """One trace. accuracy: share of the `accuracy_n` prompts with a one-token target whose argmax P(L) is that target.
+    """One trace. accuracy: the share of the `accuracy_n` prompts with a one-token target that are answered with it.
 
     target_prob: mean probability of that target at the model's end, over the same prompts. Both are null without
-    targets. js_embedding is js(0), of the embedding output. boundary_marks: b at 33%, 50% and 66% of the depth.
+    targets. `boundary` has every b, 1..L-1; boundary_marks: b at 33%, 50% and 66% of the depth.
     """
 
     donor: RecordedDonor
@@ -151,8 +182,7 @@ class TraceRecord:
     accuracy_n: int
     target_prob: float | None
     target_prob_ci: Interval | None
-    js_embedding: float
-    js_embedding_ci: Interval | None
+    embedding: EmbeddingFigures
     layers: tuple[LayerFigures, ...]
     task_particle: TaskParticle
     vulnerable_layer: VulnerableLayer | None
@@ -163,3 +193,48 @@ class TraceRecord:
     def to_json(self) -> dict[str, Any]:
         """The record as the plain JSON object of the contract, `schema` first."""
         return {"schema": SCHEMA, **to_jsonable(self)}
+
+
+@dataclass(frozen=True)
+class TraceRun:
+    """One traced donor: its name, its record, the readings that every other figure can be computed from.
+
+    `baselines` are other measures of its layers, where they were asked for.
+    """
+
+    donor: str
+    record: TraceRecord
+    readings: Readings
+    baselines: tuple[LayerScores, ...] = ()
+
+
+def read_trace_record(path: Path) -> TraceRecord:
+    """The record in a file, as `to_json` gives it. Raises CheckpointError for another schema and a damaged record."""
+    value = read_json(path)
+    schema = value.pop("schema", None) if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        raise _refusal(path, f"its schema is {schema!r}, not '{SCHEMA}'")
+    try:
+        record = TypeAdapter(TraceRecord).validate_json(json.dumps(value, allow_nan=False), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _refusal(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except ValueError as error:
+        raise _refusal(path, str(error)) from None
+    for what in _disorder(record, value):
+        raise _refusal(path, what)
+    return record
+
+
+def _disorder(record: TraceRecord, value: Any) -> Iterator[str]:
+    num_layers = record.donor.num_layers
+    if to_jsonable(record) != value:
+        yield "it has fields that a trace record does not have"
+    if [row.layer for row in record.layers] != list(range(num_layers)):
+        yield f"its layers are not numbered 0..{num_layers - 1} in order"
+    if [row.b for row in record.boundary] != list(range(1, num_layers)):
+        yield f"its boundaries are not numbered 1..{num_layers - 1} in order"
+
+
+def _refusal(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(Problem(str(path), f"not a trace record: {what}.", "Trace the donor again."))

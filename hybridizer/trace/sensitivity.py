@@ -1,62 +1,23 @@
-"""How far two next-token distributions are apart, and what that says of layers and boundaries.
+"""What the divergences and probabilities of one trace say about layers and boundaries: plain functions of arrays.
 
-Sources: layer sensitivity of arXiv 2605.11416; the boundary score is our reading of that paper's appendix.
+Sources: layer sensitivity of arXiv 2605.11416, task particle of arXiv 2604.20556; the boundary score is our reading of
+the appendix of the first.
+
+How layers are counted, here and in everything that a trace writes: from 0, layers 0..L-1. Both papers count them 1..L
+and write h(0) for the embedding output and h(l) for the output of their layer l. An array over the residual stream
+therefore has L+1 columns, the *states*: column 0 is the embedding output, column l + 1 the output of layer l, so that
+column s is the papers' h(s), P(s) or JS(s), and our layer l is their layer l + 1. A boundary b, 1..L-1, is the first
+deep layer, and at the same time the number of shallow layers: the papers' split after layer b.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-LEAST_BITS = -126.0  # log2 of the smallest normal float32; what is below counts as that, so that nothing is infinite
-_BLOCK = 2**18  # elements: on a CPU, blocks that stay in the cache make the divergence three times faster
-
-
-def log2_softmax(logits: Tensor) -> Tensor:
-    """log2 of the probabilities (..., vocab) of `logits` in any dtype, in float32, never below LEAST_BITS."""
-    return torch.log_softmax(logits.float(), dim=-1).mul_(1 / math.log(2)).clamp_min_(LEAST_BITS)
-
-
-def js_divergence(log2_p: Tensor, log2_q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence (...) in bits of log2-probabilities (..., vocab) that broadcast: 0 equal, 1 disjoint.
-
-    In float32. Exactly 0 where the inputs are the same numbers. With r = p / (p + q) it is the sum over the vocabulary
-    of (p + q) / 2 times 1 - h(r), h the binary entropy: the rounding of r cancels, so that small values are right.
-    Source: arXiv 2605.11416, which leaves the base of the logarithm open; we use 2.
-    """
-    log2_p, log2_q = torch.broadcast_tensors(log2_p, log2_q)
-    if log2_p.ndim > 2:
-        return torch.stack([js_divergence(p, q) for p, q in zip(log2_p, log2_q, strict=True)])
-    rows = max(1, _BLOCK // log2_p.shape[-1])
-    if log2_p.ndim == 2 and len(log2_p) > rows:
-        blocks = zip(torch.split(log2_p, rows), torch.split(log2_q, rows), strict=True)
-        return torch.cat([js_divergence(p, q) for p, q in blocks])
-    p, q = log2_p.exp2(), log2_q.exp2()
-    total = q.add_(p)
-    r = p.div_(total)
-    rest = 1 - r
-    bits = (2 * r).log2_().mul_(r)
-    bits.addcmul_(rest.clamp(min=2**LEAST_BITS).mul_(2).log2_(), rest)
-    return bits.mul_(total).sum(dim=-1).div_(2).clamp_(0, 1)
-
-
-def kl_divergence(log2_p: Tensor, log2_q: Tensor) -> Tensor:
-    """KL(p || q) (..., k) in bits of one p, log2-probabilities (..., vocab), from each of k q (..., k, vocab)."""
-    p = log2_p.exp2().unsqueeze(-1)
-    return (log2_p.unsqueeze(-2) @ p - log2_q @ p).squeeze(-1).clamp_min(0)
-
-
-def kl_from_uniform(log2_p: Tensor) -> Tensor:
-    """KL(p || uniform) (...) in bits of log2-probabilities (..., vocab): log2(vocab) less the entropy."""
-    return math.log2(log2_p.shape[-1]) + (log2_p * log2_p.exp2()).sum(dim=-1)
 
 
 def delta_js(js: NDArray[np.float64]) -> NDArray[np.float64]:
-    """dJS(l) = |JS(l) - JS(l-1)| for l = 1..L, (..., L), from JS(0)..JS(L), (..., L+1).
+    """dJS of layers 0..L-1, (..., L), from JS of the states, (..., L+1): |JS of the layer's output - JS of its input|.
 
     Applied to means over prompts, never to single prompts: the mean of absolute differences is another, larger number.
     """
@@ -64,9 +25,10 @@ def delta_js(js: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def boundary_scores(js: NDArray[np.float64]) -> NDArray[np.float64]:
-    """S(b) for b = 1..L-1, (..., L-1), from JS(0)..JS(L), (..., L+1): mean dJS of layers 1..b less that of b+1..L.
+    """S(b) for b = 1..L-1, (..., L-1), from JS of the states, (..., L+1).
 
-    Positive where the shallow side is the sensitive one. Our reading of the appendix of arXiv 2605.11416.
+    S(b) is the mean dJS of layers 0..b-1 minus that of layers b..L-1: positive where the shallow side is the sensitive
+    one. Our reading of the appendix of arXiv 2605.11416.
     """
     changes = delta_js(js)
     num_layers = changes.shape[-1]
@@ -76,29 +38,25 @@ def boundary_scores(js: NDArray[np.float64]) -> NDArray[np.float64]:
     return shallow / b - deep / (num_layers - b)
 
 
-def boundary_at(share: float, num_layers: int) -> int:
-    """The last shallow layer when `share` (0..1) of the layers is shallow: rounded, and never 0 or all."""
-    return min(max(math.floor(share * num_layers + 0.5), 1), num_layers - 1)
-
-
-NO_PARTICLE = 0
+NO_PARTICLE = -1
 
 
 def change_ratios(target_prob: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
-    """Ratio(l) = |P(l) - P(l-1)| / (P(l) + epsilon) of the target token, l = 1..L: (..., L) from (..., L+1).
+    """Ratio of layers 0..L-1, (..., L), from the target token's probability at the states, (..., L+1).
 
-    Between 0 and 1 where the probability rises, unbounded where it falls to nearly nothing: aggregate with the median.
+    |after - before| / (after + epsilon): between 0 and 1 where the probability rises, unbounded where it falls to
+    nearly nothing. Aggregate it with the median.
     """
     before, after = target_prob[..., :-1], target_prob[..., 1:]
     return np.abs(after - before) / (after + epsilon)
 
 
 def task_particles(target_prob: NDArray[np.float64], tau: float, p_min: float, epsilon: float) -> NDArray[np.int64]:
-    """Each prompt's task particle, 1..L, or NO_PARTICLE (0): (n,) from the target's probabilities (n, L+1).
+    """Each prompt's task particle, a layer 0..L-1, or NO_PARTICLE: (n,) from the probabilities at the states (n, L+1).
 
     Ours: the first layer at which the probability rises, by a ratio of at least `tau`, to at least `p_min`.
     """
     rises = target_prob[:, 1:] > target_prob[:, :-1]
     steep = change_ratios(target_prob, epsilon) >= tau
     found = rises & steep & (target_prob[:, 1:] >= p_min)
-    return np.where(found.any(axis=1), found.argmax(axis=1) + 1, NO_PARTICLE)
+    return np.where(found.any(axis=1), found.argmax(axis=1), NO_PARTICLE)

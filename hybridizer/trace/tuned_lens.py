@@ -1,7 +1,7 @@
-"""The tuned lens: one affine map per layer into the basis of the last layer, before the model's own tail reads it.
+"""The tuned lens: one affine map per state into the basis of the last one, before the model's own tail reads it.
 
-Source: arXiv 2303.08112. As there, a map is trained on the divergence KL(P(L) || lens(h(l))). Ours: training starts
-from the ridge solution that maps h(l) to h(L), which does most of the work, and of identity (the plain lens), ridge and
+Source: arXiv 2303.08112. As there, a map is trained on the divergence KL(P(L) || lens(h(s))). Ours: training starts
+from the ridge solution that maps h(s) to h(L), which does most of the work, and of identity (the plain lens), ridge and
 trained map the one that is best on held-out tokens is kept, so that a tuned lens is never the worse one there.
 """
 
@@ -29,7 +29,7 @@ class TunedLensSettings:
 
     num_tokens positions are read from windows of window_tokens, the first skip_tokens of each left out (attention sinks
     with norms of their own) and num_held_out of them kept for choosing. ridge: the pull to the identity, as a share of
-    the mean square of h(l). Training: num_steps of Adam on step_tokens each, learning rate falling from lr to 0.
+    the mean square of h(s). Training: num_steps of Adam on step_tokens each, learning rate falling from lr to 0.
     """
 
     num_tokens: int = 3072
@@ -45,8 +45,9 @@ class TunedLensSettings:
 
 @dataclass(frozen=True)
 class TunedLens:
-    """h(l) -> h(l) + h(l) @ weights[l] + biases[l] for l = 0..L-1; computed in float32, given back in h's dtype.
+    """h(s) -> h(s) + h(s) @ weights[s] + biases[s] for states s = 0..L-1; computed in float32, given back in h's dtype.
 
+    State 0 is the embedding output, state l + 1 the output of layer l; that of the last layer needs no map.
     weights (L, hidden, hidden), biases (L, hidden), float32. `key` says which donor, text and settings they fit.
     """
 
@@ -54,9 +55,9 @@ class TunedLens:
     biases: Tensor
     key: str
 
-    def __call__(self, layer: int, rows: Tensor) -> Tensor:
-        """`rows` (n, hidden) of h(layer), translated for the model's tail."""
-        return _translate((self.weights[layer], self.biases[layer]), rows)
+    def __call__(self, state: int, rows: Tensor) -> Tensor:
+        """`rows` (n, hidden) of h(state), translated for the model's tail."""
+        return _translate((self.weights[state], self.biases[state]), rows)
 
 
 def obtain_tuned_lens(
@@ -139,11 +140,11 @@ def fit_tuned_lens(
     held_out = slice(0, settings.num_held_out)
     training = slice(settings.num_held_out, None)
     maps: list[Map] = []
-    for layer_rows in rows[:-1]:
-        start = ridge_map(layer_rows[training], final[training], settings.ridge)
-        trained = _train(tail, start, layer_rows[training], final[training], settings, generator)
+    for state_rows in rows[:-1]:
+        start = ridge_map(state_rows[training], final[training], settings.ridge)
+        trained = _train(tail, start, state_rows[training], final[training], settings, generator)
         plain = (torch.zeros_like(start[0]), torch.zeros_like(start[1]))
-        maps.append(_best(tail, (plain, start, trained), layer_rows[held_out], final[held_out]))
+        maps.append(_best(tail, (plain, start, trained), state_rows[held_out], final[held_out]))
         advance(1)
     return TunedLens(torch.stack([w for w, _ in maps]), torch.stack([b for _, b in maps]), key)
 

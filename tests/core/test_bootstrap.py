@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 
 from hybridizer.core.bootstrap import (
+    drawn_interval,
     folded_interval,
     interval,
     intervals,
     mean_interval,
+    mean_samples,
+    recentred,
     resampling_weights,
 )
 from hybridizer.trace.sensitivity import boundary_scores
@@ -66,3 +69,17 @@ def test_the_boundary_score_is_covered_where_its_true_value_is_known():
         low, high = interval(boundary_scores(weights @ js)[:, 4])
         covered += low <= 0.03 <= high
     assert covered / 200 >= 0.9  # 95% less three standard errors
+
+
+def test_a_sample_that_drew_no_known_value_has_no_mean_and_is_left_out_of_the_interval():
+    values = np.array([1.0, 3.0, np.nan])
+    weights = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 1 / 3, 2 / 3], [0.0, 0.0, 1.0]])
+    samples = mean_samples(values, weights)
+    assert samples[:3].tolist() == [2, 1, 3] and np.isnan(samples[3])
+    assert drawn_interval(samples) == interval(np.array([2.0, 1.0, 3.0])) == mean_interval(values, weights)
+
+
+def test_recentred_samples_have_the_estimate_as_their_mean_and_keep_their_spread():
+    samples = np.abs(np.random.default_rng(0).normal(0, 1, 500))
+    assert recentred(samples, 0.1).mean() == pytest.approx(0.1)
+    assert recentred(samples, 0.1).std() == pytest.approx(samples.std())

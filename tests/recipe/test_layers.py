@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridizer.core.errors import RecipeError
-from hybridizer.recipe.layers import MAX_LAYERS, expand, format_layers, read_ranges
+from hybridizer.recipe.layers import MAX_LAYERS, expand, first_deep_layer, format_layers, read_ranges
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,25 @@ def test_any_value_is_read_or_refused(value: object) -> None:
         return
     assert layers
     assert all(0 <= layer < MAX_LAYERS for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("share", "num_layers", "layer"),
+    [
+        (0.33, 30, 10),
+        (0.5, 30, 15),
+        (0.66, 30, 20),
+        (0.5, 3, 2),
+        (0.001, 9, 1),
+        (0.999, 9, 8),
+        (0.5, 2, 1),
+        (0.5, 1, 0),
+    ],
+)
+def test_a_share_of_the_depth_is_a_layer_with_layers_on_both_sides(share: float, num_layers: int, layer: int) -> None:
+    assert first_deep_layer(share, num_layers) == layer
+
+
+@pytest.mark.parametrize("layer", [0, 3, 30, 99])
+def test_a_boundary_that_is_a_layer_is_that_layer_in_every_donor(layer: int) -> None:
+    assert first_deep_layer(layer, 30) == layer

@@ -43,7 +43,8 @@ def test_the_caption_says_what_was_measured_and_how(tmp_path):
         "模型/千问, 30 layers",
         "500 prompts of antonyms-en, context perturbation (30% masked), plain lens",
         "accuracy 45.2% (95% interval 41.0% to 49.0%); 30 prompts without a task particle",
-        f"boundary after layer 12: S(12) = {s:+.3f} bits (95% interval {s - 0.01:+.3f} to {s + 0.01:+.3f})",
+        f"boundary at layer 12, the first deep one: S(12) = {s:+.3f} bits "
+        f"(95% interval {s - 0.01:+.3f} to {s + 0.01:+.3f})",
         "Bands and bars: 95% intervals over prompts",
     ):
         assert words in text
@@ -52,7 +53,7 @@ def test_the_caption_says_what_was_measured_and_how(tmp_path):
 def test_both_perturbations_are_told_apart_and_the_vulnerable_layer_is_named(tmp_path):
     text = text_of(draw_trace(synthetic_record(with_layer=True)), tmp_path)
     assert "context and layer perturbation" in text
-    assert "vulnerable layer 1" in text
+    assert "vulnerable layer 0" in text
     assert "context masked, read at this layer" in text
     assert "this layer disturbed, read at the end" in text
 
@@ -61,32 +62,36 @@ def test_every_panel_shows_the_numbers_of_the_record():
     record = synthetic_record()
     target, js, delta, scores, particles = draw_trace(record).axes
     assert list(target.lines[0].get_ydata()) == [row["target_prob"] for row in record["layers"]]
-    assert list(js.lines[0].get_ydata()) == [0.03, *[row["js"] for row in record["layers"]]]
-    assert list(js.lines[0].get_xdata()) == list(range(31))
+    assert list(js.lines[0].get_ydata()) == [row["js"] for row in record["layers"]]
+    assert list(js.lines[0].get_xdata()) == list(range(30))
+    assert list(js.lines[1].get_ydata()) == [0.03, 0.03]  # the embedding output
+    assert [round(bar.get_x() + bar.get_width() / 2, 9) for bar in delta.patches] == list(range(30))
     assert [bar.get_height() for bar in delta.patches] == [row["delta_js"] for row in record["layers"]]
     assert [list(line.get_ydata()) for line in delta.lines] == [row["delta_js_ci"] for row in record["layers"]]
     assert list(scores.lines[1].get_ydata()) == [row["s"] for row in record["boundary"]]
+    assert list(scores.lines[1].get_xdata()) == list(range(1, 30))
     assert [bar.get_height() for bar in particles.patches] == [row["task_particles"] for row in record["layers"]]
     assert len(lines_at(particles, record["task_particle"]["layer"])) == 1
     assert [len(axes.collections) for axes in (target, js, scores)] == [1, 1, 1]  # the bands
 
 
-def test_the_boundary_lies_between_two_layers_in_every_panel():
+def test_the_boundary_lies_before_the_first_deep_layer_in_every_panel_and_the_axis_holds_all_layers():
     for axes in draw_trace(synthetic_record(), 12).axes:
-        assert len(lines_at(axes, 12.5)) == 1
+        assert len(lines_at(axes, 11.5)) == 1
+        assert axes.get_xlim() == (-0.5, 29.5)
 
 
 def test_the_two_means_of_the_sides_differ_by_s():
     record = synthetic_record()
     delta = draw_trace(record, 12).axes[2]
-    shallow, deep = (line for line in delta.lines if list(line.get_xdata()) in ([0.5, 12.5], [12.5, 30.5]))
+    shallow, deep = (line for line in delta.lines if list(line.get_xdata()) in ([-0.5, 11.5], [11.5, 29.5]))
     assert shallow.get_ydata()[0] - deep.get_ydata()[0] == pytest.approx(record["boundary"][11]["s"])
 
 
 def test_a_record_of_the_bare_contract_is_drawn(tmp_path):
     """One prompt, no intervals, no answers, no task particle, and none of the fields that only we write."""
     record = synthetic_record(with_intervals=False)
-    for name in ("js_embedding", "js_embedding_ci", "vulnerable_layer"):
+    for name in ("embedding", "vulnerable_layer"):
         del record[name]
     for row in record["layers"]:
         del row["layer_js"], row["layer_js_ci"]

@@ -22,13 +22,13 @@ def row(donor="alpha", tied_with=(), score=0.404):
     return {
         "donor": donor, "score": score, "score_ci": [0.382, 0.425], "stability": 0.98, "stability_ci": [0.975, 0.985],
         "competence": 0.412, "competence_ci": [0.39, 0.434], "accuracy": 0.452, "accuracy_ci": [0.408, 0.496],
-        "target_prob": 0.377, "target_prob_ci": [0.366, 0.388], "first_layer": 16, "last_layer": 30,
+        "target_prob": 0.377, "target_prob_ci": [0.366, 0.388], "first_layer": 15, "last_layer": 29,
         "tied_with": list(tied_with),
     }  # fmt: skip
 
 
 def ranking(*rows):
-    about = {"schema": "hybridizer.ranking/1", "n": 500, "answered_n": 498, "chance": 0.004}
+    about = {"schema": "hybridizer.ranking/2", "n": 500, "answered_n": 498, "chance": 0.004}
     return {**about, "seed": 0, "num_resamples": 1000, "ranking": list(rows)}
 
 
@@ -36,16 +36,16 @@ def test_a_trace_has_a_row_for_every_layer_and_a_gap_at_the_boundary():
     record = synthetic_record()
     lines = [line.split() for line in shown(trace_table(record, 12)).splitlines()]
     rows = [line for line in lines if line and line[0].isdigit() and len(line[0]) < 3]
-    assert [line[0] for line in rows] == [str(layer) for layer in range(1, 31)]
-    third, s = record["layers"][2], record["boundary"][2]["s"]
-    assert rows[2] == [
+    assert [line[0] for line in rows] == [str(layer) for layer in range(30)]
+    third, s = record["layers"][3], record["boundary"][2]["s"]
+    assert rows[3] == [
         "3", f"{third['target_prob']:.3f}", f"{third['js']:.3f}",
         f"{third['delta_js']:.3f}", "{:.3f}..{:.3f}".format(*third["delta_js_ci"]),
         f"{s:+.3f}", f"{s - 0.01:+.3f}..{s + 0.01:+.3f}", str(third["task_particles"]),
     ]  # fmt: skip
     assert lines[lines.index(rows[11]) + 1] == []
-    assert lines[lines.index(rows[12]) + 1] == rows[13]
-    assert len(rows[29]) == 6  # after the last layer there is no boundary
+    assert rows[12][0] == "12" and lines[lines.index(rows[12]) + 1] == rows[13]
+    assert len(rows[0]) == 6  # layer 0 is never the first deep one
 
 
 def test_the_longest_bar_is_where_most_task_particles_are():
@@ -53,7 +53,7 @@ def test_the_longest_bar_is_where_most_task_particles_are():
     most = max(record["layers"], key=lambda layer: layer["task_particles"])
     bars = {line.split()[0]: line.count("█") for line in shown(trace_table(record)).splitlines() if line.strip()}
     assert bars[str(most["layer"])] == max(bars.values()) == 6
-    assert bars["1"] == 0
+    assert bars["0"] == 0
 
 
 def test_the_caption_stands_above_the_table():
@@ -61,7 +61,7 @@ def test_the_caption_stands_above_the_table():
     assert text.startswith(
         "模型/千问, 30 layers\n500 prompts of antonyms-en, context perturbation (30% masked), plain lens\n"
     )
-    assert "boundary after layer 12: S(12) = " in text
+    assert "boundary at layer 12, the first deep one: S(12) = " in text
 
 
 @pytest.mark.parametrize("with_intervals", [True, False])
@@ -85,7 +85,7 @@ def test_a_ranking_shows_the_parts_of_the_score_their_intervals_and_ties():
     assert "500 prompts, 498 of them with an answer; chance 0.4%" in text
     for figure in (
         "0.404", "0.382..0.425", "0.980", "0.975..0.985", "0.412", "0.390..0.434", "45.2% 40.8%..49.6%",
-        "37.7% 36.6%..38.8%", "layers 16..30", "tied with beta",
+        "37.7% 36.6%..38.8%", "layers 15..29", "tied with beta",
     ):  # fmt: skip
         assert figure in text
     assert text.count("tied with") == 2
@@ -99,21 +99,21 @@ def profile(num_layers=30, boundary=12, ci=True):
                 "target_prob_before": 0.25, "target_prob_change": -0.031, "target_prob_change_ci": band}  # fmt: skip
 
     return {
-        "n": 500, "boundary": boundary, "sentence": "The deep side kept its profile: dJS of layers 13..30 moved.",
+        "n": 500, "boundary": boundary, "sentence": "The deep side kept its profile: dJS of layers 12..29 moved.",
         "s_before": 0.011, "s_after": 0.009, "s_change": -0.002, "s_change_ci": [-0.004, 0.001] if ci else None,
-        "layers": [row(layer) for layer in range(1, num_layers + 1)],
+        "layers": [row(layer) for layer in range(num_layers)],
     }  # fmt: skip
 
 
 def test_a_profile_has_the_sentence_first_and_then_every_layer_with_what_changed():
     text = shown(profile_table(profile()))
     assert text.startswith(
-        "The deep side kept its profile: dJS of layers 13..30 moved.\n"
+        "The deep side kept its profile: dJS of layers 12..29 moved.\n"
         "S(12) was +0.011 bits and is +0.009: -0.002 -0.004..+0.001\n500 prompts before and after training"
     )
     lines = [line.split() for line in text.splitlines()]
-    at = lines.index(["12", "0.012", "+0.004", "-0.012..+0.021", "0.250", "-0.031", "-0.012..+0.021"])
-    assert lines[at + 1] == [] and lines[at + 2][0] == "13"
+    at = lines.index(["11", "0.011", "+0.004", "-0.012..+0.021", "0.250", "-0.031", "-0.012..+0.021"])
+    assert lines[at + 1] == [] and lines[at + 2][0] == "12"
     assert max(map(len, text.splitlines())) <= 80
     bare = shown(profile_table(profile(ci=False)))
     assert "+0.009: -0.002\n" in bare and "-0.012" not in bare
@@ -128,8 +128,8 @@ def test_baselines_stand_side_by_side_with_their_sources():
     )  # fmt: skip
     assert "snr: Spectrum; high: signal" in text and "block-influence: ShortGPT; high: much is turned" in text
     assert [line.split() for line in text.splitlines()[-2:]] == [
-        ["1", "0.100", "0.250", "0.200..0.300"],
-        ["2", "-", "0.500"],
+        ["0", "0.100", "0.250", "0.200..0.300"],
+        ["1", "-", "0.500"],
     ]
 
 
@@ -140,7 +140,7 @@ def test_tables_need_no_torch():
 
 def test_layers_that_the_lens_cannot_read_are_named_above_the_table():
     record = synthetic_record()
-    layers = [{**row, "explained": 0.04 if row["layer"] <= 5 else 0.6} for row in record["layers"]]
+    layers = [{**row, "explained": 0.04 if row["layer"] < 5 else 0.6} for row in record["layers"]]
     text = shown(trace_table({**record, "layers": layers}))
-    assert "the plain lens explains under 10% of the answer at layers 1..5" in text
+    assert "the plain lens explains under 10% of the answer at layers 0..4" in text
     assert "explains under" not in shown(trace_table({**record, "layers": layers[5:]} | {"boundary": []}))

@@ -1,4 +1,23 @@
-"""A trace record as other programs see it: the fields of "hybridizer.trace/1" that allocation reads, and no more."""
+"""Trace records made of the figures that the boundary is chosen by, all others at rest."""
+
+from hybridizer.trace.record import (
+    BoundaryFigure,
+    EmbeddingFigures,
+    LayerFigures,
+    RecordedDonor,
+    RecordedProbes,
+    RecordedSettings,
+    TaskParticle,
+    TraceRecord,
+)
+
+STATE = {"target_prob": 0.1, "target_prob_ci": None, "js": 0.1, "js_ci": None, "layer_js": None, "layer_js_ci": None,
+         "explained": None, "explained_ci": None}  # fmt: skip
+SETTINGS = RecordedSettings(
+    perturb="context", mask_ratio=0.3, mask_with="_", mask_token_id=7, mask_chosen_as="filler", mask_positions=None,
+    noise_share=None, lens="plain", tuned_lens=None, epsilon=1e-10, tau=0.5, p_min=0.1, seed=0, num_resamples=500,
+    dtype="float32",
+)  # fmt: skip
 
 
 def record(delta_js, *, half_width=0.01, particle=None):
@@ -7,11 +26,18 @@ def record(delta_js, *, half_width=0.01, particle=None):
     boundary = []
     for b in range(1, num_layers):
         s = sum(delta_js[:b]) / b - sum(delta_js[b:]) / (num_layers - b)
-        boundary.append({"b": b, "s": s, "s_ci": None if half_width is None else [s - half_width, s + half_width]})
-    return {
-        "schema": "hybridizer.trace/1",
-        "donor": {"reference": "alpha", "num_layers": num_layers},
-        "layers": [{"layer": layer, "delta_js": delta} for layer, delta in enumerate(delta_js, start=1)],
-        "task_particle": {"layer": particle, "relative_depth": particle and particle / num_layers},
-        "boundary": boundary,
-    }
+        boundary.append(BoundaryFigure(b, s, None if half_width is None else (s - half_width, s + half_width)))
+    return TraceRecord(
+        donor=RecordedDonor("alpha", "sha256:0", "llama", num_layers),
+        probes=RecordedProbes("p", "0" * 64, 100),
+        settings=SETTINGS,
+        accuracy=None, accuracy_ci=None, accuracy_n=0, target_prob=None, target_prob_ci=None,
+        embedding=EmbeddingFigures(**STATE),
+        layers=tuple(
+            LayerFigures(layer=layer, ratio_median=0.5, ratio_mean=9.0, delta_js=delta, delta_js_ci=None,
+                         task_particles=0, **STATE)
+            for layer, delta in enumerate(delta_js)
+        ),
+        task_particle=TaskParticle(particle, None if particle is None else (particle + 1) / num_layers, None, 10, 0),
+        vulnerable_layer=None, boundary=tuple(boundary), boundary_marks={}, best_boundary=None,
+    )  # fmt: skip

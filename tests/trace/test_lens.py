@@ -6,8 +6,8 @@ import torch
 from hybridizer.core.errors import DonorError
 from hybridizer.models.parts import arbitrary_ids, run_model
 from hybridizer.models.residual import bare_outputs, read_last_rows, read_outputs, replaced
+from hybridizer.trace.divergence import log2_softmax
 from hybridizer.trace.lens import Lens, check_lens
-from hybridizer.trace.sensitivity import log2_softmax
 from support.traced_donors import FAMILIES, load_tiny
 
 

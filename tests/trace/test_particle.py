@@ -20,18 +20,18 @@ def test_a_fall_to_nothing_divides_by_nearly_nothing():
 
 
 def test_the_particle_is_the_first_steep_rise_to_a_probability_that_counts():
-    assert particle(0.0, 0.01, 0.05, 0.3, 0.9) == 3  # earlier rises end below p_min
-    assert particle(0.0, 0.2, 0.9) == 1
+    assert particle(0.0, 0.01, 0.05, 0.3, 0.9) == 2  # earlier rises end below p_min
+    assert particle(0.0, 0.2, 0.9) == 0
     assert particle(0.2, 0.3, 0.59, 0.9) == NO_PARTICLE  # never doubles within a layer
-    assert particle(0.2, 0.3, 0.61, 0.9) == 3 - 1  # 0.61 is more than twice 0.3
+    assert particle(0.2, 0.3, 0.61, 0.9) == 1  # 0.61 is more than twice 0.3
     assert particle(0.9, 0.3, 0.3) == NO_PARTICLE  # a fall has a large ratio and is no rise
 
 
 def test_the_settings_move_it():
-    assert particle(0.2, 0.3, 0.45, 0.9, tau=0.3) == 1
-    assert particle(0.0, 0.01, 0.3, p_min=0.001) == 1
+    assert particle(0.2, 0.3, 0.45, 0.9, tau=0.3) == 0
+    assert particle(0.0, 0.01, 0.3, p_min=0.001) == 0
 
 
 def test_each_prompt_has_its_own():
     probabilities = np.array([[0.0, 0.5, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])
-    assert task_particles(probabilities, **DEFAULTS).tolist() == [1, 2, NO_PARTICLE]
+    assert task_particles(probabilities, **DEFAULTS).tolist() == [0, 1, NO_PARTICLE]

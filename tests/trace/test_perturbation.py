@@ -62,8 +62,8 @@ def test_a_disturbed_run_is_the_model_run_by_hand_from_there(tmp_path):
 def test_layers_before_the_disturbed_one_do_not_run(tmp_path):
     model, _, parts = load_tiny("llama", tmp_path)
     calls = []
-    for number, layer in enumerate(parts.layers, start=1):
+    for number, layer in enumerate(parts.layers):
         layer.self_attn.register_forward_hook(lambda *_, number=number: calls.append(number))
     disturbed_finals(model, parts, arbitrary_ids(model, 2, 6), 0.5, [1, 2], reuse_prefix=True)
-    clean, whole = [1, 2, 3, 4], [1, 2, 3, 4]
-    assert calls == [*clean, *whole, 2, 3, 4, 3, 4, 4]
+    clean, whole = [0, 1, 2, 3], [0, 1, 2, 3]
+    assert calls == [*clean, *whole, 1, 2, 3, 2, 3, 3]

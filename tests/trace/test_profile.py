@@ -1,6 +1,6 @@
 """Whether the deep side kept its profile: known changes are found, impostors are found out, noise decides nothing."""
 
-import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -9,12 +9,13 @@ import torch
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.parts import find_parts
-from hybridizer.trace.cache import TraceRun
-from hybridizer.trace.model import trace_model
 from hybridizer.trace.probes import Probe, ProbeSet
 from hybridizer.trace.profile import compare_profiles
 from hybridizer.trace.readings import Readings
+from hybridizer.trace.record import TraceRun
 from hybridizer.trace.settings import TraceSettings
+from hybridizer.trace.tracer import trace_model
+from support.trace_records import record
 from support.traced_donors import load_tiny, spread, traced
 
 DEEP = np.array([0.02, 0.10, 0.01, 0.06, 0.12, 0.03])
@@ -29,11 +30,7 @@ def trace_of(steps, n=100, noise=0.0, seed=0):
     js = np.cumsum([0.1, *steps])[None] + shared - shared.mean(axis=0) + own
     prob = np.tile(np.linspace(0, 0.5, depth + 1), (n, 1))
     none = np.full(n, np.nan)
-    record = {
-        "probes": {"sha256": "s"}, "donor": {"num_layers": depth},
-        "settings": {"perturb": "context", "seed": 0, "num_resamples": 500, "tuned_lens": None},
-    }  # fmt: skip
-    return TraceRun("tiny", record, Readings(prob, js, None, js, none, none, none))
+    return TraceRun("tiny", record(steps), Readings(prob, js, None, js, none, none, none))
 
 
 def both(deep, shallow=SHALLOW, **kwargs):
@@ -63,13 +60,13 @@ def test_known_changes_come_back_as_figures():
     assert found.s_after == pytest.approx(SHALLOW.mean() + 0.02 - DEEP.mean() - 0.02 / 6)
     assert found.s_change == pytest.approx(0.02 - 0.02 / 6)
     assert found.layers[3].js_change == pytest.approx(0.08)  # dJS are summed up
-    assert (found.deep.first_layer, found.deep.last_layer, found.shallow.last_layer) == (5, 10, 4)
+    assert (found.deep.first_layer, found.deep.last_layer, found.shallow.last_layer) == (4, 9, 3)
 
 
 def test_a_small_change_keeps_the_profile_and_the_sentence_says_by_how_much():
     found = both(DEEP + 0.005)
     assert found.verdict == "kept" and found.deep.correlation == pytest.approx(1)
-    assert found.sentence.startswith("The deep side kept its profile: dJS of layers 5..10 moved by 0.0050 bits")
+    assert found.sentence.startswith("The deep side kept its profile: dJS of layers 4..9 moved by 0.0050 bits")
     assert "14% of the 0.0367 bits" in found.sentence
 
 
@@ -113,7 +110,7 @@ def test_one_deep_layer_or_one_prompt_decide_nothing():
     before = trace_of([0.1, 0.2, 0.3])
     found = compare_profiles(before, trace_of([0.1, 0.2, 0.4]), 2)
     assert found.verdict == "undecided" and found.deep.correlation is None
-    assert "dJS of layer 3 moved by 0.1000" in found.sentence and "one layer alone has no profile" in found.sentence
+    assert "dJS of layer 2 moved by 0.1000" in found.sentence and "one layer alone has no profile" in found.sentence
     assert compare_profiles(before, before, 1).deep.correlation is None  # two layers always lie on a line
     one = compare_profiles(trace_of([*SHALLOW, *DEEP], n=1), trace_of([*SHALLOW, *np.roll(DEEP, 1)], n=1), 4)
     assert one.verdict == "undecided" and one.deep.delta_js_moved_ci is None and one.s_change_ci is None
@@ -142,15 +139,14 @@ def test_traces_of_another_kind_are_refused_by_the_first_difference():
 
 
 def with_setting(trace, name, value):
-    record = copy.deepcopy(trace.record)
-    record["settings"][name] = value
-    return TraceRun(trace.donor, record, trace.readings)
+    settings = dataclasses.replace(trace.record.settings, **{name: value})
+    return dataclasses.replace(trace, record=dataclasses.replace(trace.record, settings=settings))
 
 
 def test_the_record_is_plain_json():
-    record = both(DEEP + 0.005).to_json()
-    assert json.loads(json.dumps(record)) == record and record["schema"] == "hybridizer.profile/1"
-    assert len(record["layers"]) == 10
+    profile = both(DEEP + 0.005).to_json()
+    assert json.loads(json.dumps(profile)) == profile and profile["schema"] == "hybridizer.profile/2"
+    assert [row["layer"] for row in profile["layers"]] == list(range(10))
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +159,7 @@ def trace(donor):
     model, tokenizer, parts = donor
     words = ["hot", "big", "up", "wet", "old", "day", "far", "good", "left", "rich", "long", "early"]
     probes = ProbeSet("p", "0" * 64, tuple(Probe(f"{a} is not {b} but ", None) for a in words for b in words if a != b))
-    found = trace_model(model, tokenizer, parts, probes, TraceSettings(num_resamples=300), traced(parts))
-    return TraceRun("tiny", found.record.to_json(), found.readings)
+    return trace_model(model, tokenizer, parts, probes, TraceSettings(num_resamples=300), traced(parts))
 
 
 def test_a_model_traced_twice_keeps_its_profile_and_one_with_shuffled_deep_layers_does_not(donor):

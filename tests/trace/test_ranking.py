@@ -1,16 +1,26 @@
 """The ranking's formula by hand, what it makes of models that cheat, and what it says when it does not know."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hybridizer.core.errors import InputError
-from hybridizer.trace.ranking import Candidate, PerPrompt, above_chance, rank_donors, region_stability
+from hybridizer.trace.probes import Probe, ProbeSet
+from hybridizer.trace.ranking import Candidate, above_chance, rank, rank_donors, region_stability
+from hybridizer.trace.readings import Readings
+from hybridizer.trace.record import TraceRun
+from support.trace_records import record
 
 N = 40
 TARGETS = [f"word{i % 20}" for i in range(N)]  # chance 1/20
-HALF = range(3, 5)
+HALF = range(2, 4)
+
+
+def readings(js, hit, answer_prob):
+    """Readings of which ranking looks at three."""
+    return Readings(np.zeros_like(js), js, None, np.zeros_like(js), np.zeros(len(js)), hit, answer_prob)
 
 
 def rising(slope, n=N, num_layers=4):
@@ -21,7 +31,7 @@ def rising(slope, n=N, num_layers=4):
 def candidate(donor, *, slope=0.1, hits=N // 2, prob=0.4, layers=HALF, n=N):
     hit = np.zeros(n)
     hit[:hits] = 1
-    return Candidate(donor, PerPrompt(rising(slope, n), hit, np.full(n, prob)), layers)
+    return Candidate(donor, readings(rising(slope, n), hit, np.full(n, prob)), layers)
 
 
 def by_name(ranking):
@@ -37,13 +47,13 @@ def test_the_score_is_stability_times_competence_above_chance():
     assert only.competence == pytest.approx(0.4 / 0.95)
     assert only.score == pytest.approx(0.9 * 0.4 / 0.95)
     assert (only.accuracy, only.target_prob) == (0.5, pytest.approx(0.4))
-    assert (only.first_layer, only.last_layer, only.tied_with) == (3, 4, ())
+    assert (only.first_layer, only.last_layer, only.tied_with) == (2, 3, ())
 
 
 def test_stability_is_that_of_the_region_and_of_nothing_else():
     js = np.tile([0.0, 0.5, 0.1, 0.1, 0.3], (N, 1))  # dJS 0.5, 0.4, 0.0, 0.2
     weights = np.full((1, N), 1 / N)
-    assert [region_stability(js, layers, weights)[0] for layers in (range(1, 3), range(3, 5), range(1, 5))] == [
+    assert [region_stability(js, layers, weights)[0] for layers in (range(0, 2), range(2, 4), range(0, 4))] == [
         pytest.approx(0.55), pytest.approx(0.9), pytest.approx(0.725),
     ]  # fmt: skip
 
@@ -52,13 +62,13 @@ def test_sensitivity_is_the_change_of_the_mean_not_the_mean_change():
     """Half the prompts go up by 0.2 and half go down: the layer as such moves nothing."""
     js = np.zeros((2, 2))
     js[:, 0], js[:, 1] = 0.4, (0.6, 0.2)
-    assert region_stability(js, range(1, 2), np.full((1, 2), 0.5))[0] == 1
+    assert region_stability(js, range(0, 1), np.full((1, 2), 0.5))[0] == 1
 
 
 def test_the_interval_of_stability_holds_the_estimate_where_noise_is_all_there_is():
     js = np.random.default_rng(0).uniform(0, 1, (50, 3))
     js[:, 1:] += js[:, :1].mean() - js[:, 1:].mean(axis=0)  # every layer has the same mean: dJS = 0
-    candidates = [Candidate("alpha", PerPrompt(js, np.ones(50), np.ones(50)), range(1, 3))]
+    candidates = [Candidate("alpha", readings(js, np.ones(50), np.ones(50)), range(0, 2))]
     only = rank_donors(candidates, [f"w{i}" for i in range(50)]).ranking[0]
     assert only.stability == pytest.approx(1)
     low, high = only.stability_ci
@@ -98,10 +108,10 @@ def test_competence_counts_only_prompts_that_every_donor_can_answer():
     """Donor b's tokenizer splits the targets of the last ten prompts; being right on those is worth nothing."""
     hit, prob = np.zeros(N), np.full(N, 0.5)
     hit[-10:] = 1
-    a = Candidate("a", PerPrompt(rising(0.1), hit, prob), HALF)
+    a = Candidate("a", readings(rising(0.1), hit, prob), HALF)
     hit_b, prob_b = np.zeros(N), np.full(N, 0.5)
     hit_b[-10:] = prob_b[-10:] = np.nan
-    b = Candidate("b", PerPrompt(rising(0.1), hit_b, prob_b), HALF)
+    b = Candidate("b", readings(rising(0.1), hit_b, prob_b), HALF)
     ranking = rank_donors([a, b], TARGETS)
     assert (ranking.n, ranking.answered_n) == (40, 30)
     assert [donor.accuracy for donor in ranking.ranking] == [0, 0]
@@ -112,7 +122,7 @@ def test_prompts_without_a_target_count_for_stability_only():
     hit, prob = np.zeros(N), np.zeros(N)
     hit[20:] = prob[20:] = np.nan
     hit[:10] = 1
-    ranking = rank_donors([Candidate("a", PerPrompt(rising(0.1), hit, prob), HALF)], targets)
+    ranking = rank_donors([Candidate("a", readings(rising(0.1), hit, prob), HALF)], targets)
     assert (ranking.n, ranking.answered_n) == (40, 20)
     low, high = ranking.ranking[0].accuracy_ci
     assert (low, high) == (pytest.approx(0.28, abs=0.04), pytest.approx(0.72, abs=0.04))
@@ -143,7 +153,7 @@ def test_the_same_seed_gives_the_same_ranking_and_the_order_of_donors_is_no_matt
 def test_the_json_is_the_contract():
     ranking = rank_donors([candidate("a"), candidate("b", hits=3)], TARGETS, num_resamples=50).to_json()
     assert json.loads(json.dumps(ranking, allow_nan=False)) == ranking
-    assert next(iter(ranking.items())) == ("schema", "hybridizer.ranking/1")
+    assert next(iter(ranking.items())) == ("schema", "hybridizer.ranking/2")
     first = ranking["ranking"][0]
     assert first["donor"] == "a" and first["tied_with"] == []
     for name in ("score", "stability", "competence", "accuracy", "target_prob"):
@@ -157,9 +167,9 @@ def test_the_json_is_the_contract():
         ([], "there is no donor to rank"),
         ([candidate("a"), candidate("a")], "'a' is named 2 times"),
         ([candidate("a", n=39)], "'a' was traced on 39 prompts, and there are 40 probes"),
-        ([candidate("a", layers=range(4, 6))], "which has layers 1..4"),
-        ([candidate("a", layers=range(0, 2))], "which has layers 1..4"),
-        ([candidate("a", layers=range(2, 2))], "which has layers 1..4"),
+        ([candidate("a", layers=range(3, 5))], "which has layers 0..3"),
+        ([candidate("a", layers=range(-1, 2))], "which has layers 0..3"),
+        ([candidate("a", layers=range(2, 2))], "which has layers 0..3"),
     ],
 )
 def test_what_cannot_be_ranked_is_refused(donors, words):
@@ -178,3 +188,25 @@ def test_all_problems_come_at_once():
 def test_probes_that_cannot_show_competence_are_refused(targets, words):
     with pytest.raises(InputError, match=words):
         rank_donors([candidate("a")], targets)
+
+
+def traced(name, delta_js, per_prompt=True):
+    js = np.tile(np.cumsum([0.1, *delta_js]), (N, 1))
+    seen = readings(js, np.arange(N) % 2, np.full(N, 0.4))
+    return TraceRun(name, record(delta_js), seen if per_prompt else replace(seen, js=None, layer_js=js))
+
+
+def test_a_share_counts_in_every_donor_by_itself_and_the_deep_side_is_ranked():
+    """The deep halves, layers 3..5 and 2..3, have dJS of 0.02 and 0.1."""
+    probes = ProbeSet("p", "0" * 64, tuple(Probe(f"{i}", target) for i, target in enumerate(TARGETS)))
+    runs = [traced("six", [0.3, 0.2, 0.1, 0.02, 0.02, 0.02]), traced("four", [0.3, 0.2, 0.1, 0.1])]
+    ranking = rank(runs, probes, 0.5, seed=0)
+    found = {donor.donor: (donor.first_layer, donor.last_layer, donor.stability) for donor in ranking.ranking}
+    assert found == {"six": (3, 5, pytest.approx(0.98)), "four": (2, 3, pytest.approx(0.9))}
+    assert {name: boundary.layer for name, boundary in ranking.boundaries.items()} == {"six": 3, "four": 2}
+    assert ranking.to_json()["boundaries"]["four"]["strategy"] == "share"
+
+
+def test_a_trace_without_the_context_perturbation_is_not_ranked():
+    with pytest.raises(InputError, match="trace of 'x': this trace has the layer perturbation alone"):
+        rank([traced("x", [0.2, 0.1], per_prompt=False)], ProbeSet("p", "", ()), 1, seed=0)

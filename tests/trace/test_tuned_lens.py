@@ -7,8 +7,8 @@ from safetensors import safe_open
 from hybridizer.core.errors import CheckpointError, InputError
 from hybridizer.models.residual import read_last_rows
 from hybridizer.models.ridge import ridge_map
+from hybridizer.trace.divergence import kl_divergence
 from hybridizer.trace.lens import Lens
-from hybridizer.trace.sensitivity import kl_divergence
 from hybridizer.trace.tuned_lens import (
     TunedLensSettings,
     builtin_text,

@@ -1,20 +1,25 @@
-"""Donor -> trace: LayerTracer run on one donor, kept in the cache by donor, probes and settings."""
+"""Donor -> trace: LayerTracer run on one donor, kept in the cache by donor, probes and settings.
+
+On disk a trace is its record as JSON, and its readings, which any other figure can be computed from.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import io
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridizer import __version__
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import InputError, Problem, nearest
+from hybridizer.core.files import write_file
 from hybridizer.core.progress import Monitor
-from hybridizer.core.records import content_hash, read_json
+from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.recipe.recipe import Trace as TraceSection
-from hybridizer.trace.cache import TraceRun, is_traced, read_traced, write_traced
 from hybridizer.trace.probes import ProbeSet, load_probes
+from hybridizer.trace.record import SCHEMA, RecordedDonor, TraceRun, read_trace_record
 from hybridizer.trace.settings import TraceSettings, check_settings
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
 LENSES = ("plain", "tuned")
 DTYPES = ("keep", "float32", "bfloat16", "float16")
+_RECORD, _READINGS = "record.json", "readings.npz"
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,11 @@ class TraceRequest:
     mask_positions: Path | None = None
 
     def key(self, donor: Donor) -> str:
-        """What the numbers depend on, as a hash: all but batch size and device."""
+        """What the numbers and the form of the record depend on, as a hash: all but batch size and device."""
         positions = read_json(self.mask_positions) if self.mask_positions else None
         settings = asdict(replace(self.settings, batch_size=1))
         return content_hash(
-            [donor.fingerprint, self.probes.sha256, settings, self.lens, self.dtype, positions, __version__]
+            [SCHEMA, donor.fingerprint, self.probes.sha256, settings, self.lens, self.dtype, positions, __version__]
         )
 
 
@@ -73,11 +79,34 @@ def trace(donor: Donor, request: TraceRequest, monitor: Monitor) -> TraceRun:
     if request.lens not in LENSES:
         raise InputError(Problem("lens", f"there is no lens '{request.lens}'.", nearest(request.lens, LENSES)))
     folder = cache_folder() / "traces" / request.key(donor).removeprefix("sha256:")
-    if is_traced(folder):
+    if (folder / _RECORD).is_file():
         monitor.note(f"trace of '{donor.name}': unchanged, from the cache")
     else:
         _run(donor, request, folder, monitor)
-    return read_traced(folder, donor.name, donor.reference)
+    return _read_run(folder, donor.name, donor.reference)
+
+
+def _write_run(folder: Path, run: TraceRun) -> None:
+    """Write a trace into the existing `folder`; the record last, so that a trace is whole or not there."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: array for name, array in vars(run.readings).items() if array is not None})
+    write_file(folder / _READINGS, buffer.getvalue())
+    write_json(folder / _RECORD, run.record.to_json())
+
+
+def _read_run(folder: Path, name: str, reference: str) -> TraceRun:
+    """The trace in `folder` under the donor's present name and reference. Raises CheckpointError when it is damaged."""
+    import numpy as np
+
+    from hybridizer.trace.readings import Readings
+
+    record = read_trace_record(folder / _RECORD)
+    with np.load(folder / _READINGS, allow_pickle=False) as stored:
+        arrays = {f.name: stored.get(f.name) for f in fields(Readings)}
+    named = replace(record, donor=replace(record.donor, reference=reference))
+    return TraceRun(name, named, Readings(**arrays))
 
 
 def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tuple[LayerScores, ...]:
@@ -105,8 +134,7 @@ def _load(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:
 
 
 def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) -> None:
-    from hybridizer.trace.model import trace_model
-    from hybridizer.trace.record import RecordedDonor
+    from hybridizer.trace.tracer import trace_model
 
     folder.mkdir(parents=True, exist_ok=True)
     assert donor.fingerprint is not None, "a donor is traced with its fingerprint known"
@@ -126,7 +154,7 @@ def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) ->
             journal=folder / "journal.jsonl",
             advance=advance,
         )
-    write_traced(folder, traced.record.to_json(), traced.readings)
+    _write_run(folder, traced)
     (folder / "journal.jsonl").unlink()
 
 

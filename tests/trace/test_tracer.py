@@ -10,12 +10,11 @@ import torch
 from hybridizer.core.errors import DonorError, InputError, RunError
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
-from hybridizer.trace import model as trace_module
 from hybridizer.trace.measure import Meter
-from hybridizer.trace.model import trace_model
 from hybridizer.trace.probes import Probe, ProbeSet
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.settings import TraceSettings
+from hybridizer.trace.tracer import trace_model
 from hybridizer.trace.tuned_lens import TunedLens
 from support.plain_trace import plain_boundary_scores, plain_js, plain_trace
 from support.traced_donors import FAMILIES, PROBES, load_tiny, spread, traced
@@ -66,13 +65,15 @@ def test_the_record_is_that_of_the_plain_implementation(family, tmp_path):
     js, target_prob = plain_trace(model, *TAILS[family](model), encoded, masked)
     mean_js, mean_prob = ([statistics.mean(column) for column in zip(*rows, strict=True)] for rows in (js, target_prob))
     assert max(mean_js) > 0.01, "a model that predicts the same everywhere would prove nothing"
-    assert record.js_embedding == pytest.approx(mean_js[0], abs=1e-4)
-    for layer, figures in enumerate(record.layers, start=1):
-        ratios = [abs(p[layer] - p[layer - 1]) / (p[layer] + 1e-10) for p in target_prob]
+    assert record.embedding.js == pytest.approx(mean_js[0], abs=1e-4)
+    assert record.embedding.target_prob == pytest.approx(mean_prob[0], abs=1e-4)
+    for layer, figures in enumerate(record.layers):
+        before, after = layer, layer + 1  # of the states: h(0) is the embedding output
+        ratios = [abs(p[after] - p[before]) / (p[after] + 1e-10) for p in target_prob]
         assert figures.layer == layer
-        assert figures.js == pytest.approx(mean_js[layer], abs=1e-4)
-        assert figures.delta_js == pytest.approx(abs(mean_js[layer] - mean_js[layer - 1]), abs=1e-4)
-        assert figures.target_prob == pytest.approx(mean_prob[layer], abs=1e-4)
+        assert figures.js == pytest.approx(mean_js[after], abs=1e-4)
+        assert figures.delta_js == pytest.approx(abs(mean_js[after] - mean_js[before]), abs=1e-4)
+        assert figures.target_prob == pytest.approx(mean_prob[after], abs=1e-4)
         assert figures.ratio_median == pytest.approx(statistics.median(ratios), rel=1e-3)
         assert figures.ratio_mean == pytest.approx(statistics.mean(ratios), rel=1e-3)
     assert [figure.s for figure in record.boundary] == pytest.approx(plain_boundary_scores(js), abs=1e-4)
@@ -128,10 +129,11 @@ def test_the_vulnerable_layer_is_the_one_whose_disturbance_moves_the_end_most(do
     trace = run(donor, settings=dataclasses.replace(QUICK, perturb="both", noise_share=0.5))
     means = trace.readings.layer_js.mean(axis=0)
     vulnerable = trace.record.vulnerable_layer
-    assert vulnerable.layer == 1 + means[1:].argmax()
+    assert vulnerable.layer == means[1:].argmax()
     assert vulnerable.js == pytest.approx(means[1:].max())
-    assert vulnerable.relative_depth == vulnerable.layer / 4
+    assert vulnerable.relative_depth == (vulnerable.layer + 1) / 4
     assert [figures.layer_js for figures in trace.record.layers] == pytest.approx(means[1:])
+    assert trace.record.embedding.layer_js == pytest.approx(means[0])
 
 
 def test_layer_perturbation_is_that_of_a_hook_by_hand(donor):
@@ -139,17 +141,17 @@ def test_layer_perturbation_is_that_of_a_hook_by_hand(donor):
 
     model, tokenizer, _ = donor
     trace = run(donor, settings=dataclasses.replace(QUICK, perturb="layer", noise_share=0.5, seed=3))
-    index, layer = 2, 3
+    index, layer = 2, 2
     ids = torch.tensor([tokenizer(PROBES.probes[index].prompt)["input_ids"]])
     noise = unit_noise((1, ids.shape[1], 64), -3, [3 * 1_000_003 + index])
     with torch.no_grad():
         clean = model(input_ids=ids).logits[0, -1].double().softmax(-1)
-        hook = model.model.layers[layer - 1].register_forward_hook(
+        hook = model.model.layers[layer].register_forward_hook(
             lambda _m, _a, h: h + 0.5 * noise * torch.linalg.vector_norm(h, dim=-1, keepdim=True)
         )
         moved = model(input_ids=ids).logits[0, -1].double().softmax(-1)
         hook.remove()
-    assert trace.readings.layer_js[index, layer] == pytest.approx(plain_js(clean, moved), abs=1e-5)
+    assert trace.readings.layer_js[index, layer + 1] == pytest.approx(plain_js(clean, moved), abs=1e-5)
 
 
 def test_with_the_layer_perturbation_alone_its_js_fills_the_record(donor):
@@ -226,13 +228,13 @@ def test_a_journal_of_other_settings_is_not_continued(donor, tmp_path):
 
 def test_the_record_as_json_keeps_the_contract(donor):
     record = json.loads(json.dumps(run(donor, settings=dataclasses.replace(QUICK, perturb="both")).record.to_json()))
-    assert next(iter(record)) == "schema" and record["schema"] == "hybridizer.trace/1"
+    assert next(iter(record)) == "schema" and record["schema"] == "hybridizer.trace/2"
     assert set(record["donor"]) == {"reference", "fingerprint", "family", "num_layers"}
     assert record["probes"] == {"name": "tiny.jsonl", "sha256": "0" * 64, "n": 7}
     asked = {"perturb", "mask_ratio", "mask_with", "lens", "epsilon", "tau", "p_min", "seed", "dtype"}
     assert asked <= set(record["settings"])
     assert record["settings"]["mask_with"] == "<unk>" and record["settings"]["dtype"] == "float32"
-    assert [row["layer"] for row in record["layers"]] == [1, 2, 3, 4]
+    assert [row["layer"] for row in record["layers"]] == [0, 1, 2, 3]
     for row in record["layers"]:
         assert {"target_prob", "ratio_median", "ratio_mean", "js", "delta_js", "task_particles"} <= set(row)
         for name in ("target_prob", "js", "delta_js"):
@@ -241,7 +243,7 @@ def test_the_record_as_json_keeps_the_contract(donor):
     assert [(row["b"], set(row)) for row in record["boundary"]] == [(b, {"b", "s", "s_ci"}) for b in (1, 2, 3)]
     assert record["task_particle"]["n"] + record["task_particle"]["num_without"] == 7
     assert sum(row["task_particles"] for row in record["layers"]) == record["task_particle"]["n"]
-    assert record["vulnerable_layer"]["layer"] in {1, 2, 3, 4}
+    assert record["vulnerable_layer"]["layer"] in {0, 1, 2, 3}
     assert 0 <= record["accuracy"] <= 1 and record["accuracy_n"] == 5
 
 
@@ -308,7 +310,7 @@ def test_running_out_of_memory_says_what_to_turn(donor, monkeypatch):
     def measure(*_):
         raise torch.OutOfMemoryError("tried to allocate 3 GiB")
 
-    monkeypatch.setattr(trace_module.Meter, "measure", measure)
+    monkeypatch.setattr(Meter, "measure", measure)
     with pytest.raises(RunError, match=r"out of memory on \d prompts .* tried to allocate 3 GiB\n.*smaller batch_size"):
         run(donor)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,11 @@ from hybridizer.trace.masking import MaskToken, choose_mask_token
 from hybridizer.trace.measure import Meter
 from hybridizer.trace.probes import ProbeSet
 from hybridizer.trace.prompts import Prompt, check_fit, prepare_prompts
-from hybridizer.trace.readings import Reading, Readings, stack_readings
-from hybridizer.trace.record import RecordedDonor, RecordedProbes, RecordedSettings, TraceRecord
+from hybridizer.trace.readings import Reading, stack_readings
+from hybridizer.trace.record import RecordedDonor, RecordedProbes, RecordedSettings, TraceRun
 from hybridizer.trace.settings import TraceSettings, check_settings
 from hybridizer.trace.summary import summarise
 from hybridizer.trace.tuned_lens import TunedLens
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A finished trace: the record, and the readings of every prompt that it was computed from."""
-
-    record: TraceRecord
-    readings: Readings
 
 
 @torch.no_grad()
@@ -53,8 +44,8 @@ def trace_model(
     mask_positions: Path | None = None,
     journal: Path | None = None,
     advance: Callable[[int], None] = lambda prompts: None,
-) -> Trace:
-    """Trace `model` on `probes`; see TraceRecord for every figure and its unit.
+) -> TraceRun:
+    """Trace `model` on `probes`; see TraceRecord for every figure and its unit. The run is named by the reference.
 
     Statistics are float32 or better whatever the dtype of the weights, and within 1e-4 for any `batch_size`. With a
     `journal`, finished batches are kept there and a trace that was cut off goes on with the prompts that are missing;
@@ -81,7 +72,7 @@ def trace_model(
             log.append(measured)
         advance(len(measured))
     stacked = stack_readings(readings)
-    return Trace(summarise(stacked, donor, about, used), stacked)
+    return TraceRun(donor.reference, summarise(stacked, donor, about, used), stacked)
 
 
 def _pending(prompts: Sequence[Prompt], finished: Sequence[Reading], batch_size: int) -> Iterator[tuple[int, ...]]:
