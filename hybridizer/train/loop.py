@@ -6,11 +6,9 @@ A run on one device with the same settings gives the same bits, whether it was i
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,16 +16,13 @@ from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.core.progress import Monitor
-from hybridizer.core.records import content_hash
-from hybridizer.data.batches import Batch, TrainingData
-from hybridizer.models.loss import CHUNK_BYTES
+from hybridizer.data.batches import Batch
 from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
 from hybridizer.models.memory import peak_memory_bytes
 from hybridizer.models.objective import CausalLMLoss, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.sharding import is_sharded, unshard
 from hybridizer.models.wrapping import compiled, recomputing
-from hybridizer.plan.flops import TokenFlops
 from hybridizer.train.checkpoints import (
     MetricsLog,
     State,
@@ -37,45 +32,15 @@ from hybridizer.train.checkpoints import (
     write_checkpoint,
     write_tensors,
 )
-from hybridizer.train.freeze import FreezePlan, FreezeProof, apply_freeze_, check_freeze
+from hybridizer.train.freeze import FreezeProof, apply_freeze_, check_freeze
 from hybridizer.train.fused import fused
 from hybridizer.train.isolation import FEW_TOKENS, documents_leak, isolate_documents
-from hybridizer.train.optimizer import Masters, OptimizerSettings, make_optimizer, set_rate_
-from hybridizer.train.precision import Precision, choose_dtype, working_precision
-from hybridizer.train.runtime import Runtime
-from hybridizer.train.schedule import ScheduleSettings, rate_factor
+from hybridizer.train.job import RunContext, TrainJob
+from hybridizer.train.optimizer import Masters, make_optimizer, set_rate_
+from hybridizer.train.precision import choose_dtype, working_precision
+from hybridizer.train.schedule import rate_factor
 
 TRAINED = "trained.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a run computes and when it ends; how much it reads is the data's business.
-
-    `micro_batch_size` rows go through the model at a time (0: all of a step), gradients add up over the step.
-    `max_steps` and `max_minutes` end a run early and leave its schedule as it is, decay undone: the next start goes on
-    as if there had been no end. A checkpoint is written every `checkpoint_minutes` and at the end.
-    """
-
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    precision: Precision = "auto"
-    micro_batch_size: int = 0
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    max_steps: int | None = None
-    max_minutes: float | None = None
-    checkpoint_minutes: float = 5.0
-    loss_chunk_bytes: int = CHUNK_BYTES
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class DeviceFigures:
-    """What throughput is measured against: a token's cost, and FLOP/s of a plain matrix product here (0: unknown)."""
-
-    token_flops: TokenFlops
-    peak_flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,34 +63,19 @@ class TrainResult:
     changes: tuple[Mapping[str, Any], ...]
 
 
-def train(
-    model: nn.Module,
-    parts: TrainableParts,
-    plan: FreezePlan,
-    data: TrainingData,
-    settings: TrainSettings,
-    folder: Path,
-    *,
-    plan_hash: str,
-    runtime: Runtime,
-    monitor: Monitor,
-    figures: DeviceFigures,
-    accept_changes: bool = False,
-    clock: Callable[[], float] = time.monotonic,
-) -> TrainResult:
-    """Train `model` in place as planned, from the newest checkpoint in `folder` if there is one.
+def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -> TrainResult:
+    """Train the model of `job` in place, from the newest checkpoint in the folder of `context` if there is one.
 
-    Afterwards `folder` holds trained.safetensors, the trained tensors in float32 under their names in the model, beside
-    checkpoints/ and log.jsonl. The trained parameters of `model` are those, and the frozen ones hold the bytes they
-    came with, which is checked (under FSDP2 the model stays spread). `plan_hash` names what the model was made of;
-    `accept_changes` lets a checkpoint go on whose learning rate, schedule, clipping or weight decay were others.
+    Afterwards that folder holds trained.safetensors, the trained tensors in float32 under their names in the model,
+    beside checkpoints/ and log.jsonl. The trained parameters of the model are those, and the frozen ones hold the bytes
+    they came with, which is checked (under FSDP2 the model stays sharded). `accept_changes` lets a run resume from a
+    checkpoint written with another learning rate, schedule, clipping or weight decay.
     Raises InputError for a checkpoint of another run and for packed rows whose documents cannot be kept apart,
     RunError when the loss explodes or the freeze does not hold.
     """
-    with ExitStack() as stack, torch.random.fork_rng(devices=[]), _same_bits(runtime.device):
-        run = _Run(
-            model, parts, plan, data, settings, folder, plan_hash, runtime, figures, accept_changes, clock, stack
-        )
+    monitor = context.monitor
+    with ExitStack() as stack, torch.random.fork_rng(devices=[]), _same_bits(context.runtime.device):
+        run = _Run(job, context, accept_changes, stack)
         if run.num_apart:
             monitor.note(f"modules that would mix the documents of a row, and run each by itself: {run.num_apart}")
         for change in run.changes:
@@ -134,7 +84,7 @@ def train(
             )
         if accept_changes and not run.changes:
             monitor.note("no setting has changed since the last start: nothing to accept")
-        with monitor.task("train", data.num_steps, "step") as advance:
+        with monitor.task("train", job.data.num_steps, "step") as advance:
             advance(run.step)
             stopped_by = run.to_end(advance, monitor)
         stack.close()
@@ -144,30 +94,13 @@ def train(
 class _Run:
     """One process of one training: everything that lives from its first step to its last."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        parts: TrainableParts,
-        plan: FreezePlan,
-        data: TrainingData,
-        settings: TrainSettings,
-        folder: Path,
-        plan_hash: str,
-        runtime: Runtime,
-        figures: DeviceFigures,
-        accept_changes: bool,
-        clock: Callable[[], float],
-        stack: ExitStack,
-    ) -> None:
+    def __init__(self, job: TrainJob, context: RunContext, accept_changes: bool, stack: ExitStack) -> None:
+        model, parts, plan, data, settings = job.model, job.parts, job.freeze_plan, job.data, job.settings
+        folder, runtime, figures, clock = context.folder, context.runtime, context.figures, context.clock
+        self._job = job
         self._model, self._plan, self._data, self._settings = model, plan, data, settings
         self._folder, self._runtime, self._figures, self._clock = folder, runtime, figures, clock
-        self._facts: dict[str, Any] = {
-            "plan": plan_hash,
-            "freeze": content_hash([plan.trained, plan.frozen]),
-            "data": data.facts,
-            "train": {k: v for k, v in asdict(settings).items() if k not in _FREE},
-            "processes": runtime.num_ranks,
-        }
+        self._facts = job.facts(runtime.num_ranks)
         folder.mkdir(parents=True, exist_ok=True)
         model.to(runtime.device).train()
         apply_freeze_(model, plan)
@@ -178,7 +111,7 @@ class _Run:
             stack.enter_context(fused(model))
             if matmul_dtype(self._dtype, runtime.device) != self._dtype:
                 stack.enter_context(UpcastMatmul())
-        objective = CausalLMLoss(model, parts, settings.loss_chunk_bytes)
+        objective = CausalLMLoss(model, parts, job.loss_chunk_bytes)
         apart = _packed_apart(objective, parts, data.settings.seq_len) if data.settings.packed else nullcontext(0)
         self.num_apart = stack.enter_context(apart)
         if settings.compile:  # not before: each trial above would take up one of the few graphs
@@ -188,7 +121,7 @@ class _Run:
         self._objective = runtime.wrap(objective)
         check_freeze(model, plan)
         self._masters = Masters(model, plan)
-        self._optimizer = make_optimizer(self._masters.tensors, settings.optimizer)
+        self._optimizer = make_optimizer(self._masters.tensors, settings)
         self._guard = DivergenceGuard()
         self.step, self._tokens, self._seconds = 0, 0, 0.0
         self._first_loss = self._last_loss = float("nan")
@@ -202,7 +135,7 @@ class _Run:
 
     def to_end(self, advance: Callable[[int], None], monitor: Monitor) -> str:
         """Take steps until the data, the steps or the minutes are used up; which of them it was."""
-        last_step = self._last_step
+        last_step = self._job.last_step
         if self._runtime.sum(*self._clock_decisions())[0]:  # a restart after the minutes were used up
             return "minutes"
         self._runtime.start_tracking("train", self._facts["train"])
@@ -216,10 +149,6 @@ class _Run:
                 monitor.note(f"stopped after {self._settings.max_minutes:g} minutes, at step {self.step}")
                 return "minutes"
         return "tokens" if last_step == self._data.num_steps else "steps"
-
-    @property
-    def _last_step(self) -> int:
-        return min(self._data.num_steps, self._settings.max_steps or self._data.num_steps)
 
     def finish(self, stopped_by: str) -> TrainResult:
         """Write the trained tensors, put them into the model where it is whole here, and prove the frozen untouched."""
@@ -250,14 +179,14 @@ class _Run:
     def _take_step(self) -> None:
         """One optimizer step: all micro-batches, the guard, the update, the log."""
         began = self._clock()
-        torch.manual_seed(self._settings.seed + 1_000_003 * self.step + self._runtime.rank)  # dropout, the same anew
-        lr = self._settings.optimizer.lr * rate_factor(self._settings.schedule, self.step, self._data.num_steps)
+        torch.manual_seed(self._job.seed + 1_000_003 * self.step + self._runtime.rank)  # dropout, the same anew
+        lr = self._settings.lr * rate_factor(self._settings, self.step, self._data.num_steps)
         set_rate_(self._optimizer, lr)
         loss = self._backward()
         norms = self._masters.gradient_norms()
         if fault := self._guard.fault(loss, norms["total"]):
             raise self._stopped(fault, lr)
-        clip = self._settings.optimizer.max_grad_norm
+        clip = self._settings.max_grad_norm
         if clip and norms["total"] > clip:
             self._masters.scale_gradients_(clip / norms["total"])
         proving = self.step == self._first_step
@@ -367,10 +296,10 @@ class _Run:
         self._runtime.barrier()
         if state is None:
             return
-        if state.step > self._last_step:
-            what = f"its newest checkpoint is at step {state.step}, and `max_steps` is {self._last_step}."
+        if state.step > self._job.last_step:
+            what = f"its newest checkpoint is at step {state.step}, and `max_steps` is {self._job.last_step}."
             raise InputError(Problem(str(self._folder), what, "Raise max_steps, or give the recipe another name."))
-        if state.changes and state.step == self._last_step:
+        if state.changes and state.step == self._job.last_step:
             what = f"all {state.step} steps were taken with the settings from before; the new ones would train nothing."
             raise InputError(Problem(str(self._folder), what, "Give the recipe another name, or restore the settings."))
         self._masters.load_(self._optimizer, state.tensors)
@@ -424,10 +353,6 @@ def _packing_fault(objective: CausalLMLoss, vocabulary: int, tokens: int) -> str
     except MODEL_FAULTS as error:
         return f"running each by itself fails: {type(error).__name__}: {str(error)[:200]}"
     return "no module was found that could run over each by itself instead" if leaks else None
-
-
-# Settings that may change between one start of a run and the next: they do not touch the numbers.
-_FREE = {"max_steps", "max_minutes", "checkpoint_minutes"}
 
 
 EXPLODED = 2.0  # times the lowest smoothed loss so far, plus one nat: noise of small batches stays below

@@ -21,7 +21,6 @@ from hybridizer.data.documents import MAX_LISTED
 from hybridizer.data.hub import pin_dataset
 from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
-from hybridizer.plan.freeze import asked_to_freeze
 from hybridizer.plan.memory import model_token_flops
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from hybridizer.data.batches import Source, TrainingData
     from hybridizer.data.tokenize import Encoder
     from hybridizer.train.freeze import FreezePlan
-    from hybridizer.train.loop import DeviceFigures, TrainSettings
+    from hybridizer.train.job import DeviceFigures
     from hybridizer.train.runtime import Runtime
 
 SCHEMA = "hybridizer.training/1"
@@ -175,6 +174,7 @@ def train(
     from hybridizer.models.load import load_causal_lm, max_tokens
     from hybridizer.models.parts import find_parts
     from hybridizer.train.freeze import plan_freeze, plan_lora_
+    from hybridizer.train.job import RunContext, TrainJob
     from hybridizer.train.loop import train as run_loop
     from hybridizer.train.result import as_stored, check_storable
 
@@ -183,7 +183,7 @@ def train(
     with without_bars():
         model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
     parts = find_parts(model)
-    freeze_plan = plan_freeze(model, parts, asked_to_freeze(asked), plan.train.boundary)
+    freeze_plan = plan_freeze(model, parts, asked, plan.train.boundary)
     assert freeze_plan.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
     stored = open_checkpoint(spliced).tensors
     check_storable(model, stored.keys())
@@ -199,15 +199,11 @@ def train(
         sources = open_texts(asked.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
     _check_ids(sources, parts.embedding)
     data = _data(sources, asked, recipe.seed, tokenizer)
-    settings = loop_settings(asked, recipe.seed)
     figures = _figures(plan, asked, freeze_plan, data, runtime)
     (folder / RECORD).unlink(missing_ok=True)  # it speaks of the tensors that are replaced now
     with _room_in(folder):
-        result = run_loop(
-            model, parts, freeze_plan, data, settings, folder,
-            plan_hash=plan.spliced.hash, runtime=runtime, monitor=monitor, figures=figures,
-            accept_changes=accept_changes,
-        )  # fmt: skip
+        job = TrainJob(model, parts, freeze_plan, data, asked, plan.spliced.hash, recipe.seed)
+        result = run_loop(job, RunContext(folder, runtime, monitor, figures), accept_changes=accept_changes)
         trained, frozen = as_stored(
             model, freeze_plan, result.frozen_sha256, stored, folder / TENSORS, write=runtime.is_main
         )
@@ -265,28 +261,6 @@ def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, mon
         return open_sources(settings, base, encoder, cache, monitor)
 
 
-def loop_settings(train: Train, seed: int) -> TrainSettings:
-    """What the recipe's section means for the loop."""
-    from hybridizer.train.loop import TrainSettings
-    from hybridizer.train.optimizer import OptimizerSettings
-    from hybridizer.train.schedule import ScheduleSettings
-
-    return TrainSettings(
-        optimizer=OptimizerSettings(
-            train.optimizer, train.lr, train.betas, train.eps, train.weight_decay, train.max_grad_norm
-        ),
-        schedule=ScheduleSettings(train.schedule, train.warmup_ratio, train.min_lr_ratio, train.decay_ratio),
-        precision=train.precision,
-        micro_batch_size=train.micro_batch_size,
-        gradient_checkpointing=train.gradient_checkpointing,
-        compile=train.compile,
-        max_steps=train.max_steps,
-        max_minutes=train.max_minutes,
-        checkpoint_minutes=train.checkpoint_minutes,
-        seed=seed,
-    )
-
-
 def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) -> TrainingData:
     from hybridizer.data.batches import DataSettings, TrainingData
 
@@ -299,7 +273,7 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
 
 def _figures(plan: Plan, asked: Train, freeze_plan: FreezePlan, data: TrainingData, runtime: Runtime) -> DeviceFigures:
     from hybridizer.models.matmul import matmul_dtype
-    from hybridizer.train.loop import DeviceFigures
+    from hybridizer.train.job import DeviceFigures
     from hybridizer.train.precision import choose_dtype
     from hybridizer.train.timing import measure_peak
 

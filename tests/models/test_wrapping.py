@@ -8,8 +8,8 @@ import hybridizer
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from hybridizer.models.wrapping import recomputing, replaced_forward, wrapped_forward
-from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.train.freeze import apply_freeze_, plan_freeze
+from support.sections import train_section
 from support.train_models import tiny_model
 
 IDS = torch.arange(24)[None] + 3
@@ -19,7 +19,7 @@ IDS = torch.arange(24)[None] + 3
 def test_recomputed_layers_give_the_same_gradients_with_a_frozen_side(freeze):
     model = tiny_model("llama")
     parts = find_parts(model)
-    apply_freeze_(model, plan_freeze(model, parts, FreezeSettings(freeze), boundary=2))
+    apply_freeze_(model, plan_freeze(model, parts, train_section(freeze=freeze), boundary=2))
     objective = CausalLMLoss(model, parts)
     named = [p for p in model.parameters() if p.requires_grad]
     plain = torch.autograd.grad(objective(IDS, torch.arange(24)[None], IDS), named)
