@@ -26,13 +26,12 @@ from hybridizer.train.checkpoints import (
     write_checkpoint,
     write_tensors,
 )
+from hybridizer.train.folder import CHECKPOINTS, LOG, MASTERS
 from hybridizer.train.freeze import FreezeProof, apply_freeze_
 from hybridizer.train.job import RunContext, TrainJob
 from hybridizer.train.prepare import prepare
 from hybridizer.train.run_state import RunState
 from hybridizer.train.step import Gradients, OptimizerStep
-
-TRAINED = "trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class TrainResult:
 def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -> TrainResult:
     """Train the model of `job` in place, from the newest checkpoint in the folder of `context` if there is one.
 
-    Afterwards that folder holds trained.safetensors, the trained tensors in float32 under their names in the model,
+    Afterwards that folder holds masters.safetensors, the trained tensors in float32 under their names in the model,
     beside checkpoints/ and log.jsonl. The trained parameters of the model are those, and the frozen ones hold the bytes
     they came with, which is checked (under FSDP2 the model stays sharded). `accept_changes` lets a run resume from a
     checkpoint written with another learning rate, schedule, clipping or weight decay.
@@ -86,7 +85,7 @@ class _Run:
     def __init__(self, job: TrainJob, context: RunContext, step: OptimizerStep, proof: FreezeProof) -> None:
         self._job, self._context, self._step, self._proof = job, context, step, proof
         self._runtime, self._clock = context.runtime, context.clock
-        self._checkpoints = context.folder / "checkpoints"
+        self._checkpoints = context.folder / CHECKPOINTS
         self._facts = job.facts(self._runtime.num_ranks)
         self.state = RunState()
         self._unreached: tuple[str, ...] = ()
@@ -102,9 +101,7 @@ class _Run:
         self._proof.begin(self._step.masters.tensors, _parameters(self._job.model))
         self._started, self._first_step = self._clock(), self.state.step
         self._saved_at = self._started
-        self._log_file = (
-            MetricsLog(self._context.folder / "log.jsonl", self.state.step) if self._runtime.is_main else None
-        )
+        self._log_file = MetricsLog(self._context.folder / LOG, self.state.step) if self._runtime.is_main else None
 
     def to_end(self, advance: Callable[[int], None]) -> str:
         """Take steps until the data, the steps or the minutes are used up; which of them it was."""
@@ -125,11 +122,11 @@ class _Run:
         return "tokens" if last_step == self._job.data.num_steps else "steps"
 
     def finish(self, stopped_by: str, dtype: torch.dtype) -> TrainResult:
-        """Write the trained tensors, put them into the model where it is whole here, and prove the frozen untouched."""
+        """Write the masters, put them into the model where it is whole here, and prove the frozen untouched."""
         self._runtime.stop_tracking()
         trained = {name: unshard(master.detach()) for name, master in self._step.masters.tensors.items()}
         if self._runtime.is_main:
-            write_tensors(self._context.folder / TRAINED, trained)
+            write_tensors(self._context.folder / MASTERS, trained)
         parameters = _parameters(self._job.model)
         for name, whole in trained.items():
             parameters[name].grad = None

@@ -26,6 +26,7 @@ from hybridizer.plan.cost import CostRequest, StepTiming, estimate_cost, main_dt
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.recipe import Train
+from hybridizer.train.folder import LOG
 from hybridizer.train.freeze import plan_freeze, plan_lora_
 from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
 from hybridizer.train.loop import train
@@ -105,7 +106,7 @@ def _train(request: DryRunRequest, folder: Path) -> DryRun:
     forget_peak_(runtime.device)  # making random weights needs a second table where head and embedding are tied
     job = TrainJob(model, parts, plan, data, settings, plan_hash="probe")
     result = train(job, RunContext(folder, runtime, SilentMonitor(), DeviceFigures(TokenFlops(0, 0, 0))))
-    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    last = json.loads((folder / LOG).read_text().splitlines()[-1])
     tokens = settings.seq_len * settings.global_batch_size
     seconds = tokens / last["tokens_per_second"]
     peak = peak_memory_bytes(runtime.device)
