@@ -1,7 +1,7 @@
 """From a freeze choice to the tensors it means, and the proof that exactly those moved.
 
 Tensors are found through the modules that hold them, never by matching their names. The proof compares bytes, so it
-also catches what flags cannot show: a wrapper that registered a frozen tensor anew and so made it trainable.
+also catches what flags cannot show: a wrapper that registered a frozen tensor again and so made it trainable.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def plan_freeze(model: nn.Module, parts: ModelParts, settings: Train, boundary: 
 
     A tensor that several places share (tied embeddings, blocks used twice) is frozen if one of the places is. What lies
     in no part (position tables, norms behind the embedding) trains only when no layer is frozen; the notes list it.
-    Raises RecipeError where `choose_frozen` does, and for a part asked for by name that has no tensor.
+    Raises RecipeError where `choose_frozen` does, and for a part that is named and has no tensor.
     """
     _refuse_missing_parts(parts, settings)
     tied = bool(_ids(parts.embedding) & _ids(parts.head))
@@ -149,7 +149,7 @@ class FreezeProof:
     def check_end(self, parameters: Mapping[str, Tensor]) -> None:
         """Return if the frozen tensors hash as they did at the beginning; raise RunError naming those that changed.
 
-        To be called after every cast is undone, by every process where tensors are spread over processes.
+        To be called after every cast is undone, by every process where tensors are sharded over processes.
         """
         hashes = self.frozen_sha256
         _refuse_changed("end of training", [n for n in hashes if tensor_sha256(parameters[n]) != hashes[n]])
@@ -175,7 +175,7 @@ def checksum(tensor: Tensor) -> int:
 def tensor_sha256(tensor: Tensor) -> str:
     """`sha256:<hex>` of the bytes of `tensor` in its own precision, row by row, as safetensors stores them.
 
-    Every process must call this for a tensor that is spread over them.
+    Every process must call this for a tensor that is sharded over them.
     """
     return "sha256:" + hashlib.sha256(_bytes(unshard(tensor))).hexdigest()
 
