@@ -17,7 +17,7 @@ from typing import Any
 from hybridizer.plan.freeze import FreezeSettings, choose_frozen, with_adapters
 from hybridizer.plan.memory import RunShape, estimate
 from hybridizer.plan.shapes import planned_shape
-from hybridizer.recipe.recipe import Lora
+from hybridizer.recipe.recipe import DataEntry, Lora, Train
 
 TOLERANCE, TOKENS, STEPS = 0.15, 512, 2
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -106,16 +106,22 @@ def main() -> None:
 
 
 def _measure(row: Row, device: str) -> int:
-    from hybridizer.train.loop import TrainSettings
     from hybridizer.train.timing import DryRunRequest, dry_run
 
-    settings = TrainSettings(precision=row.precision, micro_batch_size=row.rows, gradient_checkpointing=row.recompute)
+    settings = Train(
+        data=(DataEntry(path="random"),),
+        tokens=TOKENS,
+        freeze=row.freeze,
+        lora=Lora(rank=row.rank) if row.rank else None,
+        seq_len=TOKENS,
+        global_batch_size=row.rows * row.batches,
+        micro_batch_size=row.rows,
+        precision=row.precision,
+        gradient_checkpointing=row.recompute,
+    )
     config = _config(row).to_dict()
     boundary = config["num_hidden_layers"] // 2
-    request = DryRunRequest(
-        config, row.stored, FreezeSettings(row.freeze), boundary, TOKENS, row.rows * row.batches,
-        settings=settings, lora=Lora(row.rank) if row.rank else None, steps=STEPS, cpu=device == "cpu",
-    )  # fmt: skip
+    request = DryRunRequest(config, row.stored, settings, boundary, steps=STEPS, cpu=device == "cpu")
     return dry_run(request).peak_memory_bytes
 
 

@@ -152,8 +152,8 @@ def _ours(arguments, folder: Path) -> None:
 
     from hybridizer.core.progress import SilentMonitor
     from hybridizer.plan.memory import RunShape, estimate
-    from hybridizer.train.loop import DeviceFigures, TrainSettings, train
-    from hybridizer.train.optimizer import OptimizerSettings
+    from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
+    from hybridizer.train.loop import train
     from hybridizer.train.precision import choose_dtype
     from hybridizer.train.runtime import Runtime
     from hybridizer.train.timing import measure_peak
@@ -201,17 +201,27 @@ def _ours(arguments, folder: Path) -> None:
 
     if on_cpu:
         watch.hook(parts, plan.choice.boundary)
-    settings = TrainSettings(
-        OptimizerSettings(lr=1e-5),
+    job = TrainJob(model, parts, plan, _data(arguments, folder), _settings(arguments), plan_hash="bench")
+    run = folder / f"run-{os.getpid()}"
+    train(job, RunContext(run, TimedRuntime(cpu=on_cpu), Monitor(), DeviceFigures(cost.token_flops)))
+
+
+def _settings(arguments):
+    """The recipe section that the bench stands for."""
+    from hybridizer.recipe.recipe import DataEntry, Train
+
+    (freeze,) = arguments.freeze
+    return Train(
+        data=(DataEntry(path="tokens"),),
+        tokens=(arguments.steps + WARM) * arguments.rows * arguments.tokens,
+        freeze=freeze,
+        seq_len=arguments.tokens,
+        global_batch_size=arguments.rows,
+        lr=1e-5,
         precision=arguments.precision,
         checkpoint_minutes=1e9,
         gradient_checkpointing=arguments.recompute,
     )
-    run = folder / f"run-{os.getpid()}"
-    train(
-        model, parts, plan, _data(arguments, folder), settings, run, plan_hash="bench",
-        runtime=TimedRuntime(cpu=on_cpu), monitor=Monitor(), figures=DeviceFigures(cost.token_flops),
-    )  # fmt: skip
 
 
 class Stopwatch:
@@ -340,7 +350,6 @@ def _frozen_model(arguments, folder: Path):
 
     from hybridizer.models.load import load_causal_lm, random_causal_lm
     from hybridizer.models.parts import find_parts
-    from hybridizer.plan.freeze import FreezeSettings
     from hybridizer.train.freeze import plan_freeze
 
     if arguments.shape == "smollm2":
@@ -350,8 +359,7 @@ def _frozen_model(arguments, folder: Path):
         torch.manual_seed(0)
         model = random_causal_lm({"model_type": family, **sizes}, torch.float32)
     parts = find_parts(model)
-    (freeze,) = arguments.freeze
-    return model, parts, plan_freeze(model, parts, FreezeSettings(freeze), len(parts.layers) // 2)
+    return model, parts, plan_freeze(model, parts, _settings(arguments), len(parts.layers) // 2)
 
 
 def _model_shape(model):

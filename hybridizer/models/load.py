@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,40 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    try:
+    with _loading(folder):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, *MODEL_FAULTS) as error:
-        what = f"transformers cannot load this folder: {type(error).__name__}: {str(error).strip()[:300]}"
-        fix = "Give a folder with config.json, safetensors weights and a tokenizer of a causal language model."
-        raise DonorError(Problem(str(folder), what, fix)) from error
     lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lost:
         what = f"{len(lost)} tensors are missing or of the wrong shape and would be random: {', '.join(lost[:5])}."
         raise DonorError(Problem(str(folder), what, "Repair the checkpoint, or its config.json."))
     return model.eval().requires_grad_(False), tokenizer
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> tuple[Any, int | None]:
+    """The tokenizer in a local folder, and `max_tokens` of the model there, whose weights are not read.
+
+    Never asks a network. Raises DonorError when transformers cannot load them.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    with _loading(folder):
+        config = AutoConfig.from_pretrained(folder, **options)
+        return AutoTokenizer.from_pretrained(folder, **options), max_tokens(config)
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Turn what transformers says of `folder` inside the block into a DonorError."""
+    try:
+        yield
+    except (OSError, *MODEL_FAULTS) as error:
+        what = f"transformers cannot load this folder: {type(error).__name__}: {str(error).strip()[:300]}"
+        fix = "Give a folder with config.json, safetensors weights and a tokenizer of a causal language model."
+        raise DonorError(Problem(str(folder), what, fix)) from error
 
 
 def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:

@@ -28,7 +28,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def forget_peak_(device: torch.device) -> None:
-    """Let the peak begin anew, at what is in use now: on CUDA and on Linux; elsewhere it stays."""
+    """Let the peak begin again, at what is in use now: on CUDA and on Linux; elsewhere it stays."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _STATUS.exists():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.loss import CHUNK_BYTES, IGNORED, Head, cross_entropy_sum, token_losses
 from hybridizer.models.parts import MODEL_FAULTS, ModelParts, first_floating
+from hybridizer.models.wrapping import Forward, replaced_forward
 
 
 class TrainableParts(ModelParts, Protocol):
@@ -116,20 +117,12 @@ class CausalLMLoss(nn.Module):
 def _layers_skipped(parts: TrainableParts) -> Iterator[None]:
     """While it lasts, every layer hands on what it is given without running."""
 
-    def skip(size: int) -> Any:
+    def skip(size: int) -> Forward:
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden = first_floating((*args, *kwargs.values()))
             return (hidden, *[None] * (size - 1)) if size else hidden
 
         return forward
 
-    saved = [vars(layer).get("forward") for layer in parts.layers]
-    try:
-        for layer, size in zip(parts.layers, parts.tuple_sizes, strict=True):
-            layer.forward = skip(size)
+    with replaced_forward({layer: skip(size) for layer, size in zip(parts.layers, parts.tuple_sizes, strict=True)}):
         yield
-    finally:
-        for layer, forward in zip(parts.layers, saved, strict=True):
-            vars(layer).pop("forward", None)
-            if forward is not None:
-                layer.forward = forward

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.models.parts import Parts, first_floating, run_model
+from hybridizer.models.wrapping import Forward, replaced_forward
 
 
 class _LastLayerReached(Exception):
@@ -91,14 +92,9 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 def replaced(parts: Parts, outputs: Sequence[Any]) -> Iterator[None]:
     """While it lasts, layer i gives outputs[i] without running, for the first len(outputs) layers."""
     layers = parts.layers[: len(outputs)]
-    saved = [vars(layer).get("forward") for layer in layers]  # an instance's own `forward` is accelerate's, if there
-    try:
-        for layer, output in zip(layers, outputs, strict=True):
-            layer.forward = lambda *_args, _output=output, **_kwargs: _output
+    with replaced_forward({layer: _giving(output) for layer, output in zip(layers, outputs, strict=True)}):
         yield
-    finally:
-        for layer, forward in zip(layers, saved, strict=True):
-            if forward is None:
-                vars(layer).pop("forward", None)
-            else:
-                layer.forward = forward
+
+
+def _giving(output: Any) -> Forward:
+    return lambda *_args, **_kwargs: output

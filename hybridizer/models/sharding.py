@@ -1,4 +1,4 @@
-"""Tensors that are spread over processes (torch's DTensor, as FSDP2 makes them), and plain ones, treated alike."""
+"""Tensors that are sharded over processes (torch's DTensor, as FSDP2 makes them), and plain ones, treated alike."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def unshard(tensor: Tensor) -> Tensor:
-    """All of `tensor`. Every process must call this for a spread one, in the same order."""
+    """All of `tensor`. Every process must call this for a sharded one, in the same order."""
     whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return whole
 
 
 def shard_like(whole: Tensor, like: Any) -> Tensor:
-    """`whole` on the device of `like`, and spread over the processes as `like` is."""
+    """`whole` on the device of `like`, and sharded over the processes as `like` is."""
     if not is_sharded(like):
         return whole.to(like.device)
     from torch.distributed.tensor import distribute_tensor

@@ -1,15 +1,17 @@
-"""What is done to all layers of a model for the time of a training, and undone after it."""
+"""Another forward pass for modules of a model, for as long as a block lasts: the one place that sets `forward`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+Forward: TypeAlias = Callable[..., Any]
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
     Every layer, frozen ones too: activation gradients cross those, and they hold as much. Never the reentrant kind,
     which gives a frozen prefix no gradients at all.
     """
-    with wrapping(layers, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
+    with wrapped_forward(layers, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
         yield
 
 
@@ -29,21 +31,30 @@ def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
 
     Entered before `recomputing`, which would hide the layers' code from the compiler.
     """
-    with wrapping(layers, torch.compile):
+    with wrapped_forward(layers, torch.compile):
         yield
 
 
 @contextmanager
-def wrapping(modules: Sequence[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """While it lasts, every module runs what `wrap` makes of its forward pass; one that is there twice, once."""
-    distinct = list(dict.fromkeys(modules))
-    saved = [vars(module).get("forward") for module in distinct]
-    for module in distinct:
-        module.forward = wrap(module.forward)
+def wrapped_forward(modules: Sequence[nn.Module], wrap: Callable[[Forward], Forward]) -> Iterator[None]:
+    """While it lasts, every module runs what `wrap` makes of its forward pass; one that is listed twice, once."""
+    with replaced_forward({module: wrap(module.forward) for module in modules}):
+        yield
+
+
+@contextmanager
+def replaced_forward(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """While it lasts, every module of `forwards` runs the forward pass given for it.
+
+    Afterwards each has the one it had: its class's, or one of its own, which accelerate's hooks set.
+    """
+    saved = {module: vars(module).get("forward") for module in forwards}
     try:
+        for module, forward in forwards.items():
+            module.forward = forward
         yield
     finally:
-        for module, forward in zip(distinct, saved, strict=True):
-            vars(module).pop("forward")
-            if forward is not None:
-                module.forward = forward
+        for module, own in saved.items():
+            vars(module).pop("forward", None)
+            if own is not None:
+                module.forward = own

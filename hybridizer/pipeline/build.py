@@ -16,7 +16,7 @@ from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import check_unchanged, scan_donors
-from hybridizer.pipeline.evaluate import BeforeAfter, evaluate_run
+from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run
 from hybridizer.pipeline.plan import Planned, estimate_training_cost, plan_recipe
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
@@ -25,8 +25,8 @@ from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.splice.copy import splice
 from hybridizer.splice.export import export
 from hybridizer.splice.verify import Proof, verify
+from hybridizer.train.folder import TRAINED
 from hybridizer.train.run import (
-    TENSORS,
     TrainRecord,
     join_processes,
     open_runtime,
@@ -71,7 +71,7 @@ def build(
     """
     runtime = join_processes(load_recipe(path, overrides), runs)
     main = runtime is None or runtime.is_main
-    monitor = monitor if main else SilentMonitor()  # what is true of all is told once
+    monitor = monitor if main else SilentMonitor()  # what is true of all is reported once
     with runtime.main_first() if runtime else nullcontext():
         planned = plan_recipe(path, overrides, monitor)
         folder = runs / planned.plan.name
@@ -137,6 +137,7 @@ def _train(
     runtime = runtime or open_runtime(recipe, folder)
     check_texts(recipe, planned.plan)
     spliced, training = folder / "spliced", folder / "training"
+    check_prompts(recipe, spliced)
     return train(planned.plan, recipe, spliced, training, runtime, monitor, accept_changes=accept_changes)
 
 
@@ -159,7 +160,7 @@ def _write_model(
     replace: bool,
 ) -> None:
     """Write a model folder, every tensor from its donor or, with the `record` of one, from the training beside it."""
-    trained = read_header(folder.parent / "training" / TENSORS).tensors if record else {}
+    trained = read_header(folder.parent / "training" / TRAINED).tensors if record else {}
     with begin_output(folder, replace=replace) as partial:
         written = splice(plan, donors, partial, monitor, trained)
         check_unchanged(donors)

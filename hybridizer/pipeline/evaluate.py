@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hybridizer.core.errors import RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, write_json
 from hybridizer.donors.donor import Donor
@@ -40,6 +41,23 @@ def evaluate_run(planned: Planned, folder: Path, monitor: Monitor) -> BeforeAfte
     if profile is not None:
         write_json(folder / "profile.json", profile)
     return BeforeAfter(scores, profile)
+
+
+def check_prompts(recipe: Recipe, model: Path) -> None:
+    """Return if each prompt of `recipe` leaves the model in that folder room for an answer.
+
+    To be called before training: found afterwards, a prompt that does not would end a run of hours. Raises RecipeError
+    with every such prompt at its line.
+    """
+    if recipe.evaluate is None or not recipe.evaluate.prompts:
+        return
+    from hybridizer.evaluate.samples import unfit_prompts
+    from hybridizer.models.load import load_tokenizer
+
+    tokenizer, room = load_tokenizer(model, trust_remote_code=any(model.glob("*.py")))
+    if unfit := unfit_prompts(tokenizer, room, recipe.evaluate.prompts):
+        places = {index: recipe.locate(("evaluate", "prompts", index)) for index in unfit}
+        raise RecipeError(*(replace(problem, where=places[index]) for index, problem in unfit.items()))
 
 
 def _compare_scores(planned: Planned, folder: Path, monitor: Monitor) -> dict[str, Any]:

@@ -86,14 +86,12 @@ def estimate_time(planned: Planned, device: str) -> StepTiming | None:
     recipe, request = planned.resolved.recipe, _cost_request(planned, device)
     if request is None or recipe.train is None:
         return None
-    from hybridizer.train.run import loop_settings
     from hybridizer.train.timing import expect_time
 
     num_steps = -(-recipe.train.tokens // (recipe.train.seq_len * recipe.train.global_batch_size))
     if recipe.train.max_steps is not None:
         num_steps = min(num_steps, recipe.train.max_steps)
-    settings = loop_settings(recipe.train, recipe.seed)
-    return expect_time(planned.plan, request, settings, packed=recipe.train.packed, num_steps=num_steps)
+    return expect_time(planned.plan, request, recipe.train, num_steps=num_steps)
 
 
 def _cost_request(planned: Planned, device: str) -> CostRequest | None:

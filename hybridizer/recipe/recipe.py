@@ -228,8 +228,7 @@ class Lora:
 class Train:
     """Continued pre-training. `freeze` is a side or layer numbers; the three parts follow their side unless named.
 
-    Tokens, rows and shares are those of hybridizer.data.batches.DataSettings, the rest those of
-    hybridizer.train.loop.TrainSettings and its parts, under the same names.
+    Tokens, rows and shares are those of hybridizer.data.batches.DataSettings, under the same names.
     """
 
     data: tuple[DataEntry, ...]

@@ -1,7 +1,7 @@
 """From a freeze choice to the tensors it means, and the proof that exactly those moved.
 
 Tensors are found through the modules that hold them, never by matching their names. The proof compares bytes, so it
-also catches what flags cannot show: a wrapper that registered a frozen tensor anew and so made it trainable.
+also catches what flags cannot show: a wrapper that registered a frozen tensor again and so made it trainable.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hybridizer.checkpoint.hashing import hash_chunks
 from hybridizer.core.errors import Problem, RecipeError, RunError
 from hybridizer.models.parts import ModelParts
 from hybridizer.models.sharding import local_part, unshard
-from hybridizer.plan.freeze import FreezeChoice, FreezeSettings, choose_frozen, with_adapters
-from hybridizer.recipe.recipe import Lora
+from hybridizer.plan.freeze import FreezeChoice, asked_to_freeze, choose_frozen, with_adapters
+from hybridizer.recipe.recipe import Lora, Train
 from hybridizer.train.lora import add_lora_
 
 REST = "outside the layers"
@@ -28,7 +28,7 @@ REST = "outside the layers"
 
 @dataclass(frozen=True)
 class FreezePlan:
-    """The fate of every tensor of one model: name -> place, where a place is `layer 3`, `embedding`, `head` and so on.
+    """Which tensors of one model train: name -> place, where a place is `layer 3`, `embedding`, `head` and so on.
 
     Names are those of `model.named_parameters()`, a shared tensor under its first name, in model order.
     """
@@ -46,23 +46,24 @@ class FreezePlan:
         return "deep" if place in {"final norm", "head"} else "shallow"
 
 
-def plan_freeze(model: nn.Module, parts: ModelParts, settings: FreezeSettings, boundary: int) -> FreezePlan:
-    """The fate of every parameter of `model` under `settings`; the model is not touched.
+def plan_freeze(model: nn.Module, parts: ModelParts, settings: Train, boundary: int) -> FreezePlan:
+    """Which parameters of `model` train under `settings`; the model is not touched.
 
     A tensor that several places share (tied embeddings, blocks used twice) is frozen if one of the places is. What lies
     in no part (position tables, norms behind the embedding) trains only when no layer is frozen; the notes list it.
-    Raises RecipeError where `choose_frozen` does, and for a part asked for by name that has no tensor.
+    Raises RecipeError where `choose_frozen` does, and for a part that is named and has no tensor.
     """
     _refuse_missing_parts(parts, settings)
-    choice = choose_frozen(settings, len(parts.layers), boundary, tied=bool(_ids(parts.embedding) & _ids(parts.head)))
+    tied = bool(_ids(parts.embedding) & _ids(parts.head))
+    choice = choose_frozen(asked_to_freeze(settings), len(parts.layers), boundary, tied)
     places = _places(parts)
     frozen_places = _frozen_places(choice)
     trained: dict[str, str] = {}
     frozen: dict[str, str] = {}
     for name, parameter in model.named_parameters():
         homes = places.get(id(parameter), [REST])
-        fate = frozen if any(home in frozen_places for home in homes) else trained
-        fate[name] = next((home for home in homes if home in frozen_places), homes[0])
+        side = frozen if any(home in frozen_places for home in homes) else trained
+        side[name] = next((home for home in homes if home in frozen_places), homes[0])
     assert trained, "choose_frozen leaves something to train"
     return FreezePlan(choice, trained, frozen, choice.notes + _notes(trained, frozen, places, model))
 
@@ -78,12 +79,14 @@ def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: 
     linears = [name for name, module in model.named_modules() if id(module) in trained and type(module) is nn.Linear]
     add_lora_(model, linears, settings)
     places = _places(parts)
-    freeze_plan: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    trained_places: dict[str, str] = {}
+    frozen_places: dict[str, str] = {}
     for name, parameter in model.named_parameters():
-        freeze_plan[id(parameter) in known][name] = places.get(id(parameter), [REST])[0]
+        side = frozen_places if id(parameter) in known else trained_places
+        side[name] = places.get(id(parameter), [REST])[0]
     note = f"low-rank adapters of rank {settings.rank} on {len(linears)} linear modules train, and nothing else"
-    kept = [other for other in plan.notes if other not in plan.choice.notes]  # a tied table has another fate now
-    return FreezePlan(with_adapters(plan.choice), *freeze_plan, (*kept, note))
+    kept = [other for other in plan.notes if other not in plan.choice.notes]  # not so of a tied table any more
+    return FreezePlan(with_adapters(plan.choice), trained_places, frozen_places, (*kept, note))
 
 
 def apply_freeze_(model: nn.Module, plan: FreezePlan) -> None:
@@ -146,7 +149,7 @@ class FreezeProof:
     def check_end(self, parameters: Mapping[str, Tensor]) -> None:
         """Return if the frozen tensors hash as they did at the beginning; raise RunError naming those that changed.
 
-        To be called after every cast is undone, by every process where tensors are spread over processes.
+        To be called after every cast is undone, by every process where tensors are sharded over processes.
         """
         hashes = self.frozen_sha256
         _refuse_changed("end of training", [n for n in hashes if tensor_sha256(parameters[n]) != hashes[n]])
@@ -172,7 +175,7 @@ def checksum(tensor: Tensor) -> int:
 def tensor_sha256(tensor: Tensor) -> str:
     """`sha256:<hex>` of the bytes of `tensor` in its own precision, row by row, as safetensors stores them.
 
-    Every process must call this for a tensor that is spread over them.
+    Every process must call this for a tensor that is sharded over them.
     """
     return f"sha256:{hash_chunks([_bytes(unshard(tensor))])}"
 
@@ -207,9 +210,9 @@ def _frozen_places(choice: FreezeChoice) -> set[str]:
     return places | {REST} if choice.frozen_layers else places
 
 
-def _refuse_missing_parts(parts: ModelParts, settings: FreezeSettings) -> None:
-    asked = {"final_norm": (settings.final_norm, parts.final_norm), "head": (settings.head, parts.head)}
-    for name, (choice, module) in asked.items():
+def _refuse_missing_parts(parts: ModelParts, settings: Train) -> None:
+    requests = {"final_norm": (settings.final_norm, parts.final_norm), "head": (settings.head, parts.head)}
+    for name, (choice, module) in requests.items():
         if choice != "side" and not _ids(module):
             what = f"asks to {choice} the {name.replace('_', ' ')}, and this model has no such tensor."
             raise RecipeError(Problem(f"train.{name}", what, f"Drop `{name}`."))

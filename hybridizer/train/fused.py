@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybridizer.models.parts import MODEL_FAULTS
+from hybridizer.models.wrapping import replaced_forward
 
 PIECE = 2**16  # elements: with their float32 temporaries they stay in a second-level cache of 1 MB
 
@@ -42,14 +43,8 @@ def fused(model: nn.Module) -> Iterator[tuple[int, int]]:
     """While it lasts, RMS norms and gated networks of `model` run as below; how many of each were replaced."""
     norms = {module: forward for module in model.modules() if (forward := _fused_norm(module)) is not None}
     gated = {module: forward for module in model.modules() if (forward := _fused_gated(module)) is not None}
-    replaced = {**norms, **gated}
-    for module, forward in replaced.items():
-        module.forward = forward
-    try:
+    with replaced_forward({**norms, **gated}):
         yield len(norms), len(gated)
-    finally:
-        for module in replaced:
-            vars(module).pop("forward")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, around_one: bool = False) -> Tensor:

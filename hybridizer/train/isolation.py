@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import MODEL_FAULTS, first_floating
-from hybridizer.models.wrapping import wrapping
+from hybridizer.models.wrapping import wrapped_forward
 
 _SHORTEST = 0.5  # of a group's longest document: fewer groups are fewer passes over a recurrence, but more padding
 _LEAK_FACTOR = 16.0
@@ -66,7 +66,7 @@ def isolate_documents(
 
     hook = model.register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        with wrapping(modules, lambda forward: partial(documents.run, forward)):
+        with wrapped_forward(modules, lambda forward: partial(documents.run, forward)):
             yield len(modules)
     finally:
         hook.remove()

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybridizer.core.errors import InputError, Problem, RecipeError, nearest
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.sharding import is_sharded, shard_like, unshard
+from hybridizer.recipe.recipe import Train
 from hybridizer.train.freeze import FreezePlan
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """`name` is adamw or adamw8bit (needs bitsandbytes). `lr` is the peak rate; weight decay skips vectors.
-
-    `max_grad_norm` bounds the norm of all gradients together; 0 turns clipping off.
-    """
-
-    name: str = "adamw"
-    lr: float = 3e-5
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
 
 
 class Masters:
@@ -104,15 +89,16 @@ class Masters:
         self.publish_()
 
 
-def make_optimizer(masters: Mapping[str, Tensor], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer over `masters`, fused where torch has it. Raises RecipeError for an unknown name or values out of
-    range, InputError when bitsandbytes is asked for and missing, or for tensors that are spread over processes."""
-    _refuse_bad_settings(settings)
+def make_optimizer(masters: Mapping[str, Tensor], settings: Train) -> torch.optim.Optimizer:
+    """The optimizer over `masters`, fused where torch has it; weight decay skips vectors.
+
+    Raises InputError for adamw8bit where bitsandbytes is missing or tensors are sharded over processes.
+    """
     decayed = [tensor for tensor in masters.values() if tensor.ndim >= 2]
     plain = [tensor for tensor in masters.values() if tensor.ndim < 2]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    if settings.name == "adamw8bit":
+    if settings.optimizer == "adamw8bit":
         return _eight_bit(groups, settings)
     fused = all(t.device.type in {"cpu", "cuda", "mps", "xpu"} for t in masters.values())
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
@@ -139,7 +125,7 @@ def _master(parameter: nn.Parameter) -> Tensor:
     return parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_(True)
 
 
-def _eight_bit(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+def _eight_bit(groups: list[dict[str, Any]], settings: Train) -> torch.optim.Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
@@ -150,23 +136,3 @@ def _eight_bit(groups: list[dict[str, Any]], settings: OptimizerSettings) -> tor
         raise InputError(Problem("train.optimizer", what, "Use adamw, or DDP, which keeps them whole."))
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     return optimizer
-
-
-def _refuse_bad_settings(settings: OptimizerSettings) -> None:
-    names = ("adamw", "adamw8bit")
-    if settings.name not in names:
-        raise RecipeError(Problem("train.optimizer", f"no optimizer '{settings.name}'.", nearest(settings.name, names)))
-    ranges = {
-        "lr": settings.lr > 0,
-        "betas": all(0 <= beta < 1 for beta in settings.betas),
-        "eps": settings.eps > 0,
-        "weight_decay": settings.weight_decay >= 0,
-        "max_grad_norm": settings.max_grad_norm >= 0,
-    }
-    problems = [
-        Problem(f"train.optimizer.{name}", f"{getattr(settings, name)} is out of range.", "Give a usual value.")
-        for name, good in ranges.items()
-        if not good
-    ]
-    if problems:
-        raise RecipeError(*problems)

@@ -23,7 +23,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype to compute in: as asked, or for `auto` bfloat16 where the device has it in hardware, else float32."""
+    """The dtype to compute in: the one requested; `auto` is bfloat16 where there is hardware for it, or float32."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     return torch.bfloat16 if has_bfloat16(device) else torch.float32

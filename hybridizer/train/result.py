@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hybridizer.checkpoint.hashing import hash_tensor
+from hybridizer.checkpoint.hashing import hash_file, hash_tensor
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.core.errors import InputError, Problem
+from hybridizer.core.files import flush_folder
 from hybridizer.models.load import as_checkpoint
 from hybridizer.models.sharding import unshard
 from hybridizer.models.tensors import torch_dtype
 from hybridizer.train.checkpoints import write_tensors
+from hybridizer.train.folder import MASTERS, TRAINED
 from hybridizer.train.freeze import FreezePlan, tensor_sha256
 from hybridizer.train.lora import merge_lora_
 
@@ -28,31 +31,47 @@ def check_storable(model: nn.Module, names: Collection[str]) -> None:
         raise InputError(Problem(type(model).__name__, what, "This family cannot be trained here yet."))
 
 
-def as_stored(
+@dataclass(frozen=True)
+class StoredResult:
+    """Trained tensors and hashes of the frozen ones, by their names in the checkpoint; `sha256` is of the trained file.
+
+    It is "" in processes that did not write that file.
+    """
+
+    trained: tuple[str, ...]
+    frozen_sha256: Mapping[str, str]
+    sha256: str
+
+
+def store_result(
     model: nn.Module,
     freeze_plan: FreezePlan,
     frozen_sha256: Mapping[str, str],
     stored: Mapping[str, TensorEntry],
-    path: Path,
+    folder: Path,
     write: bool,
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Names of the trained tensors and hashes of the frozen ones, as the checkpoint `stored` that was loaded has them.
+) -> StoredResult:
+    """Make trained.safetensors in `folder` of the masters there, as the checkpoint `stored` that was loaded names them.
 
-    `path` holds the trained tensors under the model's names and is rewritten, where those differ, if `write`. Every
-    process calls this. A frozen tensor that was loaded in another precision is hashed in its file.
+    Only where `write` is set; the masters may be left beside it. Every process calls this. A frozen tensor that was
+    loaded in another precision is hashed in its file.
     """
+    path = folder / TRAINED
     parameters, names = dict(model.named_parameters()), stored.keys()
     adapted = any(hasattr(module, "lora_A") for module in model.modules())
     plain = parameters.keys() == names and all(
         _as_in_file(parameters[name], stored[name]) for name in freeze_plan.frozen
     )
     if plain and not adapted:
-        return tuple(freeze_plan.trained), dict(frozen_sha256)
+        if write:
+            (folder / MASTERS).replace(path)
+            flush_folder(folder)
+        return StoredResult(tuple(freeze_plan.trained), frozen_sha256, hash_file(path) if write else "")
     if adapted:
         trained = merge_lora_(model)
         frozen = {name: p.detach() for name, p in model.named_parameters() if name not in trained}
     else:
-        trained = load_file(path)
+        trained = load_file(folder / MASTERS)
         frozen = {name: unshard(parameters[name].detach()) for name in freeze_plan.frozen}
     trained, frozen = (_stored(model, _with_aliases(model, some, names), names) for some in (trained, frozen))
     if write:
@@ -61,7 +80,7 @@ def as_stored(
         name: tensor_sha256(tensor) if _as_in_file(tensor, stored[name]) else hash_tensor(stored[name])
         for name, tensor in frozen.items()
     }
-    return tuple(trained), hashes
+    return StoredResult(tuple(trained), hashes, hash_file(path) if write else "")
 
 
 def _as_in_file(tensor: Tensor, entry: TensorEntry) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +21,25 @@ from hybridizer.data.documents import MAX_LISTED
 from hybridizer.data.hub import pin_dataset
 from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
-from hybridizer.plan.freeze import asked_to_freeze
 from hybridizer.plan.memory import model_token_flops
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.recipe import DataEntry, Recipe, Train
+from hybridizer.train.folder import MASTERS, RECORD, TRAINED
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hybridizer.data.batches import Source, TrainingData
     from hybridizer.data.tokenize import Encoder
+    from hybridizer.models.parts import Parts
     from hybridizer.train.freeze import FreezePlan
-    from hybridizer.train.loop import DeviceFigures, TrainSettings
+    from hybridizer.train.job import DeviceFigures, TrainJob
+    from hybridizer.train.loop import TrainResult
+    from hybridizer.train.result import StoredResult
     from hybridizer.train.runtime import Runtime
 
 SCHEMA = "hybridizer.training/1"
-RECORD, TENSORS = "training.json", "trained.safetensors"
 _LISTS = ("frozen_layers", "frozen_parts", "trained", "unreached", "changes", "notes")
 
 
@@ -114,7 +118,7 @@ def open_runtime(recipe: Recipe, folder: Path) -> Runtime:
 
 def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
     """The record in `folder` of a training that `plan` asks for; None when there is none, or of other tensors."""
-    if not (folder / RECORD).is_file() or not (folder / TENSORS).is_file():
+    if not (folder / RECORD).is_file() or not (folder / TRAINED).is_file():
         return None
     value = read_json(folder / RECORD)
     if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA or value["plan_hash"] != plan.hash:
@@ -122,7 +126,7 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
     try:
         lists = {key: tuple(value[key]) for key in _LISTS}
         record = TrainRecord(**{**value, **lists, "sources": tuple(SourceUse(**use) for use in value["sources"])})
-        return record if record.tensors_sha256 == hash_file(folder / TENSORS) else None
+        return record if record.tensors_sha256 == hash_file(folder / TRAINED) else None
     except (KeyError, TypeError) as error:
         what = f"not a whole record of a training: {error!r}."
         fix = "Delete it; the training goes on from its last checkpoint."
@@ -168,76 +172,63 @@ def train(
 ) -> TrainRecord:
     """Train the model in `spliced` as `plan` says, with checkpoints, log and result in `folder`.
 
-    Afterwards `folder` holds the trained tensors in float32 under their names in the output, and the record, written
-    last. Every process of a run calls this. Raises what `training.loop.train` raises.
+    Afterwards `folder` holds the trained tensors and the record, written last. Every process of a run calls this.
+    Raises what `train.loop.train` raises.
     """
-    from hybridizer.evaluate.samples import unfit_prompts
-    from hybridizer.models.load import load_causal_lm, max_tokens
-    from hybridizer.models.parts import find_parts
-    from hybridizer.train.freeze import plan_freeze, plan_lora_
+    from hybridizer.train.job import RunContext
     from hybridizer.train.loop import train as run_loop
-    from hybridizer.train.result import as_stored, check_storable
+    from hybridizer.train.result import store_result
 
-    asked = recipe.train
-    assert asked is not None and plan.train is not None, "called for plans that train"
-    with without_bars():
-        model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
-    parts = find_parts(model)
-    freeze_plan = plan_freeze(model, parts, asked_to_freeze(asked), plan.train.boundary)
-    assert freeze_plan.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
     stored = open_checkpoint(spliced).tensors
-    check_storable(model, stored.keys())
-    prompts = recipe.evaluate.prompts if recipe.evaluate else ()
-    # Found afterwards, a prompt without room for an answer would end a run of hours.
-    if unfit := unfit_prompts(tokenizer, max_tokens(model.config), prompts):
-        places = {index: recipe.locate(("evaluate", "prompts", index)) for index in unfit}
-        raise RecipeError(*(replace(problem, where=places[index]) for index, problem in unfit.items()))
-    if asked.lora is not None:
-        _refuse_sharded_adapters(runtime)
-        freeze_plan = plan_lora_(model, parts, freeze_plan, asked.lora)
-    with runtime.main_first():
-        sources = open_texts(asked.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
-    _check_ids(sources, parts.embedding)
-    data = _data(sources, asked, recipe.seed, tokenizer)
-    settings = loop_settings(asked, recipe.seed)
-    figures = _figures(plan, asked, freeze_plan, data, runtime)
+    job, sources = _make_job(plan, recipe, spliced, runtime, monitor)
+    context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime))
     (folder / RECORD).unlink(missing_ok=True)  # it speaks of the tensors that are replaced now
     with _room_in(folder):
-        result = run_loop(
-            model, parts, freeze_plan, data, settings, folder,
-            plan_hash=plan.spliced.hash, runtime=runtime, monitor=monitor, figures=figures,
-            accept_changes=accept_changes,
-        )  # fmt: skip
-        trained, frozen = as_stored(
-            model, freeze_plan, result.frozen_sha256, stored, folder / TENSORS, write=runtime.is_main
-        )
-    record = TrainRecord(
-        plan_hash=plan.hash,
-        steps=result.steps,
-        tokens=result.tokens,
-        seconds=result.seconds,
-        first_loss=result.first_loss,
-        last_loss=result.last_loss,
-        stopped_by=result.stopped_by,
-        dtype=result.dtype,
-        device=str(runtime.device),
-        num_processes=runtime.num_ranks,
-        boundary=plan.train.boundary,
-        frozen_layers=plan.train.frozen_layers,
-        frozen_parts=plan.train.frozen_parts,
-        trained=trained,
-        frozen_sha256=frozen,
-        unreached=result.unreached,
-        changes=result.changes,
-        notes=freeze_plan.notes,
-        sources=_uses(sources, data),
-        packing=data.packed.fill,
-        tensors_sha256=hash_file(folder / TENSORS) if runtime.is_main else "",
-    )
+        result = run_loop(job, context, accept_changes=accept_changes)
+        tensors = store_result(job.model, job.freeze_plan, result.frozen_sha256, stored, folder, write=runtime.is_main)
+    runtime.barrier()  # until here other processes may read the masters
+    record = _record(plan, job, runtime, result, sources, tensors)
     if runtime.is_main:
+        (folder / MASTERS).unlink(missing_ok=True)
         write_json(folder / RECORD, {"schema": SCHEMA, **asdict(record)})
     runtime.barrier()
     return record
+
+
+def _make_job(
+    plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime, monitor: Monitor
+) -> tuple[TrainJob, tuple[Source, ...]]:
+    """What is trained, on which data, and the sources of that; refused here is what cannot train, before any work."""
+    from hybridizer.models.load import load_causal_lm
+    from hybridizer.models.parts import find_parts
+    from hybridizer.train.job import TrainJob
+
+    settings = recipe.train
+    assert settings is not None, "called for plans that train"
+    with without_bars():
+        model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
+    parts = find_parts(model)
+    freeze_plan = _freeze(plan, settings, model, parts, spliced, runtime)
+    with runtime.main_first():
+        sources = open_texts(settings.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
+    _check_ids(sources, parts.embedding)
+    data = _data(sources, settings, recipe.seed, tokenizer)
+    return TrainJob(model, parts, freeze_plan, data, settings, plan.spliced.hash, recipe.seed), sources
+
+
+def _freeze(plan: Plan, settings: Train, model: nn.Module, parts: Parts, spliced: Path, runtime: Runtime) -> FreezePlan:
+    """What trains of the model as it was loaded, with adapters put on it where the recipe has `lora`."""
+    from hybridizer.train.freeze import plan_freeze, plan_lora_
+    from hybridizer.train.result import check_storable
+
+    assert plan.train is not None, "called for plans that train"
+    freeze_plan = plan_freeze(model, parts, settings, plan.train.boundary)
+    assert freeze_plan.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
+    check_storable(model, open_checkpoint(spliced).tensors.keys())
+    if settings.lora is None:
+        return freeze_plan
+    _refuse_sharded_adapters(runtime)
+    return plan_lora_(model, parts, freeze_plan, settings.lora)
 
 
 def _refuse_sharded_adapters(runtime: Runtime) -> None:
@@ -265,28 +256,6 @@ def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, mon
         return open_sources(settings, base, encoder, cache, monitor)
 
 
-def loop_settings(train: Train, seed: int) -> TrainSettings:
-    """What the recipe's section means for the loop."""
-    from hybridizer.train.loop import TrainSettings
-    from hybridizer.train.optimizer import OptimizerSettings
-    from hybridizer.train.schedule import ScheduleSettings
-
-    return TrainSettings(
-        optimizer=OptimizerSettings(
-            train.optimizer, train.lr, train.betas, train.eps, train.weight_decay, train.max_grad_norm
-        ),
-        schedule=ScheduleSettings(train.schedule, train.warmup_ratio, train.min_lr_ratio, train.decay_ratio),
-        precision=train.precision,
-        micro_batch_size=train.micro_batch_size,
-        gradient_checkpointing=train.gradient_checkpointing,
-        compile=train.compile,
-        max_steps=train.max_steps,
-        max_minutes=train.max_minutes,
-        checkpoint_minutes=train.checkpoint_minutes,
-        seed=seed,
-    )
-
-
 def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) -> TrainingData:
     from hybridizer.data.batches import DataSettings, TrainingData
 
@@ -297,19 +266,50 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
     return TrainingData(sources, settings, pad_id or 0)
 
 
-def _figures(plan: Plan, asked: Train, freeze_plan: FreezePlan, data: TrainingData, runtime: Runtime) -> DeviceFigures:
+def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
+    """The FLOP per token of `job`, and what the device computes of them per second at best."""
     from hybridizer.models.matmul import matmul_dtype
-    from hybridizer.train.loop import DeviceFigures
+    from hybridizer.train.job import DeviceFigures
     from hybridizer.train.precision import choose_dtype
     from hybridizer.train.timing import measure_peak
 
+    settings = job.settings
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
-    lengths = data.packed.pieces[:, 1]
+    lengths = job.data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
-    flops = model_token_flops(shape, freeze_plan.choice, context, asked.lora.rank if asked.lora else 0)
-    dtype = choose_dtype(asked.precision, runtime.device)
-    dtype = dtype if asked.compile else matmul_dtype(dtype, runtime.device)
+    flops = model_token_flops(shape, job.freeze_plan.choice, context, settings.lora.rank if settings.lora else 0)
+    dtype = choose_dtype(settings.precision, runtime.device)
+    dtype = dtype if settings.compile else matmul_dtype(dtype, runtime.device)
     return DeviceFigures(flops, measure_peak(str(runtime.device), str(dtype).removeprefix("torch.")))
+
+
+def _record(
+    plan: Plan, job: TrainJob, runtime: Runtime, result: TrainResult, sources: tuple[Source, ...], tensors: StoredResult
+) -> TrainRecord:
+    assert plan.train is not None, "called for plans that train"
+    return TrainRecord(
+        plan_hash=plan.hash,
+        steps=result.steps,
+        tokens=result.tokens,
+        seconds=result.seconds,
+        first_loss=result.first_loss,
+        last_loss=result.last_loss,
+        stopped_by=result.stopped_by,
+        dtype=result.dtype,
+        device=str(runtime.device),
+        num_processes=runtime.num_ranks,
+        boundary=plan.train.boundary,
+        frozen_layers=plan.train.frozen_layers,
+        frozen_parts=plan.train.frozen_parts,
+        trained=tensors.trained,
+        frozen_sha256=tensors.frozen_sha256,
+        unreached=result.unreached,
+        changes=result.changes,
+        notes=job.freeze_plan.notes,
+        sources=_uses(sources, job.data),
+        packing=job.data.packed.fill,
+        tensors_sha256=tensors.sha256,
+    )
 
 
 def _uses(sources: tuple[Source, ...], data: TrainingData) -> tuple[SourceUse, ...]:

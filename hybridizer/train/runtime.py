@@ -34,7 +34,7 @@ class Runtime:
             what = f"no tracker {', '.join(missing)} here; installed: {', '.join(available) or 'none'}."
             raise InputError(Problem("train.trackers", what, "Install its package, or leave it out."))
         patience = InitProcessGroupKwargs(timeout=PATIENCE)
-        # Not told that it is on a CPU, accelerate lets every process of a launcher believe that it is alone.
+        # Unless accelerate is given `cpu`, every process of a launcher on a CPU counts as the only one.
         cpu = cpu or not torch.accelerator.is_available()
         self._accelerator = Accelerator(
             cpu=cpu, log_with=list(trackers) or None, project_dir=folder, kwargs_handlers=[patience]
@@ -61,8 +61,8 @@ class Runtime:
         """The `text` of every process, in the order of their numbers. Every process must call this."""
         from accelerate.utils import gather_object
 
-        told: list[str] = gather_object([text])
-        return told
+        texts: list[str] = gather_object([text])
+        return texts
 
     @property
     def is_main(self) -> bool:

@@ -7,7 +7,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.cost import CostRequest, StepTiming, estimate_cost, main_dtype
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.plan.plan import Plan
-from hybridizer.recipe.recipe import Lora
+from hybridizer.recipe.recipe import Train
+from hybridizer.train.folder import LOG
 from hybridizer.train.freeze import plan_freeze, plan_lora_
-from hybridizer.train.loop import DeviceFigures, TrainSettings, train
+from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
+from hybridizer.train.loop import train
 from hybridizer.train.runtime import Runtime
 
 MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the freeze
@@ -38,18 +39,13 @@ MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the free
 class DryRunRequest:
     """The training to try: `config` is the model's config.json, `dtype` that of its weights, as torch names it.
 
-    A step has `global_batch_size` rows of `seq_len` tokens; with `packed`, of several documents each.
+    `settings` say what freezes, what a step holds and how it computes; their data and their end do not count.
     """
 
     config: Mapping[str, Any]
     dtype: str
-    freeze: FreezeSettings
+    settings: Train
     boundary: int
-    seq_len: int
-    global_batch_size: int
-    packed: bool = True
-    settings: TrainSettings = field(default_factory=TrainSettings)
-    lora: Lora | None = None
     steps: int = 3
     cpu: bool = False
 
@@ -101,19 +97,17 @@ def _answer(request: DryRunRequest, sender: Connection) -> None:
 def _train(request: DryRunRequest, folder: Path) -> DryRun:
     model = random_causal_lm(request.config, getattr(torch, request.dtype))
     parts = find_parts(model)
-    plan = plan_freeze(model, parts, request.freeze, request.boundary)
-    if request.lora is not None:
-        plan = plan_lora_(model, parts, plan, request.lora)
-    settings = replace(request.settings, max_steps=None, max_minutes=None, checkpoint_minutes=float("inf"))
+    plan = plan_freeze(model, parts, request.settings, request.boundary)
+    if request.settings.lora is not None:
+        plan = plan_lora_(model, parts, plan, request.settings.lora)
+    settings = replace(request.settings, max_steps=None, max_minutes=None, checkpoint_minutes=1e9)
     runtime = Runtime(cpu=request.cpu)
     data = _random_data(request, parts.vocab_size)
     forget_peak_(runtime.device)  # making random weights needs a second table where head and embedding are tied
-    result = train(
-        model, parts, plan, data, settings, folder, plan_hash="probe",
-        runtime=runtime, monitor=SilentMonitor(), figures=DeviceFigures(TokenFlops(0, 0, 0)),
-    )  # fmt: skip
-    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-    tokens = request.seq_len * request.global_batch_size
+    job = TrainJob(model, parts, plan, data, settings, plan_hash="probe")
+    result = train(job, RunContext(folder, runtime, SilentMonitor(), DeviceFigures(TokenFlops(0, 0, 0))))
+    last = json.loads((folder / LOG).read_text().splitlines()[-1])
+    tokens = settings.seq_len * settings.global_batch_size
     seconds = tokens / last["tokens_per_second"]
     peak = peak_memory_bytes(runtime.device)
     return DryRun(seconds, last["tokens_per_second"], peak, str(runtime.device), result.dtype)
@@ -121,13 +115,14 @@ def _train(request: DryRunRequest, folder: Path) -> DryRun:
 
 def _random_data(request: DryRunRequest, vocabulary: int) -> TrainingData:
     """Rows full to the last position, of one document or of two."""
-    half = request.seq_len // 2
-    lengths = [request.seq_len - half, half] if request.packed and half > 1 else [request.seq_len]
-    ends = np.cumsum(lengths * (request.steps * request.global_batch_size))
+    size, rows, packed = request.settings.seq_len, request.settings.global_batch_size, request.settings.packed
+    half = size // 2
+    lengths = [size - half, half] if packed and half > 1 else [size]
+    ends = np.cumsum(lengths * (request.steps * rows))
     tokens = np.random.default_rng(0).integers(vocabulary, size=int(ends[-1]), dtype=np.uint32)
     keys = np.zeros(len(ends), np.uint64)
     token_file = TokenFile(Path("random"), "random", tokens, ends, keys, np.diff(ends, prepend=0))
-    settings = DataSettings(int(ends[-1]), request.seq_len, request.global_batch_size, 0.0, packed=request.packed)
+    settings = DataSettings(int(ends[-1]), size, rows, 0.0, packed=packed)
     return TrainingData([Source("random", (token_file,))], settings)
 
 
@@ -155,30 +150,15 @@ def _wait(kind: str) -> None:
         getattr(torch, kind).synchronize()
 
 
-def expect_time(
-    plan: Plan, request: CostRequest, settings: TrainSettings, *, packed: bool, num_steps: int
-) -> StepTiming:
+def expect_time(plan: Plan, request: CostRequest, settings: Train, *, num_steps: int) -> StepTiming:
     """Run a few real steps of this training on random weights, in a process of its own that writes nothing.
 
     One process's steps: `num_steps` of them take `run_seconds`. Raises RunError when the process dies, and whatever
     training raises.
     """
-    from hybridizer.train.timing import DryRunRequest, dry_run
-
-    probed = dry_run(
-        DryRunRequest(
-            plan.config,
-            main_dtype(plan),
-            request.freeze,
-            request.boundary,
-            request.seq_len,
-            request.micro_batch_size * request.batches_per_step,
-            packed,
-            replace(settings, micro_batch_size=request.micro_batch_size),
-            lora=request.lora,
-            cpu=request.device == "cpu",
-        )
-    )
+    rows, batches = request.micro_batch_size, request.batches_per_step
+    step = replace(settings, micro_batch_size=rows, global_batch_size=rows * batches)
+    probed = dry_run(DryRunRequest(plan.config, main_dtype(plan), step, request.boundary, cpu=request.device == "cpu"))
     exact = replace(request, precision=probed.compute_dtype, device=probed.device.partition(":")[0])
     return StepTiming(
         probed.step_seconds,

@@ -15,6 +15,7 @@ from hybridizer.plan.plan import Origin, Plan, PlannedTensor
 from hybridizer.recipe.recipe import Lora
 from hybridizer.report.cost_tables import cost_table, duration, expectation_lines, readable
 from hybridizer.train.timing import expect_time
+from support.sections import train_section
 from support.tiny import tiny_config
 
 
@@ -41,6 +42,7 @@ def plan_of(model_type, **overrides):
     return Plan("toy", "a", 0, "same family", None, {}, (), tensors, (), {}, config, {}, 10**9)
 
 
+SETTINGS = train_section(freeze="deep", seq_len=64, precision="float32")
 REQUEST = CostRequest(FreezeSettings("deep"), boundary=2, seq_len=64, micro_batch_size=2)
 LAYER = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64
 TABLE = 256 * 64
@@ -92,15 +94,14 @@ def test_adapters_are_priced_as_adapters(plan):
 
 
 def test_a_probe_trains_the_adapters_that_were_asked_for(plan, monkeypatch):
-    from hybridizer.train.loop import TrainSettings
     from hybridizer.train.timing import DryRun
 
     asked = []
     answer = DryRun(2.0, 10.0, 10**9, "cpu", "float32")
     monkeypatch.setattr("hybridizer.train.timing.dry_run", lambda request: asked.append(request) or answer)
     request = replace(REQUEST, lora=Lora(4, dropout=0.1))
-    found = expect_time(plan, request, TrainSettings(precision="float32"), packed=True, num_steps=50)
-    assert asked[0].lora == Lora(4, dropout=0.1)
+    found = expect_time(plan, request, replace(SETTINGS, lora=request.lora), num_steps=50)
+    assert asked[0].settings.lora == Lora(4, dropout=0.1)
     assert found.estimated_peak_bytes == estimate_cost(plan, request).asked.peak_bytes
     assert found.estimated_peak_bytes > estimate_cost(plan, replace(REQUEST, lora=Lora(4))).asked.peak_bytes
 
@@ -127,9 +128,7 @@ def test_pricing_a_plan_needs_no_torch():
 
 
 def test_the_time_of_a_run_is_that_of_a_probed_step(plan):
-    from hybridizer.train.loop import TrainSettings
-
-    found = expect_time(plan, REQUEST, TrainSettings(precision="float32"), packed=True, num_steps=50)
+    found = expect_time(plan, REQUEST, SETTINGS, num_steps=50)
     assert found.run_seconds == pytest.approx(50 * found.step_seconds)
     assert found.estimated_peak_bytes == pytest.approx(found.measured_peak_bytes, rel=0.15)
     assert "tokens/s, probed on cpu in float32" in str(expectation_lines(vars(found)))

@@ -12,6 +12,7 @@ from hybridizer.recipe.recipe import Lora
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, plan_lora_
 from hybridizer.train.fused import fused
 from hybridizer.train.timing import measure_peak
+from support.sections import train_section
 from support.shapes import shape_of
 from support.train_models import tiny_model
 
@@ -43,7 +44,7 @@ def test_counted_operations_are_the_estimated_ones(layers, rank):
     model = tiny_model("llama")
     model.set_attn_implementation("eager")  # the counter does not know the fused kernel of CPUs
     parts = find_parts(model)
-    plan = plan_freeze(model, parts, FreezeSettings(layers), boundary=2)
+    plan = plan_freeze(model, parts, train_section(freeze=layers), boundary=2)
     shape = shape_of(parts, attention_width=64)
     if rank:
         plan = plan_lora_(model, parts, plan, Lora(rank))
@@ -70,7 +71,7 @@ def test_what_adapters_keep_is_what_autograd_keeps(dropout, precision):
     parts = find_parts(model.eval())
     shape = shape_of(parts, attention_width=64)
     lora = Lora(4, dropout=dropout)
-    plan = plan_lora_(model, parts, plan_freeze(model, parts, FreezeSettings("none"), boundary=2), lora)
+    plan = plan_lora_(model, parts, plan_freeze(model, parts, train_section(freeze="none"), boundary=2), lora)
     apply_freeze_(model.to(precision).train(), plan)
     ids, weights, kept = torch.arange(200)[None] + 3, {p.data_ptr() for p in model.parameters()}, {}
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import DataSettings, Source, TrainingData
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.train.freeze import plan_freeze
-from hybridizer.train.loop import DeviceFigures, TrainSettings, train
-from hybridizer.train.optimizer import OptimizerSettings
+from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
+from hybridizer.train.loop import train
 from hybridizer.train.runtime import Runtime
+from support.sections import train_section
 from support.token_texts import token_file_of
 from support.train_models import plain_model
 
 TEXTS = [f"document {i} " + "abc " * (i % 11) for i in range(120)]
-SETTINGS = TrainSettings(OptimizerSettings(lr=1e-2), precision="float32", checkpoint_minutes=0.0)
+SETTINGS = train_section(lr=1e-2, precision="float32", checkpoint_minutes=0.0)
 FIGURES = DeviceFigures(TokenFlops(1e6, 1e6, 1e6), 1e9)
 
 
@@ -33,20 +33,18 @@ def run(
 ):
     """Train a fresh plain model in `folder`; the model and the result."""
     model, parts = model or plain_model(dropout=dropout)
-    plan = plan_freeze(model, parts, FreezeSettings(freeze), boundary=2)
+    plan = plan_freeze(model, parts, train_section(freeze=freeze), boundary=2)
     return model, run_model(folder, model, parts, plan, settings, data, plan_hash=plan_hash, **options)
 
 
-def run_model(folder, model, parts, plan, settings=SETTINGS, data=None, **options):
+def run_model(
+    folder, model, parts, plan, settings=SETTINGS, data=None, plan_hash="sha256:plan", seed=0, accept_changes=False,
+    runtime=None, monitor=None, **context,
+):  # fmt: skip
     """Train any model of at least 257 tokens as planned; the result."""
-    defaults = {
-        "runtime": Runtime(cpu=True),
-        "monitor": SilentMonitor(),
-        "figures": FIGURES,
-        "plan_hash": "sha256:plan",
-    }
-    data = data or data_in(folder / "data")
-    return train(model, parts, plan, data, settings, folder, **{**defaults, **options})
+    job = TrainJob(model, parts, plan, data or data_in(folder / "data"), settings, plan_hash, seed)
+    where = RunContext(folder, runtime or Runtime(cpu=True), monitor or SilentMonitor(), FIGURES, **context)
+    return train(job, where, accept_changes=accept_changes)
 
 
 def bytes_of(model):

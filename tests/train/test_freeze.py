@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from hybridizer.core.errors import RecipeError, RunError
-from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.train.freeze import FreezeProof, apply_freeze_, check_freeze, plan_freeze, tensor_sha256
+from support.sections import train_section
 from support.train_models import llama_parts, tiny_model
 
 
@@ -16,7 +16,7 @@ def model():
 
 
 def freeze(model, layers="deep", **parts):
-    plan = plan_freeze(model, llama_parts(model), FreezeSettings(layers, **parts), boundary=2)
+    plan = plan_freeze(model, llama_parts(model), train_section(freeze=layers, **parts), boundary=2)
     apply_freeze_(model, plan)
     return plan
 
@@ -85,7 +85,7 @@ def test_tensors_outside_every_part_are_listed():
     model = tiny_model("gpt2")
     body = model.transformer
     parts = SimpleNamespace(embedding=body.wte, layers=body.h, final_norm=body.ln_f, head=model.lm_head)
-    plan = plan_freeze(model, parts, FreezeSettings("deep", embedding="train"), boundary=2)
+    plan = plan_freeze(model, parts, train_section(freeze="deep", embedding="train"), boundary=2)
     assert "transformer.wpe.weight" in plan.frozen
     assert "frozen, because in no part: transformer.wpe.weight" in plan.notes
 
@@ -94,7 +94,7 @@ def test_a_named_part_that_the_model_lacks_is_refused(model):
     parts = llama_parts(model)
     parts.final_norm = None
     with pytest.raises(RecipeError, match="has no such tensor"):
-        plan_freeze(model, parts, FreezeSettings(final_norm="train"), boundary=2)
+        plan_freeze(model, parts, train_section(final_norm="train"), boundary=2)
 
 
 def test_after_one_step_every_trained_tensor_moved_and_no_frozen_one(model):

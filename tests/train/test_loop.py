@@ -7,9 +7,8 @@ import torch
 from hybridizer.core.errors import InputError, RunError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.models.matmul import UpcastMatmul
-from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.train.freeze import plan_freeze, tensor_sha256
-from hybridizer.train.optimizer import OptimizerSettings
+from support.sections import train_section
 from support.train_models import plain_model, tiny_model
 from support.train_runs import SETTINGS, bytes_of, data_in, run, run_model
 
@@ -76,9 +75,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference_named(tmp_pa
     run(tmp_path, replace(SETTINGS, max_steps=2), data)
     cases = {
         r"plan is 'sha256:other' now and was 'sha256:plan' there": {"plan_hash": "sha256:other"},
-        r"train\.optimizer\.lr is 0\.002 now and was 0\.01": {
-            "settings": replace(SETTINGS, optimizer=OptimizerSettings(lr=2e-3))
-        },
+        r"train\.optimizer\.lr is 0\.002 now and was 0\.01": {"settings": replace(SETTINGS, lr=2e-3)},
         r"data\.seed is 1 now and was 0": {"data": data_in(tmp_path / "data", seed=1)},
         r"data\.seq_len is 32 now and was 64": {"data": data_in(tmp_path / "data", seq_len=32)},
         r"freeze is": {"freeze": "shallow"},
@@ -150,7 +147,7 @@ def test_a_first_step_gone_wrong_leaves_nothing_to_go_on_from(tmp_path):
 
 def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tmp_path):
     data = data_in(tmp_path / "data")
-    slower = replace(SETTINGS, optimizer=OptimizerSettings(lr=1e-3))
+    slower = replace(SETTINGS, lr=1e-3)
     run(tmp_path, replace(SETTINGS, max_steps=3), data)
     with pytest.raises(InputError, match=r"train.optimizer.lr is 0.001 now and was 0.01 there.\n.*--accept-changes"):
         run(tmp_path, slower, data)
@@ -161,12 +158,11 @@ def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tm
         max(line["lr"] for line in lines_of(tmp_path)[3:]) <= 1e-3 < min(line["lr"] for line in lines_of(tmp_path)[:3])
     )
     assert run(tmp_path, replace(slower, max_steps=6), data)[1].changes == changes
-    done = replace(slower, optimizer=OptimizerSettings(lr=1e-4), max_steps=6)
+    done = replace(slower, lr=1e-4, max_steps=6)
     with pytest.raises(InputError, match="all 6 steps were taken with the settings from before"):
         run(tmp_path, done, data, accept_changes=True)
-    other = replace(slower, seed=7)
     with pytest.raises(InputError, match=r"train.seed is 7 now and was 0 there.\n.*remove the checkpoints folder"):
-        run(tmp_path, other, data, accept_changes=True)
+        run(tmp_path, slower, data, seed=7, accept_changes=True)
 
 
 def test_trackers_get_the_curves(tmp_path):
@@ -189,7 +185,7 @@ def plan_of(model_type, stored=torch.float32):
 
     model = tiny_model(model_type, vocab_size=257).to(stored).eval()
     parts = find_parts(model)
-    return model, parts, plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+    return model, parts, plan_freeze(model, parts, train_section(freeze="deep"), boundary=2)
 
 
 @pytest.mark.parametrize("packed", [True, False])

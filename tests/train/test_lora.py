@@ -3,10 +3,10 @@ import torch
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.parts import find_parts
-from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.recipe.recipe import Lora
 from hybridizer.train.freeze import apply_freeze_, check_freeze, plan_freeze, plan_lora_, tensor_sha256
 from hybridizer.train.lora import merge_lora_
+from support.sections import train_section
 from support.train_models import tiny_model
 from support.train_runs import run_model
 
@@ -16,7 +16,7 @@ pytest.importorskip("peft")
 def adapted(**overrides):
     model = tiny_model("llama", vocab_size=257, **overrides)
     parts = find_parts(model)
-    plan = plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+    plan = plan_freeze(model, parts, train_section(freeze="deep"), boundary=2)
     return model, parts, plan_lora_(model, parts, plan, Lora(rank=4, alpha=8))
 
 
@@ -32,7 +32,7 @@ def test_only_adapters_on_the_trained_layers_train():
 def test_layer_one_of_twelve_gets_adapters_and_ten_does_not():
     model = tiny_model("llama", num_hidden_layers=12, hidden_size=16, intermediate_size=16)
     parts = find_parts(model)
-    plan = plan_freeze(model, parts, FreezeSettings(tuple(i for i in range(12) if i != 1)), boundary=6)
+    plan = plan_freeze(model, parts, train_section(freeze=tuple(i for i in range(12) if i != 1)), boundary=6)
     assert set(plan_lora_(model, parts, plan, Lora(rank=2)).trained.values()) == {"layer 1"}
 
 
@@ -54,7 +54,7 @@ def test_training_moves_the_merged_weights_of_the_trained_layers_only(tmp_path):
 def test_modules_that_peft_refuses_are_named():
     model = tiny_model("mamba2", vocab_size=257)
     parts = find_parts(model)
-    plan = plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+    plan = plan_freeze(model, parts, train_section(freeze="deep"), boundary=2)
     with pytest.raises(InputError, match="train.lora: peft refuses these modules: .*out_proj"):
         plan_lora_(model, parts, plan, Lora(rank=4))
 

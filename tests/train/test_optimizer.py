@@ -5,24 +5,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridizer.core.errors import InputError, RecipeError
-from hybridizer.plan.freeze import FreezeSettings
+from hybridizer.core.errors import InputError
 from hybridizer.train.freeze import apply_freeze_, plan_freeze
-from hybridizer.train.optimizer import Masters, OptimizerSettings, make_optimizer
+from hybridizer.train.optimizer import Masters, make_optimizer
+from support.sections import train_section
 from support.train_models import PlainLM, plain_model
 from support.train_runs import SETTINGS, bytes_of, run
 
 
 def masters_of(dtype=torch.float32, freeze="deep"):
     model, parts = plain_model()
-    plan = plan_freeze(model, parts, FreezeSettings(freeze), boundary=2)
+    plan = plan_freeze(model, parts, train_section(freeze=freeze), boundary=2)
     apply_freeze_(model.to(dtype), plan)
     return model, plan, Masters(model, plan)
 
 
 def test_the_optimizer_holds_the_trained_tensors_and_decays_matrices_only():
     model, plan, masters = masters_of()
-    optimizer = make_optimizer(masters.tensors, OptimizerSettings(weight_decay=0.3))
+    optimizer = make_optimizer(masters.tensors, train_section(weight_decay=0.3))
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(dict(model.named_parameters())[name]) for name in plan.trained)
     for group in optimizer.param_groups:
@@ -48,7 +48,7 @@ def test_updates_too_small_for_bfloat16_add_up_in_the_masters():
     assert (model.embedding.weight != start).float().mean() > 0.9
 
 
-def test_gradient_norms_are_told_by_side_and_together():
+def test_gradient_norms_are_reported_by_side_and_together():
     model, _, masters = masters_of(freeze="none")
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -60,29 +60,18 @@ def test_gradient_norms_are_told_by_side_and_together():
     assert norms["deep"] ** 2 == pytest.approx(deep)
 
 
-def test_settings_out_of_range_are_refused_together():
-    with pytest.raises(RecipeError) as caught:
-        make_optimizer({}, OptimizerSettings(lr=0, betas=(1.0, 0.9), eps=0, weight_decay=-1, max_grad_norm=-1))
-    assert len(caught.value.problems) == 5
-
-
-def test_an_unknown_optimizer_gets_its_near_name():
-    with pytest.raises(RecipeError, match="Did you mean 'adamw'"):
-        make_optimizer({}, OptimizerSettings(name="adam_w"))
-
-
 def test_eight_bit_without_its_package_says_what_to_install(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(InputError, match="pip install bitsandbytes"):
-        make_optimizer(masters_of()[2].tensors, OptimizerSettings(name="adamw8bit"))
+        make_optimizer(masters_of()[2].tensors, train_section(optimizer="adamw8bit"))
 
 
 def test_eight_bit_state_survives_a_checkpoint(tmp_path):
     pytest.importorskip("bitsandbytes")
-    settings = replace(SETTINGS, optimizer=OptimizerSettings(name="adamw8bit", lr=1e-2))
+    settings = replace(SETTINGS, optimizer="adamw8bit", lr=1e-2)
     straight, result = run(tmp_path / "a", settings, model=wide_model())
     run(tmp_path / "b", replace(settings, max_steps=4), model=wide_model())
     state = load_file(tmp_path / "b" / "checkpoints" / "step-00000004" / "tensors.safetensors")
@@ -108,4 +97,4 @@ def test_eight_bit_refuses_tensors_spread_over_processes(monkeypatch):
     pytest.importorskip("bitsandbytes")
     monkeypatch.setattr("hybridizer.train.optimizer.is_sharded", lambda tensor: True)
     with pytest.raises(InputError, match="FSDP spreads over processes"):
-        make_optimizer(masters_of()[2].tensors, OptimizerSettings(name="adamw8bit"))
+        make_optimizer(masters_of()[2].tensors, train_section(optimizer="adamw8bit"))

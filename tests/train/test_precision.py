@@ -6,9 +6,9 @@ from torch import nn
 
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
-from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, tensor_sha256
 from hybridizer.train.precision import MixedLinear, WorkingPrecision, choose_dtype
+from support.sections import train_section
 from support.train_models import tiny_model
 
 IDS = torch.arange(24)[None] + 3
@@ -17,7 +17,7 @@ BATCH = (IDS, torch.arange(24)[None], IDS)
 
 def prepared(model, dtype):
     parts = find_parts(model.eval())
-    plan = plan_freeze(model, parts, FreezeSettings("deep"), boundary=2)
+    plan = plan_freeze(model, parts, train_section(freeze="deep"), boundary=2)
     apply_freeze_(model, plan)
     return parts, plan, WorkingPrecision(model, plan, dtype)
 

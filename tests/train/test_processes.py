@@ -64,7 +64,7 @@ def test_fsdp2_saves_the_same_full_tensors_as_one_process(tmp_path):
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [error[-2000:] for _, error in outputs]
     run(tmp_path / "one", replace(SETTINGS, precision=precision, micro_batch_size=2), dropout=0.0)
-    two, one = (load_file(tmp_path / name / "trained.safetensors") for name in ("two", "one"))
+    two, one = (load_file(tmp_path / name / "masters.safetensors") for name in ("two", "one"))
     assert two.keys() == one.keys()
     for name, tensor in one.items():
         assert two[name].dtype == torch.float32 and two[name].shape == tensor.shape

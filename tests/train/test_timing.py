@@ -4,16 +4,14 @@ from dataclasses import replace
 import pytest
 
 from hybridizer.core.errors import DonorError, RecipeError, RunError
-from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.train import timing as module
-from hybridizer.train.loop import TrainSettings
 from hybridizer.train.timing import DryRun, DryRunRequest, dry_run
+from support.sections import train_section
 from support.tiny import tiny_config
 
 CONFIG = json.loads(json.dumps(tiny_config("llama").to_dict()))
-REQUEST = DryRunRequest(
-    CONFIG, "float32", FreezeSettings("deep"), 2, 32, 2, settings=TrainSettings(precision="float32"), steps=2, cpu=True
-)
+SETTINGS = train_section(freeze="deep", seq_len=32, global_batch_size=2, precision="float32")
+REQUEST = DryRunRequest(CONFIG, "float32", SETTINGS, boundary=2, steps=2, cpu=True)
 
 
 def test_a_probe_takes_real_steps_in_a_process_of_its_own_and_leaves_nothing(tmp_path, monkeypatch):
@@ -44,7 +42,7 @@ def dying(request, sender):
 
 def test_rows_are_full_and_packed_ones_hold_two_documents():
     for packed, documents in ((True, 2), (False, 1)):
-        data = module._random_data(replace(REQUEST, packed=packed), 100)
+        data = module._random_data(replace(REQUEST, settings=replace(SETTINGS, packed=packed)), 100)
         assert data.num_steps == 2
         (batch,) = data.batches(1)
         assert batch.input_ids.shape == (2, 32)

@@ -1,0 +1,92 @@
+"""What a training run is made of: the job, which decides its numbers, and the context, which does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hybridizer.core.progress import Monitor
+from hybridizer.core.records import content_hash
+from hybridizer.data.batches import TrainingData
+from hybridizer.models.loss import CHUNK_BYTES
+from hybridizer.models.objective import TrainableParts
+from hybridizer.plan.flops import TokenFlops
+from hybridizer.recipe.recipe import Train
+from hybridizer.train.freeze import FreezePlan
+from hybridizer.train.runtime import Runtime
+
+# These settings may change between two starts of a run: they do not touch the numbers.
+_FREE = {"max_steps", "max_minutes", "checkpoint_minutes", "trackers"}
+# These are facts of the freeze plan and of the data, which are recorded beside the settings.
+_RECORDED_BESIDE = {
+    "data", "tokens", "freeze", "embedding", "final_norm", "head", "lora", "seq_len", "packed", "global_batch_size",
+    "heldout_ratio",
+}  # fmt: skip
+# In a checkpoint the settings of the optimizer and of the schedule are groups of their own.
+_OPTIMIZER = ("lr", "betas", "eps", "weight_decay", "max_grad_norm")
+_SCHEDULE = ("warmup_ratio", "min_lr_ratio", "decay_ratio")
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that decides the numbers of a run: the same job on the same device gives the same bits.
+
+    `plan_hash` names what the model was made of. `seed` is that of dropout, and at most `loss_chunk_bytes` of float32
+    logits exist at a time.
+    """
+
+    model: nn.Module
+    parts: TrainableParts
+    freeze_plan: FreezePlan
+    data: TrainingData
+    settings: Train
+    plan_hash: str
+    seed: int = 0
+    loss_chunk_bytes: int = CHUNK_BYTES
+
+    @property
+    def last_step(self) -> int:
+        """The number of steps after which the run ends: those of the data, or fewer by `max_steps`."""
+        return min(self.data.num_steps, self.settings.max_steps or self.data.num_steps)
+
+    def facts(self, num_ranks: int) -> dict[str, Any]:
+        """What a checkpoint must agree with to be resumed from by `num_ranks` processes."""
+        return {
+            "plan": self.plan_hash,
+            "freeze": content_hash([self.freeze_plan.trained, self.freeze_plan.frozen]),
+            "data": self.data.facts,
+            "train": self._settings_facts(),
+            "processes": num_ranks,
+        }
+
+    def _settings_facts(self) -> dict[str, Any]:
+        names = [field.name for field in fields(self.settings) if field.name not in _FREE | _RECORDED_BESIDE]
+        values = {name: getattr(self.settings, name) for name in names}
+        optimizer = {"name": values.pop("optimizer"), **{name: values.pop(name) for name in _OPTIMIZER}}
+        schedule = {"kind": values.pop("schedule"), **{name: values.pop(name) for name in _SCHEDULE}}
+        inner = {"loss_chunk_bytes": self.loss_chunk_bytes, "seed": self.seed}
+        return {"optimizer": optimizer, "schedule": schedule, **values, **inner}
+
+
+@dataclass(frozen=True)
+class DeviceFigures:
+    """What throughput is measured against: the cost per token, and FLOP/s of a plain matrix product (0: unknown)."""
+
+    token_flops: TokenFlops
+    peak_flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where a run writes, the processes and the device it runs on, who hears of its progress, and its clock."""
+
+    folder: Path
+    runtime: Runtime
+    monitor: Monitor
+    figures: DeviceFigures
+    clock: Callable[[], float] = time.monotonic

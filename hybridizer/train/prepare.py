@@ -1,0 +1,122 @@
+"""A model made ready to train, and given back as it was: every temporary change to it, in the one order that works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hybridizer.core.errors import InputError, Problem
+from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
+from hybridizer.models.objective import CausalLMLoss, TrainableParts
+from hybridizer.models.parts import MODEL_FAULTS
+from hybridizer.models.wrapping import compiled, recomputing
+from hybridizer.train.fused import fused
+from hybridizer.train.isolation import FEW_TOKENS, documents_leak, isolate_documents
+from hybridizer.train.job import TrainJob
+from hybridizer.train.precision import choose_dtype, working_precision
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a prepared model computes with: the loss as a module, and the dtype of its layers.
+
+    `num_isolated` modules run over each document of a packed row separately.
+    """
+
+    objective: CausalLMLoss
+    dtype: torch.dtype
+    num_isolated: int
+
+
+@contextmanager
+def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
+    """While it lasts, the model of `job`, which is on `device`, computes as its settings say.
+
+    Afterwards its modules are what they were, and so are the bytes of every frozen tensor that is not sharded. Trained
+    tensors keep the dtype that computed: their values are the caller's. Raises InputError for a precision that the
+    model does not run in, for a head that the loss cannot use, and for packed rows whose documents cannot be isolated.
+    """
+    settings = job.settings
+    dtype = choose_dtype(settings.precision, device)
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        # First, and undone last: all that follows tries modules, in the dtype that they are going to compute in.
+        enter(_precision(job, dtype))
+        # Before anything runs the model again: what is tried below is then what trains.
+        enter(_fusing(job))
+        # After fusing, which compares results as the dtype itself rounds them. It acts below the modules.
+        enter(_upcasting(job, dtype, device))
+        # Changes nothing. It looks at the head in the dtype that computes, and isolation tries the model through it.
+        objective = CausalLMLoss(job.model, job.parts, job.loss_chunk_bytes)
+        # Before compilation: its trials would each take up one of the few compiled graphs.
+        num_isolated = enter(_isolation(job, objective))
+        # Before checkpointing, which would hide the layers' code from the compiler.
+        enter(_compilation(job))
+        # Last, so that the backward pass runs everything above once more.
+        enter(_checkpointing(job))
+        yield Prepared(objective, dtype, num_isolated)
+
+
+@contextmanager
+def _precision(job: TrainJob, dtype: torch.dtype) -> Iterator[None]:
+    working = working_precision(job.model, job.freeze_plan, dtype, _vocabulary(job.parts))
+    try:
+        yield
+    finally:
+        working.restore_()
+
+
+def _fusing(job: TrainJob) -> AbstractContextManager[Any]:
+    return nullcontext() if job.settings.compile else fused(job.model)  # it would break compiled graphs at every module
+
+
+def _upcasting(job: TrainJob, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    if job.settings.compile or matmul_dtype(dtype, device) == dtype:  # it would break them at every operation
+        return nullcontext()
+    return UpcastMatmul()
+
+
+def _isolation(job: TrainJob, objective: CausalLMLoss) -> AbstractContextManager[int]:
+    packing = job.data.settings
+    return _isolated(objective, job.parts, packing.seq_len) if packing.packed else nullcontext(0)
+
+
+def _compilation(job: TrainJob) -> AbstractContextManager[None]:
+    return compiled(job.parts.layers) if job.settings.compile else nullcontext()
+
+
+def _checkpointing(job: TrainJob) -> AbstractContextManager[None]:
+    return recomputing(job.parts.layers) if job.settings.gradient_checkpointing else nullcontext()
+
+
+@contextmanager
+def _isolated(objective: CausalLMLoss, parts: TrainableParts, row_tokens: int) -> Iterator[int]:
+    """While it lasts, documents of a packed row stay apart, tried on whole rows; how many modules are isolated.
+
+    Raises InputError where no module that could be helped explains the leak.
+    """
+    vocabulary, tokens = _vocabulary(parts), max(row_tokens, FEW_TOKENS)
+    for tried in (FEW_TOKENS, tokens):
+        with isolate_documents(objective.model, parts.layers, vocabulary, tried) as count:
+            fault = _packing_fault(objective, vocabulary, tokens)
+            if fault is None:
+                yield count
+                return
+    what = f"its layers let a document of a packed row reach the next one, and {fault}."
+    raise InputError(Problem("train.packed", what, "Set `packed: false`: one document a row, rows of like length."))
+
+
+def _packing_fault(objective: CausalLMLoss, vocabulary: int, tokens: int) -> str | None:
+    try:
+        leaks = documents_leak(objective, vocabulary, tokens)
+    except MODEL_FAULTS as error:
+        return f"running each by itself fails: {type(error).__name__}: {str(error)[:200]}"
+    return "no module was found that could run over each by itself instead" if leaks else None
+
+
+def _vocabulary(parts: TrainableParts) -> int:
+    return len(next(parts.embedding.parameters()))

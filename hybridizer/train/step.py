@@ -1,0 +1,93 @@
+"""One optimizer step: gradients of all micro-batches, then the update of the tensors that train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hybridizer.data.batches import Batch
+from hybridizer.train.freeze import FreezeProof, check_freeze
+from hybridizer.train.job import TrainJob
+from hybridizer.train.optimizer import Masters, make_optimizer, set_rate_
+from hybridizer.train.prepare import Prepared
+from hybridizer.train.runtime import Runtime
+from hybridizer.train.schedule import rate_factor
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What is known of a step before the weights change: mean loss in nats per token, learning rate, gradient norms."""
+
+    loss: float
+    lr: float
+    norms: Mapping[str, float]
+
+
+class OptimizerStep:
+    """The step of a prepared model, over all processes; every one of them takes it."""
+
+    def __init__(self, job: TrainJob, prepared: Prepared, runtime: Runtime) -> None:
+        """Raises RunError if the wrapper for several processes made a frozen tensor trainable."""
+        self._job, self._dtype, self._runtime = job, prepared.dtype, runtime
+        self._objective = runtime.wrap(prepared.objective)
+        check_freeze(job.model, job.freeze_plan)
+        self.masters = Masters(job.model, job.freeze_plan)  # of the parameters as the wrapper left them
+        self._optimizer = make_optimizer(self.masters.tensors, job.settings)
+
+    def compute_gradients(self, step: int) -> Gradients:
+        """Fill the gradients of `step`, counted from 0; the weights stay as they are."""
+        job = self._job
+        torch.manual_seed(job.seed + 1_000_003 * step + self._runtime.rank)  # dropout draws the same when resumed
+        lr = job.settings.lr * rate_factor(job.settings, step, job.data.num_steps)
+        set_rate_(self._optimizer, lr)
+        loss = self._backward(step)
+        return Gradients(loss, lr, self.masters.gradient_norms())
+
+    def update_(self, gradients: Gradients, proof: FreezeProof | None = None) -> tuple[str, ...]:
+        """Clip the gradients, take the step, and drop them.
+
+        With `proof`, for the first step of a process, the trained tensors that no gradient reached; raises RunError
+        where the freeze did not hold.
+        """
+        clip, norm = self._job.settings.max_grad_norm, gradients.norms["total"]
+        if clip and norm > clip:
+            self.masters.scale_gradients_(clip / norm)
+        reached = set() if proof is None else self.masters.reached()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.masters.publish_()
+        if proof is None:
+            return ()
+        return proof.check_first_step(self.masters.tensors, dict(self._job.model.named_parameters()), reached)
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint. Every process must call this."""
+        return self.masters.state(self._optimizer)
+
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        self.masters.load_(self._optimizer, tensors)
+
+    def _backward(self, step: int) -> float:
+        """Gradients of the step's mean loss in the masters; the loss in nats per token, over all processes."""
+        data, ranks, rank = self._job.data, self._runtime.num_ranks, self._runtime.rank
+        targets = data.num_targets(step)
+        batches = data.batches(step, rank, ranks, self._job.settings.micro_batch_size or None)
+        total = 0.0
+        for number, batch in enumerate(batches, start=1):
+            # Low-precision gradients move to the masters after each batch, so they must be the processes' mean by then.
+            last = number == len(batches) or self._dtype != torch.float32
+            with self._runtime.without_sync(self._objective, last):
+                loss = self._objective(*self._on_device(batch))
+                self._runtime.backward(loss * (ranks / targets))  # the wrapper averages over processes
+            self.masters.collect_gradients_()
+            total += float(loss.detach())
+        return self._runtime.sum(total)[0] / targets
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        tensors = (batch.input_ids, batch.position_ids, batch.targets)
+        ids, positions, targets = (tensor.to(self._runtime.device, non_blocking=True) for tensor in tensors)
+        return ids, positions, targets

@@ -1,0 +1,8 @@
+"""Sections of a recipe as the code that they are handed to gets them, for tests that need no recipe file."""
+
+from hybridizer.recipe.recipe import DataEntry, Train
+
+
+def train_section(**settings):
+    """A `train` section with the given settings, on data that is never opened."""
+    return Train(**{"data": (DataEntry(path="texts.jsonl"),), "tokens": 3000, **settings})

@@ -1,0 +1,80 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hybridizer.core.errors import InputError
+from hybridizer.models.parts import find_parts
+from hybridizer.train.freeze import apply_freeze_, plan_freeze, tensor_sha256
+from hybridizer.train.job import TrainJob
+from hybridizer.train.prepare import prepare
+from support.sections import train_section
+from support.train_models import tiny_model
+from support.train_runs import data_in
+
+CPU = torch.device("cpu")
+SECTION = train_section(precision="float32")
+
+
+def job_of(folder, model_type, settings, stored=torch.float32):
+    model = tiny_model(model_type, vocab_size=257).to(stored)
+    parts = find_parts(model.eval())
+    plan = plan_freeze(model, parts, settings, boundary=2)
+    apply_freeze_(model.train(), plan)
+    return TrainJob(model, parts, plan, data_in(folder), settings, "sha256:plan")
+
+
+def structure_of(model):
+    """Everything about a model but its values: classes, attributes, hooks and modes of its modules."""
+    return {
+        name: (type(module), set(vars(module)), module.training, hooks_of(module))
+        for name, module in model.named_modules()
+    }
+
+
+def hooks_of(module):
+    return [len(value) for name, value in vars(module).items() if name.endswith("_hooks")]
+
+
+def tensors_of(model, names):
+    parameters = dict(model.named_parameters())
+    return {
+        name: (id(parameters[name]), parameters[name].requires_grad, tensor_sha256(parameters[name])) for name in names
+    }
+
+
+CHANGES = [{}, {"gradient_checkpointing": True}, {"compile": True}, {"compile": True, "gradient_checkpointing": True}]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "mamba2"])
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_a_prepared_model_is_given_back_as_it_was(tmp_path, monkeypatch, model_type, changes):
+    plain_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: plain_compile(function, backend="eager"))
+    job = job_of(tmp_path, model_type, replace(SECTION, **changes))
+    model, names = job.model, [*job.freeze_plan.trained, *job.freeze_plan.frozen]
+    structure, tensors = structure_of(model), tensors_of(model, names)
+    with prepare(job, CPU) as prepared:
+        assert structure_of(model) != structure
+        assert prepared.dtype == torch.float32
+        assert (prepared.num_isolated > 0) == (model_type == "mamba2")
+    assert structure_of(model) == structure
+    assert tensors_of(model, names) == tensors
+
+
+@pytest.mark.parametrize(("stored", "precision"), [(torch.bfloat16, "float32"), (torch.float32, "bfloat16")])
+def test_frozen_tensors_keep_their_bytes_whatever_computes(tmp_path, stored, precision):
+    job = job_of(tmp_path, "llama", replace(SECTION, precision=precision), stored)
+    structure, frozen = structure_of(job.model), tensors_of(job.model, job.freeze_plan.frozen)
+    with prepare(job, CPU) as prepared:
+        assert str(prepared.dtype) == f"torch.{precision}"
+    assert structure_of(job.model) == structure
+    assert tensors_of(job.model, job.freeze_plan.frozen) == frozen
+
+
+def test_a_model_that_is_refused_is_given_back_too(tmp_path):
+    job = job_of(tmp_path, "bloom", SECTION)
+    structure = structure_of(job.model)
+    with pytest.raises(InputError, match="Set `packed: false`"), prepare(job, CPU):
+        raise AssertionError("documents that cannot be isolated were let pass")
+    assert structure_of(job.model) == structure
