@@ -1,5 +1,12 @@
 """Settings for all tests, and what several folders of them share."""
 
+import os
+
+# Before anything loads torch: results of one thread and of two differ in their last bits, and nothing may ask a hub.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import pytest
 from hypothesis import settings
 
