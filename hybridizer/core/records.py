@@ -18,6 +18,7 @@ from hybridizer.core.files import write_file
 
 Record = TypeVar("Record")
 
+
 def to_jsonable(value: Any) -> Any:
     """`value` as plain JSON values: dataclasses and mappings become dicts, tuples lists, paths text.
 
@@ -89,8 +90,10 @@ def read_record(source: Path | Mapping[str, Any], record: type[Record], schema: 
         raise CheckpointError(Problem(where, what, fix))
     fields = {name: item for name, item in value.items() if name != "schema"}
     try:
-        made = TypeAdapter(record).validate_json(json.dumps(fields), strict=True)
-    except ValidationError as error:
+        made = TypeAdapter(record).validate_json(json.dumps(to_jsonable(fields)), strict=True)
+    except ValueError as error:
+        if not isinstance(error, ValidationError):  # Python's json reads NaN, which JSON does not know
+            raise CheckpointError(Problem(where, f"{error}.", fix)) from None
         first = error.errors(include_url=False)[0]
         path = ".".join(str(step) for step in first["loc"]) or "the record"
         raise CheckpointError(Problem(where, f"`{path}`: {first['msg']}.", fix)) from None

@@ -106,6 +106,7 @@ def test_a_record_is_read_back_equal_and_of_the_same_types(tmp_path):
         (stored(shapes=[{"kind": "dot", "size": "1"}]), "`shapes.0"),
         (stored(shapes=[{"kind": "ring", "size": 1}]), "`shapes.0"),
         (stored(title=1), "`title`: Input should be a valid string"),
+        (stored(anything={"a": math.nan}), "nan cannot be written as JSON"),
         (stored(settings={"a": "1"}), "`settings.a"),
         (stored(anything={"a": "\ud800"}), "d.json"),
     ],
