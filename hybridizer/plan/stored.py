@@ -35,15 +35,15 @@ def write_stored_plan(path: Path, plan: Plan, recipe: Mapping[str, Any]) -> None
 def is_stored_plan(path: Path) -> bool:
     """Whether `path` is to be read as a stored plan, damaged or not, and not as a recipe.
 
-    By its content, which starts with a schema; by its name where the content says nothing, so that a plan.json that was
-    cut short is reported as such. A recipe written as JSON has no schema.
+    By its name, so that a plan.json that was cut short is reported as such, or by its content, which starts with a
+    schema. A recipe written as JSON has none.
     """
     try:
         with path.open("rb") as file:
             start = file.read(_MAX_START_BYTES).lstrip()
     except OSError:
         return False
-    return start.startswith(b"{") and (b'"schema"' in start or path.name == FILE_NAME)
+    return path.name == FILE_NAME or (start.startswith(b"{") and b'"schema"' in start)
 
 
 def read_stored_plan(path: Path) -> StoredPlan:
