@@ -88,6 +88,8 @@ def try_family(family: str, folder: Path) -> list[str]:
     assert isinstance(donor, Donor), "a folder needs no fetching"
     found = try_splices((first, second), folder)
     reasons = [error.problems[0].what for error in found.values() if error is not None]
+    for donor_folder in (first, second):  # where the donors lie is of no interest, and changes
+        reasons = [reason.replace(f" ({donor_folder})", "") for reason in reasons]
     results = ["exact" if error is None else "refused" for error in found.values()]
     kinds = ", ".join(dict.fromkeys(donor.structure.kinds))
     keys = sorted({key for trait in read_traits(family) for key in trait.keys} - {"layer_types", "per_layer_config"})
