@@ -22,8 +22,8 @@ _MODEL = click.argument("model", type=click.Path(path_type=Path))
 _SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key: a.b=c.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
 _RUNS = click.option(
-    "--runs", type=click.Path(file_okay=False, path_type=Path), default="runs", show_default=True,
-    help="Folder that holds one folder for each run.",
+    "--runs", type=click.Path(file_okay=False, path_type=Path), show_default="runs",
+    help="Folder that holds one folder per run; for a stored plan, by default, the one that its run is in.",
 )  # fmt: skip
 _DEEP = click.option("--deep-check", "deep", is_flag=True, help="Scan every donor weight for NaN and infinity.")
 _NO_LOAD = click.option("--no-load", is_flag=True, help="Leave out the checks that need the model in memory.")
@@ -294,18 +294,21 @@ def _write_out(path: Path, value: Any) -> None:
 )
 @_JSON
 @_command
-def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, probe: bool, device: str | None, as_json: bool) -> None:
+def plan(
+    recipe: Path, overrides: tuple[str, ...], runs: Path | None, probe: bool, device: str | None, as_json: bool
+) -> None:
     """Show where every output layer of RECIPE comes from and what training it will cost; write plan.json."""
     from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_recipe
-    from hybridizer.pipeline.run import write_records
+    from hybridizer.pipeline.run import RunFolder, write_records
     from hybridizer.report.cost_tables import cost_table, expectation_lines
     from hybridizer.report.plan_tables import plan_table, training_lines, unused_lines
 
     planned = plan_recipe(recipe, overrides, _monitor())
-    made, folder = planned.plan, runs / planned.plan.name
+    made = planned.plan
+    run = RunFolder((runs or Path("runs")) / made.name)
     device = device or ("cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu")
     cost = estimate_training_cost(planned, device)
-    write_records(folder, planned, cost)
+    write_records(run, planned, cost)
     expected = estimate_time(planned, device) if probe else None
     if as_json:
         extra = {"cost": cost.to_json() if cost else None, "expected": expected}
@@ -319,7 +322,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, probe: bool, devi
     warnings = [f"warning: {warning}" for warning in made.warnings]
     for text in [*made.evidence.reasons, *training_lines(made), *unused_lines(made), *warnings]:
         click.echo(text)
-    click.echo(f"wrote {folder / 'plan.json'}; next: hybridize build {recipe}")
+    click.echo(f"wrote {run.plan}; next: hybridize build {run.plan}")
 
 
 @main.command()
@@ -337,15 +340,19 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path, probe: bool, devi
 def build(
     recipe: Path,
     overrides: tuple[str, ...],
-    runs: Path,
+    runs: Path | None,
     deep: bool,
     no_load: bool,
     replace: bool,
     accept_changes: bool,
     as_json: bool,
 ) -> None:
-    """Run the whole line of RECIPE: plan, splice, train, export, verify. The model is in RUNS/<name>/model."""
+    """Run the whole line of RECIPE: plan, splice, train, export, verify. The model is in RUNS/<name>/model.
+
+    RECIPE may be the plan.json of a run: that plan is built unchanged, from the donors and texts it was made with.
+    """
     from hybridizer.pipeline.build import build as build_recipe
+    from hybridizer.pipeline.run import RunFolder
     from hybridizer.report.plan_tables import origins_table, proofs_table
 
     options = {"replace": replace, "deep": deep, "load": not no_load, "accept_changes": accept_changes}
@@ -361,7 +368,7 @@ def build(
     _draw(origins_table(built.manifest), proofs_table(built.proofs))
     if built.outcome is not None:
         _draw_outcome(built)
-    click.echo(f"{built.folder / 'model'} is complete and verified; next: hybridize inspect {built.folder}")
+    click.echo(f"{RunFolder(built.folder).model} is complete and verified; next: hybridize inspect {built.folder}")
 
 
 def _draw_outcome(built: Any) -> None:
@@ -415,5 +422,4 @@ def inspect(model: Path, tensors: bool, as_json: bool) -> None:
         click.echo(f"donor '{name}': {donor.reference}, {donor.family}, {donor.num_layers} layers, {donor.fingerprint}")
     if tensors:
         for name, tensor in manifest.tensors.items():
-            origins = " + ".join(tensor.origins)
-            click.echo(f"{name}  {tensor.dtype} {list(tensor.shape)}  {tensor.method} of {origins}")
+            click.echo(f"{name}  {tensor.dtype} {list(tensor.shape)}  {tensor}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -70,25 +71,27 @@ def write_defaults() -> None:
 def try_family(family: str, folder: Path) -> list[str]:
     """One row of the table: the family, its kinds of layers, the keys that say them, and what came of each splice."""
     from hybridizer.core.errors import HybridizerError
+    from hybridizer.core.progress import SilentMonitor
+    from hybridizer.donors.donor import Donor
+    from hybridizer.donors.open import Access, open_donor
+    from hybridizer.donors.reference import parse_reference
     from hybridizer.families.families import read_traits
-    from support.prove import assert_exact, open_donor, orders, write_splice
+    from support.prove import try_splices
     from support.tiny import make_tiny
 
     first, second = (make_tiny(family, folder / f"donor{seed}", seed=seed) for seed in (0, 1))
     try:
-        donors = [open_donor(first), open_donor(second)]
+        access = Access(fetch=False, fingerprint=False)
+        donor = open_donor("a", parse_reference(str(first), folder), access, str(first), SilentMonitor())
     except HybridizerError as error:
         return [family, "", "", *["refused"] * 4, error.problems[0].what]
-    results, reasons = [], []
-    for name, order in orders(donors[0].structure.num_layers).items():
-        try:
-            write_splice(donors, order, folder / name)
-            assert_exact(donors, order, folder / name)
-            results.append("exact")
-        except HybridizerError as error:
-            results.append("refused")
-            reasons.append(error.problems[0].what)
-    kinds = ", ".join(dict.fromkeys(donors[0].structure.kinds))
+    assert isinstance(donor, Donor), "a folder needs no fetching"
+    found = try_splices((first, second), folder)
+    reasons = [error.problems[0].what for error in found.values() if error is not None]
+    for donor_folder in (first, second):  # where the donors lie is of no interest, and changes
+        reasons = [reason.replace(f" ({donor_folder})", "") for reason in reasons]
+    results = ["exact" if error is None else "refused" for error in found.values()]
+    kinds = ", ".join(dict.fromkeys(donor.structure.kinds))
     keys = sorted({key for trait in read_traits(family) for key in trait.keys} - {"layer_types", "per_layer_config"})
     return [family, kinds, " ".join(f"`{key}`" for key in keys), *results, next(iter(reasons), "")]
 
@@ -98,6 +101,7 @@ def write_table(families: list[str]) -> str:
     rows = []
     for family in families:
         folder = Path(tempfile.mkdtemp(prefix="family-"))
+        os.environ["HYBRIDIZER_CACHE"] = str(folder / "cache")  # nothing of these donors is worth keeping
         try:
             rows.append(try_family(family, folder))
         finally:
@@ -114,8 +118,9 @@ def _page(rows: list[list[str]]) -> str:
 
 Written by `python scripts/family_table.py` with transformers {transformers.__version__}; do not edit.
 
-Two random tiny checkpoints of each family give their layers to one model in four orders: *same depth* (the donors take
-turns), *grown* (4 to 6 layers, some twice), *shrunk* (4 to 3), *shifted* (every layer moves up, the first to the end).
+Two random tiny checkpoints of each family give their layers to one model, built from a recipe, in four orders: *same
+depth* (the donors take turns), *grown* (4 to 6 layers, some twice), *shrunk* (4 to 3), *shifted* (every layer moves up,
+the first to the end).
 **exact**: the files load with no missing, unexpected or mismatched tensor, and every layer computes bit for bit what it
 computes in its donor, given the same hidden state. **refused**: the plan stops, with the reason given. Anything else
 would be a bug, and this page would not exist. `layer_types` and `per_layer_config` are understood in every family;
@@ -127,7 +132,12 @@ listed is unknown: its layers are only accepted all together and in their places
 | family | kinds of layers | further keys | same depth | grown | shrunk | shifted | why refused |
 |---|---|---|---|---|---|---|---|
 """
-    return head + "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
+    return head + "".join(map(format_row, rows))
+
+
+def format_row(row: list[str]) -> str:
+    """The row as a line of the page."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n"
 
 
 def main(arguments: list[str]) -> None:

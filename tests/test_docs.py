@@ -18,10 +18,7 @@ from support.workshop import make_workshop
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
-LIVING = [page for page in PAGES if page.name != "log.md"]  # the log says what was true on its day
-# Files that the documents name and that do not exist yet. An entry whose file exists fails a test: delete it then.
-PENDING = {"hybridizer/splice/executors.py"}
-
+LIVING = [page for page in PAGES if page.name != "log.md"]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
@@ -60,7 +57,7 @@ def broken_link(page, target):
     path, _, anchor = target.partition("#")
     file = (page.parent / path).resolve() if path else page
     if not file.exists():
-        return None if str(file.relative_to(ROOT)) in PENDING else f"there is no {target}"
+        return f"there is no {target}"
     return f"{path or page.name} has no heading #{anchor}" if anchor and anchor not in anchors(file) else None
 
 
@@ -160,7 +157,7 @@ def missing_files(page):
     found = {path for span in spans for path in FILE.findall(span)}
     own = {path for path in found if path.startswith(("hybridizer/", "scripts/", "tests/", "docs/", "recipes/"))}
     own |= {path for path in found - own if path.endswith(".py")}
-    return sorted(path for path in own - PENDING if not any((ROOT / up / path).exists() for up in ("", "hybridizer")))
+    return sorted(path for path in own if not any((ROOT / up / path).exists() for up in ("", "hybridizer")))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -176,11 +173,6 @@ def test_every_function_that_is_linked_is_defined_in_its_file(page):
 @pytest.mark.parametrize("page", LIVING, ids=name)
 def test_every_file_that_is_named_exists(page):
     assert missing_files(page) == []
-
-
-@pytest.mark.parametrize("path", sorted(PENDING))
-def test_what_is_announced_is_not_there_yet(path):
-    assert not (ROOT / path).exists(), f"{path} exists: delete it from PENDING"
 
 
 @pytest.mark.parametrize("page", LIVING, ids=name)
@@ -232,7 +224,7 @@ def tree_of(block):
 def test_the_tree_shows_every_folder_of_the_package_and_nothing_that_is_not_there():
     (tree,) = (block for block in blocks(ARCHITECTURE, "text") if block.startswith("hybridizer/\n"))
     shown = set(tree_of(tree))
-    assert sorted(path for path in shown - PENDING if not (ROOT / path).exists()) == []
+    assert sorted(path for path in shown if not (ROOT / path).exists()) == []
     folders = {f"{path.parent.relative_to(ROOT)}/" for path in ROOT.glob("hybridizer/*/__init__.py")}
     assert folders <= shown, folders - shown
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from hybridizer.checkpoint import publish
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.pipeline import build
-from hybridizer.plan.plan import plan_from_json
+from hybridizer.plan.stored import read_stored_plan
 from hybridizer.recipe.recipe import Tracker
 from hybridizer.train.run import open_runtime
 from hybridizer.train.runtime import Runtime
@@ -273,7 +273,7 @@ def test_the_plan_shows_what_trains_and_what_it_costs(bench):
     plan = hybridize_json("plan", recipe)
     assert plan["train"]["frozen_layers"] == [2, 3] and plan["cost"]["asked"]["trained_layers"] == "0..1"
     assert json.loads((bench / "runs/x/cost.json").read_text()) == plan["cost"]
-    again = plan_from_json(json.loads((bench / "runs/x/plan.json").read_text()), "plan.json")
+    again = read_stored_plan(bench / "runs/x/plan.json").plan
     assert again.hash == plan["hash"] != again.spliced.hash
 
 

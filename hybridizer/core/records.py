@@ -11,10 +11,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hybridizer.core.errors import CheckpointError, Problem
 from hybridizer.core.files import write_file
+
+Record = TypeVar("Record")
 
 
 def to_jsonable(value: Any) -> Any:
@@ -58,6 +60,8 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(
             Problem(str(path), "this file was expected and is not there.", "Restore or rebuild it.")
         ) from None
+    except OSError as error:
+        raise CheckpointError(Problem(str(path), f"cannot be read: {error.strerror}.", "Check the path.")) from None
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
         raise CheckpointError(Problem(where, f"not valid JSON: {error.msg}.", "Restore or rebuild the file.")) from None
@@ -65,3 +69,51 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(
             Problem(str(path), f"not UTF-8 text at byte {error.start}.", "Restore the file.")
         ) from None
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists in lists without end
+        what = "JSON nested too deep, or with a number too long, to be read."
+        raise CheckpointError(Problem(str(path), what, "Restore or rebuild the file.")) from None
+
+
+def read_record(source: Path | Mapping[str, Any], record: type[Record], schema: str, where: str, fix: str) -> Record:
+    """The frozen dataclass `record` whose JSON is in the file `source`, or is the value `source`.
+
+    Strict: every field is there, of its annotated type, and nothing else is; an int stays an int, a list becomes the
+    tuple that is annotated. The value's "schema" must be `schema` and is not a field. Raises CheckpointError, at
+    `where` and with `fix`, that names the first field at fault.
+    """
+    from pydantic import TypeAdapter, ValidationError  # slow to import, and reading a record is not always needed
+
+    value = read_json(source) if isinstance(source, Path) else source
+    found = value.get("schema") if isinstance(value, Mapping) else None
+    if found != schema:
+        what = f"its schema is {found!r}, and this version reads {schema!r}." if found else f"no {schema!r} in it."
+        raise CheckpointError(Problem(where, what, fix))
+    fields = {name: item for name, item in value.items() if name != "schema"}
+    try:
+        made = TypeAdapter(record).validate_json(json.dumps(to_jsonable(fields)), strict=True)
+    except ValueError as error:
+        if not isinstance(error, ValidationError):  # Python's json reads NaN, which JSON does not know
+            raise CheckpointError(Problem(where, f"{error}.", fix)) from None
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(step) for step in first["loc"]) or "the record"
+        raise CheckpointError(Problem(where, f"`{path}`: {first['msg']}.", fix)) from None
+    stray = _first_difference(fields, to_jsonable(made))
+    if stray is not None:
+        raise CheckpointError(Problem(where, f"`{stray}` is missing, or is not a field of this record.", fix))
+    return made
+
+
+def _first_difference(value: Any, made: Any, path: str = "") -> str | None:
+    """Where two JSON values differ in what keys they have: pydantic passes over unknown keys and fills in defaults."""
+    if isinstance(value, Mapping) and isinstance(made, Mapping):
+        for key in [*value, *made]:
+            inner = f"{path}.{key}" if path else str(key)
+            found = inner if key not in value or key not in made else _first_difference(value[key], made[key], inner)
+            if found is not None:
+                return found
+    if isinstance(value, list) and isinstance(made, list):
+        for index, pair in enumerate(zip(value, made, strict=True)):
+            found = _first_difference(*pair, f"{path}.{index}")
+            if found is not None:
+                return found
+    return None

@@ -211,12 +211,12 @@ def plan(
     ['domain', 'domain', 'domain', 'instruct']
     """
     from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_recipe
-    from hybridizer.pipeline.run import write_records
+    from hybridizer.pipeline.run import RunFolder, write_records
 
     planned = plan_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress))
     cost = estimate_training_cost(planned, device)
     if runs is not None:
-        write_records(Path(runs) / planned.plan.name, planned, cost)
+        write_records(RunFolder(Path(runs) / planned.plan.name), planned, cost)
     return PlanResult(planned.plan, cost, estimate_time(planned, device) if time else None)
 
 
@@ -224,7 +224,7 @@ def build(
     recipe: RecipeLike,
     overrides: Mapping[str, Any] | None = None,
     *,
-    runs: str | Path = "runs",
+    runs: str | Path | None = None,
     replace: bool = False,
     accept_changes: bool = False,
     deep_check: bool = False,
@@ -233,6 +233,8 @@ def build(
 ) -> BuildResult | None:
     """Run a whole recipe: plan, splice, train, export, verify, evaluate. The model is in `runs`/<name>/model.
 
+    In place of a recipe it takes the path of a stored plan.json, which it builds unchanged: into the run that the file
+    lies in, if `runs` is left out. For recipes `runs` is "runs" then.
     What is done already and has not changed is skipped. `replace` lets a model of another plan be replaced;
     `accept_changes` lets a training resume although learning rate, schedule or clipping changed; without `load` the
     checks that need the model in memory are left out, the evaluation among them. Where a launcher started several
@@ -250,7 +252,7 @@ def build(
     built = build_recipe(
         _recipe(recipe),
         _overrides(overrides),
-        Path(runs),
+        None if runs is None else Path(runs),
         _monitor(progress),
         replace=replace,
         deep=deep_check,
@@ -338,17 +340,18 @@ def evaluate(
     """
     from hybridizer.pipeline.evaluate import evaluate_run
     from hybridizer.pipeline.plan import plan_recipe
+    from hybridizer.pipeline.run import RunFolder
     from hybridizer.plan.manifest import FILE_NAME, read_manifest
 
     planned = plan_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress))
-    folder = Path(runs) / planned.plan.name
+    run = RunFolder(Path(runs) / planned.plan.name)
     if planned.plan.train is None:
         what = "the recipe has no `train` section, and an evaluation compares before and after training."
         raise InputError(Problem(planned.plan.name, what, "Add the section, or verify the model instead."))
-    manifest = folder / "model" / FILE_NAME
-    if not manifest.is_file() or read_manifest(folder / "model").plan_hash != planned.plan.hash:
-        raise InputError(Problem(str(folder), "this folder holds no model of this plan.", "Build the recipe first."))
-    found = evaluate_run(planned, folder, _monitor(progress))
+    built = (run.model / FILE_NAME).is_file() and read_manifest(run.model).plan_hash == planned.plan.hash
+    if not built:
+        raise InputError(Problem(str(run.path), "this folder holds no model of this plan.", "Build the recipe first."))
+    found = evaluate_run(planned, run, _monitor(progress))
     return EvaluateResult(found.scores, found.profile)
 
 

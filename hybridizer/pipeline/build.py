@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridizer.checkpoint.header import read_header
+from hybridizer.checkpoint.header import TensorEntry, read_header
 from hybridizer.checkpoint.publish import begin_output, check_free_space, lock
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.errors import InputError, OutputError, Problem
@@ -17,12 +17,14 @@ from hybridizer.core.records import write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import check_unchanged, scan_donors
 from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run
-from hybridizer.pipeline.plan import Planned, estimate_training_cost, plan_recipe
+from hybridizer.pipeline.plan import Planned, estimate_training_cost, open_plan, plan_recipe
+from hybridizer.pipeline.run import RunFolder, write_records
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
+from hybridizer.plan.stored import StoredPlan, is_stored_plan, read_stored_plan
 from hybridizer.plan.training import check_texts
 from hybridizer.recipe.load import RecipeSource, load_recipe
-from hybridizer.splice.copy import splice
+from hybridizer.splice.executors import find_executor
 from hybridizer.splice.export import export
 from hybridizer.splice.verify import Proof, verify
 from hybridizer.train.folder import TRAINED
@@ -37,7 +39,6 @@ from hybridizer.train.run import (
 
 if TYPE_CHECKING:
     from hybridizer.train.runtime import Runtime
-from hybridizer.pipeline.run import write_records
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Built:
 def build(
     path: RecipeSource,
     overrides: tuple[str, ...],
-    runs: Path,
+    runs: Path | None,
     monitor: Monitor,
     *,
     replace: bool,
@@ -62,43 +63,61 @@ def build(
     load: bool,
     accept_changes: bool = False,
 ) -> Built | None:
-    """The whole line, from a recipe to a verified model in `runs`/<name>/model.
+    """The whole line, from a recipe or a stored plan to a verified model in `runs`/<name>/model.
 
+    A plan.json is built unchanged, in its own run's folder unless `runs` is given; for recipes that is runs/.
     A model that is there already and was built from the same plan is kept, and verified. One from another plan raises
-    OutputError unless `replace`; it stays in place until the new one is complete. A training that was interrupted goes
-    on from its last checkpoint, with another learning rate only if `accept_changes`. Where a launcher started several
-    processes all of them train, the main one does the rest, and the others get None.
+    OutputError unless `replace`; it stays in place until the new one is complete. A training that was interrupted
+    resumes from its last checkpoint, with another learning rate only if `accept_changes`. Where a launcher started
+    several processes all of them train, the main one does the rest, and the others get None.
     """
-    runtime = join_processes(load_recipe(path, overrides), runs)
+    stored = _read_plan(path, overrides) if isinstance(path, Path) and is_stored_plan(path) else None
+    recipe = stored.recipe if stored else load_recipe(path, overrides)
+    runs = runs or _default_runs(stored)
+    runtime = join_processes(recipe, runs)
     main = runtime is None or runtime.is_main
     monitor = monitor if main else SilentMonitor()  # what is true of all is reported once
     with runtime.main_first() if runtime else nullcontext():
-        planned = plan_recipe(path, overrides, monitor)
-        folder = runs / planned.plan.name
-        folder.mkdir(parents=True, exist_ok=True)
+        planned = open_plan(stored, monitor) if stored else plan_recipe(path, overrides, monitor)
+        run = RunFolder(runs / planned.plan.name)
+        run.path.mkdir(parents=True, exist_ok=True)
         if deep:
             scan_donors(planned.donors, monitor)
-        built = _is_built(folder / "model", planned.plan, replace)
+        built = _is_built(run.model, planned.plan, replace)
         if built:
-            monitor.note(f"model: unchanged, {folder / 'model'} was built from this plan")
+            monitor.note(f"model: unchanged, {run.model} was built from this plan")
         if main:
             if planned.plan.train is not None and (load or not built):
-                _splice_for_training(planned, folder / "spliced", monitor)
-            write_records(folder, planned)
+                _splice_for_training(planned, run, monitor)
+            write_records(run, planned)
     if runtime is not None:
         _check_same_plan(runtime, planned.plan)
     record = None
     if planned.plan.train is not None and not built:
-        with lock(folder / "training") if main else nullcontext():
-            record = _train(planned, folder, runtime, monitor, accept_changes)
+        with lock(run.training) if main else nullcontext():
+            record = _train(planned, run, runtime, monitor, accept_changes)
     if not main:
         return None
     if not built:
-        _write_model(planned.plan, planned.donors, folder / "model", record, monitor, replace=replace)
-    manifest, proofs = verify(folder / "model", monitor, find_donor=planned.donors.get, load=load, rehash=built)
-    write_json(folder / FILE_NAME, manifest.to_json())
-    outcome = evaluate_run(planned, folder, monitor) if planned.plan.train is not None and load else None
-    return Built(folder, planned.plan, manifest, proofs, outcome)
+        trained = read_header(run.training / TRAINED).tensors if record else {}
+        _write_model(planned.plan, planned.donors, run.model, record, trained, monitor, replace=replace)
+    manifest, proofs = verify(run.model, monitor, find_donor=planned.donors.get, load=load, rehash=built)
+    write_json(run.manifest, manifest.to_json())
+    outcome = evaluate_run(planned, run, monitor) if planned.plan.train is not None and load else None
+    return Built(run.path, planned.plan, manifest, proofs, outcome)
+
+
+def _read_plan(path: Path, overrides: tuple[str, ...]) -> StoredPlan:
+    if overrides:
+        what = f"a stored plan is built as it is; --set {overrides[0]} would change it."
+        raise InputError(Problem(str(path), what, "Override keys of the recipe, and plan again."))
+    return read_stored_plan(path)
+
+
+def _default_runs(stored: StoredPlan | None) -> Path:
+    """Where runs are: the folder that holds the run of a stored plan, unless its plan.json was taken out of there."""
+    folder = stored.path.absolute().parent if stored else None
+    return folder.parent if stored and folder and folder.name == stored.plan.name else Path("runs")
 
 
 def _check_same_plan(runtime: Runtime, plan: Plan) -> None:
@@ -110,44 +129,43 @@ def _check_same_plan(runtime: Runtime, plan: Plan) -> None:
         raise InputError(Problem(plan.name, f"the processes made different plans: {found}.", fix))
 
 
-def _splice_for_training(planned: Planned, folder: Path, monitor: Monitor) -> None:
+def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor) -> None:
     """Make the model that training starts from, unless it is there."""
-    plan = planned.plan.spliced
+    plan, folder = planned.plan.spliced, run.spliced
     if (folder / FILE_NAME).is_file() and read_manifest(folder).plan_hash == plan.hash:
         monitor.note(f"splice: unchanged, {folder} was spliced from this plan")
         return
-    if folder.is_dir() and any((folder.parent / "training").glob("checkpoints/step-*")):
+    if folder.is_dir() and any(run.training.glob("checkpoints/step-*")):
         what = "a training of another spliced model has checkpoints here, which would be lost."
         fix = "Give the recipe another name, or remove the folder training/ to start anew."
-        raise InputError(Problem(str(folder.parent / "training"), what, fix))
-    _write_model(plan, planned.donors, folder, None, monitor, replace=True)
+        raise InputError(Problem(str(run.training), what, fix))
+    _write_model(plan, planned.donors, folder, None, {}, monitor, replace=True)
 
 
 def _train(
-    planned: Planned, folder: Path, runtime: Runtime | None, monitor: Monitor, accept_changes: bool
+    planned: Planned, run: RunFolder, runtime: Runtime | None, monitor: Monitor, accept_changes: bool
 ) -> TrainRecord:
     """Train the spliced model, or find that it was trained: a run may have been killed between training and export."""
-    record = read_training(folder / "training", planned.plan)
+    record = read_training(run.training, planned.plan)
     if record is not None:
-        monitor.note(f"train: unchanged, {folder / 'training'} holds the result of this plan")
+        monitor.note(f"train: unchanged, {run.training} holds the result of this plan")
         return record
     recipe = planned.resolved.recipe
-    if not (folder / "training").exists():
-        _check_room(planned, folder)
-    runtime = runtime or open_runtime(recipe, folder)
+    if not run.training.exists():
+        _check_room(planned, run)
+    runtime = runtime or open_runtime(recipe, run.path)
     check_texts(recipe, planned.plan)
-    spliced, training = folder / "spliced", folder / "training"
-    check_prompts(recipe, spliced)
-    return train(planned.plan, recipe, spliced, training, runtime, monitor, accept_changes=accept_changes)
+    check_prompts(recipe, run.spliced)
+    return train(planned.plan, recipe, run.spliced, run.training, runtime, monitor, accept_changes=accept_changes)
 
 
-def _check_room(planned: Planned, folder: Path) -> None:
+def _check_room(planned: Planned, run: RunFolder) -> None:
     plan, cost = planned.plan, estimate_training_cost(planned, "cpu")
     assert cost is not None and plan.train is not None, "called for plans that train"
-    spliced = sum(entry.num_bytes for entry in open_checkpoint(folder / "spliced").tensors.values())
+    spliced = sum(entry.num_bytes for entry in open_checkpoint(run.spliced).tensors.values())
     trained = cost.asked.trained_parameters
     merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
-    check_free_space(folder, required_bytes(trained, max(trained, merged), spliced))
+    check_free_space(run.path, required_bytes(trained, max(trained, merged), spliced))
 
 
 def _write_model(
@@ -155,14 +173,15 @@ def _write_model(
     donors: Mapping[str, Donor],
     folder: Path,
     record: TrainRecord | None,
+    trained: Mapping[str, TensorEntry],
     monitor: Monitor,
     *,
     replace: bool,
 ) -> None:
-    """Write a model folder, every tensor from its donor or, with the `record` of one, from the training beside it."""
-    trained = read_header(folder.parent / "training" / TRAINED).tensors if record else {}
+    """Write a model folder, every tensor from its source or, those that are there, from `trained` with its `record`."""
+    execute = find_executor(plan)
     with begin_output(folder, replace=replace) as partial:
-        written = splice(plan, donors, partial, monitor, trained)
+        written = execute(plan, donors, partial, monitor, trained)
         check_unchanged(donors)
         export(plan, donors, written, partial, asdict(record) if record else None)
     verb = "export" if record else "splice"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
@@ -13,9 +12,6 @@ from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
 from hybridizer.trace.record import TraceRun
 from hybridizer.trace.runs import TraceRequest, score_baselines, trace
-
-if TYPE_CHECKING:
-    pass
 
 
 def trace_donors(

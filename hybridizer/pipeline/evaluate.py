@@ -15,10 +15,11 @@ from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
 from hybridizer.evaluate.run import compare_runs, evaluate
 from hybridizer.pipeline.plan import Planned
+from hybridizer.pipeline.run import RunFolder
 from hybridizer.plan.manifest import read_manifest
 from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
 from hybridizer.trace.record import TraceRun
-from hybridizer.trace.runs import request_from_section, trace
+from hybridizer.trace.runs import TraceRequest, request_from_section, trace
 from hybridizer.train.run import open_texts
 
 
@@ -30,16 +31,17 @@ class BeforeAfter:
     profile: Mapping[str, Any] | None
 
 
-def evaluate_run(planned: Planned, folder: Path, monitor: Monitor) -> BeforeAfter:
-    """Compare the model in `folder`/model with the one in `folder`/spliced that it was trained from.
+def evaluate_run(planned: Planned, run: RunFolder, monitor: Monitor) -> BeforeAfter:
+    """Compare the run's model with the spliced one that it was trained from.
 
     Writes scores.json and profile.json. Both sides are scored and traced once for each content and kept in the cache.
     """
-    scores = _compare_scores(planned, folder, monitor)
-    write_json(folder / "scores.json", scores)
-    profile = _compare_profiles(planned, folder, monitor) if planned.resolved.traces else None
+    scores = _compare_scores(planned, run, monitor)
+    write_json(run.scores, scores)
+    traced = planned.resolved.traces or planned.resolved.recipe.trace is not None
+    profile = _compare_profiles(planned, run, monitor) if traced else None
     if profile is not None:
-        write_json(folder / "profile.json", profile)
+        write_json(run.profile, profile)
     return BeforeAfter(scores, profile)
 
 
@@ -60,16 +62,16 @@ def check_prompts(recipe: Recipe, model: Path) -> None:
         raise RecipeError(*(replace(problem, where=places[index]) for index, problem in unfit.items()))
 
 
-def _compare_scores(planned: Planned, folder: Path, monitor: Monitor) -> dict[str, Any]:
+def _compare_scores(planned: Planned, run: RunFolder, monitor: Monitor) -> dict[str, Any]:
     from hybridizer.evaluate.scores import ScoreSettings
 
     recipe = planned.resolved.recipe
     asked = recipe.evaluate or Evaluate()
     settings = ScoreSettings(asked.context, asked.prompts, asked.new_tokens)
     code = _remote_code(planned)
-    texts = _open_sets(recipe, asked, folder / "model", code, monitor)
-    before = evaluate(folder / "spliced", _content(folder / "spliced"), texts, settings, monitor, remote_code=code)
-    after = evaluate(folder / "model", _content(folder / "model"), texts, settings, monitor, remote_code=code)
+    texts = _open_sets(recipe, asked, run.model, code, monitor)
+    before = evaluate(run.spliced, _content(run.spliced), texts, settings, monitor, remote_code=code)
+    after = evaluate(run.model, _content(run.model), texts, settings, monitor, remote_code=code)
     return compare_runs(before, after, seed=recipe.seed)
 
 
@@ -90,26 +92,32 @@ def _open_sets(recipe: Recipe, asked: Evaluate, model: Path, remote_code: bool, 
     return sets
 
 
-def _compare_profiles(planned: Planned, folder: Path, monitor: Monitor) -> dict[str, Any]:
+def _compare_profiles(planned: Planned, run: RunFolder, monitor: Monitor) -> dict[str, Any]:
     from hybridizer.trace.profile import compare_profiles
 
     plan = planned.plan
     assert plan.train is not None, "called for plans that train"
     # A splice that gave a donor back is that donor, which the plan may rest on a trace of.
     before = next((traced for traced in planned.resolved.traces if traced.donor == plan.identity_of), None)
-    before = before or _trace(planned, folder / "spliced", "before training", monitor)
-    after = _trace(planned, folder / "model", "after training", monitor)
+    if before is None and plan.identity_of is not None:  # of a stored plan
+        before = trace(planned.donors[plan.identity_of], _request(planned), monitor)
+    before = before or _trace(planned, run.spliced, "before training", monitor)
+    after = _trace(planned, run.model, "after training", monitor)
     return compare_profiles(before, after, plan.train.boundary).to_json()
 
 
 def _trace(planned: Planned, folder: Path, name: str, monitor: Monitor) -> TraceRun:
     """The trace of a model folder, as the donors were traced."""
-    recipe = planned.resolved.recipe
     allow = ("remote_code",) if _remote_code(planned) else ()
     reference = parse_reference(f"folder:{folder.absolute()}", Path.cwd())
     donor = open_donor(name, reference, Access(fetch=False, fingerprint=True, allow=allow), str(folder), monitor)
     assert isinstance(donor, Donor), "a folder needs no fetching"
-    return trace(donor, request_from_section(recipe.trace, recipe.seed, recipe.folder), monitor)
+    return trace(donor, _request(planned), monitor)
+
+
+def _request(planned: Planned) -> TraceRequest:
+    recipe = planned.resolved.recipe
+    return request_from_section(recipe.trace, recipe.seed, recipe.folder)
 
 
 def _remote_code(planned: Planned) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hybridizer.checkpoint.hashing import hash_file
+from hybridizer.core.errors import DonorError, InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
@@ -14,10 +17,12 @@ from hybridizer.plan.freeze import asked_to_freeze
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
-from hybridizer.plan.training import pin_datasets, plan_training
+from hybridizer.plan.stored import StoredPlan, is_stored_plan
+from hybridizer.plan.training import check_packages, pin_datasets, plan_training
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.recipe.recipe import AUTO, Layout, Recipe
+from hybridizer.splice.executors import find_executor
 
 if TYPE_CHECKING:
     from hybridizer.trace.ranking import RankedDonor
@@ -38,7 +43,7 @@ def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, d
 
     Raises RecipeError, DonorError, CheckpointError or PlanError with all problems of the first stage that has any.
     """
-    recipe = load_recipe(path, overrides)
+    recipe = _load(path, overrides)
     donors = open_donors(recipe, monitor, fetch=deep, fingerprint=False)
     ready = {name: donor for name, donor in donors.items() if isinstance(donor, Donor)}
     if len(ready) < len(donors):
@@ -61,10 +66,45 @@ class Planned:
 
 def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors where asked."""
-    recipe = load_recipe(path, overrides)
+    recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
     resolved = resolve_layout(pin_datasets(recipe), donors, monitor)
     return Planned(resolved, _plan(resolved.recipe, donors, resolved.evidence, pin=True), donors)
+
+
+def _load(path: RecipeSource, overrides: tuple[str, ...]) -> Recipe:
+    if isinstance(path, Path) and is_stored_plan(path):
+        fix = f"Build it: hybridize build {path}"
+        raise InputError(Problem(str(path), "a stored plan, where a recipe was expected.", fix))
+    return load_recipe(path, overrides)
+
+
+def open_plan(stored: StoredPlan, monitor: Monitor) -> Planned:
+    """A stored plan with its donors, to be built unchanged: nothing is traced or chosen again, no text is read.
+
+    Raises DonorError, with all of them at once, for donors that are missing or whose content is not what was planned,
+    PlanError where there is no such executor, and RecipeError for packages that its training needs.
+    """
+    plan, where = stored.plan, str(stored.path)
+    find_executor(plan)
+    check_packages(stored.recipe)
+    # The pins are the plan's: a message about one says that the plan is at stake, not a line of a recipe.
+    entries = tuple(replace(entry, fingerprint=None) for entry in stored.recipe.donors)
+    donors = _all(open_donors(replace(stored.recipe, donors=entries), monitor, fetch=True, fingerprint=True))
+    problems = []
+    for name, pin in plan.donors.items():
+        if donors[name].fingerprint != pin.fingerprint:
+            found = f"planned with {pin.fingerprint}, {donors[name].folder} holds {donors[name].fingerprint}"
+            what = f"the content of donor '{name}' changed after planning: {found}."
+            problems.append(Problem(where, what, "Restore the donor, or plan again from the recipe."))
+    files = donors[plan.host].tokenizer_files
+    if not problems and plan.tokenizer_files != {name: hash_file(path) for name, path in files.items()}:
+        what = f"the tokenizer files of host '{plan.host}' are not those that were planned."
+        fix = "Another version of a package wrote them from the donor: plan again from the recipe."
+        problems.append(Problem(where, what, fix))
+    if problems:
+        raise DonorError(*problems)
+    return Planned(ResolvedLayout(stored.recipe, plan.evidence), plan, donors)
 
 
 def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, *, pin: bool) -> Plan:

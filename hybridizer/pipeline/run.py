@@ -1,9 +1,10 @@
-"""The folder of a run: what is written into it, and found in it."""
+"""The folder of a run: its paths, what is written into it, and what is found in it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hybridizer.core.files import write_file
 from hybridizer.core.records import write_json
@@ -12,29 +13,95 @@ from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.cost import Cost
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
+from hybridizer.plan.stored import FILE_NAME as PLAN_NAME
+from hybridizer.plan.stored import write_stored_plan
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.layers import first_deep_layer
-from hybridizer.recipe.recipe import Recipe
+from hybridizer.recipe.recipe import Recipe, Trace
 from hybridizer.trace.record import TraceRun
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of the run in `path`. Making one touches no disk; whether a path exists depends on what was run.
+
+    `model` is the finished model, `spliced` the one that training starts from, `training` its checkpoints, log and
+    result, `traces` one record and one picture per traced donor. The others are records, by their subject.
+    """
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def spliced(self) -> Path:
+        return self.path / "spliced"
+
+    @property
+    def training(self) -> Path:
+        return self.path / "training"
+
+    @property
+    def traces(self) -> Path:
+        return self.path / "traces"
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.resolved.yaml"
+
+    @property
+    def donors(self) -> Path:
+        return self.path / "donors.json"
+
+    @property
+    def ranking(self) -> Path:
+        return self.path / "ranking.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / PLAN_NAME
+
+    @property
+    def cost(self) -> Path:
+        return self.path / "cost.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / FILE_NAME
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.json"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile.json"
+
+    @classmethod
+    def of_model(cls, model: Path) -> RunFolder:
+        """The run that the model folder `model` is part of, if it is part of one."""
+        return cls(model.parent)
 
 
-def write_records(folder: Path, planned: Planned, cost: Cost | None = None) -> None:
+def write_records(run: RunFolder, planned: Planned, cost: Cost | None = None) -> None:
     """Write what was decided into the run folder: recipe, donors, traces with pictures, ranking, plan and cost."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "recipe.resolved.yaml", to_yaml(_resolve(planned.resolved.recipe, planned.plan)))
-    write_json(folder / "donors.json", {"schema": "hybridizer.donors/1", "donors": planned.plan.donors})
+    run.path.mkdir(parents=True, exist_ok=True)
+    recipe, plan = planned.resolved.recipe, planned.plan
+    write_file(run.recipe, to_yaml(_resolve(recipe, plan)))
+    write_json(run.donors, {"schema": "hybridizer.donors/1", "donors": plan.donors})
     for traced in planned.resolved.traces:
-        (folder / "traces").mkdir(exist_ok=True)
-        write_json(folder / "traces" / f"{traced.donor}.json", traced.record.to_json())
-        _draw_trace(folder / "traces" / f"{traced.donor}.svg", traced, planned.resolved.recipe)
-    if planned.plan.evidence.ranking is not None:
-        write_json(folder / "ranking.json", planned.plan.evidence.ranking)
-    write_json(folder / "plan.json", planned.plan.to_json())
+        run.traces.mkdir(exist_ok=True)
+        write_json(run.traces / f"{traced.donor}.json", traced.record.to_json())
+        _draw_trace(run.traces / f"{traced.donor}.svg", traced, recipe)
+    if plan.evidence.ranking is not None:
+        write_json(run.ranking, plan.evidence.ranking)
+    # What was traced for the plan's sake is traced again after training, with the same settings.
+    asked = replace(recipe, trace=recipe.trace or Trace()) if planned.resolved.traces else recipe
+    write_stored_plan(run.plan, plan, _resolve(asked, plan))
     if cost is not None:
-        write_json(folder / "cost.json", cost.to_json())
+        write_json(run.cost, cost.to_json())
 
 
 def _draw_trace(path: Path, traced: TraceRun, recipe: Recipe) -> None:
@@ -59,6 +126,9 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         elif reference.repository is not None:
             values["source"] = f"hub:{reference.repository}@{pin.revision}"
         values["fingerprint"] = pin.fingerprint
+    probes = resolved.get("trace", {}).get("probes")
+    if probes is not None and (recipe.folder / probes).is_file():
+        resolved["trace"]["probes"] = str((recipe.folder / probes).absolute())
     texts = [*resolved.get("train", {}).get("data", []), *resolved.get("evaluate", {}).get("bits_per_byte", [])]
     for text in texts:
         if "path" in text:
@@ -68,7 +138,8 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
 
 def find_model(folder: Path) -> Path:
     """The model folder that `folder` is, or that the run in `folder` holds."""
-    return folder / "model" if (folder / "model" / FILE_NAME).is_file() else folder
+    model = RunFolder(folder).model
+    return model if (model / FILE_NAME).is_file() else folder
 
 
 def read_model_manifest(folder: Path) -> Manifest:

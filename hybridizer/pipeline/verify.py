@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hybridizer.core.errors import DonorError
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
+from hybridizer.pipeline.run import RunFolder, find_model
 from hybridizer.plan.manifest import Manifest
 from hybridizer.recipe.load import load_recipe
 from hybridizer.splice.verify import Proof, verify
-
-if TYPE_CHECKING:
-    pass
-from hybridizer.pipeline.run import find_model
 
 
 def verify_folder(folder: Path, monitor: Monitor, *, load: bool) -> tuple[Manifest, tuple[Proof, ...]]:
@@ -28,7 +24,7 @@ def verify_folder(folder: Path, monitor: Monitor, *, load: bool) -> tuple[Manife
 
 def _finder(model: Path, monitor: Monitor) -> Callable[[str], Donor | None]:
     def find(name: str) -> Donor | None:
-        resolved = model.parent / "recipe.resolved.yaml"
+        resolved = RunFolder.of_model(model).recipe
         if not resolved.is_file():
             return None
         recipe = load_recipe(resolved)

@@ -15,6 +15,7 @@ from hybridizer.families.structure import Source
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.plan.layout import LayerSource, lay_out, list_used
+from hybridizer.plan.origin import Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
 from hybridizer.plan.tensors import explain_unused, plan_tensors
 from hybridizer.recipe.recipe import Blend, Recipe
@@ -42,7 +43,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
         name=recipe.name,
         host=host.name,
         seed=recipe.seed,
-        executor="same family",
+        executor="copy",
         identity_of=host.name if _is_identity(host, tensors, config) else None,
         donors={name: _pin(donor) for name, donor in donors.items()},
         layers=_rows(sources, donors, tensors, host),
@@ -97,13 +98,7 @@ def _check_joins(
 
 def _is_identity(host: Donor, tensors: Sequence[PlannedTensor], config: Mapping[str, object]) -> bool:
     entries = host.checkpoint.tensors
-    same = all(
-        len(t.origins) == 1
-        and t.origins[0].donor == host.name
-        and t.origins[0].tensor == t.name
-        and t.dtype == entries[t.name].dtype
-        for t in tensors
-    )
+    same = all(tensor.source == Copy(host.name, tensor.name) for tensor in tensors)
     return same and len(tensors) == len(entries) and config == host.config
 
 

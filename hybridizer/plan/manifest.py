@@ -7,22 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.core.errors import Problem, VerificationError
-from hybridizer.core.records import read_json, to_jsonable
-from hybridizer.plan.plan import DonorPin, LayerRow, Plan, PlannedTensor
+from hybridizer.core.errors import CheckpointError, Problem, VerificationError
+from hybridizer.core.records import read_record, to_jsonable
+from hybridizer.plan.plan import DonorPin, LayerRow, Plan
 
-SCHEMA = "hybridizer.manifest/1"
+SCHEMA = "hybridizer.manifest/2"
 FILE_NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
 class TensorOrigin:
-    """An output tensor: its dtype and shape, and the `donor:tensor` texts it was made from."""
+    """An output tensor: its dtype and shape, the `donor:tensor` texts it was made from, and how it was made.
+
+    `kind` is that of its source in the plan, such as "copy"; `method` is the same in words, training included.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    kind: str
     origins: tuple[str, ...]
     method: str
+
+    def __str__(self) -> str:
+        """How it was made and from what, for a reader."""
+        return " of ".join(text for text in (self.method, " + ".join(self.origins)) if text)
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,9 @@ def make_manifest(
         tensor.name: TensorOrigin(
             tensor.dtype,
             tensor.shape,
-            tuple(f"{origin.donor}:{origin.tensor}" for origin in tensor.origins),
-            _method(plan, tensor) + (", trained" if tensor.name in trained else ""),
+            tensor.source.kind,
+            tuple(f"{origin.donor}:{origin.tensor}" for origin in tensor.source.origins),
+            tensor.source.describe(plan.blends) + (", trained" if tensor.name in trained else ""),
         )
         for tensor in plan.tensors
     }
@@ -80,34 +89,13 @@ def make_manifest(
     )
 
 
-def _method(plan: Plan, tensor: PlannedTensor) -> str:
-    return "copy" if tensor.blend is None else plan.blends[tensor.blend].method
-
-
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a model folder. Raises VerificationError when there is none, or when it is damaged."""
     path = folder / FILE_NAME
     if not path.is_file():
         what = f"there is no {FILE_NAME}: this folder is not a model that hybridize finished."
         raise VerificationError(Problem(str(folder), what, "Build it again, or give the model/ folder of a run."))
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        raise VerificationError(Problem(str(path), f"its schema is not {SCHEMA!r}.", "Build with this version."))
     try:
-        return Manifest(
-            name=value["name"],
-            plan_hash=value["plan_hash"],
-            host=value["host"],
-            identity_of=value["identity_of"],
-            donors={name: DonorPin(**pin) for name, pin in value["donors"].items()},
-            layers=tuple(LayerRow(**{**row, "sources": tuple(row["sources"])}) for row in value["layers"]),
-            tensors={
-                name: TensorOrigin(t["dtype"], tuple(t["shape"]), tuple(t["origins"]), t["method"])
-                for name, t in value["tensors"].items()
-            },
-            files=value["files"],
-            tools=value["tools"],
-            training=value.get("training"),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise VerificationError(Problem(str(path), f"not a whole manifest: {error!r}.", "Build it again.")) from None
+        return read_record(path, Manifest, SCHEMA, str(path), "Build it again with this version.")
+    except CheckpointError as error:
+        raise VerificationError(*error.problems) from None

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybridizer.core.errors import CheckpointError, Problem
-from hybridizer.core.records import content_hash, to_jsonable
+from hybridizer.core.records import content_hash, read_record, to_jsonable
+from hybridizer.plan.origin import BlendUse, Source
 
-SCHEMA = "hybridizer.plan/1"
+SCHEMA = "hybridizer.plan/2"
 
 
 @dataclass(frozen=True)
@@ -25,32 +26,13 @@ class DonorPin:
 
 
 @dataclass(frozen=True)
-class Origin:
-    """One tensor of one donor."""
-
-    donor: str
-    tensor: str
-
-
-@dataclass(frozen=True)
-class BlendUse:
-    """How a blended slice mixes: mergekit's method, its parameters, those of each source, the index of the base."""
-
-    method: str
-    parameters: Mapping[str, float | int | bool]
-    per_source: tuple[Mapping[str, float | int | bool], ...]
-    base: int | None
-
-
-@dataclass(frozen=True)
 class PlannedTensor:
-    """An output tensor. One origin is copied, and converted where `dtype` differs; several go through blend `blend`."""
+    """An output tensor: what it is called, its safetensors dtype and shape, and the one source it is made from."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    origins: tuple[Origin, ...]
-    blend: int | None = None
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -80,7 +62,8 @@ class Plan:
 
     `identity_of` names the donor that the output reproduces tensor for tensor; None for a new model. `unused` gives,
     for every donor, its tensors that are left out and why. `config` is the output's config.json; `tokenizer_files` are
-    the files taken over from the host, by name, with their sha256. `train` says what trains afterwards.
+    the files taken over from the host, by name, with their sha256. `executor` is the key of the one in
+    hybridizer.splice.executors that makes the tensors. `train` says what trains afterwards.
     """
 
     name: str
@@ -138,64 +121,38 @@ def donor_layers(rows: Sequence[LayerRow]) -> list[tuple[int, ...]]:
     return [tuple(int(source.rpartition(" ")[2]) for source in column) for column in columns]
 
 
-def plan_from_json(value: Mapping[str, Any], where: str) -> Plan:
+def read_plan(value: Mapping[str, Any], where: str) -> Plan:
     """The plan that `to_json` wrote. Raises CheckpointError when it is of another schema, damaged, or was edited."""
-    if value.get("schema") != SCHEMA:
-        what = f"schema {value.get('schema')!r} asked of a plan, which has {SCHEMA!r}."
-        raise CheckpointError(Problem(where, what, "Plan again with this version."))
-    try:
-        plan = Plan(
-            name=value["name"],
-            host=value["host"],
-            seed=value["seed"],
-            executor=value["executor"],
-            identity_of=value["identity_of"],
-            donors={name: DonorPin(**pin) for name, pin in value["donors"].items()},
-            layers=tuple(LayerRow(**{**row, "sources": tuple(row["sources"])}) for row in value["layers"]),
-            tensors=tuple(_tensor(tensor) for tensor in value["tensors"]),
-            blends=tuple(BlendUse(**{**b, "per_source": tuple(b["per_source"])}) for b in value["blends"]),
-            unused=value["unused"],
-            config=_read_infinities(value["config"]),
-            tokenizer_files=value["tokenizer_files"],
-            max_shard_bytes=value["max_shard_bytes"],
-            warnings=tuple(value["warnings"]),
-            evidence=_evidence(value["evidence"]),
-            train=None if value["train"] is None else train_plan_from_json(value["train"]),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(Problem(where, f"not a whole plan: {error!r}.", "Plan again.")) from None
+    fields = {key: item for key, item in value.items() if key != "hash"}
+    plan = read_record(fields, Plan, SCHEMA, where, "Plan again with this version.")
+    plan = replace(plan, config=_decode_infinities(plan.config))
     if plan.hash != value.get("hash"):
         what = f"its content hashes to {plan.hash}, it says {value.get('hash')}."
         raise CheckpointError(Problem(where, what, "The file was edited or damaged; plan again."))
     return plan
 
 
+# Not transformers' own key "__float__": a config.json that writes it must come back as it was written.
+_NONFINITE = "__nonfinite__"
+
+
 def _encode_infinities(value: Any) -> Any:
-    """Infinities and NaN, which some config.json hold and JSON does not know, as transformers 5 encodes them."""
+    """Infinities and NaN, which some config.json hold and JSON does not know, as objects of one key."""
     if isinstance(value, Mapping):
         return {key: _encode_infinities(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_encode_infinities(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return {"__float__": {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")}
+        return {_NONFINITE: {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")}
     return value
 
 
-def _read_infinities(value: Any) -> Any:
+def _decode_infinities(value: Any) -> Any:
     if isinstance(value, Mapping):
-        if value.keys() == {"__float__"}:
-            return float(value["__float__"])
-        return {key: _read_infinities(item) for key, item in value.items()}
-    return [_read_infinities(item) for item in value] if isinstance(value, list) else value
-
-
-def _evidence(value: Mapping[str, Any]) -> Evidence:
-    return Evidence(tuple(value["reasons"]), tuple(value["warnings"]), value["ranking"])
-
-
-def _tensor(value: Mapping[str, Any]) -> PlannedTensor:
-    origins = tuple(Origin(**origin) for origin in value["origins"])
-    return PlannedTensor(value["name"], value["dtype"], tuple(value["shape"]), origins, value["blend"])
+        if value.keys() == {_NONFINITE}:
+            return float(value[_NONFINITE])
+        return {key: _decode_infinities(item) for key, item in value.items()}
+    return [_decode_infinities(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -222,15 +179,3 @@ class TrainPlan:
     settings: Mapping[str, Any]
     data: tuple[DataPin, ...]
     notes: tuple[str, ...] = ()
-
-
-def train_plan_from_json(value: Mapping[str, Any]) -> TrainPlan:
-    """The training part of a plan's JSON. Raises KeyError or TypeError where it is not whole."""
-    return TrainPlan(
-        boundary=value["boundary"],
-        frozen_layers=tuple(value["frozen_layers"]),
-        frozen_parts=tuple(value["frozen_parts"]),
-        settings=value["settings"],
-        data=tuple(DataPin(pin["settings"], tuple(pin["files"])) for pin in value["data"]),
-        notes=tuple(value["notes"]),
-    )

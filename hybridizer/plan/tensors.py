@@ -9,7 +9,8 @@ from hybridizer.checkpoint.dtypes import FLOATING
 from hybridizer.core.errors import PlanError, Problem
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.layout import LayerSource
-from hybridizer.plan.plan import BlendUse, Origin, PlannedTensor
+from hybridizer.plan.origin import BlendUse, Convert, Copy, Merge, Origin
+from hybridizer.plan.plan import PlannedTensor
 from hybridizer.recipe.recipe import Blend
 
 UNUSED_LAYER = re.compile(r"layer (\d+) is in no slice")
@@ -30,7 +31,7 @@ def plan_tensors(
     for name in _in_file_order(host, keep_outside(host)):
         entry = host.checkpoint.tensors[name]
         dtype = _output_dtype(entry.dtype, apart.get(name), target)
-        tensors.append(PlannedTensor(name, dtype, entry.shape, (Origin(host.name, name),)))
+        tensors.append(PlannedTensor(name, dtype, entry.shape, _copy(Origin(host.name, name), entry.dtype, dtype)))
     for layer, source in enumerate(sources):
         first = donors[source.parts[0].donor]
         names = first.structure.layers[source.parts[0].layer]
@@ -39,14 +40,21 @@ def plan_tensors(
             suffix = suffix_of[name]
             origins = tuple(_origin(source, number, suffix, donors) for number in range(len(source.parts)))
             entry = first.checkpoint.tensors[name]
-            blend = None if source.blend is None else blends.setdefault(source.blend, len(blends))
-            if blend is not None and entry.dtype not in FLOATING:
+            if source.blend is not None and entry.dtype not in FLOATING:
                 what = f"'{suffix}' is {entry.dtype}; only floating tensors can be blended."
                 raise PlanError(Problem(f"donor '{first.name}'", what, "Copy these layers instead of blending them."))
             dtype = _output_dtype(entry.dtype, apart.get(suffix), target)
             output = f"{host.structure.layer_prefix}{layer}.{suffix}"
-            tensors.append(PlannedTensor(output, dtype, entry.shape, origins, blend))
+            if source.blend is None:
+                made: Copy | Convert | Merge = _copy(origins[0], entry.dtype, dtype)
+            else:
+                made = Merge(blends.setdefault(source.blend, len(blends)), origins)
+            tensors.append(PlannedTensor(output, dtype, entry.shape, made))
     return tuple(tensors), tuple(_use(blend) for blend in blends)
+
+
+def _copy(origin: Origin, found: str, dtype: str) -> Copy | Convert:
+    return (Copy if found == dtype else Convert)(origin.donor, origin.tensor)
 
 
 def keep_outside(host: Donor) -> set[str]:

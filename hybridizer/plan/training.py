@@ -103,6 +103,12 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
     return replace(plan, train=training)
 
 
+def check_packages(recipe: Recipe) -> None:
+    """Return if every package that the training of `recipe` needs is installed; RecipeError names all that are not."""
+    if recipe.train is not None and (problems := list(_missing_packages(recipe, recipe.train))):
+        raise RecipeError(*problems)
+
+
 def _long_rows(recipe: Recipe, train: Train, host: Structure) -> Iterator[Problem]:
     longest = read_assumptions(host.text_family).value_of("max_position_embeddings", unify(host.text_config))
     if isinstance(longest, int) and 0 < longest < train.seq_len:

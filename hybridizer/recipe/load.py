@@ -44,6 +44,18 @@ def load_recipe(source: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
         fix = "Write `key: value` lines; `hybridize init` writes a recipe to start from."
         raise RecipeError(*tree.problems, Problem(where(1), f"the recipe {found}.", fix))
     _apply_all(tree, overrides)
+    return _checked(tree, path)
+
+
+def read_recipe_values(values: Mapping[str, Any], path: Path) -> Recipe:
+    """The recipe whose values `Recipe.resolved` gave, and that are stored in `path` among other things.
+
+    Raises RecipeError as `load_recipe` does; the place of every problem is `path`, without a line.
+    """
+    return _checked(Tree(values=dict(values), places={(): str(path)}), path)
+
+
+def _checked(tree: Tree, path: Path) -> Recipe:
     model, findings = _validate(tree.values)
     findings += check(tree, path.stem)
     problems = tree.problems + [Problem(locate(tree.places, f.path), f.what, f.fix) for f in _fresh(tree, findings)]

@@ -67,13 +67,15 @@ def _layer_lines(rows: Iterable[LayerRow]) -> list[str]:
         first, last = run[0], run[-1]
         span = f"{first.layer}" if first is last else f"{first.layer}..{last.layer}"
         numbers = " + ".join(format_layers(column) for column in donor_layers(run))
-        lines.append(f"| {span} | {source}: {numbers} | {kind} |")
+        lines.append(f"| {span} | {source}{f': {numbers}' if numbers else ''} | {kind} |")
     return lines
 
 
 def _donors_of(row: LayerRow) -> str:
     names = " + ".join(f"`{source.partition('@')[0]}`" for source in row.sources)
-    return names if row.method == "copy" else f"{row.method} of {names}"
+    if row.method == "copy":
+        return names
+    return f"{row.method} of {names}" if names else row.method
 
 
 def _donor_lines(plan: Plan) -> list[str]:

@@ -9,9 +9,11 @@ from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import OutputTensor, required_bytes
 from hybridizer.checkpoint.publish import check_free_space
 from hybridizer.checkpoint.writer import WrittenCheckpoint, write_checkpoint
+from hybridizer.core.errors import PlanError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
-from hybridizer.plan.plan import BlendUse, Plan, PlannedTensor
+from hybridizer.plan.origin import BlendUse, Convert, Copy, Merge
+from hybridizer.plan.plan import Plan, PlannedTensor
 
 
 def splice(
@@ -25,7 +27,8 @@ def splice(
 
     Those in `trained` (by their name in the output) are taken from there and rounded to the plan's precision.
     Copied tensors are bit-exact. Memory stays constant, but for a blend, which holds one tensor of each source.
-    Imports no torch unless something is blended or converted. Raises OutputError when the disk is full.
+    Imports no torch unless something is blended or converted. Raises PlanError for a source other than Copy, Convert
+    and Merge, before anything is written, and OutputError when the disk is full.
     """
     tensors = [_output_tensor(plan, tensor, donors, trained or {}) for tensor in plan.tensors]
     check_free_space(folder, required_bytes(tensors))
@@ -46,17 +49,22 @@ def _output_tensor(
         found = trained[tensor.name]
         assert found.shape == tensor.shape, (tensor, found.shape)
         return OutputTensor(tensor.name, tensor.dtype, tensor.shape, _in_dtype(found, tensor.dtype))
-    entries = [donors[origin.donor].checkpoint.tensors[origin.tensor] for origin in tensor.origins]
-    return OutputTensor(tensor.name, tensor.dtype, tensor.shape, _source(plan, tensor, entries))
+    source = _make(plan, tensor, donors)
+    return OutputTensor(tensor.name, tensor.dtype, tensor.shape, source)
 
 
-def _source(
-    plan: Plan, tensor: PlannedTensor, entries: list[TensorEntry]
+def _make(
+    plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor]
 ) -> TensorEntry | Callable[[], Iterable[memoryview]]:
-    if tensor.blend is not None:
-        use = plan.blends[tensor.blend]
-        return lambda: _blended(use, tensor, entries, plan.seed)
-    return _in_dtype(entries[0], tensor.dtype)
+    entries = [donors[origin.donor].checkpoint.tensors[origin.tensor] for origin in tensor.source.origins]
+    match tensor.source:
+        case Copy() | Convert():
+            return _in_dtype(entries[0], tensor.dtype)
+        case Merge(blend=number):
+            return lambda: _blended(plan.blends[number], tensor, entries, plan.seed)
+        case other:
+            what = f"the executor 'copy' cannot make it: {other.describe(plan.blends)}."
+            raise PlanError(Problem(f"tensor '{tensor.name}'", what, "Plan it for an executor that can."))
 
 
 def _in_dtype(entry: TensorEntry, dtype: str) -> TensorEntry | Callable[[], Iterable[memoryview]]:

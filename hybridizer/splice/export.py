@@ -18,6 +18,7 @@ from hybridizer.core.files import write_file
 from hybridizer.core.records import write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.manifest import FILE_NAME, Manifest, make_manifest
+from hybridizer.plan.origin import Convert, Copy
 from hybridizer.plan.plan import Plan
 from hybridizer.splice.card import write_card
 
@@ -57,18 +58,19 @@ def export(
 
 
 def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: Mapping[str, str]) -> int:
-    """How many frozen tensors hash in memory, after training, as their donors' do in the plan's dtype: all but blends.
+    """How many frozen tensors hash in memory, after training, as their donors' do in the plan's dtype.
 
-    Raises RunError for one that does not.
+    All that are copied or converted; others are no donor's. Raises RunError for one that does not.
     """
     compared = 0
     for tensor in plan.tensors:
-        entry = donors[tensor.origins[0].donor].checkpoint.tensors[tensor.origins[0].tensor]
-        if tensor.name not in frozen_sha256 or tensor.blend is not None:
+        if tensor.name not in frozen_sha256 or not isinstance(tensor.source, Copy | Convert):
             continue
+        donor = tensor.source.donor
+        entry = donors[donor].checkpoint.tensors[tensor.source.tensor]
         if _hash_as(entry, tensor.dtype) != frozen_sha256[tensor.name]:
-            what = f"frozen, and not what the donor '{tensor.origins[0].donor}' holds as '{entry.name}'."
-            fix = "The spliced model or the donor changed during the run: build anew under another name."
+            what = f"frozen, and not what the donor '{donor}' holds as '{entry.name}'."
+            fix = "The spliced model or the donor changed during the run: build again under another name."
             raise RunError(Problem(tensor.name, what, fix))
         compared += 1
     return compared

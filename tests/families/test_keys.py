@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from hybridizer.families.keys import is_harmless, read_assumptions
+from support.scripts import load_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "family_table.py"
 FAMILIES = """
     bamba cohere2 deepseek_v3 falcon falcon_h1 gemma2 gemma3_text gpt2 gpt_neox gpt_oss granitemoehybrid jamba lfm2
     llama mamba2 mixtral nemotron_h olmo2 phi3 qwen2 qwen3 qwen3_moe qwen3_next
@@ -19,10 +17,7 @@ FAMILIES = """
 
 @pytest.mark.parametrize("family", FAMILIES.split())
 def test_the_table_is_current(family: str) -> None:
-    spec = importlib.util.spec_from_file_location("family_table", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("family_table")
     assert json.loads(script.DEFAULTS.read_text())[family] == script.read_class(family)
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from hybridizer.core.errors import RecipeError
 from hybridizer.plan.cost import CostRequest, estimate_cost
 from hybridizer.plan.freeze import FreezeSettings
-from hybridizer.plan.plan import Origin, Plan, PlannedTensor
+from hybridizer.plan.origin import Copy
+from hybridizer.plan.plan import Plan, PlannedTensor
 from hybridizer.recipe.recipe import Lora
 from hybridizer.report.cost_tables import cost_table, duration, expectation_lines, readable
 from hybridizer.train.timing import expect_time
@@ -35,11 +36,10 @@ def plan_of(model_type, **overrides):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     tensors = tuple(
-        PlannedTensor(name, "F32", tuple(tensor.shape), (Origin("a", name),))
-        for name, tensor in model.named_parameters()
+        PlannedTensor(name, "F32", tuple(tensor.shape), Copy("a", name)) for name, tensor in model.named_parameters()
     )
     config = json.loads(json.dumps(model.config.to_dict()))
-    return Plan("toy", "a", 0, "same family", None, {}, (), tensors, (), {}, config, {}, 10**9)
+    return Plan("toy", "a", 0, "copy", None, {}, (), tensors, (), {}, config, {}, 10**9)
 
 
 SETTINGS = train_section(freeze="deep", seq_len=64, precision="float32")

@@ -1,0 +1,125 @@
+"""Where an output tensor comes from: the union `Source`, of which every planned tensor has exactly one.
+
+Each kind says which donor tensors it reads (`origins`) and how it is made, in words (`describe`), so that manifest,
+card and inspect print any kind without knowing it. `kind` tags it in JSON. What makes a tensor is an executor of
+hybridizer.splice.executors; each refuses the kinds that it does not make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One tensor of one donor."""
+
+    donor: str
+    tensor: str
+
+
+@dataclass(frozen=True)
+class BlendUse:
+    """How a blended slice mixes: mergekit's method, its parameters, those of each source, the index of the base."""
+
+    method: str
+    parameters: Mapping[str, float | int | bool]
+    per_source: tuple[Mapping[str, float | int | bool], ...]
+    base: int | None
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A donor's tensor, byte for byte."""
+
+    donor: str
+    tensor: str
+    kind: Literal["copy"] = "copy"
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """The tensor that is copied."""
+        return (Origin(self.donor, self.tensor),)
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return "copy"
+
+
+@dataclass(frozen=True)
+class Convert:
+    """A donor's tensor, rounded to another dtype."""
+
+    donor: str
+    tensor: str
+    kind: Literal["convert"] = "convert"
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """The tensor that is converted."""
+        return (Origin(self.donor, self.tensor),)
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return "convert"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Tensors of several donors, mixed by the plan's blend number `blend`, which has a source for each of them."""
+
+    blend: int
+    origins: tuple[Origin, ...]
+    kind: Literal["merge"] = "merge"
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return blends[self.blend].method
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A new tensor that no donor has. `init` names how it starts, "zero" or an initialiser, drawn from `seed`."""
+
+    init: str
+    seed: int
+    kind: Literal["fresh"] = "fresh"
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """No tensor."""
+        return ()
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return f"fresh ({self.init}, seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A tensor of a linear map from the residual stream of `from_donor`'s layers into that of `to_donor`'s.
+
+    `init` names how it starts ("ridge", "orthogonal"); `calibration` is the sha256 of the text it is fitted on, None
+    where it is not fitted; `seed` is that of the draw.
+    """
+
+    from_donor: str
+    to_donor: str
+    init: str
+    seed: int
+    calibration: str | None = None
+    kind: Literal["bridge"] = "bridge"
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """No tensor: the donors are named, and the map is none of theirs."""
+        return ()
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return f"bridge from '{self.from_donor}' to '{self.to_donor}' ({self.init}, seed {self.seed})"
+
+
+Source: TypeAlias = Copy | Convert | Merge | Fresh | Bridge

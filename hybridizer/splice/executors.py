@@ -1,0 +1,46 @@
+"""What turns a plan into tensors: one executor for each kind of hybrid, by the name that the plan gives.
+
+To add one: write its function in a module of its own here, add it to EXECUTORS, let a planner name it, and test it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Protocol
+
+from hybridizer.checkpoint.header import TensorEntry
+from hybridizer.checkpoint.writer import WrittenCheckpoint
+from hybridizer.core.errors import PlanError, Problem, nearest
+from hybridizer.core.progress import Monitor
+from hybridizer.donors.donor import Donor
+from hybridizer.plan.plan import Plan
+from hybridizer.splice.copy import splice
+
+
+class Executor(Protocol):
+    """Writes the plan's tensors into a folder. Raises PlanError for a source of a kind that it does not make.
+
+    `trained` holds tensors of the output, by name, that take the place of what the plan would make.
+    """
+
+    def __call__(
+        self,
+        plan: Plan,
+        donors: Mapping[str, Donor],
+        folder: Path,
+        monitor: Monitor,
+        trained: Mapping[str, TensorEntry] | None = None,
+    ) -> WrittenCheckpoint: ...
+
+
+EXECUTORS: Final[Mapping[str, Executor]] = MappingProxyType({"copy": splice})
+
+
+def find_executor(plan: Plan) -> Executor:
+    """The executor that `plan` names. Raises PlanError when there is none of that name."""
+    if plan.executor not in EXECUTORS:
+        what = f"no executor '{plan.executor}', which this plan names."
+        raise PlanError(Problem(f"plan '{plan.name}'", what, nearest(plan.executor, EXECUTORS)))
+    return EXECUTORS[plan.executor]
