@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybridizer.recipe.recipe import STRATEGIES as NAMES
+from hybridizer.recipe.models import STRATEGIES as NAMES
 from hybridizer.trace.boundary import STRATEGIES
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 

@@ -15,7 +15,7 @@ from hybridizer.donors.reference import parse_reference
 from hybridizer.evaluate.run import compare_runs, evaluate
 from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.manifest import read_manifest
-from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
+from hybridizer.recipe.models import DataEntry, Evaluate, Recipe
 from hybridizer.trace.cache import TraceRun
 from hybridizer.trace.donor import request_from_section, trace
 from hybridizer.train.run import open_texts

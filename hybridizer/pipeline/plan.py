@@ -17,7 +17,7 @@ from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
 from hybridizer.plan.training import pin_datasets, plan_training
 from hybridizer.recipe.load import load_recipe
-from hybridizer.recipe.recipe import AUTO, Recipe
+from hybridizer.recipe.models import AUTO, Recipe
 
 if TYPE_CHECKING:
     from hybridizer.trace.cache import TraceRun

@@ -13,7 +13,7 @@ from hybridizer.plan.cost import Cost
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.dump import to_yaml
-from hybridizer.recipe.recipe import Recipe
+from hybridizer.recipe.models import Recipe
 from hybridizer.trace.cache import TraceRun
 
 if TYPE_CHECKING:

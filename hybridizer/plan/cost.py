@@ -13,7 +13,7 @@ from hybridizer.plan.memory import Estimate, Memory, ModelShape, RunShape, estim
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import DTYPE_BYTES, planned_shape
 from hybridizer.recipe.layers import format_layers
-from hybridizer.recipe.recipe import Lora
+from hybridizer.recipe.models import Lora
 
 if TYPE_CHECKING:  # it needs torch, and a plan is made without
     pass

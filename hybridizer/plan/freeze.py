@@ -10,7 +10,7 @@ from typing import Literal
 
 from hybridizer.core.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.layers import format_layers
-from hybridizer.recipe.recipe import Train
+from hybridizer.recipe.models import Train
 
 PartChoice = Literal["side", "train", "freeze"]
 SIDES = ("deep", "shallow", "none")

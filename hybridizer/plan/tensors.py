@@ -9,7 +9,7 @@ from hybridizer.core.errors import PlanError, Problem
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.layout import LayerSource
 from hybridizer.plan.plan import BlendUse, Origin, PlannedTensor
-from hybridizer.recipe.recipe import Blend
+from hybridizer.recipe.models import Blend
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 UNUSED_LAYER = re.compile(r"layer (\d+) is in no slice")

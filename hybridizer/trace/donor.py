@@ -12,7 +12,7 @@ from hybridizer.core.errors import InputError, Problem, nearest
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json
 from hybridizer.donors.donor import Donor
-from hybridizer.recipe.recipe import Trace as TraceSection
+from hybridizer.recipe.models import Trace as TraceSection
 from hybridizer.trace.cache import TraceRun, is_traced, read_traced, write_traced
 from hybridizer.trace.probes import ProbeSet, load_probes
 from hybridizer.trace.settings import TraceSettings, check_settings
