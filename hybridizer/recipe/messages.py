@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hybridizer.core.errors import InputError, Problem, nearest
+from hybridizer.core.errors import Problem, nearest
 from hybridizer.recipe.hints import hint
 from hybridizer.recipe.models import Recipe
 from hybridizer.recipe.sections import describe_bounds, field_at, keys_of, number_kind, section_at
@@ -35,25 +35,13 @@ def _follows(error: ErrorDetails) -> bool:
     return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
-def build_from_options(section: type, values: Mapping[str, Any], where: str) -> Any:
-    """The section made of `values`, given on a command line as options with the names of its keys.
-
-    Raises InputError at `where` with every value that the section does not take, each under its option's name.
-    """
-    try:
-        return section(**values)
-    except ValidationError as error:
-        problems = []
-        for one in error.errors(include_url=False):
-            option = option_name(str(one["loc"][0]))
-            words = _Error(one["loc"], one["input"], one.get("ctx", {}), section, option, option)
-            problems.append(Problem(where, *_WORDS[one["type"]](words)))
-        raise InputError(*problems) from None
-
-
-def option_name(key: str) -> str:
-    """The command line's option for a key: `--mask-ratio` for mask_ratio."""
-    return f"--{key.replace('_', '-')}"
+def rewrite_options(error: ValidationError, section: type, name: Callable[[str], str], where: str) -> Iterator[Problem]:
+    """What pydantic found in the values of a command line's options for `section`, each called `name` of its key."""
+    for one in error.errors(include_url=False):
+        option = name(str(one["loc"][0]))
+        told = _Error(one["loc"], one["input"], one.get("ctx", {}), section, option, option)
+        what, fix = _WORDS[one["type"]](told)
+        yield Problem(where, what, fix)
 
 
 def _dotted(path: KeyPath) -> str:

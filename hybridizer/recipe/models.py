@@ -237,7 +237,9 @@ class Trace:
     doubling within one layer; below 0.1 a token is one guess among many. All but `batch_size` decide the numbers.
     """
 
-    probes: Text = Field(default="antonyms-en", description="antonyms-en, antonyms-zh, or a JSON Lines file of prompts")
+    probes: Text = Field(
+        default="antonyms-en", description="the prompts: antonyms-en, antonyms-zh, or a JSON Lines file"
+    )
     perturb: Literal["context", "layer", "both"] = Field(
         default="context", description="what is disturbed: tokens of the context, the output of a layer, or both"
     )
@@ -247,7 +249,8 @@ class Trace:
         default=0.1, description="the norm of the noise on a layer's output, as a share of the residual stream's"
     )
     lens: Literal["plain", "tuned"] = Field(
-        default="plain", description="plain: the logit lens; tuned: a tuned lens (arXiv 2303.08112)"
+        default="plain",
+        description="how layers are read: plain, by the logit lens; tuned, by a tuned lens (arXiv 2303.08112)",
     )
     tau: Ratio = Field(default=0.5, description="the least ratio by which a task particle rises")
     p_min: Ratio = Field(default=0.1, description="the least probability of a task particle")

@@ -9,12 +9,12 @@ import torch
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.parts import find_parts
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.cache import TraceRun
 from hybridizer.trace.model import trace_model
 from hybridizer.trace.probes import Probe, ProbeSet
 from hybridizer.trace.profile import compare_profiles
 from hybridizer.trace.readings import Readings
-from hybridizer.trace.settings import TraceSettings
 from support.traced_donors import load_tiny, spread, traced
 
 DEEP = np.array([0.02, 0.10, 0.01, 0.06, 0.12, 0.03])
@@ -163,7 +163,7 @@ def trace(donor):
     model, tokenizer, parts = donor
     words = ["hot", "big", "up", "wet", "old", "day", "far", "good", "left", "rich", "long", "early"]
     probes = ProbeSet("p", "0" * 64, tuple(Probe(f"{a} is not {b} but ", None) for a in words for b in words if a != b))
-    found = trace_model(model, tokenizer, parts, probes, TraceSettings(num_resamples=300), traced(parts))
+    found = trace_model(model, tokenizer, parts, probes, Trace(num_resamples=300), traced(parts))
     return TraceRun("tiny", found.record.to_json(), found.readings)
 
 
