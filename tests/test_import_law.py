@@ -25,7 +25,8 @@ LAW = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAW) for name in names}
 # At import, that is: inside a function these may load what they like, unless HOMES says otherwise.
-NO_TORCH = {"core", "recipe", "checkpoint", "families", "donors", "plan", "report", "pipeline", "cli", "__main__"}
+NO_TORCH = {"core", "recipe", "checkpoint", "families", "donors", "plan", "report", "pipeline"}
+NO_TORCH |= {"cli", "__main__"}
 HOMES = {  # the one place, or the few, that may import a library
     "transformers": {"models.load", "models.check", "donors.gguf", "donors.pickles", "data.tokenizer"},
     "mergekit": {"splice.blend"},

@@ -28,7 +28,10 @@ from hybridizer.train.runtime import Runtime
 from support.hub import COMMIT, serve_repository
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
-TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 4000, "seq_len": 64, "lr": 1e-3, "heldout_ratio": 0.2}
+TRAIN = {
+    "data": [{"path": "text.jsonl"}], "tokens": 4000, "seq_len": 64, "lr": 1e-3, "heldout_ratio": 0.2,
+    "precision": "float32",  # and not what `auto` finds in the processor at hand; `auto` has a test of its own
+}  # fmt: skip
 DIAL = {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}
 SHALLOW = ("model.embed_tokens.", "model.layers.0.", "model.layers.1.")
 
@@ -70,6 +73,17 @@ def test_what_is_frozen_keeps_the_donors_bytes_and_what_trains_moves(bench):
     assert record["tokens"] >= 4000 and record["last_loss"] < record["first_loss"]
     assert "layers 2..3, final norm, head frozen" in (bench / "runs/x/model/README.md").read_text()
     assert proofs_of("verify", "runs/x").keys() == proofs.keys()
+
+
+def test_auto_trains_in_bfloat16_only_where_the_processor_has_it_and_proves_the_same(bench, bfloat16_cpu):
+    proofs = proofs_of("build", recipe_of(bench, train={"precision": "auto"}))
+    record = json.loads((bench / "runs/x/training/training.json").read_text())
+    assert record["dtype"] == ("bfloat16" if bfloat16_cpu else "float32") and record["last_loss"] < record["first_loss"]
+    built, a, b = (load_file(bench / path / "model.safetensors") for path in ("runs/x/model", "a", "b"))
+    assert {tensor.dtype for tensor in built.values()} == {torch.float32}, "as the donors are stored"
+    moved = {name for name in built if not torch.equal(built[name], (b if name.startswith(SHALLOW[1:]) else a)[name])}
+    assert moved == {name for name in built if name.startswith(SHALLOW)}
+    assert proofs["frozen"].startswith(f"{len(built) - len(moved)} tensors hash as before training")
 
 
 def test_what_was_learned_and_what_was_forgotten_is_in_the_records_and_in_the_summary(bench):
@@ -421,7 +435,7 @@ def test_weights_stored_in_another_precision_than_the_config_says_are_still_prov
     ("train", "evaluate", "message"),
     [
         ({"lora": {"rank": 2}}, {}, "have no linear modules"),
-        ({}, {"prompts": ["a", "the cat " * 300]}, "x.yaml:17: 2400 tokens; the model needs"),
+        ({}, {"prompts": ["a", "the cat " * 300]}, "x.yaml:18: 2400 tokens; the model needs"),
         ({}, {"prompts": ["the cat " * 300]}, "tokens; the model needs at least one, and takes 512 with its answer."),
     ],
 )
@@ -441,7 +455,7 @@ def test_packages_that_are_missing_are_found_by_check_at_their_lines(bench, monk
     recipe = recipe_of(bench, train=train | {"data": [{"path": "text.jsonl"}, {"hub": "org/set"}]})
     monkeypatch.setattr("hybridizer.plan.training.find_spec", lambda name: None)
     found = hybridize("check", recipe, code=2).stderr
-    for line, package in ((12, "datasets"), (17, "tensorboard"), (17, "wandb"), (20, "peft"), (22, "bitsandbytes")):
+    for line, package in ((12, "datasets"), (18, "tensorboard"), (18, "wandb"), (21, "peft"), (23, "bitsandbytes")):
         assert re.search(rf"x\.yaml:{line}: .* needs the package {package}\.\n  pip install {package}\n", found), found
     monkeypatch.setattr("hybridizer.plan.training.find_spec", lambda name: name != "tensorboard" or None)
     hybridize("check", recipe)  # tensorboardX serves as well
@@ -557,3 +571,14 @@ def test_several_processes_without_training_are_refused(bench, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     recipe = write_recipe(Path("s.yaml"), donors={"a": "a"}, layout={"host": "a", "slices": [{"donor": "a"}]})
     assert "2 processes were started, and this recipe has no `train`" in hybridize("build", recipe, code=2).stderr
+
+
+def test_check_finds_texts_without_a_document_and_names_what_is_there(bench):
+    (bench / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    data = [{"path": "text.jsonl", "field": "body"}, {"path": "chat.jsonl"}, {"path": "text.jsonl"}]
+    found = hybridize("check", recipe_of(bench, train=TRAIN | {"data": data}), code=2).stderr
+    assert re.search(r"x\.yaml:11: `text\.jsonl`: no usable document.*\n  Name one of the fields .*: text\.", found), (
+        found
+    )
+    assert re.search(r"x\.yaml:\d+: `chat\.jsonl`: no usable document.*\n  These are chat records", found), found
+    assert "2 problems" in found

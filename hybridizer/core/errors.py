@@ -22,6 +22,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
+def printable(text: str) -> str:
+    """`text` with every sign that a terminal would act on written as an escape such as \\x1b; line ends stay.
+
+    Names of files, tensors and recipe keys come from elsewhere, and reach a terminal through here.
+    """
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong: `where` it is, `what` was asked and found there, and the `fix`."""
@@ -31,7 +39,8 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}\n  {self.fix}" if self.fix else f"{self.where}: {self.what}"
+        text = f"{self.where}: {self.what}\n  {self.fix}" if self.fix else f"{self.where}: {self.what}"
+        return printable(text)
 
 
 class HybridizerError(Exception):

@@ -61,7 +61,8 @@ class Batch:
     """Rows of one micro-batch: int64 tensors of shape (rows, tokens), tokens being at most the sequence length.
 
     `position_ids` restart at 0 where a document begins: that is what keeps documents apart. `targets` hold the next
-    token, and IGNORED at the last token of each piece and on padding.
+    token, and IGNORED at the last token of each piece, on padding, and on a repeated prefix: what follows it there is
+    the middle of a document, which nothing could predict.
     """
 
     input_ids: Tensor
@@ -77,6 +78,7 @@ class TrainingData:
         self.settings, self._pad_id = settings, pad_id
         token_files = [token_file for source in sources for token_file in source.token_files]
         self._tokens = [token_file.tokens for token_file in token_files]
+        self._prefixes = [np.asarray(token_file.prefix, np.int64) for token_file in token_files]
         self._offsets = np.cumsum([0, *(len(token_file.tokens) for token_file in token_files)])
         generator = np.random.default_rng(settings.seed)
         pieces, self.drawn = self._draw(sources, generator)
@@ -102,17 +104,18 @@ class TrainingData:
 
     def num_tokens(self, step: int) -> int:
         """How many tokens of documents, padding aside, one step holds over all processes."""
-        return int(self._lengths(step).sum())
+        return int(self._pieces(step)[:, 1].sum())
 
     def num_targets(self, step: int) -> int:
         """How many tokens are predicted in one step, over all processes: what the loss is divided by."""
-        return int((self._lengths(step) - 1).sum())
+        pieces = self._pieces(step)
+        return int((pieces[:, 1] - pieces[:, 2] - 1).sum())
 
-    def _lengths(self, step: int) -> npt.NDArray[np.int64]:
+    def _pieces(self, step: int) -> Pieces:
         rows = self.settings.global_batch_size
         starts = self.packed.starts[step * rows : (step + 1) * rows + 1]
-        lengths: npt.NDArray[np.int64] = self.packed.pieces[starts[0] : starts[-1], 1]
-        return lengths
+        pieces: Pieces = self.packed.pieces[starts[0] : starts[-1]]
+        return pieces
 
     def _batch(self, rows: range) -> Batch:
         shape = (len(rows), self._width(rows))
@@ -121,11 +124,11 @@ class TrainingData:
         targets = np.full(shape, IGNORED, np.int64)
         for line, row in enumerate(rows):
             at = 0
-            for begin, length in self._row(row):
-                piece = self._read(int(begin), int(length))
+            for begin, length, num_prefix in self._row(row):
+                piece = self._read(int(begin), int(length), int(num_prefix))
                 ids[line, at : at + length] = piece
                 positions[line, at:] = np.arange(shape[1] - at)
-                targets[line, at : at + length - 1] = piece[1:]
+                targets[line, at + num_prefix : at + length - 1] = piece[num_prefix + 1 :]
                 at += length
             positions[line, at:] = np.arange(shape[1] - at)
         return Batch(*(torch.from_numpy(array) for array in (ids, positions, targets)))
@@ -134,18 +137,19 @@ class TrainingData:
         """The length of a batch's rows: that of the longest where each holds one document, else the whole sequence."""
         if self.settings.packed:
             return self.settings.seq_len
-        return max((int(length) for row in rows for _, length in self._row(row)), default=MIN_PIECE)
+        return max((int(length) for row in rows for length in self._row(row)[:, 1]), default=MIN_PIECE)
 
     def _row(self, row: int) -> Pieces:
         if row >= self.packed.num_rows:
-            return np.empty((0, 2), np.int64)
+            return np.empty((0, 3), np.int64)
         pieces: Pieces = self.packed.pieces[self.packed.starts[row] : self.packed.starts[row + 1]]
         return pieces
 
-    def _read(self, begin: int, length: int) -> npt.NDArray[np.int64]:
+    def _read(self, begin: int, length: int, num_prefix: int) -> npt.NDArray[np.int64]:
         token_file = int(np.searchsorted(self._offsets, begin, side="right")) - 1
         start = begin - int(self._offsets[token_file])
-        return np.asarray(self._tokens[token_file][start : start + length], np.int64)
+        own = np.asarray(self._tokens[token_file][start : start + length - num_prefix], np.int64)
+        return np.concatenate([self._prefixes[token_file], own]) if num_prefix else own
 
     def _draw(self, sources: Sequence[Source], generator: np.random.Generator) -> tuple[Pieces, tuple[Drawn, ...]]:
         """Pieces of all sources in one shuffled order, each source with its share of the tokens."""
@@ -174,7 +178,11 @@ def _training_pieces(source: Source, offsets: npt.NDArray[np.int64], settings: D
         ends = np.asarray(token_file.ends)
         begins = np.concatenate([[0], ends[:-1]])
         train = ~heldout_documents(token_file, settings.heldout_ratio)
-        pieces.append(cut_documents(begins[train] + offset, (ends - begins)[train], settings.seq_len))
+        num_prefix = len(token_file.prefix)
+        if settings.seq_len - num_prefix < MIN_PIECE:
+            what = f"rows of {settings.seq_len} tokens have no room beside the {num_prefix} that begin each."
+            raise RecipeError(Problem("train.seq_len", what, f"Give at least {num_prefix + MIN_PIECE}."))
+        pieces.append(cut_documents(begins[train] + offset, (ends - begins)[train], settings.seq_len, num_prefix))
     found = np.concatenate(pieces)
     if not len(found):
         what = (

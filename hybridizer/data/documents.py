@@ -14,7 +14,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -24,14 +24,20 @@ from hybridizer.data.zstd import open_zstandard
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 MAX_LISTED = 20
+MAX_LOOKED_AT = 10_000
+CHAT_FIELDS = {"messages", "conversations", "conversation", "dialogue", "turns"}
 
 
 @dataclass
 class BadRecords:
-    """Records left out: how many for each reason, and where the first MAX_LISTED of each reason are."""
+    """Records left out: how many for each reason, and where the first MAX_LISTED of each reason are.
+
+    `fields` are those of the first record that lacks the field with the text.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     listed: dict[str, list[str]] = field(default_factory=dict)
+    fields: tuple[str, ...] = ()
 
     def add(self, reason: str, where: str) -> None:
         """Count one record as left out for `reason`."""
@@ -66,6 +72,27 @@ def read_documents(path: Path, text_field: str, max_bytes: int, bad: BadRecords)
             yield text
 
 
+def look_for_document(name: str, paths: Sequence[Path], text_field: str, max_bytes: int) -> Problem | None:
+    """None if the files hold a usable document, else what is wrong with them, the fields of their records named.
+
+    Reads up to the first document, or to MAX_LOOKED_AT records that are none, which proves nothing and gives None.
+    Raises InputError for a file that cannot be read.
+    """
+    bad = BadRecords()
+    for path in paths:
+        for _ in read_documents(path, text_field, max_bytes, bad):
+            return None
+        if sum(bad.counts.values()) > MAX_LOOKED_AT:
+            return None
+    left_out = ", ".join(f"{count} {reason}" for reason, count in bad.counts.items()) or "nothing"
+    fix = "Look at the files."
+    if set(bad.fields) & CHAT_FIELDS:
+        fix = f"These are chat records ({', '.join(bad.fields)}): write each as one text, by the chat template."
+    elif bad.fields:
+        fix = f"Name one of the fields of its records as `field`: {', '.join(bad.fields)}."
+    return Problem(name, f"no usable document; left out: {left_out}.", fix)
+
+
 def usable(text: str, where: str, max_bytes: int, bad: BadRecords) -> bool:
     """Whether `text` can be trained on; if not, it goes to `bad`: empty, too long, not to be written as UTF-8."""
     if not text.strip():
@@ -83,6 +110,12 @@ def file_hash(path: Path) -> str:
     """SHA-256 of the file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_kind(path: Path) -> str:
+    """How the file is read, as its suffixes: ".jsonl", ".txt.gz". Equal bytes of two kinds hold other documents."""
+    compression = path.suffix.lower() if path.suffix.lower() in _openers() else ""
+    return _kind(path) + compression
 
 
 def _records(path: Path, text_field: str, bad: BadRecords) -> Iterator[tuple[str, str]]:
@@ -114,7 +147,7 @@ def _json_lines(path: Path, file: BinaryIO, text_field: str, bad: BadRecords) ->
             bad.add("empty", where)
             continue
         try:
-            record = json.loads(text)
+            record = json.loads(text.removeprefix("\ufeff"))
         except (json.JSONDecodeError, RecursionError):
             bad.add("not JSON", where)
             continue
@@ -123,6 +156,8 @@ def _json_lines(path: Path, file: BinaryIO, text_field: str, bad: BadRecords) ->
             yield where, value
         else:
             bad.add(f"no text in field '{text_field}'", where)
+            if isinstance(record, dict) and not bad.fields:
+                bad.fields = tuple(map(str, record))[:MAX_LISTED]
 
 
 def _parquet_rows(path: Path, text_field: str, bad: BadRecords) -> Iterator[tuple[str, str]]:

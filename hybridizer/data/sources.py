@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from hybridizer.core.errors import Problem, RecipeError
+from hybridizer.core.errors import InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash
 from hybridizer.data.batches import Source
@@ -18,8 +19,8 @@ from hybridizer.data.tokenize import (
     Encoder,
     ReadSettings,
     TokenFile,
-    open_token_file,
-    tokenise_file,
+    cached_token_file,
+    tokenise_files,
     write_token_file,
 )
 
@@ -73,7 +74,7 @@ def open_sources(
     for entry in entries:
         if entry.path is not None:
             files = find_files(entry.path, folder)
-            token_files = tuple(tokenise_file(file, encoder, entry.read, cache, monitor) for file in files)
+            token_files = tokenise_files(files, encoder, entry.read, cache, monitor)
         else:
             assert entry.hub is not None
             token_files = (_tokenise_stream(entry.hub, entry.read, encoder, cache, monitor),)
@@ -81,19 +82,31 @@ def open_sources(
             if token_file.bad.counts:
                 left_out = ", ".join(f"{count} {reason}" for reason, count in token_file.bad.counts.items())
                 monitor.note(f"{token_file.source}: left out {left_out}")
+        if not any(token_file.num_documents for token_file in token_files):
+            raise InputError(_no_document(entry.name, token_files))
         sources.append(Source(entry.name, token_files, entry.weight))
     return tuple(sources)
+
+
+def _no_document(name: str, token_files: Sequence[TokenFile]) -> Problem:
+    counts: Counter[str] = Counter()
+    for token_file in token_files:
+        counts.update(token_file.bad.counts)
+    left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    fix = "Look at the files, and at `field`, which names where the text is."
+    return Problem(name, f"no usable document; left out: {left_out or 'nothing'}.", fix)
 
 
 def _tokenise_stream(
     dataset: HubDataset, read: ReadSettings, encoder: Encoder, cache: Path, monitor: Monitor
 ) -> TokenFile:
     identity = content_hash([FORMAT, dataset, read, encoder.identity]).removeprefix("sha256:")
-    folder = cache / identity[:32]
-    if not (folder / "token_file.json").is_file():
+
+    def write(folder: Path) -> None:
         bad = BadRecords()
         write_token_file(folder, dataset.name, _usable_values(dataset, read, bad), encoder, bad, monitor, total_bytes=0)
-    return open_token_file(folder)
+
+    return cached_token_file(cache / identity[:32], write, monitor)
 
 
 def _usable_values(dataset: HubDataset, read: ReadSettings, bad: BadRecords) -> Iterator[str]:

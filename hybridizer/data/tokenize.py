@@ -1,9 +1,9 @@
-"""Tokenised documents on disk: one folder a file and tokenizer, written once, read through memory maps.
+"""Tokenised documents on disk: one folder for a large file or a group of small ones, written once, read as memory maps.
 
 tokens.npy   token ids of all documents, one after the other (uint16 or uint32)
 ends.npy     where each document ends in it (int64)
 keys.npy     the first 8 bytes of each document's SHA-256 (uint64): equal text, equal key
-token_file.json   format, source, counts, bad records; written last, so that a folder without it is not finished
+token_file.json   format, source, prefix, counts, bad records; written last: a folder without it is not finished
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,13 +20,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hybridizer.core.errors import CheckpointError, InputError, Problem
+from hybridizer.core.errors import CheckpointError, Problem
 from hybridizer.core.files import flush_folder
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
-from hybridizer.data.documents import BadRecords, file_hash, read_documents
+from hybridizer.data.documents import BadRecords, file_hash, file_kind, read_documents
 
-FORMAT = 2
+FORMAT = 3
+GROUP_BYTES = 64 << 20  # small files share a token file up to here: a process may have 1024 files open
+MAPPED_BYTES = 1 << 20  # smaller arrays are read: a memory map keeps its file open
 BATCH_CHARACTERS = 4_000_000
 ARRAYS = ("tokens", "ends", "keys", "sizes")
 
@@ -43,12 +45,20 @@ class Encoder(Protocol):
         """A hash of everything that decides which ids a text gets."""
         ...
 
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The ids that every text begins with, whatever it says."""
+        ...
+
     def encode(self, texts: list[str]) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """The documents of one file as memory maps; `bad` says what was left out of it and why."""
+    """The documents of one file, or of several small ones, as memory maps.
+
+    `prefix` are the ids that every document begins with. `bad` says what was left out and why.
+    """
 
     folder: Path
     source: str
@@ -57,6 +67,7 @@ class TokenFile:
     keys: npt.NDArray[np.uint64]
     sizes: npt.NDArray[np.int64]
     bad: BadRecords = field(default_factory=BadRecords)
+    prefix: tuple[int, ...] = ()
 
     @property
     def num_documents(self) -> int:
@@ -72,20 +83,67 @@ class ReadSettings:
     max_document_bytes: int = 10_000_000
 
 
-def tokenise_file(path: Path, encoder: Encoder, settings: ReadSettings, cache: Path, monitor: Monitor) -> TokenFile:
-    """The token_file of one file, from `cache` if this content was tokenised with this tokenizer and settings before.
+def tokenise_files(
+    paths: Sequence[Path], encoder: Encoder, settings: ReadSettings, cache: Path, monitor: Monitor
+) -> tuple[TokenFile, ...]:
+    """The documents of all files, in order: one token file for each large file and for each group of small ones.
 
-    Raises InputError for a file that cannot be read and for one without a single usable document.
+    A group comes from `cache` if its files were tokenised with this tokenizer and settings before. Raises InputError
+    for a file that cannot be read.
     """
-    identity = content_hash(
-        [FORMAT, file_hash(path), encoder.identity, settings.text_field, settings.max_document_bytes]
-    )
-    folder = cache / identity.removeprefix("sha256:")[:32]
-    if not (folder / "token_file.json").is_file():
+    return tuple(_tokenise_group(group, encoder, settings, cache, monitor) for group in _group(paths))
+
+
+def _group(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Runs of neighbouring files of together at most GROUP_BYTES; a larger file by itself."""
+    group: list[Path] = []
+    size = 0
+    for path in paths:
+        more = path.stat().st_size
+        if group and size + more > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(path)
+        size += more
+    if group:
+        yield group
+
+
+def _tokenise_group(
+    paths: Sequence[Path], encoder: Encoder, settings: ReadSettings, cache: Path, monitor: Monitor
+) -> TokenFile:
+    files = [(file_kind(path), file_hash(path)) for path in paths]
+    identity = content_hash([FORMAT, files, encoder.identity, settings.text_field, settings.max_document_bytes])
+
+    def write(folder: Path) -> None:
         bad = BadRecords()
-        texts = read_documents(path, settings.text_field, settings.max_document_bytes, bad)
-        write_token_file(folder, str(path), texts, encoder, bad, monitor, total_bytes=path.stat().st_size)
+        texts = (text for path in paths for text in _documents_of(path, settings, bad))
+        source = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        write_token_file(folder, source, texts, encoder, bad, monitor, sum(path.stat().st_size for path in paths))
+
+    return cached_token_file(cache / identity.removeprefix("sha256:")[:32], write, monitor)
+
+
+def cached_token_file(folder: Path, write: Callable[[Path], None], monitor: Monitor) -> TokenFile:
+    """The token file in `folder`, made by `write` where it is not there or damaged."""
+    if (folder / "token_file.json").is_file():
+        try:
+            return open_token_file(folder)
+        except CheckpointError as error:
+            monitor.note(f"tokenising again: {error}")
+            shutil.rmtree(folder)
+    write(folder)
     return open_token_file(folder)
+
+
+def _documents_of(path: Path, settings: ReadSettings, bad: BadRecords) -> Iterator[str]:
+    """The documents of one file; one that has none at all is itself a bad record."""
+    found = 0
+    for text in read_documents(path, settings.text_field, settings.max_document_bytes, bad):
+        found += 1
+        yield text
+    if not found:
+        bad.add("without a usable document", str(path))
 
 
 def write_token_file(
@@ -97,19 +155,13 @@ def write_token_file(
     monitor: Monitor,
     total_bytes: int,
 ) -> None:
-    """Tokenise `texts` into `folder`: complete under its name or not there. `total_bytes` only scales the progress.
-
-    Raises InputError when `texts` holds no document at all.
-    """
+    """Tokenise `texts` into `folder`: complete under its name or not there. `total_bytes` only scales the progress."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        record = _write_arrays(partial, texts, encoder, monitor.task(f"tokenise {source}", total_bytes, "B"))
-        if not record["num_documents"]:
-            raise InputError(
-                Problem(source, f"no usable document; left out: {bad.counts or 'nothing'}.", "Check the file.")
-            )
-        facts = {"format": FORMAT, "source": source, **record, "bad_counts": bad.counts, "bad_listed": bad.listed}
+        record = _write_arrays(partial, texts, encoder, monitor.task(f"tokenise {source}", total_bytes, "bytes"))
+        facts = {"format": FORMAT, "source": source, "prefix": encoder.prefix, **record}
+        facts |= {"bad_counts": bad.counts, "bad_listed": bad.listed}
         write_json(partial / "token_file.json", facts)
         _rename(partial, folder)
         flush_folder(folder.parent)
@@ -118,25 +170,30 @@ def write_token_file(
 
 
 def open_token_file(folder: Path) -> TokenFile:
-    """The token_file in `folder`, memory-mapped. Raises CheckpointError when its arrays do not fit its record."""
+    """The token file in `folder`, memory-mapped. Raises CheckpointError when its arrays do not fit its record."""
     record = read_json(folder / "token_file.json")
     try:
-        tokens, ends, keys, sizes = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS)
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(folder, str(error)) from error
-    found = (len(tokens), len(ends), len(keys), len(sizes), int(ends[-1]) if len(ends) else 0)
-    count, documents = record["num_tokens"], record["num_documents"]
-    if found != (count, documents, documents, documents, count):
-        raise _damaged(folder, f"holds {found}, its record says {count} tokens in {documents} documents")
-    bad = BadRecords(record["bad_counts"], record["bad_listed"])
-    return TokenFile(folder, record["source"], tokens, ends, keys, sizes, bad)
+        tokens, ends, keys, sizes = (_load(folder / f"{name}.npy") for name in ARRAYS)
+        found = (len(tokens), len(ends), len(keys), len(sizes), int(ends[-1]) if len(ends) else 0)
+        count, documents = record["num_tokens"], record["num_documents"]
+        if found != (count, documents, documents, documents, count):
+            raise _damaged(folder, f"holds {found}, its record says {count} tokens in {documents} documents")
+        bad = BadRecords(record["bad_counts"], record["bad_listed"])
+        return TokenFile(folder, record["source"], tokens, ends, keys, sizes, bad, tuple(record["prefix"]))
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _load(path: Path) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if path.stat().st_size > MAPPED_BYTES else None)
+    return array
 
 
 def _rename(partial: Path, folder: Path) -> None:
     try:
         partial.rename(folder)
     except OSError:
-        # Another process finished the same token_file meanwhile. Its bytes are the same, and may be mapped already.
+        # Another process finished the same token file meanwhile. Its bytes are the same, and may be mapped already.
         if not (folder / "token_file.json").is_file():
             raise
 
@@ -190,5 +247,5 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
 
 def _damaged(folder: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        Problem(str(folder), f"damaged token cache: {what}.", "Delete the folder; it is made again.")
+        Problem(str(folder), f"damaged token cache: {what}.", "Run the command again: the folder is made again.")
     )

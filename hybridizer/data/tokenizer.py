@@ -37,6 +37,13 @@ class TokenizerEncoder:
         content += repr((type(self.tokenizer).__name__, self.tokenizer.eos_token_id))
         return hashlib.sha256(content.encode()).hexdigest()
 
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The special tokens that it puts before every text: BOS for most tokenizers that have any."""
+        row = self.tokenizer("a", return_special_tokens_mask=True, truncation=False, verbose=False)
+        count = next((i for i, special in enumerate(row["special_tokens_mask"]) if not special), 0)
+        return tuple(row["input_ids"][:count])
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The token ids of each document."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)

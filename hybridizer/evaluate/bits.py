@@ -12,7 +12,7 @@ from torch import nn
 
 from hybridizer.core.bootstrap import Array
 from hybridizer.core.errors import InputError, Problem, RunError
-from hybridizer.evaluate.texts import TextSet
+from hybridizer.evaluate.texts import LEAST_TOKENS, TextSet
 from hybridizer.models.batching import make_batches
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import Parts
@@ -22,12 +22,21 @@ BATCH_ROWS = 64
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `begin` to `end` of one document as one row of a batch; those from `first` on are scored there."""
+    """Tokens `begin` to `end` of one document as one row of a batch; those from `first` on are scored there.
+
+    `num_prefix` tokens are repeated before them: what the tokenizer puts before any text, in all windows but the first.
+    """
 
     document: int
     begin: int
     first: int
     end: int
+    num_prefix: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """The length of the row."""
+        return self.num_prefix + self.end - self.begin
 
 
 def score_documents(
@@ -35,9 +44,10 @@ def score_documents(
 ) -> Array:
     """The bits of each document, float64 (documents,): the sum of -log2 p over its tokens but the first.
 
-    Documents longer than `context` go through in windows that overlap by half, see `cut_windows`. Rows of one length
-    share a batch, so that nothing is padded, and no figure depends on its neighbours whatever the kind of layer. Token
-    losses are float32, sums float64. `advance` is told of the tokens of each batch; their sum is `num_scored_tokens`.
+    Documents longer than `context` go through in windows that overlap by half, each beginning with the text's prefix,
+    see `cut_windows`. Rows of one length share a batch, so that nothing is padded, and no figure depends on its
+    neighbours whatever the kind of layer. Token losses are float32, sums float64. `advance` gets the tokens of each
+    batch; their sum is `num_scored_tokens`.
 
     The end token that the tokenizer puts behind a document counts, and so does what it puts before it, but for the
     first token: a tokenizer that begins with the text itself leaves that token free, before and after training alike.
@@ -45,39 +55,51 @@ def score_documents(
     """
     _refuse_unknown_tokens(parts, text)
     objective = CausalLMLoss(model, parts)
-    windows = [window for i, d in enumerate(text.documents) for window in cut_windows(i, len(d.tokens), context)]
+    windows = list(_windows(text, context))
+    prefix = np.asarray(text.prefix, np.int64)
     bits = np.zeros(len(text.documents))
-    for batch in make_batches([window.end - window.begin for window in windows], BATCH_ROWS):
+    for batch in make_batches([window.num_tokens for window in windows], BATCH_ROWS):
         rows = [windows[i] for i in batch]
-        ids = np.stack([text.documents[row.document].tokens[row.begin : row.end] for row in rows])
+        parts_of_rows = [
+            (prefix[: row.num_prefix], text.documents[row.document].tokens[row.begin : row.end]) for row in rows
+        ]
+        ids = np.stack([np.concatenate(parts_of_row) for parts_of_row in parts_of_rows])
         losses = objective.token_losses(torch.from_numpy(ids).to(parts.device)).cpu().double().numpy() / math.log(2)
         for row, of_tokens in zip(rows, losses, strict=True):
-            bits[row.document] += of_tokens[row.first - row.begin - 1 :].sum()
+            bits[row.document] += of_tokens[row.num_prefix + row.first - row.begin - 1 :].sum()
         advance(ids.size)
     _refuse_broken(bits, text)
     return bits
 
 
-def cut_windows(document: int, length: int, context: int) -> Iterator[Window]:
+def cut_windows(document: int, length: int, context: int, num_prefix: int = 0) -> Iterator[Window]:
     """Windows over `length` tokens, at most `context` long, in which every token but the first is scored once.
 
-    Each begins half a window after the one before it, the last one earlier so that it is as long as the others: beyond
-    the first window every token has at least context / 2 before it.
+    Windows after the first hold `num_prefix` repeated tokens and `context - num_prefix` of the document, half of which
+    are scored there and half are what they are predicted from; the last one scores what is left.
     """
-    assert context >= 2, context
-    scored = 1
-    for begin in range(0, length, context // 2):
-        end = min(begin + context, length)
-        yield Window(document, max(0, end - context), scored, end)
+    assert context - num_prefix >= 2, (context, num_prefix)
+    scored = min(context, length)
+    yield Window(document, 0, 1, scored)
+    room = context - num_prefix
+    while scored < length:
+        end = min(scored + room // 2, length)
+        yield Window(document, end - room, scored, end, num_prefix)
         scored = end
-        if end == length:
-            return
 
 
 def num_scored_tokens(text: TextSet, context: int) -> int:
-    """How many tokens go through the model for `text`, overlaps included."""
-    windows = (window for d in text.documents for window in cut_windows(0, len(d.tokens), context))
-    return sum(window.end - window.begin for window in windows)
+    """How many tokens go through the model for `text`, overlaps and repeated prefixes included."""
+    return sum(window.num_tokens for window in _windows(text, context))
+
+
+def _windows(text: TextSet, context: int) -> Iterator[Window]:
+    num_prefix = len(text.prefix)
+    if context - num_prefix < LEAST_TOKENS:
+        what = f"windows of {context} tokens have no room beside the {num_prefix} that begin every text."
+        raise InputError(Problem("evaluate.context", what, f"Give at least {num_prefix + LEAST_TOKENS}."))
+    for number, document in enumerate(text.documents):
+        yield from cut_windows(number, len(document.tokens), context, num_prefix)
 
 
 def _refuse_unknown_tokens(parts: Parts, text: TextSet) -> None:

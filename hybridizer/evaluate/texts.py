@@ -34,7 +34,8 @@ class TextSet:
     """Documents that are scored together. `role` is "in-domain" (what training is for) or "general" (what it may cost).
 
     `documents` are those taken of the `documents_available`, which hold `tokens_available`; `documents_trained` more
-    were left out because training sees the same text.
+    were left out because training sees the same text. `prefix` are the tokens that the tokenizer puts before any text:
+    the documents begin with them, and so does every later window over a long one.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TextSet:
     documents_available: int
     tokens_available: int
     documents_trained: int = 0
+    prefix: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -57,7 +59,7 @@ class TextSet:
     @property
     def identity(self) -> str:
         """A hash of the tokens and sizes, in order: what scores depend on, besides the model."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(np.array(self.prefix, "<i8").tobytes())
         for document in self.documents:
             digest.update(np.array([len(document.tokens), document.num_bytes], "<i8").tobytes())
             digest.update(document.tokens.astype("<i8").tobytes())
@@ -129,7 +131,8 @@ def _take(
         documents.append(_cut(token_files[i], row, int(lengths[i][row]), max(left, LEAST_TOKENS)))
         left -= len(documents[-1].tokens)
     available = sum(int(lengths[i][row]) for i, row in ordered)
-    return TextSet(name, role, tuple(documents), len(ordered), available)
+    prefix = token_files[0].prefix
+    return TextSet(name, role, tuple(documents), len(ordered), available, prefix=prefix)
 
 
 def _cut(token_file: TokenFile, row: int, length: int, most: int) -> Document:

@@ -21,7 +21,7 @@ from hybridizer.pipeline.plan import Planned, estimate_training_cost, plan_recip
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.training import check_texts
-from hybridizer.recipe.load import load_recipe
+from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.splice.copy import splice
 from hybridizer.splice.export import export
 from hybridizer.splice.verify import Proof, verify
@@ -52,7 +52,7 @@ class Built:
 
 
 def build(
-    path: Path,
+    path: RecipeSource,
     overrides: tuple[str, ...],
     runs: Path,
     monitor: Monitor,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridizer.core.progress import Monitor
@@ -16,7 +15,7 @@ from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
 from hybridizer.plan.training import pin_datasets, plan_training
-from hybridizer.recipe.load import load_recipe
+from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.recipe.models import AUTO, Recipe
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class Checked:
     waiting: tuple[str, ...]
 
 
-def check(path: Path, overrides: tuple[str, ...], monitor: Monitor, *, deep: bool) -> Checked:
+def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, deep: bool) -> Checked:
     """Everything that can be known of a recipe without its weights; with `deep`, the weights are scanned for NaN too.
 
     Raises RecipeError, DonorError, CheckpointError or PlanError with all problems of the first stage that has any.
@@ -58,7 +57,7 @@ class Planned:
     donors: Mapping[str, Donor]
 
 
-def plan_recipe(path: Path, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
+def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors where asked."""
     recipe = load_recipe(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from hybridizer.checkpoint.hashing import fingerprint_files
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeError
-from hybridizer.data.documents import find_files
+from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
 from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.structure import Structure
@@ -142,7 +142,9 @@ def _pin_data(recipe: Recipe, train: Train, pin: bool, problems: list[Problem]) 
             pins.append(_pin_entry(recipe, entry, pin))
     for index, text in enumerate(recipe.evaluate.bits_per_byte if recipe.evaluate else ()):
         with _collecting(problems, recipe.locate(("evaluate", "bits_per_byte", index))):
-            find_files(text.path, recipe.folder)
+            files = find_files(text.path, recipe.folder)
+            if problem := look_for_document(text.path, files, text.field, DataEntry.max_document_bytes):
+                problems.append(replace(problem, where=recipe.locate(("evaluate", "bits_per_byte", index))))
     return tuple(pins)
 
 
@@ -162,5 +164,7 @@ def _pin_entry(recipe: Recipe, entry: DataEntry, pin: bool) -> DataPin:
         asked = {key: getattr(entry, key) for key in HUB_KEYS if key != "revision"}
         return DataPin({**common, **asked, "content": pin_dataset(entry.hub, entry.revision) if pin else ""})
     files = find_files(entry.path, recipe.folder)
+    if problem := look_for_document(entry.path, files, entry.field, entry.max_document_bytes):
+        raise InputError(problem)
     hashes = [fingerprint_files({"": path}, cache_folder()) for path in files] if pin else []
     return DataPin(common, tuple(hashes))

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
 from hybridizer.core.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.checks import check
+from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.fields import AT_DOOR
 from hybridizer.recipe.messages import rewrite
 from hybridizer.recipe.models import Recipe
 from hybridizer.recipe.overrides import apply
 from hybridizer.recipe.sections import fill_in
-from hybridizer.recipe.tree import Finding, Tree, locate, show
+from hybridizer.recipe.tree import Finding, Tree, clip, locate, show
 from hybridizer.recipe.yaml import read_yaml
 
 MAX_FILE_BYTES = 1_000_000
+RecipeSource: TypeAlias = Path | Mapping[str, Any]
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in `path` with `overrides` ("a.b=value") put in, the later ones last.
+def load_recipe(source: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in the file `source` with `overrides` ("a.b=value") put in, the later ones last.
 
-    Donors are not looked up, so no path in the recipe needs to exist. Raises RecipeError with every problem found, each
-    at its "file:line" or at its "--set a.b=value", in the order of the file and then of the overrides.
+    Instead of a path, `source` may be the content as a mapping: it is called "recipe", and relative paths in it count
+    from the working folder. Donors are not looked up, so no path in the recipe needs to exist. Raises RecipeError
+    with every problem found, each at its "file:line" or at its "--set a.b=value", in the order of the file and then
+    of the overrides.
     """
-
-    def where(line: int) -> str:
-        return f"{path}:{line}"
-
     tree = Tree()
-    text = _decode(_read_bytes(path), where)
+    if isinstance(source, Path):
+        path, where = source, _lines_of_file(source)
+        text = _decode(_read_bytes(path), where)
+    else:
+        path, text = Path("recipe"), to_yaml(source)
+        where = _lines_of_mapping(text)
     tree.values = read_yaml(text, tree, where)
     if not isinstance(tree.values, dict):
         found = "is empty" if tree.values is None else f"holds {show(tree.values)}"
@@ -48,6 +53,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(*sorted(problems, key=_line))
     layout = fill_in(recipe.layout, host=recipe.layout.host or recipe.donors[0].name)
     return fill_in(recipe, name=recipe.name or path.stem, layout=layout, path=path, places=tree.places)
+
+
+def _lines_of_file(path: Path) -> Callable[[int], str]:
+    return lambda line: f"{path}:{line}"
+
+
+def _lines_of_mapping(text: str) -> Callable[[int], str]:
+    """A mapping has no lines that its writer has seen: a place is the text of the line, key and value."""
+    lines = text.splitlines() or [""]
+    return lambda line: f"the recipe at `{clip(lines[line - 1])}`"
 
 
 def _read_bytes(path: Path) -> bytes:

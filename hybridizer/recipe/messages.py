@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hybridizer.core.errors import Problem, nearest
+from hybridizer.core.errors import InputError, Problem, nearest
 from hybridizer.recipe.hints import hint
 from hybridizer.recipe.models import Recipe
 from hybridizer.recipe.sections import describe_bounds, field_at, keys_of, number_kind, section_at
@@ -35,13 +35,20 @@ def _follows(error: ErrorDetails) -> bool:
     return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
-def rewrite_options(error: ValidationError, section: type, name: Callable[[str], str], where: str) -> Iterator[Problem]:
-    """What pydantic found in the values of a command line's options for `section`, each called `name` of its key."""
-    for one in error.errors(include_url=False):
-        option = name(str(one["loc"][0]))
-        told = _Error(one["loc"], one["input"], one.get("ctx", {}), section, option, option)
-        what, fix = _WORDS[one["type"]](told)
-        yield Problem(where, what, fix)
+def make_section(section: type, values: Mapping[str, Any], where: str, name: Callable[[str], str]) -> Any:
+    """The section of `values`, by its keys, that come from elsewhere than a recipe, where a key is called `name` of it.
+
+    Raises InputError at `where` with every value that the section does not take.
+    """
+    try:
+        return section(**values)
+    except ValidationError as error:
+        problems = []
+        for one in error.errors(include_url=False):
+            called = name(str(one["loc"][0]))
+            told = _Error(one["loc"], one["input"], one.get("ctx", {}), section, called, called)
+            problems.append(Problem(where, *_WORDS[one["type"]](told)))
+        raise InputError(*problems) from None
 
 
 def _dotted(path: KeyPath) -> str:

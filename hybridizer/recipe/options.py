@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-from pydantic import ValidationError
 
-from hybridizer.core.errors import InputError
-from hybridizer.recipe.messages import rewrite_options
+from hybridizer.recipe.messages import make_section
 from hybridizer.recipe.sections import choices_of, keys_of, number_kind
 
 
@@ -40,10 +38,7 @@ def read_section(section: type, options: Mapping[str, Any], where: str) -> Any:
 
     Raises InputError at `where` with every value that the section does not take, each under its option's name.
     """
-    try:
-        return section(**{key: options[key] for key in keys_of(section)})
-    except ValidationError as error:
-        raise InputError(*rewrite_options(error, section, option_name, where)) from None
+    return make_section(section, {key: options[key] for key in keys_of(section)}, where, option_name)
 
 
 def option_name(key: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from hybridizer.core.errors import InputError, RecipeError
 from hybridizer.data.batches import DataSettings, Source, TrainingData, heldout_documents
 from hybridizer.models.loss import IGNORED
-from support.token_texts import END, token_file_of
+from support.token_texts import BEGIN, END, BeginningEncoder, token_file_of
 
 TEXTS = [f"{i:03d} " + "x" * (i % 23) for i in range(200)]
 
@@ -113,6 +113,24 @@ def test_long_documents_are_cut_at_the_row_length(tmp_path):
     data = data_of(token_file_of(["z" * 150], tmp_path), tokens=151, heldout_ratio=0)
     lengths = sorted(len(d) for d in documents_of(data.batches(0)[0]) if any(d))
     assert lengths == [23, 64, 64]
+
+
+def test_every_piece_of_a_long_document_begins_as_texts_do(tmp_path):
+    text = "".join(chr(33 + i % 90) for i in range(150))
+    data = data_of(token_file_of([text], tmp_path, encoder=BeginningEncoder()), tokens=152, heldout_ratio=0)
+    batch = data.batches(0)[0]
+    pieces = [d for d in documents_of(batch) if any(d)]
+    assert all(piece[0] == BEGIN for piece in pieces)
+    assert sorted(t for piece in pieces for t in piece[1:]) == sorted([*text.encode(), END])
+    predicted = batch.targets[batch.targets != IGNORED].tolist()
+    unpredicted = sorted(piece[1] for piece in pieces if piece[1] != ord(text[0]))
+    assert sorted(predicted + unpredicted) == sorted([*text.encode(), END])  # nothing is asked of a cut
+    assert data.num_targets(0) == len(predicted)
+
+
+def test_rows_without_room_beside_the_prefix_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="no room beside the 1 that begin each"):
+        data_of(token_file_of(TEXTS, tmp_path, encoder=BeginningEncoder()), seq_len=2)
 
 
 def test_padded_rows_hold_one_document_each_and_are_cut_to_the_longest(token_file):

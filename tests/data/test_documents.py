@@ -6,7 +6,14 @@ import lzma
 import pytest
 
 from hybridizer.core.errors import InputError
-from hybridizer.data.documents import MAX_LISTED, BadRecords, find_files, read_documents
+from hybridizer.data.documents import (
+    MAX_LISTED,
+    MAX_LOOKED_AT,
+    BadRecords,
+    find_files,
+    look_for_document,
+    read_documents,
+)
 
 
 def read(path, text_field="text", max_bytes=1000):
@@ -145,3 +152,34 @@ def test_a_pattern_without_a_file_and_a_file_of_unknown_kind_are_refused(tmp_pat
     with pytest.raises(InputError, match=r"'\.pdf' is no kind of text file") as caught:
         find_files("*", tmp_path)
     assert len(caught.value.problems) == 2
+
+
+def problem_of(folder, lines, text_field="text", name="a.jsonl"):
+    (folder / name).write_bytes(lines)
+    return look_for_document("a", [folder / name], text_field, 1000)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (b'{"body": "x", "id": 3}\n', "Name one of the fields of its records as `field`: body, id."),
+        (b'{"messages": []}\n', "These are chat records (messages)"),
+        (b"not JSON\n\n", "left out: 1 not JSON, 1 empty"),
+        (b"\xff\xfe", "left out: 1 not UTF-8"),
+        (b"", "left out: nothing"),
+    ],
+)
+def test_a_source_without_a_document_is_described(tmp_path, lines, words):
+    assert words in str(problem_of(tmp_path, lines))
+
+
+def test_one_document_after_bad_records_is_enough_and_many_bad_records_prove_nothing(tmp_path):
+    assert problem_of(tmp_path, b'broken\n{"text": "x"}\n') is None
+    assert problem_of(tmp_path, b"broken\n" * (MAX_LOOKED_AT + 1)) is None
+
+
+def test_a_byte_order_mark_costs_no_record(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', encoding="utf-8-sig")
+    bad = BadRecords()
+    assert list(read_documents(tmp_path / "a.jsonl", "text", 100, bad)) == ["one", "two"]
+    assert bad.counts == {}

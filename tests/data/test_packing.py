@@ -7,7 +7,7 @@ from hybridizer.data.packing import MIN_PIECE, WINDOW_PIECES, best_fit, cut_docu
 
 def pieces_of(lengths):
     lengths = np.asarray(lengths, np.int64)
-    return np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)
+    return np.stack([np.cumsum(lengths) - lengths, lengths, np.zeros_like(lengths)], axis=1)
 
 
 @given(st.lists(st.integers(1, 50), max_size=80), st.integers(2, 20))
@@ -15,11 +15,24 @@ def test_cut_documents_cover_every_token_but_useless_rests(lengths, row_tokens):
     lengths = np.asarray(lengths, np.int64)
     begins = np.cumsum(lengths) - lengths
     covered = np.zeros(lengths.sum(), int)
-    for begin, length in cut_documents(begins, lengths, row_tokens):
+    for begin, length, _ in cut_documents(begins, lengths, row_tokens):
         assert MIN_PIECE <= length <= row_tokens
         covered[begin : begin + length] += 1
     lost = sum(1 for n in lengths if n % row_tokens == 1)
     assert covered.max(initial=1) <= 1 and (covered == 0).sum() == lost
+
+
+@given(st.lists(st.integers(1, 50), max_size=80), st.integers(4, 20), st.integers(0, 2))
+def test_pieces_after_the_first_begin_with_the_prefix_and_cover_the_rest(lengths, row_tokens, num_prefix):
+    lengths = np.asarray(lengths, np.int64)
+    begins = np.cumsum(lengths) - lengths
+    covered = np.zeros(lengths.sum(), int)
+    for begin, length, prefix in cut_documents(begins, lengths, row_tokens, num_prefix):
+        assert prefix == (0 if begin in begins else num_prefix)
+        assert length - prefix >= MIN_PIECE and length <= row_tokens
+        covered[begin : begin + length - prefix] += 1
+    assert covered.max(initial=1) <= 1
+    assert (covered == 0).sum() <= (lengths > 0).sum()  # one token at most is left over of each document
 
 
 @given(st.lists(st.integers(1, 32), max_size=200))

@@ -31,7 +31,7 @@ def texts_of(source):
     return found
 
 
-def test_a_glob_becomes_one_source_of_several_shards(tmp_path):
+def test_a_glob_becomes_one_source(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"text {name}")
     (source,) = open_all(tmp_path, SourceSettings("*.txt", weight=2.0))
@@ -44,6 +44,15 @@ def test_records_left_out_are_noted(tmp_path):
     monitor = NotingMonitor()
     open_all(tmp_path, SourceSettings("a.jsonl"), monitor=monitor)
     assert monitor.notes == [f"{tmp_path}/a.jsonl: left out 2 not JSON, 1 empty"]
+
+
+def test_only_a_source_without_any_document_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text("broken\n")
+    (tmp_path / "b.jsonl").write_text('{"text": ""}')
+    with pytest.raises(InputError, match=r"left out: 1 not JSON, 2 without a usable document, 1 empty"):
+        open_all(tmp_path, SourceSettings("*.jsonl"))
+    (tmp_path / "c.jsonl").write_text('{"text": "good"}')
+    assert texts_of(open_all(tmp_path, SourceSettings("*.jsonl"))[0]) == ["good"]
 
 
 def test_an_entry_names_one_kind_of_data(tmp_path):

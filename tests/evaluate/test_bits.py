@@ -1,6 +1,7 @@
 """Bits of a document against transformers' own logits, one document and one window after the other."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,25 @@ def test_long_documents_are_scored_with_at_least_half_a_window_before_each_token
     found = score_documents(model, parts, text, 16)
     assert found[0] == pytest.approx(expected, rel=1e-5)
     assert found[1:] == pytest.approx([plain_bits(model, d.tokens.tolist()) for d in text.documents[1:]], rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mamba2"])
+def test_every_window_begins_with_what_texts_begin_with(model_type):
+    model, parts = model_and_parts(model_type)
+    text = replace(text_of(41), prefix=(3, 4))
+    ids = text.documents[0].tokens.tolist()
+    # windows of 16: 0..16, then 3, 4 and 14 tokens of the document of which the last 7 are scored, and one for the rest
+    expected = plain_bits(model, ids[:16])
+    for begin, first, end in [(9, 16, 23), (16, 23, 30), (23, 30, 37), (27, 37, 41)]:
+        expected += plain_bits(model, [3, 4, *ids[begin:end]], first=2 + first - begin)
+    assert score_documents(model, parts, text, 16)[0] == pytest.approx(expected, rel=1e-5)
+    assert text.identity != text_of(41).identity
+
+
+def test_windows_without_room_beside_the_prefix_are_refused():
+    model, parts = model_and_parts("llama")
+    with pytest.raises(InputError, match="windows of 3 tokens have no room beside the 2"):
+        score_documents(model, parts, replace(text_of(41), prefix=(3, 4)), 3)
 
 
 @pytest.mark.parametrize("context", [2, 3, 16, 17])

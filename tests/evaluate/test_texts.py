@@ -9,7 +9,7 @@ from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import DataSettings, Source, TrainingData
 from hybridizer.evaluate.texts import Document, TextSet, general_text, heldout_texts, trained_keys
-from support.token_texts import END, token_file_of
+from support.token_texts import END, ByteEncoder, token_file_of
 
 TEXTS = [f"{i:03d} " + "x" * (i % 23) for i in range(200)]
 
@@ -101,7 +101,7 @@ def test_a_source_without_held_out_documents_is_noted_and_has_no_set(tmp_path):
 
 
 def test_documents_of_one_token_cannot_be_scored(tmp_path):
-    class Bare:
+    class Bare(ByteEncoder):
         vocab_size, identity = 256, "bare"
 
         def encode(self, texts):

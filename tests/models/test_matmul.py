@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
+from hybridizer.models.loss import cross_entropy_sum
+from hybridizer.models.matmul import UpcastMatmul, has_bfloat16, matmul_dtype
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from support.train_models import tiny_model
@@ -30,12 +31,28 @@ def low(*shape):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "mamba2", "qwen3_moe"])
-def test_no_matrix_product_and_no_attention_of_a_step_is_left_in_bfloat16(model_type):
+def test_no_matrix_product_and_no_attention_of_a_step_is_left_in_bfloat16(monkeypatch, model_type):
+    # Products are widened only on such a processor, and there the loss widens its own.
+    monkeypatch.setattr("hybridizer.models.matmul.has_bfloat16", lambda device: False)
     model = tiny_model(model_type).bfloat16().eval()
     ids = torch.arange(24)[None] + 3
     with Recorder() as beneath, UpcastMatmul():
         CausalLMLoss(model, find_parts(model))(ids, torch.arange(24)[None], ids).backward()
     assert beneath.taken - {torch.int32} == {torch.float32}  # grouped products also take where each group ends
+
+
+def test_every_product_of_the_loss_stays_in_bfloat16_only_where_that_runs_in_hardware(bfloat16_cpu):
+    model = tiny_model("llama").bfloat16().eval()
+    hidden, ids = low(24, 64), torch.arange(24) + 3
+    with Recorder() as seen:
+        cross_entropy_sum(hidden, model.lm_head, list(model.lm_head.parameters()), ids).backward()
+    assert seen.taken == {torch.bfloat16 if bfloat16_cpu else torch.float32}
+
+
+@pytest.mark.parametrize("name, hardware", [("avx512_bf16", True), ("amx_bf16", True), ("bf16", True), ("avx2", False)])
+def test_a_cpu_has_bfloat16_where_it_names_one_of_the_instruction_sets(monkeypatch, name, hardware):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, name: True})
+    assert has_bfloat16(torch.device("cpu")) is hardware
 
 
 def test_attention_gives_gradients_in_bfloat16():

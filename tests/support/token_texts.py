@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.data.tokenize import ReadSettings, tokenise_file
+from hybridizer.data.tokenize import ReadSettings, tokenise_files
 
 END = 256
 
@@ -15,9 +15,21 @@ class ByteEncoder:
 
     vocab_size = 257
     identity = "bytes"
+    prefix = ()
 
     def encode(self, texts):
-        return [[*text.encode(), END] for text in texts]
+        return [[*self.prefix, *text.encode(), END] for text in texts]
+
+
+BEGIN = 257
+
+
+class BeginningEncoder(ByteEncoder):
+    """The same with 257 before every text, as tokenizers with a BOS token do."""
+
+    vocab_size = 258
+    identity = "bytes after 257"
+    prefix = (BEGIN,)
 
 
 def token_file_of(texts, folder, name="a", encoder=None):
@@ -26,4 +38,5 @@ def token_file_of(texts, folder, name="a", encoder=None):
     with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:  # other ranks may be reading it already
         file.write("\n".join(json.dumps({"text": text}) for text in texts))
     Path(file.name).rename(path)
-    return tokenise_file(path, encoder or ByteEncoder(), ReadSettings(), folder / "cache", SilentMonitor())
+    (found,) = tokenise_files([path], encoder or ByteEncoder(), ReadSettings(), folder / "cache", SilentMonitor())
+    return found

@@ -51,8 +51,12 @@ def fresh(seed=0):
     return model
 
 
-def trained(num_steps=90, seed=0):
-    """A donor: the same model, taught to answer every question of such prompts."""
+def trained(num_steps=150, seed=0):
+    """A donor: the same model, taught to answer every question of such prompts.
+
+    Of 6 seeds, with AVX2 and with AVX-512 kernels, the slowest answers 0.89 to 0.97 of the probes right after 90
+    steps, 0.95 after 120, and each of them all after 150 and after 180: by then rounding decides nothing.
+    """
     model = fresh(seed).requires_grad_(True).train()
     generator = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

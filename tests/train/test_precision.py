@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from hybridizer.models.matmul import has_bfloat16
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.freeze import FreezeSettings
@@ -67,8 +66,8 @@ def test_a_mixed_layer_keeps_no_cast_copy_of_its_weight():
     torch.testing.assert_close(output, nn.functional.linear(x, layer.weight.float(), layer.bias.float()))
 
 
-def test_auto_takes_bfloat16_only_where_the_device_has_it():
+def test_auto_takes_bfloat16_only_where_the_device_has_it(bfloat16_cpu):
     cpu = torch.device("cpu")
-    assert choose_dtype("auto", cpu) == (torch.bfloat16 if has_bfloat16(cpu) else torch.float32)
+    assert choose_dtype("auto", cpu) == (torch.bfloat16 if bfloat16_cpu else torch.float32)
     assert choose_dtype("bfloat16", cpu) == torch.bfloat16
     assert choose_dtype("float32", cpu) == torch.float32

@@ -1,0 +1,420 @@
+"""The Python API: the commands of `hybridize` as functions with typed results.
+
+    from hybridizer import check, plan, build, trace, rank, evaluate, verify
+
+A recipe is the path of a YAML file, or a mapping with the same content; relative paths in a mapping count from the
+working folder. `overrides` are what `--set` is on the command line: dotted keys and their values. Every error that a
+user can mend is a HybridizerError with one Problem (where, what, fix) for each mistake. docs/python.md shows all of
+it in use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from hybridizer.core.errors import InputError, Problem, RecipeError, nearest
+
+if TYPE_CHECKING:
+    from hybridizer.core.progress import Monitor
+    from hybridizer.plan.cost import Cost, StepTiming
+    from hybridizer.plan.manifest import Manifest
+    from hybridizer.plan.plan import LayerRow, Plan
+    from hybridizer.splice.verify import Proof
+    from hybridizer.trace.baselines import LayerScores
+    from hybridizer.trace.donor import TraceRequest
+    from hybridizer.trace.readings import Readings
+
+RecipeLike: TypeAlias = str | Path | Mapping[str, Any]
+DonorsLike: TypeAlias = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """A recipe in which no problem was found.
+
+    Attributes:
+        num_layers: layers of the output model; None while a donor is not fetched yet.
+        num_parameters: parameters of the output model, tied tensors counted once; None likewise.
+        warnings: sentences about what is allowed and still worth knowing.
+        not_fetched: names of the donors that `plan` and `build` fetch first; nothing about them was checked.
+    """
+
+    num_layers: int | None
+    num_parameters: int | None
+    warnings: tuple[str, ...]
+    not_fetched: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """A recipe with every choice made: one source for every output tensor, and what training will cost.
+
+    Attributes:
+        plan: everything that decides the bytes of the output model.
+        cost: parameters, FLOP and peak memory of the training; None where nothing trains.
+        time: seconds per step and for the run, measured here; None unless `time=True` was given and something trains.
+    """
+
+    plan: Plan
+    cost: Cost | None
+    time: StepTiming | None
+
+    @property
+    def hash(self) -> str:
+        """`sha256:<hex>` of the plan: equal for equal recipes and donors, on any machine."""
+        return self.plan.hash
+
+    @property
+    def layers(self) -> tuple[LayerRow, ...]:
+        """One row per output layer, from shallow to deep: its donor layers, method, kind, parameters and dtype."""
+        return self.plan.layers
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what is allowed and still worth knowing."""
+        return self.plan.warnings
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished run.
+
+    Attributes:
+        folder: the run's folder, `runs`/<name>.
+        model: the model's folder, which `transformers` loads.
+        plan: what was built.
+        manifest: the sha256 of every file of the model, the origin of every tensor, and the record of the training.
+        proofs: the checks that held, each with what it found.
+        scores: bits per byte and samples before and after training ("hybridizer.scores/1"); None where nothing trained.
+        profile: whether the deep side kept its profile ("hybridizer.profile/1"); None where the recipe traces nothing.
+    """
+
+    folder: Path
+    model: Path
+    plan: Plan
+    manifest: Manifest
+    proofs: tuple[Proof, ...]
+    scores: Mapping[str, Any] | None
+    profile: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class TraceResult:
+    """The trace of one donor.
+
+    Attributes:
+        donor: the donor, as it was given.
+        record: the figures of every layer with 95% intervals, as the JSON object that `hybridize trace --json` writes.
+        readings: numpy arrays with one value per prompt and layer, from which the record is computed.
+        baselines: other measures of every layer, where `baselines=True` was given.
+    """
+
+    donor: str
+    record: Mapping[str, Any]
+    readings: Readings
+    baselines: tuple[LayerScores, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """The donor's depth."""
+        return int(self.record["donor"]["num_layers"])
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """Donors ranked by the stability of their deep layers, among those that can do the task.
+
+    Attributes:
+        donors: the donors, best first, as they were given.
+        record: scores, intervals, ties and boundaries, as the JSON object that `hybridize rank --json` writes.
+    """
+
+    donors: tuple[str, ...]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What training did to a model.
+
+    Attributes:
+        scores: bits per byte and samples before and after training ("hybridizer.scores/1").
+        profile: whether the deep side kept its profile ("hybridizer.profile/1"); None where the recipe traces nothing.
+    """
+
+    scores: Mapping[str, Any]
+    profile: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """A model folder that is what its manifest says.
+
+    Attributes:
+        manifest: the sha256 of every file, the origin of every tensor, and the record of the training.
+        proofs: the checks that held, each with what it found.
+    """
+
+    manifest: Manifest
+    proofs: tuple[Proof, ...]
+
+
+def check(
+    recipe: RecipeLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    deep_check: bool = False,
+    progress: bool = False,
+) -> CheckResult:
+    """Check everything about a recipe that can be known without weights. Nothing is fetched, no torch is imported.
+
+    With `deep_check` donors are fetched and every weight is scanned for NaN and infinity. Raises HybridizerError with
+    all problems of the recipe at once, each with its line.
+
+    >>> from hybridizer import check
+    >>> check("recipe.yaml").num_layers
+    4
+    >>> check("recipe.yaml", {"layout.boundary": 9})
+    Traceback (most recent call last):
+    hybridizer.core.errors.RecipeError: --set layout.boundary=9: ...
+    """
+    from hybridizer.pipeline.plan import check as check_recipe
+
+    checked = check_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress), deep=deep_check)
+    if checked.plan is None:
+        return CheckResult(None, None, (), checked.waiting)
+    return CheckResult(len(checked.plan.layers), checked.plan.num_parameters, checked.plan.warnings, checked.waiting)
+
+
+def plan(
+    recipe: RecipeLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    runs: str | Path | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    time: bool = False,
+    progress: bool = False,
+) -> PlanResult:
+    """Plan a recipe: where every layer and tensor comes from, what trains, and what that costs.
+
+    `device` is the kind of device that the cost is estimated for. Donors are fetched, and traced where the recipe asks
+    for it. With `runs`, the records are also written to `runs`/<name>, as `hybridize plan` does. With `time`, a few
+    steps are run on random weights. Raises HybridizerError.
+
+    >>> from hybridizer import plan
+    >>> planned = plan("recipe.yaml", {"layout.boundary": 3})
+    >>> [row.sources[0].partition("@")[0] for row in planned.layers]
+    ['domain', 'domain', 'domain', 'instruct']
+    """
+    from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_recipe
+    from hybridizer.pipeline.run import write_records
+
+    planned = plan_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress))
+    cost = estimate_training_cost(planned, device)
+    if runs is not None:
+        write_records(Path(runs) / planned.plan.name, planned, cost)
+    return PlanResult(planned.plan, cost, estimate_time(planned, device) if time else None)
+
+
+def build(
+    recipe: RecipeLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    runs: str | Path = "runs",
+    replace: bool = False,
+    accept_changes: bool = False,
+    deep_check: bool = False,
+    load: bool = True,
+    progress: bool = False,
+) -> BuildResult | None:
+    """Run a whole recipe: plan, splice, train, export, verify, evaluate. The model is in `runs`/<name>/model.
+
+    What is done already and has not changed is skipped. `replace` lets a model of another plan be replaced;
+    `accept_changes` lets a training resume although learning rate, schedule or clipping changed; without `load` the
+    checks that need the model in memory are left out, the evaluation among them. Where a launcher started several
+    processes, all call this, and all but the main one get None. Raises HybridizerError.
+
+    >>> from hybridizer import build
+    >>> built = build("recipe.yaml")
+    >>> built.model.as_posix()
+    'runs/recipe/model'
+    >>> [proof.check for proof in built.proofs][:3]
+    ['files', 'tensors', 'config']
+    """
+    from hybridizer.pipeline.build import build as build_recipe
+
+    built = build_recipe(
+        _recipe(recipe),
+        _overrides(overrides),
+        Path(runs),
+        _monitor(progress),
+        replace=replace,
+        deep=deep_check,
+        load=load,
+        accept_changes=accept_changes,
+    )
+    if built is None:
+        return None
+    scores, profile = (built.outcome.scores, built.outcome.profile) if built.outcome else (None, None)
+    return BuildResult(built.folder, built.folder / "model", built.plan, built.manifest, built.proofs, scores, profile)
+
+
+def trace(
+    donors: DonorsLike,
+    *,
+    seed: int = 0,
+    allow: Sequence[str] = (),
+    baselines: bool = False,
+    progress: bool = False,
+    **settings: Any,
+) -> tuple[TraceResult, ...]:
+    """Trace donors layer by layer: where a task is executed, and how stable each layer is.
+
+    A donor is what a recipe may name: a folder, a GGUF file, a hub id, `pkg:package/path`. `settings` are the keys of a
+    recipe's `trace` section, with its defaults. Finished traces are kept in the cache. Raises HybridizerError.
+
+    >>> from hybridizer import trace
+    >>> (traced,) = trace("donors/instruct", probes="probes.jsonl", mask_ratio=0.5)
+    >>> traced.donor, traced.num_layers
+    ('donors/instruct', 4)
+    """
+    from hybridizer.pipeline.donors import trace_donors
+
+    request = _request(settings, seed)
+    runs = trace_donors(_donors(donors), request, tuple(allow), _monitor(progress), baselines=baselines)
+    return tuple(TraceResult(run.donor, run.record, run.readings, run.baselines) for run in runs)
+
+
+def rank(
+    donors: DonorsLike,
+    boundary: float | int | str = "auto",
+    *,
+    seed: int = 0,
+    allow: Sequence[str] = (),
+    progress: bool = False,
+    **settings: Any,
+) -> RankResult:
+    """Rank donors by the stability of their deep layers, among those that can do the task.
+
+    `boundary` says where each donor's deep side begins: a strategy, a share of the depth, or a layer. The rest is as
+    for `trace`. Raises HybridizerError.
+
+    >>> from hybridizer import rank
+    >>> ranking = rank(["donors/instruct", "donors/domain"], boundary=0.5, probes="probes.jsonl")
+    >>> sorted(ranking.donors)
+    ['donors/domain', 'donors/instruct']
+    """
+    from hybridizer.pipeline.donors import trace_donors
+    from hybridizer.trace.rank import rank as rank_traces
+
+    request = _request(settings, seed)
+    traces = trace_donors(_donors(donors), request, tuple(allow), _monitor(progress))
+    record = rank_traces(traces, request.probes, boundary, seed=seed)
+    return RankResult(tuple(entry["donor"] for entry in record["ranking"]), record)
+
+
+def evaluate(
+    recipe: RecipeLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    runs: str | Path = "runs",
+    progress: bool = False,
+) -> EvaluateResult:
+    """Evaluate the model that `build` made of a recipe against the one it was trained from.
+
+    `build` does this itself; call it again after the recipe's `evaluate` section changed. Writes scores.json and
+    profile.json into the run's folder. Raises InputError where the recipe trains nothing or is not built yet, and
+    HybridizerError otherwise.
+
+    >>> from hybridizer import build, evaluate
+    >>> _ = build("train.yaml")
+    >>> scores = evaluate("train.yaml", {"evaluate.max_tokens": 200}).scores
+    >>> [entry["name"] for entry in scores["sets"]]
+    ['text.jsonl']
+    """
+    from hybridizer.pipeline.evaluate import evaluate_run
+    from hybridizer.pipeline.plan import plan_recipe
+    from hybridizer.plan.manifest import FILE_NAME, read_manifest
+
+    planned = plan_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress))
+    folder = Path(runs) / planned.plan.name
+    if planned.plan.train is None:
+        what = "the recipe has no `train` section, and an evaluation compares before and after training."
+        raise InputError(Problem(planned.plan.name, what, "Add the section, or verify the model instead."))
+    manifest = folder / "model" / FILE_NAME
+    if not manifest.is_file() or read_manifest(folder / "model").plan_hash != planned.plan.hash:
+        raise InputError(Problem(str(folder), "this folder holds no model of this plan.", "Build the recipe first."))
+    found = evaluate_run(planned, folder, _monitor(progress))
+    return EvaluateResult(found.scores, found.profile)
+
+
+def verify(model: str | Path, *, load: bool = True, progress: bool = False) -> VerifyResult:
+    """Verify that a model folder, or the model of a run, is what its manifest says, loads, and computes.
+
+    Without `load` the checks that need the model in memory are left out, and no torch is imported. Raises
+    VerificationError with what failed.
+
+    >>> from hybridizer import build, verify
+    >>> _ = build("recipe.yaml")
+    >>> verify("runs/recipe", load=False).manifest.host
+    'instruct'
+    """
+    from hybridizer.pipeline.verify import verify_folder
+
+    manifest, proofs = verify_folder(Path(model), _monitor(progress), load=load)
+    return VerifyResult(manifest, proofs)
+
+
+def _recipe(recipe: RecipeLike) -> Path | dict[str, Any]:
+    if isinstance(recipe, Mapping):
+        return {str(key): _plain(value, f"`{key}`") for key, value in recipe.items()}
+    return Path(recipe)
+
+
+def _overrides(overrides: Mapping[str, Any] | None) -> tuple[str, ...]:
+    plain = {key: _plain(value, f"override `{key}`") for key, value in (overrides or {}).items()}
+    # Plain text stays as it is typed after --set; JSON quotes the rest in a way that YAML reads.
+    return tuple(
+        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in plain.items()
+    )
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` as YAML may hold it: paths become text, tuples lists. Raises RecipeError for anything else."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}.{index}") for index, item in enumerate(value)]
+    if isinstance(value, (str, int, float)):
+        return value
+    what = f"{where} is of type {type(value).__name__}, which a recipe cannot hold."
+    raise RecipeError(Problem("the recipe", what, "Give text, a number, a boolean, a path, a list or a mapping."))
+
+
+def _donors(donors: DonorsLike) -> tuple[str, ...]:
+    return (str(donors),) if isinstance(donors, (str, Path)) else tuple(str(donor) for donor in donors)
+
+
+def _request(settings: Mapping[str, Any], seed: int) -> TraceRequest:
+    from hybridizer.recipe.messages import make_section
+    from hybridizer.recipe.models import Trace
+    from hybridizer.recipe.sections import keys_of
+    from hybridizer.trace.donor import request_from_section
+
+    if unknown := [key for key in settings if key not in keys_of(Trace)]:
+        raise TypeError(f"there is no trace setting '{unknown[0]}'. {nearest(unknown[0], keys_of(Trace))}")
+    section = make_section(Trace, settings, "trace", lambda key: f"`{key}`")
+    return request_from_section(section, seed, Path.cwd())
+
+
+def _monitor(progress: bool) -> Monitor:
+    from hybridizer.core.progress import ConsoleMonitor, SilentMonitor
+
+    return ConsoleMonitor() if progress else SilentMonitor()
