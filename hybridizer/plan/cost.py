@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from hybridizer.core.records import to_jsonable
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.plan.freeze import SIDES, FreezeSettings, choose_frozen, with_adapters
+from hybridizer.plan.freeze import FreezeSettings, choose_frozen, with_adapters
 from hybridizer.plan.memory import Estimate, Memory, ModelShape, RunShape, estimate
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import DTYPE_BYTES, planned_shape
 from hybridizer.recipe.layers import format_layers
-from hybridizer.recipe.models import Lora
+from hybridizer.recipe.models import SIDES, Lora
 
 if TYPE_CHECKING:  # it needs torch, and a plan is made without
     pass

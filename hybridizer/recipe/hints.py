@@ -89,7 +89,7 @@ def hint(key: str, section: KeyPath, known: Collection[str]) -> str:
         meant = path.removeprefix(f"{here}.") if here else path
         return f"Did you mean '{meant}'? {note}".rstrip()
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    # Two letters in common are much of a short name: `step` is not `eps`.
+    # Two letters in common are much of a short name: `stepss` is not `eps`.
     if close and len(close[0]) < 4 and not difflib.get_close_matches(key, close, cutoff=0.75):
         return f"Known here: {', '.join(sorted(known))}."
     return nearest(key, known)
