@@ -129,7 +129,7 @@ def schema() -> None:
 def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
     """Find everything wrong with RECIPE that can be known without weights, all problems at once."""
     from hybridizer.pipeline.plan import check as check_recipe
-    from hybridizer.recipe.recipe import AUTO
+    from hybridizer.recipe.models import AUTO
 
     checked = check_recipe(recipe, overrides, _monitor(), deep=deep)
     if as_json:
@@ -150,30 +150,34 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
         click.echo(f"`deep` is auto, which only a trace can choose; checked as if it were the host, '{layout.host}'")
 
 
+class _TraceCommand(click.Command):
+    """A command with an option for every key of a recipe's `trace` section.
+
+    They are made when the command is used or asked for help: the sections load pydantic, which takes longer than all of
+    `hybridize --help`.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from hybridizer.recipe.options import section_options
+
+        *own, help_option = super().get_params(ctx)
+        return [*own, *section_options(_trace_section()), help_option]
+
+
+def _trace_section() -> type:
+    from hybridizer.recipe.models import Trace
+
+    return Trace
+
+
 def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that trace and rank share."""
-    for option in reversed(
-        (
-            click.option(
-                "--probes", default="antonyms-en", show_default=True, help="Built-in set, or a JSON Lines file."
-            ),
-            click.option("--perturb", default="context", show_default=True, help="context, layer, or both."),
-            click.option("--mask-ratio", type=float, default=0.3, show_default=True, help="Share of tokens masked."),
-            click.option("--mask-with", default="auto", show_default=True, help="Token put there: a text or an id."),
-            click.option("--mask-positions", type=_FILE, help="JSON: one list of token positions per prompt."),
-            click.option("--lens", default="plain", show_default=True, help="plain, or tuned (arXiv 2303.08112)."),
-            click.option("--tau", type=float, default=0.5, show_default=True, help="Least ratio of a task particle."),
-            click.option("--p-min", type=float, default=0.1, show_default=True, help="Least probability of one."),
-            click.option("--epsilon", type=float, default=1e-10, show_default=True, help="Keeps ratios finite."),
-            click.option("--dtype", default="float32", show_default=True, help="keep, float32, bfloat16, float16."),
-            click.option("--device-map", help="Spread the model: auto, balanced, sequential, cpu, ..."),
-            click.option("--batch-size", type=int, default=64, show_default=True, help="Prompts a run, at most."),
-            click.option("--seed", type=int, default=0, show_default=True, help="Seed of masks, noise, bootstrap."),
-            click.option("--allow", multiple=True, help="Let pass what is refused: remote_code, pickle."),
-            click.option(
-                "--json", "json_out", type=click.Path(path_type=Path), help="Write the record here; - prints it."
-            ),
-        )
+    """The options that trace and rank share besides those of the `trace` section."""
+    for option in (
+        click.option("--json", "json_out", type=click.Path(path_type=Path), help="Write the record here; - prints it."),
+        click.option("--allow", multiple=True, help="Let pass what is refused: remote_code, pickle."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."),
+        click.option("--device-map", help="Spread the model: auto, balanced, sequential, cpu, ..."),
+        click.option("--mask-positions", type=_FILE, help="JSON: one list of token positions per prompt."),
     ):
         function = option(function)
     return function
@@ -181,30 +185,19 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = False) -> tuple[Any, Any]:
     from hybridizer.pipeline.donors import trace_donors
+    from hybridizer.recipe.options import read_section
     from hybridizer.trace.probes import load_probes
     from hybridizer.trace.runs import TraceRequest
-    from hybridizer.trace.settings import TraceSettings
 
-    mask_with = options["mask_with"]
-    settings = TraceSettings(
-        perturb=options["perturb"],
-        mask_ratio=options["mask_ratio"],
-        mask_with=int(mask_with) if mask_with.isdecimal() else mask_with,
-        epsilon=options["epsilon"],
-        tau=options["tau"],
-        p_min=options["p_min"],
-        seed=options["seed"],
-        batch_size=options["batch_size"],
-    )
-    probes = load_probes(options["probes"])
+    settings = read_section(_trace_section(), options, click.get_current_context().command_path)
     request = TraceRequest(
-        probes, settings, options["lens"], options["dtype"], options["device_map"], options["mask_positions"]
+        load_probes(settings.probes), settings, options["seed"], options["device_map"], options["mask_positions"]
     )
     traces = trace_donors(donors, request, tuple(options["allow"]), _monitor(), baselines=baselines)
     return traces, request
 
 
-@main.command()
+@main.command(cls=_TraceCommand)
 @click.argument("donors", nargs=-1, required=True)
 @_trace_options
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it here: .svg or .png.")
@@ -241,7 +234,7 @@ def _plot(traces: Sequence[Any], path: Path) -> None:
     click.echo(f"drew {path}", err=True)
 
 
-@main.command()
+@main.command(cls=_TraceCommand)
 @click.argument("donors", nargs=-1, required=True)
 @click.option(
     "--boundary", default="auto", show_default=True, help="Strategy, share or layer: the deep side is ranked."

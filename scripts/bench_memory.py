@@ -17,7 +17,7 @@ from typing import Any
 from hybridizer.plan.freeze import FreezeSettings, choose_frozen, with_adapters
 from hybridizer.plan.memory import RunShape, estimate
 from hybridizer.plan.shapes import planned_shape
-from hybridizer.recipe.recipe import DataEntry, Lora, Train
+from hybridizer.recipe.models import DataEntry, Lora, Train
 
 TOLERANCE, TOKENS, STEPS = 0.15, 512, 2
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

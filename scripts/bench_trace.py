@@ -27,13 +27,13 @@ from hybridizer.donors.gguf import dequantise_gguf
 from hybridizer.models.batching import make_batches
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.lens import Lens
 from hybridizer.trace.masking import choose_mask_token
 from hybridizer.trace.measure import Meter
 from hybridizer.trace.probes import ProbeSet, builtin_probes
 from hybridizer.trace.prompts import Prompt, prepare_prompts
 from hybridizer.trace.record import RecordedDonor
-from hybridizer.trace.settings import TraceSettings
 from hybridizer.trace.tracer import trace_model
 
 
@@ -122,7 +122,7 @@ class Clock:
 def time_smollm2(folder: Path, num_prompts: int, num_plain: int, num_layer: int) -> Iterator[dict[str, Any]]:
     model, tokenizer = load_causal_lm(folder, torch.float32)
     parts = find_parts(model)
-    settings = TraceSettings()
+    settings = Trace()
     prompts = prepare_prompts(builtin_probes("antonyms-en"), tokenizer, settings, choose_mask_token(tokenizer), None)
     prompts = prompts[:num_prompts]
     detail = f"{sum(len(prompt.ids) for prompt in prompts)} tokens, {torch.get_num_threads()} threads"
@@ -228,12 +228,12 @@ def run_child(folder: str, what: str, num_prompts: str) -> dict[str, float]:
     probes = builtin_probes("antonyms-en")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     if what == "bare":
-        ids = torch.tensor([tokenizer(probes.probes[0].prompt)["input_ids"]] * TraceSettings().batch_size)
+        ids = torch.tensor([tokenizer(probes.probes[0].prompt)["input_ids"]] * Trace().batch_size)
         model(input_ids=ids, logits_to_keep=1, use_cache=False)
     else:
         parts = find_parts(model)
         some = ProbeSet(probes.name, probes.sha256, probes.probes[: int(num_prompts)])
-        settings = TraceSettings(perturb=what)
+        settings = Trace(perturb=what)
         trace_model(model, tokenizer, parts, some, settings, RecordedDonor(folder, "", "", parts.num_layers))
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return {"peak_mb": int(peak.split()[1]) / 1024}

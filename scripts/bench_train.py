@@ -208,7 +208,7 @@ def _ours(arguments, folder: Path) -> None:
 
 def _settings(arguments):
     """The recipe section that the bench stands for."""
-    from hybridizer.recipe.recipe import DataEntry, Train
+    from hybridizer.recipe.models import DataEntry, Train
 
     (freeze,) = arguments.freeze
     return Train(

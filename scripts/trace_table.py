@@ -26,12 +26,12 @@ from hybridizer.core.errors import HybridizerError  # noqa: E402
 from hybridizer.models.load import load_causal_lm  # noqa: E402
 from hybridizer.models.parts import MODEL_FAULTS, Parts, arbitrary_ids, find_parts, run_model  # noqa: E402
 from hybridizer.models.residual import read_last_rows  # noqa: E402
+from hybridizer.recipe.models import Trace  # noqa: E402
 from hybridizer.trace.divergence import js_divergence, log2_softmax  # noqa: E402
 from hybridizer.trace.lens import Lens, check_lens  # noqa: E402
 from hybridizer.trace.perturbation import can_reuse_prefix  # noqa: E402
 from hybridizer.trace.probes import ProbeSet, builtin_probes  # noqa: E402
 from hybridizer.trace.record import RecordedDonor  # noqa: E402
-from hybridizer.trace.settings import TraceSettings  # noqa: E402
 from hybridizer.trace.tracer import trace_model  # noqa: E402
 from support.tiny import FAMILIES, make_tiny, tiny_tokenizer  # noqa: E402
 
@@ -104,7 +104,7 @@ def measure(model: torch.nn.Module, tokenizer: object, parts: Parts) -> tuple[st
     error = float(js_divergence(Lens(model, parts).layer_log2_probs(hidden)[:, -1], own).max())
     probes = builtin_probes("antonyms-en")
     probes = ProbeSet(probes.name, probes.sha256, probes.probes[:6])
-    settings = TraceSettings(num_resamples=10)
+    settings = Trace(num_resamples=10)
     donor = RecordedDonor("tiny", "", "", parts.num_layers)
     masked = trace_model(model, tokenizer, parts, probes, settings, donor).readings.js
     still = trace_model(model, tokenizer, parts, probes, replace(settings, mask_ratio=0.0), donor).readings.js

@@ -112,7 +112,7 @@ def wrong_command(words):
     context = click.Context(command, info_name=verb)
     try:
         values, left, _ = command.make_parser(context).parse_args(list(arguments))
-        for parameter in command.params:
+        for parameter in command.get_params(context):
             given = values.get(parameter.name)
             if isinstance(parameter.type, click.Choice | click.types.FloatParamType | click.types.IntParamType):
                 parameter.type_cast_value(context, given) if isinstance(given, str) else None
@@ -121,7 +121,12 @@ def wrong_command(words):
     return f"{left} is too much" if left else None
 
 
-OPTIONS = {option for command in main.commands.values() for parameter in command.params for option in parameter.opts}
+OPTIONS = {
+    option
+    for command in main.commands.values()
+    for parameter in command.get_params(click.Context(command))
+    for option in parameter.opts
+}
 LAUNCHERS = {"--use_fsdp", "--num_processes", "--machine_rank", "--standalone", "--help", "--version", "--fast"}
 
 

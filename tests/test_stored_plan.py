@@ -10,7 +10,7 @@ from hybridizer.core.errors import CheckpointError
 from hybridizer.core.records import content_hash
 from hybridizer.pipeline.run import RunFolder
 from hybridizer.plan.stored import is_stored_plan, read_stored_plan
-from hybridizer.recipe.recipe import Trace
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.probes import read_probes
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 

@@ -22,7 +22,7 @@ from hybridizer.checkpoint import publish
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.pipeline import build
 from hybridizer.plan.stored import read_stored_plan
-from hybridizer.recipe.recipe import Tracker
+from hybridizer.recipe.models import Tracker
 from hybridizer.train.run import open_runtime
 from hybridizer.train.runtime import Runtime
 from support.hub import COMMIT, serve_repository

@@ -22,7 +22,7 @@ from hybridizer.donors.reference import Reference, parse_reference
 from hybridizer.donors.refuse import refuse_quantised, refuse_remote_code
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
-from hybridizer.recipe.recipe import Recipe
+from hybridizer.recipe.models import Recipe
 
 TOKENIZER_FILE_PATTERNS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",

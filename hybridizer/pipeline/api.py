@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from hybridizer.core.errors import InputError, Problem, RecipeError
+from hybridizer.core.errors import InputError, Problem, RecipeError, nearest
 
 if TYPE_CHECKING:
     from hybridizer.core.progress import Monitor
@@ -406,10 +406,15 @@ def _donors(donors: DonorsLike) -> tuple[str, ...]:
 
 
 def _request(settings: Mapping[str, Any], seed: int) -> TraceRequest:
-    from hybridizer.recipe.recipe import Trace
+    from hybridizer.recipe.messages import make_section
+    from hybridizer.recipe.models import Trace
+    from hybridizer.recipe.sections import keys_of
     from hybridizer.trace.runs import request_from_section
 
-    return request_from_section(Trace(**settings), seed, Path.cwd())
+    if unknown := [key for key in settings if key not in keys_of(Trace)]:
+        raise TypeError(f"there is no trace setting '{unknown[0]}'. {nearest(unknown[0], keys_of(Trace))}")
+    section = make_section(Trace, settings, "trace", lambda key: f"`{key}`")
+    return request_from_section(section, seed, Path.cwd())
 
 
 def _monitor(progress: bool) -> Monitor:

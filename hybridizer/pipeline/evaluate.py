@@ -17,7 +17,7 @@ from hybridizer.evaluate.run import compare_runs, evaluate
 from hybridizer.pipeline.plan import Planned
 from hybridizer.pipeline.run import RunFolder
 from hybridizer.plan.manifest import read_manifest
-from hybridizer.recipe.recipe import DataEntry, Evaluate, Recipe
+from hybridizer.recipe.models import DataEntry, Evaluate, Recipe
 from hybridizer.trace.record import TraceRun
 from hybridizer.trace.runs import TraceRequest, request_from_section, trace
 from hybridizer.train.run import open_texts

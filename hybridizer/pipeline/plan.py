@@ -21,7 +21,7 @@ from hybridizer.plan.stored import StoredPlan, is_stored_plan
 from hybridizer.plan.training import check_packages, pin_datasets, plan_training
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.load import RecipeSource, load_recipe
-from hybridizer.recipe.recipe import AUTO, Layout, Recipe
+from hybridizer.recipe.models import AUTO, Layout, Recipe
 from hybridizer.splice.executors import find_executor
 
 if TYPE_CHECKING:

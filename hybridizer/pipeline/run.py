@@ -17,7 +17,7 @@ from hybridizer.plan.stored import FILE_NAME as PLAN_NAME
 from hybridizer.plan.stored import write_stored_plan
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.layers import first_deep_layer
-from hybridizer.recipe.recipe import Recipe, Trace
+from hybridizer.recipe.models import Recipe, Trace
 from hybridizer.trace.record import TraceRun
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from hybridizer.checkpoint.dtypes import DTYPE_BITS, FLOATING, SAFETENSORS_NAMES, TORCH_NAMES
 from hybridizer.core.records import to_jsonable
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.plan.freeze import SIDES, FreezeSettings, choose_frozen, with_adapters
+from hybridizer.plan.freeze import FreezeSettings, choose_frozen, with_adapters
 from hybridizer.plan.memory import Estimate, Memory, ModelShape, RunShape, estimate
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.layers import format_layers
-from hybridizer.recipe.recipe import Lora
+from hybridizer.recipe.models import SIDES, Lora
 
 SCHEMA = "hybridizer.cost/1"
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}

@@ -6,14 +6,10 @@ A layer is chosen by its index, never by a name: as text, `layers.1` also hits l
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from hybridizer.core.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.layers import format_layers
-from hybridizer.recipe.recipe import Train
-
-PartChoice = Literal["side", "train", "freeze"]
-SIDES = ("deep", "shallow", "none")
+from hybridizer.recipe.models import SIDES, Part, Train
 
 
 @dataclass(frozen=True)
@@ -26,9 +22,9 @@ class FreezeSettings:
     """
 
     layers: str | tuple[int, ...] = "deep"
-    embedding: PartChoice = "side"
-    final_norm: PartChoice = "side"
-    head: PartChoice = "side"
+    embedding: Part = "side"
+    final_norm: Part = "side"
+    head: Part = "side"
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def with_adapters(choice: FreezeChoice) -> FreezeChoice:
     return replace(choice, frozen_embedding=True, frozen_final_norm=True, frozen_head=True, notes=())
 
 
-def _frozen_part(choice: PartChoice, side: bool) -> bool:
+def _frozen_part(choice: Part, side: bool) -> bool:
     return side if choice == "side" else choice == "freeze"
 
 

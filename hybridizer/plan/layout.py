@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.donors.donor import Donor
 from hybridizer.recipe.layers import first_deep_layer, format_layers
-from hybridizer.recipe.recipe import Blend, BlendSource, Layout, Recipe, Slice
+from hybridizer.recipe.models import Blend, Layout, Recipe
 from hybridizer.recipe.tree import KeyPath
 
 
@@ -41,43 +41,48 @@ def lay_out(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...
 def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:
     problems: list[Problem] = []
     sources: list[LayerSource] = []
-    for index, piece in enumerate(recipe.layout.slices):
+    for index, piece in enumerate(recipe.layout.slices or ()):
         path: KeyPath = ("layout", "slices", index)
-        if isinstance(piece, Slice):
-            layers = _count_out(piece, path, recipe, depths, problems)
+        blend = piece.blend
+        if blend is None:
+            assert piece.donor is not None, "the door lets no slice pass without the one or the other"
+            layers = _count_out(piece.donor, piece.layers, path, recipe, depths, problems)
             sources += [LayerSource((Part(piece.donor, layer),)) for layer in layers]
             continue
         sides = [
-            _count_out(source, (*path, "blend", "sources", number), recipe, depths, problems)
-            for number, source in enumerate(piece.sources)
+            _count_out(source.donor, source.layers, (*path, "blend", "sources", number), recipe, depths, problems)
+            for number, source in enumerate(blend.sources)
         ]
         if len({len(side) for side in sides}) > 1:
-            counts = ", ".join(f"{len(side)} of '{s.donor}'" for side, s in zip(sides, piece.sources, strict=True))
+            counts = ", ".join(f"{len(side)} of '{s.donor}'" for side, s in zip(sides, blend.sources, strict=True))
             fix = "Give every source of a blend the same number of layers."
             problems.append(Problem(recipe.locate((*path, "blend")), f"a blend of unequal lengths: {counts}.", fix))
             continue
-        names = [source.donor for source in piece.sources]
+        names = [source.donor for source in blend.sources]
         for column in zip(*sides, strict=True):
             parts = tuple(Part(name, layer) for name, layer in zip(names, column, strict=True))
-            sources.append(LayerSource(parts, piece))
+            sources.append(LayerSource(parts, blend))
     if problems:
         raise RecipeError(*problems)
     return tuple(sources)
 
 
 def _count_out(
-    piece: Slice | BlendSource, path: KeyPath, recipe: Recipe, depths: Mapping[str, int], problems: list[Problem]
+    donor: str,
+    asked: tuple[int, ...] | None,
+    path: KeyPath,
+    recipe: Recipe,
+    depths: Mapping[str, int],
+    problems: list[Problem],
 ) -> tuple[int, ...]:
-    depth = depths[piece.donor]
-    if piece.layers is None:
+    depth = depths[donor]
+    if asked is None:
         return tuple(range(depth))
-    beyond = [layer for layer in piece.layers if layer >= depth]
-    if beyond:
-        asked = f"layers {format_layers(piece.layers)} asked of donor '{piece.donor}'"
-        what = f"{asked}, which has {depth} layers (0..{depth - 1})."
+    if any(layer >= depth for layer in asked):
+        what = f"layers {format_layers(asked)} asked of donor '{donor}', which has {depth} layers (0..{depth - 1})."
         fix = f"Give layers inside 0..{depth - 1}, or leave `layers` out to take all."
         problems.append(Problem(recipe.locate((*path, "layers")), what, fix))
-    return piece.layers
+    return asked
 
 
 def _by_dial(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:

@@ -18,7 +18,7 @@ from hybridizer.plan.layout import LayerSource, lay_out, list_used
 from hybridizer.plan.origin import Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
 from hybridizer.plan.tensors import explain_unused, plan_tensors
-from hybridizer.recipe.recipe import Blend, Recipe
+from hybridizer.recipe.models import Recipe
 
 
 def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -> Plan:
@@ -60,12 +60,13 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
 
 def _check_blends(recipe: Recipe) -> None:
     problems = []
-    for index, piece in enumerate(recipe.layout.slices):
-        if not isinstance(piece, Blend):
+    for index, piece in enumerate(recipe.layout.slices or ()):
+        blend = piece.blend
+        if blend is None:
             continue
-        names = [source.donor for source in piece.sources]
-        base = names.index(piece.base) if piece.base is not None else None
-        found = check_blend(piece.method, dict(piece.parameters), [dict(s.parameters) for s in piece.sources], base)
+        names = [source.donor for source in blend.sources]
+        base = names.index(blend.base) if blend.base is not None else None
+        found = check_blend(blend.method, dict(blend.parameters), [dict(s.parameters) for s in blend.sources], base)
         where = recipe.locate(("layout", "slices", index, "blend"))
         problems += [Problem(where, what, fix) for what, fix in found]
     if problems:

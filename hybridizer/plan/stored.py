@@ -11,7 +11,7 @@ from hybridizer.core.errors import CheckpointError, Problem, RecipeError
 from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.plan.plan import Plan, read_plan
 from hybridizer.recipe.load import read_recipe_values
-from hybridizer.recipe.recipe import Recipe
+from hybridizer.recipe.models import Recipe
 
 FILE_NAME = "plan.json"
 _MAX_START_BYTES = 4096  # the schema is the first key; a file of gigabytes is not read to find out what it is

@@ -11,7 +11,7 @@ from hybridizer.donors.donor import Donor
 from hybridizer.plan.layout import LayerSource
 from hybridizer.plan.origin import BlendUse, Convert, Copy, Merge, Origin
 from hybridizer.plan.plan import PlannedTensor
-from hybridizer.recipe.recipe import Blend
+from hybridizer.recipe.models import Blend
 
 UNUSED_LAYER = re.compile(r"layer (\d+) is in no slice")
 

@@ -17,7 +17,7 @@ from hybridizer.families.structure import Structure
 from hybridizer.plan.freeze import asked_to_freeze, choose_frozen, with_adapters
 from hybridizer.plan.plan import DataPin, Plan, TrainPlan
 from hybridizer.recipe.layers import first_deep_layer
-from hybridizer.recipe.recipe import HUB_KEYS, DataEntry, Recipe, Train, plain
+from hybridizer.recipe.models import HUB_KEYS, DataEntry, Recipe, Train, plain
 from hybridizer.recipe.tree import KeyPath
 
 # Packages that serve a tracker, where they are called otherwise than it.

@@ -11,7 +11,7 @@ from typing import Any
 from hybridizer.core.errors import RecipeError, nearest
 from hybridizer.recipe.fields import read_name
 from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges
-from hybridizer.recipe.recipe import AUTO, HUB_KEYS
+from hybridizer.recipe.models import AUTO, HUB_KEYS
 from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of, show
 
 _DIAL = ("deep", "shallow", "boundary")

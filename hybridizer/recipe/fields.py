@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, PlainValidator, StringConstraints, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    GetCoreSchemaHandler,
+    PlainValidator,
+    Strict,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from hybridizer.core.errors import Problem, RecipeError, nearest
-from hybridizer.recipe.layers import MAX_LAYERS, read_ranges
-from hybridizer.recipe.recipe import STRATEGIES, Boundary, ParameterValue
+from hybridizer.recipe.layers import MAX_LAYERS, expand, read_ranges
 from hybridizer.recipe.sizes import parse_count, parse_size
 from hybridizer.recipe.tree import clip, show
 
+Boundary: TypeAlias = float | int | str
+ParameterValue: TypeAlias = float | int | bool
+Parameters: TypeAlias = tuple[tuple[str, ParameterValue], ...]
+Part = Literal["side", "train", "freeze"]
+Tracker = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]  # accelerate's
+
+AUTO = "auto"
+# Names that a boundary may have; each is a function of hybridizer.trace.boundary, by its name there.
+STRATEGIES = (AUTO, "knee", "midpoint", "s-maximal", "task-particle")
+SIDES = ("deep", "shallow", "none")
 # No separators, no signs that a shell or a file system takes for its own, no dot or blank at either end.
 _SIGNS = r'/\\:*?"<>|\x00-\x1f\x7f'
 _NAME = re.compile(rf"[^.\- {_SIGNS}]([^{_SIGNS}]{{0,98}}[^. {_SIGNS}])?")
@@ -25,7 +47,7 @@ _DONOR_NAME_FOR_EDITORS = r"^[^\s!-,./:-@\[-\^`{-~]{1,64}$"
 
 
 def _at_door(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`read` as a validator of pydantic's: its RecipeError becomes an error that `problems.rewrite` reads back."""
+    """`read` as a validator of pydantic's: its RecipeError becomes an error that `messages.rewrite` reads back."""
 
     def validate(value: Any) -> Any:
         try:
@@ -88,54 +110,34 @@ def read_boundary(value: object) -> Boundary:
     return value
 
 
-def _read_share(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise _refusal(f"a share is a number from 0 to 1; found {show(value)}.", "Write it as 0.3, without quotes.")
-    return float(value)
-
-
-def _read_share_below_one(value: object) -> float:
-    share = _read_share(value)
-    if share == 1:
-        raise _refusal("a share of 1 leaves nothing for the rest.", "Write a share from 0 up to but not including 1.")
-    return share
-
-
-def _read_positive(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise _refusal(f"a number above 0 is asked for; found {show(value)}.", "Write it as 3e-5 or 0.1, no quotes.")
-    return float(value)
-
-
-def _read_non_negative(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise _refusal(f"a number from 0 up is asked for; found {show(value)}.", "Write it as 0.1, without quotes.")
-    return float(value)
-
-
 def _read_pair(value: object) -> tuple[float, float]:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise _refusal(f"two shares are asked for; found {show(value)}.", "Write them as [0.9, 0.95].")
-    first, second = (_read_share_below_one(item) for item in value)
-    return first, second
+    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(_is_below_one, value)):
+        what = f"must be two numbers, each from 0 up to but not including 1; got {show(value)}."
+        raise _refusal(what, "Write them as [0.9, 0.95].")
+    first, second = value
+    return float(first), float(second)
 
 
-SIDES = ("deep", "shallow", "none")
+def _is_below_one(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
-def _read_freeze(value: object) -> str | tuple[range, ...]:
+def _read_freeze(value: object) -> str | tuple[int, ...]:
     if isinstance(value, str) and value[:1].isalpha():
         if value not in SIDES:
-            raise _refusal(f"'{clip(value)}' is no side of a model, and no list of layers.", nearest(value, SIDES))
+            what = f"must be {', '.join(SIDES)} or a list of layers; got {show(value)}."
+            raise _refusal(what, nearest(value, SIDES))
         return value
-    return read_ranges(value)
+    return _read_layers(value)
+
+
+def _read_layers(value: object) -> tuple[int, ...]:
+    return expand(read_ranges(value))
 
 
 def _read_parameter(value: object) -> ParameterValue:
     if not isinstance(value, (bool, int, float)):
-        raise _refusal(
-            f"a parameter is a number, true or false; found {show(value)}.", "Write a number without quotes."
-        )
+        raise _refusal(f"must be a number, true or false; got {show(value)}.", "Write a number without quotes.")
     return value
 
 
@@ -150,58 +152,59 @@ _COUNT_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*[kKmMgGbBt
 _BELOW_ONE = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
 _SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 
-TextField: TypeAlias = Annotated[str, StringConstraints(min_length=1)]
-NameField: TypeAlias = Annotated[
-    str, AfterValidator(_at_door(read_name)), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})
-]
-DonorNameField: TypeAlias = Annotated[
+# Strict where pydantic would convert: "3" is not 3, and 1 is not true. Messages read the bounds off these.
+Switch: TypeAlias = Annotated[bool, Strict()]
+Seed: TypeAlias = Annotated[int, Strict(), Ge(0), Le(2**32 - 1)]
+NonNegativeInt: TypeAlias = Annotated[int, Strict(), Ge(0)]
+PositiveInt: TypeAlias = Annotated[int, Strict(), Ge(1)]
+AtLeastTwo: TypeAlias = Annotated[int, Strict(), Ge(2)]
+Positive: TypeAlias = Annotated[float, Strict(), Gt(0), AllowInfNan(False)]
+NonNegative: TypeAlias = Annotated[float, Strict(), Ge(0), AllowInfNan(False)]
+Ratio: TypeAlias = Annotated[float, Strict(), Ge(0), Le(1), AllowInfNan(False)]
+RatioBelowOne: TypeAlias = Annotated[float, Strict(), Ge(0), Lt(1), AllowInfNan(False)]
+
+Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, strict=True)]
+Name: TypeAlias = Annotated[
     str,
+    Strict(),
+    AfterValidator(_at_door(read_name)),
+    WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"}),
+]
+DonorName: TypeAlias = Annotated[
+    str,
+    Strict(),
     AfterValidator(_at_door(_read_donor_name)),
     WithJsonSchema({"type": "string", "pattern": _DONOR_NAME_FOR_EDITORS}),
 ]
-FingerprintField: TypeAlias = Annotated[
+Fingerprint: TypeAlias = Annotated[
     str,
+    Strict(),
     AfterValidator(_at_door(_read_fingerprint)),
     WithJsonSchema({"type": "string", "pattern": f"^{_FINGERPRINT}$"}),
 ]
-LayersField: TypeAlias = Annotated[
-    tuple[range, ...] | None,
-    PlainValidator(_at_door(read_ranges)),
+Layers: TypeAlias = Annotated[
+    tuple[int, ...],
+    PlainValidator(_at_door(_read_layers)),
     _either(_LAYER, _LAYERS_TEXT, {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}}),
 ]
-BoundaryField: TypeAlias = Annotated[
-    Boundary | None,
+BoundaryValue: TypeAlias = Annotated[
+    Boundary,
     PlainValidator(_at_door(read_boundary)),
     _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": 9999}, {"enum": list(STRATEGIES)}),
 ]
-ShareField: TypeAlias = Annotated[
-    float, PlainValidator(_at_door(_read_share)), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})
-]
-ParameterField: TypeAlias = Annotated[
-    ParameterValue, PlainValidator(_at_door(_read_parameter)), _either({"type": "number"}, {"type": "boolean"})
-]
-SizeField: TypeAlias = Annotated[
+Size: TypeAlias = Annotated[
     int, PlainValidator(_at_door(parse_size)), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)
 ]
-CountField: TypeAlias = Annotated[
+Count: TypeAlias = Annotated[
     int, PlainValidator(_at_door(parse_count)), _either({"type": "integer", "minimum": 1}, _COUNT_TEXT)
 ]
-PositiveField: TypeAlias = Annotated[
-    float, PlainValidator(_at_door(_read_positive)), WithJsonSchema({"type": "number", "exclusiveMinimum": 0})
-]
-NonNegativeField: TypeAlias = Annotated[
-    float, PlainValidator(_at_door(_read_non_negative)), WithJsonSchema({"type": "number", "minimum": 0})
-]
-ShareBelowOneField: TypeAlias = Annotated[
-    float, PlainValidator(_at_door(_read_share_below_one)), WithJsonSchema(_BELOW_ONE)
-]
-PairField: TypeAlias = Annotated[
+Pair: TypeAlias = Annotated[
     tuple[float, float],
     PlainValidator(_at_door(_read_pair)),
     WithJsonSchema({"type": "array", "items": _BELOW_ONE, "minItems": 2, "maxItems": 2}),
 ]
-FreezeField: TypeAlias = Annotated[
-    str | tuple[range, ...],
+Freeze: TypeAlias = Annotated[
+    str | tuple[int, ...],
     PlainValidator(_at_door(_read_freeze)),
     _either(
         {"enum": list(SIDES)},
@@ -210,3 +213,46 @@ FreezeField: TypeAlias = Annotated[
         {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}},
     ),
 ]
+
+
+@dataclass(frozen=True)
+class WrittenAs:
+    """Marks a field that a recipe writes as a mapping of `kind`, and that holds the tuple which `read` makes of it."""
+
+    kind: Any
+    read: Callable[[Any], tuple[Any, ...]]
+
+    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def validate(value: Any, inner: Callable[[Any], Any]) -> Any:
+            return value if isinstance(value, tuple) else self.read(inner(value))
+
+        return core_schema.no_info_wrap_validator_function(validate, handler.generate_schema(self.kind))
+
+
+@dataclass(frozen=True)
+class NotAKey:
+    """Marks a field that no recipe writes: the loader fills it in, and a recipe that has such a key is refused."""
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        def validate(value: Any, info: ValidationInfo) -> Any:
+            if info.context == AT_DOOR:
+                raise PydanticCustomError("unexpected_keyword_argument", "not a key")
+            return value
+
+        return core_schema.with_info_plain_validator_function(validate)
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: Any) -> dict[str, Any]:
+        return {"not": {}}
+
+
+AT_DOOR: Mapping[str, bool] = {"at_door": True}  # the context of a validation whose values come from a recipe's text
+
+
+def _sort_parameters(parameters: Mapping[str, ParameterValue]) -> Parameters:
+    return tuple(sorted(parameters.items()))
+
+
+_Parameter: TypeAlias = Annotated[
+    ParameterValue, PlainValidator(_at_door(_read_parameter)), _either({"type": "number"}, {"type": "boolean"})
+]
+SortedParameters: TypeAlias = Annotated[Parameters, WrittenAs(dict[str, _Parameter], _sort_parameters)]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from hybridizer.core.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.checks import check
 from hybridizer.recipe.dump import to_yaml
+from hybridizer.recipe.fields import AT_DOOR
 from hybridizer.recipe.messages import rewrite
-from hybridizer.recipe.models import RecipeModel
+from hybridizer.recipe.models import Recipe
 from hybridizer.recipe.overrides import apply
-from hybridizer.recipe.recipe import Recipe
+from hybridizer.recipe.sections import fill_in
 from hybridizer.recipe.tree import Finding, Tree, clip, locate, show
 from hybridizer.recipe.yaml import read_yaml
 
@@ -56,12 +58,13 @@ def read_recipe_values(values: Mapping[str, Any], path: Path) -> Recipe:
 
 
 def _checked(tree: Tree, path: Path) -> Recipe:
-    model, findings = _validate(tree.values)
+    recipe, findings = _validate(tree.values)
     findings += check(tree, path.stem)
     problems = tree.problems + [Problem(locate(tree.places, f.path), f.what, f.fix) for f in _fresh(tree, findings)]
-    if problems or model is None:
+    if problems or recipe is None:
         raise RecipeError(*sorted(problems, key=_line))
-    return model.frozen(path, tree.places)
+    layout = fill_in(recipe.layout, host=recipe.layout.host or recipe.donors[0].name)
+    return fill_in(recipe, name=recipe.name or path.stem, layout=layout, path=path, places=tree.places)
 
 
 def _lines_of_file(path: Path) -> Callable[[int], str]:
@@ -122,11 +125,16 @@ def _expand_donors(values: dict[str, Any]) -> None:
         donors.update(short)
 
 
-def _validate(values: dict[str, Any]) -> tuple[RecipeModel | None, list[Finding]]:
+def _validate(values: dict[str, Any]) -> tuple[Recipe | None, list[Finding]]:
     try:
-        return RecipeModel.model_validate(values), []
+        return _door().validate_python(values, context=AT_DOOR), []
     except ValidationError as error:
-        return None, [rewrite(one) for one in error.errors(include_url=False)]
+        return None, rewrite(error)
+
+
+@cache
+def _door() -> TypeAdapter[Recipe]:
+    return TypeAdapter(Recipe)
 
 
 def _fresh(tree: Tree, findings: list[Finding]) -> Iterator[Finding]:

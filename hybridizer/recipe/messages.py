@@ -4,127 +4,175 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import ValidationError
 
-from hybridizer.core.errors import nearest
-from hybridizer.recipe.models import RecipeModel
+from hybridizer.core.errors import InputError, Problem, nearest
+from hybridizer.recipe.hints import hint
+from hybridizer.recipe.models import Recipe
+from hybridizer.recipe.sections import describe_bounds, field_at, keys_of, number_kind, section_at
 from hybridizer.recipe.tree import Finding, KeyPath, clip, name_of, show
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-def rewrite(error: ErrorDetails) -> Finding:
-    """One entry of `ValidationError.errors()` in our words; a kind that has none here is a KeyError, and a bug."""
-    what, fix = _WORDS[error["type"]](error["loc"], error["input"], error.get("ctx", {}))
-    return Finding(error["loc"], what, fix)
+def rewrite(error: ValidationError) -> list[Finding]:
+    """What pydantic found in a recipe, in our words; a kind that has none here is a KeyError, and a bug."""
+    findings = []
+    for one in error.errors(include_url=False):
+        path = one["loc"]
+        told = _Error(path, one["input"], one.get("ctx", {}), Recipe, name_of(path), _dotted(path))
+        if not _follows(one):
+            findings.append(Finding(path, *_WORDS[one["type"]](told)))
+    return findings
 
 
-def section_at(path: KeyPath) -> type[BaseModel]:
-    """The model of the section at `path`, which a section's path must be."""
-    kind: Any = RecipeModel
-    for step in path:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[str(step)].annotation
-        else:
-            kind = get_args(kind)[-1]
-        kind = _without_none(kind)
-    section: type[BaseModel] = kind
-    return section
+def _follows(error: ErrorDetails) -> bool:
+    """Whether a list is short only because entries of it, which have errors of their own, were not counted."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
-def _without_none(kind: Any) -> Any:
-    kinds = [arg for arg in get_args(kind) if arg is not NoneType]
-    return kinds[0] if kinds and get_origin(kind) not in (dict, list) else kind
+def make_section(section: type, values: Mapping[str, Any], where: str, name: Callable[[str], str]) -> Any:
+    """The section of `values`, by its keys, that come from elsewhere than a recipe, where a key is called `name` of it.
+
+    Raises InputError at `where` with every value that the section does not take.
+    """
+    try:
+        return section(**values)
+    except ValidationError as error:
+        problems = []
+        for one in error.errors(include_url=False):
+            called = name(str(one["loc"][0]))
+            told = _Error(one["loc"], one["input"], one.get("ctx", {}), section, called, called)
+            problems.append(Problem(where, *_WORDS[one["type"]](told)))
+        raise InputError(*problems) from None
+
+
+def _dotted(path: KeyPath) -> str:
+    # As `--set` takes it.
+    return f"`{clip('.'.join(map(str, path)))}`"
+
+
+@dataclass(frozen=True)
+class _Error:
+    """What one of pydantic's errors tells: the path below the class `root`, the value there, and how to call it."""
+
+    path: KeyPath
+    value: Any
+    context: Mapping[str, Any]
+    root: type
+    name: str
+    full_name: str
+
+    @property
+    def key(self) -> str:
+        return str(self.path[-1])
+
+    @property
+    def about(self) -> str | None:
+        return field_at(self.path, self.root).description
 
 
 Words = tuple[str, str]
-Context = Mapping[str, Any]
 
 
-def _missing(path: KeyPath, _value: object, _context: Context) -> Words:
-    section, key = path[:-1], str(path[-1])
-    about = section_at(section).model_fields[key].description
-    return f"{name_of(section)} has no `{key}`.", f"Add `{key}`: {about}."
+def _missing(error: _Error) -> Words:
+    return f"{name_of(error.path[:-1])} has no `{error.key}`.", f"Add `{error.key}`: {error.about}."
 
 
-def _unknown(path: KeyPath, _value: object, _context: Context) -> Words:
-    section, key = path[:-1], str(path[-1])
-    return f"{name_of(section)} has no key `{clip(key)}`.", nearest(key, section_at(section).model_fields)
+def _unknown(error: _Error) -> Words:
+    section = error.path[:-1]
+    what = f"{name_of(section)} has no key `{clip(error.key)}`."
+    return what, hint(error.key, section, keys_of(section_at(section, error.root)))
 
 
-def _no_section(path: KeyPath, value: object, _context: Context) -> Words:
-    known = ", ".join(section_at(path).model_fields)
-    what = f"{name_of(path)} takes a section of keys, found {show(value)}."
+def _no_section(error: _Error) -> Words:
+    known = ", ".join(keys_of(section_at(error.path, error.root)))
+    what = f"{error.name} takes a section of keys, found {show(error.value)}."
     return what, f"Write `key: value` lines, indented below it. Its keys: {known}."
 
 
-def _no_mapping(path: KeyPath, value: object, _context: Context) -> Words:
-    what = f"{name_of(path)} takes a section of names, found {show(value)}."
+def _no_mapping(error: _Error) -> Words:
+    what = f"{error.name} takes a section of names, found {show(error.value)}."
     return what, "Write `name: value` lines, indented below it."
 
 
-def _no_list(path: KeyPath, value: object, _context: Context) -> Words:
-    what = f"{name_of(path)} takes a list, found {show(value)}."
+def _no_list(error: _Error) -> Words:
+    what = f"{error.name} takes a list, found {show(error.value)}."
     return what, "Write it as [a, b], or as indented lines that begin with `- `."
 
 
-def _no_text(path: KeyPath, value: object, _context: Context) -> Words:
-    what = f"{name_of(path)} takes text, found {show(value)}."
+def _no_text(error: _Error) -> Words:
+    value = error.value
+    what = f"{error.name} takes text, found {show(value)}."
     if isinstance(value, (list, dict)):
         return what, "Write a single piece of text."
     return what, f"Put it in quotes to make it text: '{str(value).lower() if isinstance(value, bool) else value}'."
 
 
-def _empty_text(path: KeyPath, _value: object, _context: Context) -> Words:
-    return f"{name_of(path)} is empty.", "Write something between the quotes, or delete the line."
+def _empty_text(error: _Error) -> Words:
+    return f"{error.name} is empty.", "Write something between the quotes, or delete the line."
 
 
-def _no_int(path: KeyPath, value: object, _context: Context) -> Words:
-    return f"{name_of(path)} takes a whole number, found {show(value)}.", "Write digits only, without quotes."
+def _no_int(error: _Error) -> Words:
+    return f"{error.name} takes a whole number, found {show(error.value)}.", "Write digits only, without quotes."
 
 
-def _no_switch(path: KeyPath, value: object, _context: Context) -> Words:
-    return f"{name_of(path)} is true or false, found {show(value)}.", "Write true or false, without quotes."
+def _no_switch(error: _Error) -> Words:
+    return f"{error.name} is true or false, found {show(error.value)}.", "Write true or false, without quotes."
 
 
-def _too_low(path: KeyPath, value: object, context: Context) -> Words:
-    return f"{name_of(path)} is {value}; the least is {context['ge']}.", "Write a larger number."
+def _no_number(error: _Error) -> Words:
+    what = f"{error.full_name} must be {describe_bounds(field_at(error.path, error.root))}; got {show(error.value)}."
+    return what, "Write digits, as in 3, 0.1 or 3e-5, without quotes."
 
 
-def _too_high(path: KeyPath, value: object, context: Context) -> Words:
-    return f"{name_of(path)} is {value}; the most is {context['le']}.", "Write a smaller number."
+def _too_low(error: _Error) -> Words:
+    if number_kind(field_at(error.path, error.root)) is float:
+        return _no_number(error)
+    return f"{error.name} is {error.value}; the least is {error.context['ge']}.", "Write a larger number."
 
 
-def _no_choice(path: KeyPath, value: object, context: Context) -> Words:
-    choices = re.findall(r"'([^']*)'", context["expected"])
-    return f"{name_of(path)} cannot be {show(value)}.", nearest(str(value), choices)
+def _too_high(error: _Error) -> Words:
+    if number_kind(field_at(error.path, error.root)) is float:
+        return _no_number(error)
+    return f"{error.name} is {error.value}; the most is {error.context['le']}.", "Write a smaller number."
 
 
-def _too_few(path: KeyPath, _value: object, context: Context) -> Words:
-    found, least = context["actual_length"], context["min_length"]
-    about = section_at(path[:-1]).model_fields[str(path[-1])].description
-    return f"{name_of(path)} lists {found or 'nothing'}, and needs at least {least}.", f"It takes {about}."
+def _no_choice(error: _Error) -> Words:
+    choices = re.findall(r"'([^']*)'", error.context["expected"])
+    return f"{error.name} cannot be {show(error.value)}.", nearest(str(error.value), choices)
 
 
-def _refused(_path: KeyPath, _value: object, context: Context) -> Words:
-    return context["what"], context["fix"]
+def _too_few(error: _Error) -> Words:
+    found, least = error.context["actual_length"], error.context["min_length"]
+    return f"{error.name} lists {found or 'nothing'}, and needs at least {least}.", f"It takes {error.about}."
 
 
-_WORDS: Mapping[str, Callable[[KeyPath, Any, Context], Words]] = {
+def _refused(error: _Error) -> Words:
+    # A reader that says what the value must be does not know what it is called.
+    what = error.context["what"]
+    return f"{error.full_name} {what}" if what.startswith("must be ") else what, error.context["fix"]
+
+
+_WORDS: Mapping[str, Callable[[_Error], Words]] = {
     "missing": _missing,
-    "extra_forbidden": _unknown,
-    "model_type": _no_section,
+    "unexpected_keyword_argument": _unknown,
+    "dataclass_type": _no_section,
     "dict_type": _no_mapping,
-    "list_type": _no_list,
+    "tuple_type": _no_list,
     "string_type": _no_text,
     "string_too_short": _empty_text,
     "int_type": _no_int,
     "bool_type": _no_switch,
+    "float_type": _no_number,
+    "finite_number": _no_number,
+    "greater_than": _no_number,
     "greater_than_equal": _too_low,
+    "less_than": _no_number,
     "less_than_equal": _too_high,
     "literal_error": _no_choice,
     "too_short": _too_few,

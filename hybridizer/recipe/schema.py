@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from hybridizer.recipe.models import RecipeModel
+from hybridizer.recipe.models import Recipe
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def json_schema() -> dict[str, Any]:
     """The schema (draft 2020-12) with titles, descriptions, defaults, choices and patterns."""
-    schema = RecipeModel.model_json_schema(schema_generator=_Generator)
+    schema = TypeAdapter(Recipe).json_schema(schema_generator=_Generator)
     donors = schema["properties"]["donors"]
     ((pattern, donor),) = donors["patternProperties"].items()
-    source = schema["$defs"]["DonorModel"]["properties"]["source"]
+    source = schema["$defs"]["DonorEntry"]["properties"]["source"]
     donors["patternProperties"] = {pattern: {"anyOf": [source, donor]}}
     donors["additionalProperties"] = False
     return {"$schema": DIALECT} | schema
 
 
 class _Generator(GenerateJsonSchema):
-    """A key that may be left out may not be null: in the models None stands for what was left out."""
+    """A key that may be left out may not be null: in the sections None stands for what was left out."""
 
     def nullable_schema(self, schema: Any) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
 
     def default_schema(self, schema: Any) -> JsonSchemaValue:
         inner = super().default_schema(schema)
-        return {key: value for key, value in inner.items() if (key, value) != ("default", None)}
+        return {key: value for key, value in inner.items() if key != "default" or value not in (None, "", [])}
+
+    def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
+        found = super().dataclass_schema(schema)
+        # What fields.NotAKey gives.
+        found["properties"] = {key: value for key, value in found["properties"].items() if "not" not in value}
+        return found

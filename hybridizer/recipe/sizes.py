@@ -27,9 +27,9 @@ def parse_size(value: object, where: str = "size") -> int:
     elif isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
-        raise RecipeError(Problem(where, f"{show(value)} is not a size.", fix))
+        raise RecipeError(Problem(where, f"must be a size in bytes; got {show(value)}.", fix))
     if not 1 <= size <= MAX_BYTES:
-        raise RecipeError(Problem(where, f"a size of {clip(str(value))} is out of range.", fix))
+        raise RecipeError(Problem(where, f"must be at least 1 byte and below 10^18; got {clip(str(value))}.", fix))
     return size
 
 
@@ -44,7 +44,15 @@ def parse_count(value: object, where: str = "count") -> int:
     elif isinstance(value, int) and not isinstance(value, bool):
         number = Fraction(value)
     else:
-        raise RecipeError(Problem(where, f"{show(value)} is not a number of things.", fix))
+        raise RecipeError(Problem(where, f"must be a whole number, at least 1; got {show(value)}.", fix))
     if not 1 <= number <= MAX_BYTES or number.denominator != 1:
-        raise RecipeError(Problem(where, f"{clip(str(value))} is out of range, or no whole number.", fix))
+        raise RecipeError(
+            Problem(where, f"must be a whole number, at least 1 and below 10^18; got {clip(str(value))}.", fix)
+        )
     return int(number)
+
+
+def format_size(size: int) -> str:
+    """The shortest text that `parse_size` reads as `size`, with the largest decimal unit that divides it: "5GB"."""
+    unit, factor = max(((u, f) for u, f in _UNITS.items() if size % f == 0), key=lambda pair: pair[1])
+    return str(size) if factor == 1 else f"{size // factor}{'kB' if unit == 'kb' else unit.upper()}"

@@ -1,120 +1,177 @@
-"""The recipe that `hybridize init` writes: every key, with what it is for beside it."""
+"""The recipe that `hybridize init` writes: every key of every section, with its default and what it is for beside it.
+
+It is generated from the section classes. What they cannot know is here: the two donors to start with.
+"""
 
 from __future__ import annotations
 
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
 from hybridizer.recipe.dump import to_yaml
+from hybridizer.recipe.models import Recipe
+from hybridizer.recipe.sections import choices_of, holds_many, keys_of, section_of
+from hybridizer.recipe.sizes import format_size
 
-_TEXT = """\
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+_HEAD = """\
 # A recipe for hybridize: `hybridize check` this file, then `hybridize build` it.
-# Every key can be set for one run from the command line: --set layout.boundary=0.6
-
-# name: my-hybrid        # the run and its folder; this file's name if left out
-seed: 0                  # the seed of everything random
-
-# The checkpoints to build from, each under a name of your choice. A source is a folder (a relative one counts from this
-# file), a GGUF file, a hub id with @revision, or pkg:package/file for a file inside an installed Python package.
-donors:
-  instruct:
-    {instruct}
-  domain:
-    {domain}
-    allow: []            # any of pickle, remote_code, vocabulary; a donor that needs one is refused without it
-    # fingerprint: sha256:...      # the content this donor must have, as `hybridize plan` shows it
-
-# Which donor gives which layer. Shallow is near the input, deep is near the output.
-layout:
-  host: instruct         # gives embeddings, final norm, head and tokenizer
-  deep: instruct         # a donor, or auto: the donor that ranks first when all are traced
-  shallow: domain
-  boundary: 0.5          # where deep begins: a share of the depth, its first layer (15), or by a trace of the deep
-                         # donor: auto, knee, s-maximal, task-particle, midpoint
-
-  # Or all layers in full, from shallow to deep, in place of deep, shallow and boundary:
-  # slices:
-  #   - donor: domain
-  #     layers: 0..14              # both ends included; all layers if left out
-  #   - donor: instruct
-  #     layers: [15, 20..29]       # any order, repeats allowed
-  #   - blend:                     # layers mixed by a mergekit method, first with first, and so on
-  #       method: slerp
-  #       base: instruct           # for methods that start from one of the sources
-  #       parameters: {{t: 0.5}}     # a source has its own parameters too, where the method takes some: {{weight: 0.5}}
-  #       sources:
-  #         - {{donor: instruct, layers: 10..12}}
-  #         - {{donor: domain, layers: 10..12}}
-
-# How donors are traced, where `deep` or `boundary` asks for it.
-trace:
-  probes: antonyms-en    # or antonyms-zh, or a file of {{"prompt": ..., "target": ...}} lines
-  perturb: context       # context: mask tokens of the prompt; layer: disturb one layer's output; both
-  mask_ratio: 0.3
-  mask_with: auto        # a token's text, or auto: the tokenizer's mask, unknown or padding token, or another word
-  lens: plain            # or tuned: a map per layer, for donors whose early layers the plain lens cannot read
-  tau: 0.5               # a task particle rises by this ratio or more, ...
-  p_min: 0.1             # ... to this probability or more
-  dtype: float32
-
-# Continued pre-training of what is not frozen. Without this section the spliced model is the result.
-#
-# train:
-#   data:                  # a mixture of sources, each with its share of the tokens
-#     - path: corpus/**/*.txt        # a file or a glob: .txt, .md, .rst, .jsonl, .parquet, also compressed
-#       weight: 1.0
-#       field: text                  # the JSONL field or Parquet column
-#       max_document_bytes: 10MB     # longer documents are left out, counted and listed
-#     # - hub: org/dataset           # or a dataset on a hub, read as a stream
-#     #   config: default
-#     #   split: train
-#     #   revision: main
-#     #   max_documents: 100k
-#   tokens: 2M             # how many tokens to train on
-#   freeze: deep           # deep, shallow, none, or layers: [0, 15..29]
-#   embedding: side        # train or freeze; side: as the first layer, ...
-#   final_norm: side       # ... as the last layer, ...
-#   head: side             # ... as the last layer
-#   # lora: {{rank: 16, alpha: 32, dropout: 0}}      # train low-rank adapters in place of whole matrices
-#   seq_len: 1024         # tokens in a row
-#   packed: true           # several documents in a row, kept apart
-#   global_batch_size: 8       # rows in one optimizer step
-#   micro_batch_size: 0      # rows in memory at a time; 0: all of a step
-#   heldout_ratio: 0.02    # the share of documents that never train, to measure on
-#   optimizer: adamw       # or adamw8bit
-#   lr: 3e-5
-#   betas: [0.9, 0.95]
-#   eps: 1e-8
-#   weight_decay: 0.1
-#   max_grad_norm: 1.0
-#   schedule: cosine       # or wsd (warm-up, stable, decay), constant
-#   warmup_ratio: 0.1
-#   min_lr_ratio: 0.1       # the last rate, as a share of lr
-#   decay_ratio: 0.2       # for wsd
-#   precision: auto        # bfloat16 where the device has it, else float32
-#   gradient_checkpointing: false          # gradient checkpointing: less memory, a third more compute
-#   compile: false
-#   # max_steps: 1000      # stop early ...
-#   # max_minutes: 60
-#   checkpoint_minutes: 5
-#   trackers: []           # aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, trackio, wandb
-
-# What is measured before and after training, besides the documents held out.
-#
-# evaluate:
-#   bits_per_byte:         # general texts, to see what was forgotten
-#     - name: news
-#       path: heldout/news.jsonl
-#       field: text
-#   max_tokens: 100k       # of each text, at most
-#   context: 1024          # tokens in a window
-#   prompts: []            # continued before and after
-#   new_tokens: 40
-
-output:
-  dtype: keep            # as each donor has it, or float32, bfloat16, float16
-  max_shard_bytes: 5GB   # the most bytes in one safetensors file
+# Keys that are commented out show their defaults, or an example where there is none. A whole section is commented in by
+# taking `# ` off each of its lines. Every key can also be set for one run: --set layout.boundary=0.6
 """
+_WIDTH = 120
+_MAX_COLUMN = 40
 
 
-def starter(instruct: str = "donors/instruct", domain: str = "donors/domain") -> str:
+def starter(instruct: str = "./donors/instruct", domain: str = "./donors/domain") -> str:
     """A commented recipe that splices the two sources: the deep half of `instruct` on the shallow half of `domain`."""
-    instruct_line, domain_line = (to_yaml({"source": source}).strip() for source in (instruct, domain))
-    return _TEXT.format(instruct=instruct_line, domain=domain_line)
+    values: dict[str, Any] = {
+        "donors": {"instruct": {"source": instruct}, "domain": {"source": domain}},
+        "layout": {"host": "instruct", "deep": "instruct", "shallow": "domain"},
+    }
+    blocks, loose = [_HEAD], list[_Line]()
+    shown: set[int] = set()
+    for key, field in keys_of(Recipe).items():
+        section = section_of(field)
+        lines = list(_key_lines(key, field, values, shown, fill=False))
+        if section is None:
+            loose += lines
+            continue
+        if loose:
+            blocks.append(_render(loose))
+            loose = []
+        heading = _sentence(field.description or "") if key == "donors" else _first_paragraph(section)
+        blocks.append(_comment(heading) + _render([replace(lines[0], about=""), *lines[1:]]))
+    return "\n".join(blocks)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of YAML at `indent`, what it is `about`, and the columns where a `# ` takes it, or its group, out."""
+
+    indent: int
+    text: str
+    about: str = ""
+    out_at: tuple[int, ...] = ()
+
+
+def _section_lines(section: type, values: Mapping[str, Any], shown: set[int], *, fill: bool) -> Iterator[_Line]:
+    for key, field in keys_of(section).items():
+        yield from _key_lines(key, field, values, shown, fill=fill)
+
+
+def _key_lines(
+    key: str, field: FieldInfo, values: Mapping[str, Any], shown: set[int], *, fill: bool
+) -> Iterator[_Line]:
+    """The lines of one key at indent 0, in where `values` has it or it is required, with `fill` for a default too.
+
+    `shown` holds the fields that were met before: what they are about is not said twice.
+    """
+    section, given = section_of(field), key in values
+    about = "" if id(field) in shown else _about(field)
+    shown.add(id(field))
+    if section is None:
+        value = values[key] if given else _example(field)
+        is_in = given or field.is_required() or (fill and field.default is not None)
+        yield _Line(0, f"{key}: {_flow(key, value)}", about, () if is_in else (0,))
+        return
+    out_at = () if given or field.is_required() else (0,)
+    group = [_Line(0, f"{key}:", about)]
+    if key == "donors":
+        for name, inner in _entries(section, list(values[key].values()), shown, list(values[key])):
+            group += [_Line(2, f"{name}:"), *_shifted(inner, 4)]
+    elif holds_many(field):
+        for _, inner in _entries(section, values.get(key) or _example(field), shown):
+            first, *rest = _shifted(inner, 4)
+            group += [replace(first, indent=2, text=f"- {first.text}"), *rest]
+    else:
+        group += _shifted(_section_lines(section, values.get(key, {}), shown, fill=not given), 2)
+    yield from (replace(line, out_at=(*out_at, *line.out_at)) for line in group)
+
+
+def _entries(
+    section: type, entries: Sequence[Mapping[str, Any]], shown: set[int], names: Sequence[str] = ()
+) -> Iterator[tuple[str, list[_Line]]]:
+    """The lines of each entry; keys that none of them has are listed once, in the first."""
+    used = {key for entry in entries for key in entry}
+    for index, entry in enumerate(entries):
+        lines: list[_Line] = []
+        for key, field in keys_of(section).items():
+            if key in entry or (index == 0 and key not in used):
+                lines += _key_lines(key, field, entry, shown, fill=False)
+        yield (names[index] if names else "", lines)
+
+
+def _shifted(lines: Sequence[_Line] | Iterator[_Line], by: int) -> list[_Line]:
+    return [replace(line, indent=line.indent + by, out_at=tuple(c + by for c in line.out_at)) for line in lines]
+
+
+def _example(field: FieldInfo) -> Any:
+    if field.is_required() or field.default in (None, ""):
+        assert field.examples, "a key without a default has an example"
+        return field.examples[0]
+    return field.examples[0] if section_of(field) and field.examples else field.default
+
+
+def _about(field: FieldInfo) -> str:
+    """The description, and the choices that it does not name."""
+    about = field.description or ""
+    unnamed = [word for word in choices_of(field) if not re.search(rf"\b{re.escape(word)}\b", about)]
+    return f"{about}; one of {', '.join(choices_of(field))}" if unnamed else about
+
+
+def _flow(key: str, value: Any) -> str:
+    """`value` on one line of YAML, as people write it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_flow(name, item)}" for name, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        if key == "parameters" and not value:
+            return "{}"
+        return "[" + ", ".join(_flow("", item) for item in value) + "]"
+    if key.endswith("_bytes"):
+        return format_size(value)
+    if isinstance(value, float):
+        return re.sub(r"e-0", "e-", f"{value}")
+    return to_yaml({"_": value}).removeprefix("_: ").strip()
+
+
+def _render(lines: Sequence[_Line]) -> str:
+    texts = [_with_signs(line) for line in lines]
+    column = min(max(len(text) for text in texts), _MAX_COLUMN) + 2
+    return "".join(_with_about(text, line, column) for text, line in zip(texts, lines, strict=True))
+
+
+def _with_signs(line: _Line) -> str:
+    text = " " * line.indent + line.text
+    for column in sorted(line.out_at, reverse=True):
+        text = f"{text[:column]}# {text[column:]}"
+    return text
+
+
+def _with_about(text: str, line: _Line, column: int) -> str:
+    if not line.about:
+        return f"{text}\n"
+    first, *rest = textwrap.wrap(line.about, _WIDTH - column - 2, break_long_words=False, break_on_hyphens=False)
+    if len(text) >= column:
+        head, rest = [text], [first, *rest]
+    else:
+        head = [f"{text:{column}}# {first}"]
+    return "\n".join([*head, *(f"{'#' if 0 in line.out_at else '':{column}}# {part}" for part in rest)]) + "\n"
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent="# ", subsequent_indent="# ") + "\n"
+
+
+def _first_paragraph(section: type) -> str:
+    return " ".join((inspect.getdoc(section) or "").split("\n\n")[0].split())
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

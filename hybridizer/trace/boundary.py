@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from hybridizer.core.errors import InputError, Problem, nearest
 from hybridizer.recipe.layers import first_deep_layer
-from hybridizer.recipe.recipe import STRATEGIES as NAMES
+from hybridizer.recipe.models import STRATEGIES as NAMES
 from hybridizer.trace.record import TraceRecord
 
 

@@ -28,15 +28,15 @@ class MaskToken:
     chosen_as: str
 
 
-def choose_mask_token(tokenizer: Any, mask_with: str | int = AUTO) -> MaskToken:
-    """The token named by `mask_with`: an id (a number, also as text), the text of a token, or "auto".
+def choose_mask_token(tokenizer: Any, mask_with: str = AUTO) -> MaskToken:
+    """The token named by `mask_with`: an id in digits, the text of a token, or "auto".
 
     "auto" takes the tokenizer's mask, unknown or padding token, the first there is; for a tokenizer with none of
     them the first of FILLERS that is one token. Raises InputError for a text that is not exactly one token.
     """
     if mask_with == AUTO:
         return _default_mask_token(tokenizer)
-    if isinstance(mask_with, int) or mask_with.isdecimal():
+    if mask_with.isdecimal():
         token = int(mask_with)
         if token >= len(tokenizer):
             what = f"there is no token {token}: the tokenizer has {len(tokenizer)}, numbered from 0."

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from hybridizer.models.residual import read_last_rows
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.divergence import js_divergence, kl_divergence, kl_from_uniform
 from hybridizer.trace.lens import Lens
 from hybridizer.trace.perturbation import can_reuse_prefix, disturbed_finals
 from hybridizer.trace.prompts import Prompt
 from hybridizer.trace.readings import Reading
-from hybridizer.trace.settings import TraceSettings
 
 # About this many bytes of logits are held at once, clean ones and perturbed ones each, whatever the number of prompts.
 LENS_BYTES = 32 * 2**20
@@ -25,10 +25,11 @@ Hidden = list[Tensor]  # the L+1 states at the last position, embedding output f
 
 @dataclass(frozen=True)
 class Meter:
-    """Measures batches of prompts of one length, the way `settings` ask."""
+    """Measures batches of prompts of one length, the way `settings` ask; `seed` is that of the noise."""
 
     lens: Lens
-    settings: TraceSettings
+    settings: Trace
+    seed: int = 0
 
     def measure(self, indices: Sequence[int], prompts: Sequence[Prompt]) -> list[Reading]:
         """The readings of the prompts with these indices among the probes."""
@@ -56,8 +57,8 @@ class Meter:
             masked = read_last_rows(model, parts, masked_ids)
         if self.settings.perturb == "context":
             return read_last_rows(model, parts, ids), masked, None
-        seeds = [self.settings.seed * 1_000_003 + index for index in indices]
-        clean, disturbed = disturbed_finals(model, parts, ids, self.settings.noise_share, seeds, self._reuse_prefix)
+        seeds = [self.seed * 1_000_003 + index for index in indices]
+        clean, disturbed = disturbed_finals(model, parts, ids, self.settings.noise_ratio, seeds, self._reuse_prefix)
         return clean, masked, disturbed
 
     def _read(

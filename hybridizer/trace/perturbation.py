@@ -1,7 +1,7 @@
 """The layer perturbation: disturb what one layer gives, and watch the model's final distribution (arXiv 2604.20556).
 
 Ours, where the paper is silent: the disturbance is Gaussian noise on the output of the layer at every position, scaled
-to `noise_share` of the norm that the residual stream has there. A prompt meets the same draw of noise at every layer,
+to `noise_ratio` of the norm that the residual stream has there. A prompt meets the same draw of noise at every layer,
 so that layers differ by the layer and not by the luck of the draw.
 """
 
@@ -30,16 +30,16 @@ def unit_noise(shape: Sequence[int], batch_axis: int, seeds: Sequence[int]) -> T
     return noise / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
 
 
-def disturb(hidden: Tensor, noise: Tensor, noise_share: float) -> Tensor:
-    """`hidden` plus noise of `noise_share` times its own norm at each position, computed in float32, in its dtype."""
+def disturb(hidden: Tensor, noise: Tensor, noise_ratio: float) -> Tensor:
+    """`hidden` plus noise of `noise_ratio` times its own norm at each position, computed in float32, in its dtype."""
     precise = hidden.float()
-    size = noise_share * torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
+    size = noise_ratio * torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
     return (precise + size * noise.to(hidden.device)).to(hidden.dtype)
 
 
 @torch.no_grad()
 def disturbed_finals(
-    model: nn.Module, parts: Parts, ids: Tensor, noise_share: float, seeds: Sequence[int], reuse_prefix: bool
+    model: nn.Module, parts: Parts, ids: Tensor, noise_ratio: float, seeds: Sequence[int], reuse_prefix: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The states of the clean run, and the last state of the runs disturbed at each of them.
 
@@ -51,7 +51,7 @@ def disturbed_finals(
     noise = unit_noise(_hidden(outputs[0]).shape, parts.batch_axis, seeds)
     finals = []
     for state, output in enumerate(outputs):
-        changed = disturb(_hidden(output), noise, noise_share)
+        changed = disturb(_hidden(output), noise, noise_ratio)
         if state == parts.num_layers:
             finals.append(last_rows(parts, changed))
             continue

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hybridizer.core.errors import InputError, Problem
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.masking import MaskToken, draw_positions, mask, read_positions
 from hybridizer.trace.probes import ProbeSet, check_targets
-from hybridizer.trace.settings import TraceSettings
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class Prompt:
 def prepare_prompts(
     probes: ProbeSet,
     tokenizer: Any,
-    settings: TraceSettings,
+    settings: Trace,
     mask_token: MaskToken | None,
     positions: Path | None,
+    seed: int = 0,
 ) -> list[Prompt]:
-    """The prompts in file order; masked where `mask_token` is given, at drawn or at given positions.
+    """The prompts in file order; masked where `mask_token` is given, at positions drawn with `seed` or given.
 
     Raises InputError for prompts of no token, prompts with nothing to mask, and a file of positions that does not fit.
     """
@@ -38,7 +39,7 @@ def prepare_prompts(
     answers = check_targets(probes.probes, tokenizer).token_ids
     if mask_token is None:
         return [Prompt(ids, None, answer) for ids, answer in zip(encoded, answers, strict=True)]
-    masked = _mask_all(probes, encoded, tokenizer, settings, mask_token, positions)
+    masked = _mask_all(probes, encoded, tokenizer, settings, mask_token, positions, seed)
     return [Prompt(*fields) for fields in zip(encoded, masked, answers, strict=True)]
 
 
@@ -76,17 +77,16 @@ def _mask_all(
     probes: ProbeSet,
     encoded: Sequence[tuple[int, ...]],
     tokenizer: Any,
-    settings: TraceSettings,
+    settings: Trace,
     token: MaskToken,
     given: Path | None,
+    seed: int,
 ) -> list[tuple[int, ...]]:
     if given is not None:
         chosen = read_positions(given, [len(ids) for ids in encoded])
     else:
         special = frozenset(tokenizer.all_special_ids)
-        chosen = [
-            draw_positions(ids, special, settings.mask_ratio, settings.seed, index) for index, ids in enumerate(encoded)
-        ]
+        chosen = [draw_positions(ids, special, settings.mask_ratio, seed, index) for index, ids in enumerate(encoded)]
         bare = [number for number, positions in enumerate(chosen, start=1) if not positions]
         if bare and settings.mask_ratio > 0:
             what = (

@@ -51,7 +51,7 @@ class RecordedSettings:
     """Everything besides donor and probes that the numbers depend on.
 
     `mask_with` is the text of the token that replaced masked ones, `mask_token_id` its id, `mask_chosen_as` why it was
-    taken. Where positions were given, `mask_positions` is the sha256 of the lists and `mask_ratio` null. `noise_share`
+    taken. Where positions were given, `mask_positions` is the sha256 of the lists and `mask_ratio` null. `noise_ratio`
     is null without the layer perturbation, the mask fields without the context perturbation. `tuned_lens` is the key
     of the fitted maps.
     """
@@ -62,7 +62,7 @@ class RecordedSettings:
     mask_token_id: int | None
     mask_chosen_as: str | None
     mask_positions: str | None
-    noise_share: float | None
+    noise_ratio: float | None
     lens: str
     tuned_lens: str | None
     epsilon: float

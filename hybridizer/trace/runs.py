@@ -12,72 +12,55 @@ from typing import TYPE_CHECKING, Any
 
 from hybridizer import __version__
 from hybridizer.core.cache import cache_folder
-from hybridizer.core.errors import InputError, Problem, nearest
 from hybridizer.core.files import write_file
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.donors.donor import Donor
-from hybridizer.recipe.recipe import Trace as TraceSection
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.probes import ProbeSet, load_probes
 from hybridizer.trace.record import SCHEMA, RecordedDonor, TraceRun, read_trace_record
-from hybridizer.trace.settings import TraceSettings, check_settings
 
 if TYPE_CHECKING:
     from hybridizer.trace.baselines import LayerScores
 
-LENSES = ("plain", "tuned")
-DTYPES = ("keep", "float32", "bfloat16", "float16")
+_NO_NUMBER = {"probes", "batch_size"}  # the name of the probes, whose content counts, and what changes no result
 _RECORD, _READINGS = "record.json", "readings.npz"
 
 
 @dataclass(frozen=True)
 class TraceRequest:
-    """What to trace with. `dtype` "keep" is the donor's own; `device_map` is accelerate's, None for this device."""
+    """What to trace with: the probes that `settings` name, the seed of everything random, and what no recipe says.
+
+    `device_map` is accelerate's, None for this device; `mask_positions` is a file of positions in place of drawn ones.
+    """
 
     probes: ProbeSet
-    settings: TraceSettings
-    lens: str = "plain"
-    dtype: str = "float32"
+    settings: Trace
+    seed: int = 0
     device_map: str | None = None
     mask_positions: Path | None = None
 
     def key(self, donor: Donor) -> str:
         """What the numbers and the form of the record depend on, as a hash: all but batch size and device."""
         positions = read_json(self.mask_positions) if self.mask_positions else None
-        settings = asdict(replace(self.settings, batch_size=1))
-        return content_hash(
-            [SCHEMA, donor.fingerprint, self.probes.sha256, settings, self.lens, self.dtype, positions, __version__]
-        )
+        settings = {key: value for key, value in asdict(self.settings).items() if key not in _NO_NUMBER}
+        parts = [SCHEMA, donor.fingerprint, self.probes.sha256, settings, self.seed, positions, __version__]
+        return content_hash(parts)
 
 
-def request_from_section(section: TraceSection | None, seed: int, folder: Path) -> TraceRequest:
+def request_from_section(section: Trace | None, seed: int, folder: Path) -> TraceRequest:
     """The request that a recipe's `trace` section makes; a probe file in it counts from the recipe's `folder`."""
-    asked = section or TraceSection()
-    path = folder / asked.probes
-    probes = load_probes(str(path) if path.is_file() else asked.probes)
-    settings = TraceSettings(
-        perturb=asked.perturb,
-        mask_ratio=asked.mask_ratio,
-        mask_with=asked.mask_with,
-        tau=asked.tau,
-        p_min=asked.p_min,
-        seed=seed,
-    )
-    return TraceRequest(probes, settings, asked.lens, asked.dtype)
+    settings = section or Trace()
+    path = folder / settings.probes
+    return TraceRequest(load_probes(str(path) if path.is_file() else settings.probes), settings, seed)
 
 
 def trace(donor: Donor, request: TraceRequest, monitor: Monitor) -> TraceRun:
     """Trace `donor`, whose fingerprint is known, or give back the trace that the cache has of it.
 
-    A trace that was interrupted goes on where it stopped. Raises InputError for settings or probes that make no sense
-    and DonorError for a model that cannot be traced.
+    A trace that was interrupted goes on where it stopped. Raises InputError for probes that make no sense and
+    DonorError for a model that cannot be traced.
     """
-    check_settings(request.settings)
-    if request.dtype not in DTYPES:
-        what = f"there is no precision '{request.dtype}'."
-        raise InputError(Problem("dtype", what, nearest(request.dtype, DTYPES)))
-    if request.lens not in LENSES:
-        raise InputError(Problem("lens", f"there is no lens '{request.lens}'.", nearest(request.lens, LENSES)))
     folder = cache_folder() / "traces" / request.key(donor).removeprefix("sha256:")
     if (folder / _RECORD).is_file():
         monitor.note(f"trace of '{donor.name}': unchanged, from the cache")
@@ -117,8 +100,8 @@ def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tu
     prompts = [tokenizer(probe.prompt)["input_ids"] for probe in request.probes.probes]
     with monitor.task(f"baselines of '{donor.name}'", parts.num_layers + len(prompts), "steps") as advance:
         ratio = score_weights(parts, advance)
-        size, seed = request.settings.batch_size, request.settings.seed
-        return (ratio, *score_activations(model, parts, prompts, batch_size=size, seed=seed, advance=advance))
+        size = request.settings.batch_size
+        return (ratio, *score_activations(model, parts, prompts, batch_size=size, seed=request.seed, advance=advance))
 
 
 def _load(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:
@@ -127,7 +110,7 @@ def _load(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:
     from hybridizer.models.parts import find_parts
     from hybridizer.models.quiet import without_bars
 
-    dtype = "auto" if request.dtype == "keep" else request.dtype
+    dtype = "auto" if request.settings.dtype == "keep" else request.settings.dtype
     with without_bars():
         model, tokenizer = load_causal_lm(donor.folder, dtype, request.device_map, "remote_code" in donor.allow)
     return model, tokenizer, find_parts(model)
@@ -140,7 +123,7 @@ def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) ->
     assert donor.fingerprint is not None, "a donor is traced with its fingerprint known"
     model, tokenizer, parts = _load(donor, request)
     about = RecordedDonor(donor.reference, donor.fingerprint, donor.structure.family, parts.num_layers)
-    tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.lens == "tuned" else None
+    tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.settings.lens == "tuned" else None
     with monitor.task(f"trace '{donor.name}'", len(request.probes.probes), "prompts") as advance:
         traced = trace_model(
             model,
@@ -149,6 +132,7 @@ def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) ->
             request.probes,
             request.settings,
             about,
+            seed=request.seed,
             tuned_lens=tuned,
             mask_positions=request.mask_positions,
             journal=folder / "journal.jsonl",

@@ -18,6 +18,7 @@ from hybridizer.core.records import content_hash, read_json
 from hybridizer.models.batching import make_batches
 from hybridizer.models.load import max_tokens
 from hybridizer.models.parts import Parts
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.journal import TraceProgress
 from hybridizer.trace.lens import Lens, check_lens
 from hybridizer.trace.masking import MaskToken, choose_mask_token
@@ -26,7 +27,6 @@ from hybridizer.trace.probes import ProbeSet
 from hybridizer.trace.prompts import Prompt, check_fit, prepare_prompts
 from hybridizer.trace.readings import Reading, stack_readings
 from hybridizer.trace.record import RecordedDonor, RecordedProbes, RecordedSettings, TraceRun
-from hybridizer.trace.settings import TraceSettings, check_settings
 from hybridizer.trace.summary import summarise
 from hybridizer.trace.tuned_lens import TunedLens
 
@@ -37,9 +37,10 @@ def trace_model(
     tokenizer: Any,
     parts: Parts,
     probes: ProbeSet,
-    settings: TraceSettings,
+    settings: Trace,
     donor: RecordedDonor,
     *,
+    seed: int = 0,
     tuned_lens: TunedLens | None = None,
     mask_positions: Path | None = None,
     journal: Path | None = None,
@@ -47,21 +48,21 @@ def trace_model(
 ) -> TraceRun:
     """Trace `model` on `probes`; see TraceRecord for every figure and its unit. The run is named by the reference.
 
-    Statistics are float32 or better whatever the dtype of the weights, and within 1e-4 for any `batch_size`. With a
-    `journal`, finished batches are kept there and a trace that was cut off goes on with the prompts that are missing;
-    `advance` is told of prompts as they finish, those found in the journal included.
+    Statistics are float32 or better whatever the dtype of the weights, and within 1e-4 for any `batch_size`. `seed` is
+    that of masks, noise and bootstrap; what `settings` say of probes, lens and dtype is not read here, where all three
+    are given. With a `journal`, finished batches are kept there and a trace that was cut off goes on with the prompts
+    that are missing; `advance` is told of prompts as they finish, those found in the journal included.
 
-    Raises InputError for settings and prompts that make no sense, DonorError for a model whose lens is not exact or
-    that computes NaN, RunError when a device runs out of memory.
+    Raises InputError for prompts that make no sense, DonorError for a model whose lens is not exact or that computes
+    NaN, RunError when a device runs out of memory.
     """
-    check_settings(settings)
     check_lens(model, parts)
     mask_token = choose_mask_token(tokenizer, settings.mask_with) if settings.perturb != "layer" else None
-    prompts = prepare_prompts(probes, tokenizer, settings, mask_token, mask_positions)
+    prompts = prepare_prompts(probes, tokenizer, settings, mask_token, mask_positions, seed)
     check_fit(prompts, probes, len(next(parts.embedding.parameters())), max_tokens(model.config))
-    used = _used_settings(model, settings, mask_token, mask_positions, tuned_lens)
+    used = _used_settings(model, settings, seed, mask_token, mask_positions, tuned_lens)
     about = RecordedProbes(probes.name, probes.sha256, len(prompts))
-    meter = Meter(Lens(model, parts, tuned_lens), settings)
+    meter = Meter(Lens(model, parts, tuned_lens), settings, seed)
     log = TraceProgress(journal, content_hash([donor, about, used])) if journal else None
     readings = list(log.finished) if log else []
     advance(len(readings))
@@ -101,7 +102,8 @@ def _measure_or_explain(
 
 def _used_settings(
     model: nn.Module,
-    settings: TraceSettings,
+    settings: Trace,
+    seed: int,
     mask_token: MaskToken | None,
     mask_positions: Path | None,
     tuned_lens: TunedLens | None,
@@ -115,13 +117,13 @@ def _used_settings(
         mask_token_id=mask_token.id if mask_token else None,
         mask_chosen_as=mask_token.chosen_as if mask_token else None,
         mask_positions=positions,
-        noise_share=settings.noise_share if settings.perturb != "context" else None,
+        noise_ratio=settings.noise_ratio if settings.perturb != "context" else None,
         lens="tuned" if tuned_lens else "plain",
         tuned_lens=tuned_lens.key if tuned_lens else None,
         epsilon=settings.epsilon,
         tau=settings.tau,
         p_min=settings.p_min,
-        seed=settings.seed,
+        seed=seed,
         num_resamples=settings.num_resamples,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )

@@ -20,7 +20,7 @@ from hybridizer.core.errors import Problem, RecipeError, RunError
 from hybridizer.models.parts import ModelParts
 from hybridizer.models.sharding import local_part, unshard
 from hybridizer.plan.freeze import FreezeChoice, asked_to_freeze, choose_frozen, with_adapters
-from hybridizer.recipe.recipe import Lora, Train
+from hybridizer.recipe.models import Lora, Train
 from hybridizer.train.lora import add_lora_
 
 REST = "outside the layers"

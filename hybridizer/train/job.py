@@ -16,7 +16,7 @@ from hybridizer.data.batches import TrainingData
 from hybridizer.models.loss import CHUNK_BYTES
 from hybridizer.models.objective import TrainableParts
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.recipe.recipe import Train
+from hybridizer.recipe.models import Train
 from hybridizer.train.freeze import FreezePlan
 from hybridizer.train.runtime import Runtime
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.recipe.recipe import Lora
+from hybridizer.recipe.models import Lora
 
 
 def add_lora_(model: nn.Module, module_names: Sequence[str], settings: Lora) -> None:

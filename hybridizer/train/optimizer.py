@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.sharding import is_sharded, shard_like, unshard
-from hybridizer.recipe.recipe import Train
+from hybridizer.recipe.models import Train
 from hybridizer.train.freeze import FreezePlan
 
 

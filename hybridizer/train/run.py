@@ -24,7 +24,7 @@ from hybridizer.models.quiet import without_bars
 from hybridizer.plan.memory import model_token_flops
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
-from hybridizer.recipe.recipe import DataEntry, Recipe, Train
+from hybridizer.recipe.models import DataEntry, Recipe, Train
 from hybridizer.train.folder import MASTERS, RECORD, TRAINED
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from hybridizer.recipe.recipe import Train
+from hybridizer.recipe.models import Train
 
 
 def rate_factor(settings: Train, step: int, num_steps: int) -> float:

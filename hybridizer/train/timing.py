@@ -25,7 +25,7 @@ from hybridizer.models.parts import find_parts
 from hybridizer.plan.cost import CostRequest, StepTiming, estimate_cost, main_dtype
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.plan import Plan
-from hybridizer.recipe.recipe import Train
+from hybridizer.recipe.models import Train
 from hybridizer.train.folder import LOG
 from hybridizer.train.freeze import plan_freeze, plan_lora_
 from hybridizer.train.job import DeviceFigures, RunContext, TrainJob

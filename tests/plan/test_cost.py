@@ -13,7 +13,7 @@ from hybridizer.plan.cost import CostRequest, estimate_cost
 from hybridizer.plan.freeze import FreezeSettings
 from hybridizer.plan.origin import Copy
 from hybridizer.plan.plan import Plan, PlannedTensor
-from hybridizer.recipe.recipe import Lora
+from hybridizer.recipe.models import Lora
 from hybridizer.report.cost_tables import cost_table, duration, expectation_lines, readable
 from hybridizer.train.timing import expect_time
 from support.sections import train_section

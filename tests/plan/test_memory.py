@@ -8,7 +8,7 @@ from hybridizer.models.parts import find_parts
 from hybridizer.plan.flops import count_token_flops, full_training
 from hybridizer.plan.freeze import FreezeSettings, choose_frozen
 from hybridizer.plan.memory import LayerShape, ModelShape, RunShape, estimate
-from hybridizer.recipe.recipe import Lora
+from hybridizer.recipe.models import Lora
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, plan_lora_
 from hybridizer.train.fused import fused
 from hybridizer.train.timing import measure_peak

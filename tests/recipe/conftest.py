@@ -9,7 +9,7 @@ import pytest
 
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.load import load_recipe
-from hybridizer.recipe.recipe import Recipe
+from hybridizer.recipe.models import Recipe
 
 Load = Callable[..., Recipe]
 Refuse = Callable[..., tuple[Problem, ...]]

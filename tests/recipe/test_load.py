@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.load import MAX_FILE_BYTES, load_recipe
-from hybridizer.recipe.models import OutputModel
-from hybridizer.recipe.recipe import Blend, BlendSource, DonorEntry, Layout, Output, Recipe, Slice
+from hybridizer.recipe.models import Blend, BlendSource, DataEntry, DonorEntry, Layout, Output, Recipe, Slice, Train
 
 DIAL = "donors:\n  a: x\nlayout: {deep: a, shallow: a}\n"
 FULL = """\
@@ -50,17 +49,17 @@ def test_defaults_are_filled_in(load) -> None:
     recipe = load(DIAL, name="my run.yaml")
     assert recipe.name == "my run"
     assert recipe.seed == 0
-    assert recipe.donors == (DonorEntry("a", "x", ()),)
-    assert recipe.layout == Layout("a", "a", "a", 0.5, ())
+    assert recipe.donors == (DonorEntry("x", (), name="a"),)
+    assert recipe.layout == Layout("a", "a", "a", 0.5)
     assert recipe.output == Output("keep", 5_000_000_000)
 
 
 def test_everything_said_is_kept(load, tmp_path: Path) -> None:
     recipe = load(FULL)
     assert recipe.donors == (
-        DonorEntry("instruct", "pkg:p/q.gguf"),
-        DonorEntry("domain", "donors/domain"),
-        DonorEntry("odd", "./x y+z@1", ("pickle", "remote_code")),
+        DonorEntry("pkg:p/q.gguf", name="instruct"),
+        DonorEntry("donors/domain", name="domain"),
+        DonorEntry("./x y+z@1", ("pickle", "remote_code"), name="odd"),
     )
     assert recipe.layout == Layout(
         "instruct",
@@ -68,14 +67,16 @@ def test_everything_said_is_kept(load, tmp_path: Path) -> None:
             Slice("domain", (0, 1, 2)),
             Slice("instruct", (5, 3, 4, 5)),
             Slice("odd", None),
-            Blend(
-                "ties",
-                (
-                    BlendSource("instruct", (1, 2)),
-                    BlendSource("odd", (7, 9), (("density", 0.3), ("weight", 1))),
-                ),
-                (("lambda", 0.5), ("normalize", True)),
-                "instruct",
+            Slice(
+                blend=Blend(
+                    "ties",
+                    (
+                        BlendSource("instruct", (1, 2)),
+                        BlendSource("odd", (7, 9), (("density", 0.3), ("weight", 1))),
+                    ),
+                    (("lambda", 0.5), ("normalize", True)),
+                    "instruct",
+                )
             ),
         ),
     )
@@ -125,9 +126,17 @@ def test_a_name_makes_up_for_a_file_name_that_is_none(load) -> None:
     assert load("name: good\n" + DIAL, name="a:b.yaml").name == "good"
 
 
-def test_the_door_is_frozen_too() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        OutputModel().dtype = "float16"
+def test_a_section_made_in_python_is_checked_as_one_that_is_loaded() -> None:
+    with pytest.raises(ValidationError, match="'float16'"):
+        Output("half")
+    with pytest.raises(ValidationError, match="greater than 0"):
+        dataclasses.replace(Train((DataEntry("a.txt"),), 100), lr=0)
+
+
+@pytest.mark.parametrize("text", ["path: x\n" + DIAL, DIAL.replace("a: x", "a: {source: x, name: b}")])
+def test_what_loading_fills_in_is_no_key(refuse, text: str) -> None:
+    (problem,) = refuse(text)
+    assert "has no key" in problem.what
 
 
 @pytest.mark.parametrize("layers", ["[1_000]", "[0x1F, 3]", "no", "0..3, 20"])

@@ -67,7 +67,8 @@ layout:
         ("dtype: keep", "dtype: fp16", "recipe.yaml:10: `dtype` cannot be 'fp16'.\n"
          "  Known here: bfloat16, float16, float32, keep."),
         ("dtype: keep", "dtype: bfloat", "recipe.yaml:10: `dtype` cannot be 'bfloat'.\n  Did you mean 'bfloat16'?"),
-        ("dtype: keep", "max_shard_bytes: 5G", "recipe.yaml:10: '5G' is not a size.\n"
+        ("dtype: keep", "max_shard_bytes: 5G", "recipe.yaml:10: `output.max_shard_bytes` must be a size in bytes; "
+         "got '5G'.\n"
          "  Write a number of bytes, or one with its unit: 500MB, 5GB, 2GiB."),
         ("output:", "seed: true\noutput:", "recipe.yaml:9: `seed` takes a whole number, found true.\n"
          "  Write digits only, without quotes."),
@@ -129,7 +130,8 @@ def test_mistakes_with_the_dial(refuse, old: str, new: str, message: str) -> Non
          "recipe.yaml:6: the slices list 12004 layers in all; 10000 is the limit.\n  List fewer layers."),
         ("          - {donor: b, layers: 15..16}\n", "", "recipe.yaml:12: `sources` lists 1, and needs at least 2.\n"
          "  It takes two donors or more, each with its layers."),
-        ("t: 0.5", "t: half", "recipe.yaml:11: a parameter is a number, true or false; found 'half'.\n"
+        ("t: 0.5", "t: half", "recipe.yaml:11: `layout.slices.1.blend.parameters.t` must be "
+         "a number, true or false; got 'half'.\n"
          "  Write a number without quotes."),
         ("    - blend:", "    - layers: 3\n      blend:",
          "recipe.yaml:8: entry 1 of `slices` has `layers` beside `blend`, where they do nothing.\n"
@@ -171,18 +173,34 @@ TRAIN = f"{RECIPE}train:\n  data: [{{path: a.txt}}]\n  tokens: 2M\n"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("2M", "2 millions", "recipe.yaml:13: '2 millions' is not a number of things.\n"
+        ("2M", "2 millions", "recipe.yaml:13: `train.tokens` must be a whole number, at least 1; got '2 millions'.\n"
          "  Write a whole number, or one with k, M or B: 500k, 2M, 1.5B."),
-        ("2M", "2M\n  freeze: deeep", "recipe.yaml:14: 'deeep' is no side of a model, and no list of layers.\n"
+        ("2M", "2M\n  freeze: deeep", "recipe.yaml:14: `train.freeze` must be deep, shallow, none "
+         "or a list of layers; got 'deeep'.\n"
          "  Did you mean 'deep'?"),
         ("2M", "2M\n  packed: 1", "recipe.yaml:14: `packed` is true or false, found the number 1.\n"
          "  Write true or false, without quotes."),
-        ("2M", "2M\n  lr: 0", "recipe.yaml:14: a number above 0 is asked for; found the number 0.\n"
-         "  Write it as 3e-5 or 0.1, no quotes."),
-        ("2M", "2M\n  betas: 0.9", "recipe.yaml:14: two shares are asked for; found the number 0.9.\n"
+        ("2M", "2M\n  lr: 0", "recipe.yaml:14: `train.lr` must be a number > 0; got the number 0.\n"
+         "  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
+        ("2M", "2M\n  lr: fast", "recipe.yaml:14: `train.lr` must be a number > 0; got 'fast'.\n"
+         "  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
+        ("2M", "2M\n  max_minutes: 0", "recipe.yaml:14: `train.max_minutes` must be a number > 0; "
+         "got the number 0.\n"
+         "  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
+        ("2M", "2M\n  warmup_ratio: 1.5", "recipe.yaml:14: `train.warmup_ratio` must be a number from 0 to 1; "
+         "got the number 1.5.\n  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
+        ("2M", "2M\n  warmup_ratio: -1", "recipe.yaml:14: `train.warmup_ratio` must be a number from 0 to 1; "
+         "got the number -1.\n  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
+        ("path: a.txt", "path: a.txt, weight: true", "recipe.yaml:12: `train.data.0.weight` must be a number > 0; "
+         "got true.\n  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
+        ("2M", "2M\n  weight_decay: -1", "recipe.yaml:14: `train.weight_decay` must be a number >= 0; "
+         "got the number -1.\n  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
+        ("2M", "2M\n  seq_len: 1", "recipe.yaml:14: `seq_len` is 1; the least is 2.\n  Write a larger number."),
+        ("2M", "2M\n  betas: 0.9", "recipe.yaml:14: `train.betas` must be two numbers, each from 0 up to but "
+         "not including 1; got the number 0.9.\n"
          "  Write them as [0.9, 0.95]."),
-        ("2M", "2M\n  heldout_ratio: 1", "recipe.yaml:14: a share of 1 leaves nothing for the rest.\n"
-         "  Write a share from 0 up to but not including 1."),
+        ("2M", "2M\n  heldout_ratio: 1", "recipe.yaml:14: `train.heldout_ratio` must be a number from 0 up to "
+         "but not including 1; got the number 1.\n  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
         ("path: a.txt", "weight: 1", "recipe.yaml:12: entry 0 of `data` has neither `path` nor `hub`.\n"
          "  Give one of the two: where the text comes from."),
         ("path: a.txt", "path: a.txt, split: test",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hybridizer.recipe.recipe import DonorEntry, Layout, Slice
+from hybridizer.recipe.models import DonorEntry, Layout, Slice
 
 TEXT = "donors:\n  a: x\n  b: y\nlayout:\n  host: a\n  deep: a\n  shallow: b\n"
 SLICES = "donors: {a: x}\nlayout:\n  slices:\n    - {donor: a, layers: 0..3}\n    - {donor: a, layers: 4}\n"
@@ -38,7 +38,11 @@ def test_a_section_is_replaced_as_a_whole(load) -> None:
 def test_sections_and_donors_are_made_where_there_are_none(load) -> None:
     recipe = load(TEXT, "output.dtype=float16", "donors.c=z", "donors.b.allow=[pickle]", "layout.deep=c")
     assert recipe.output.dtype == "float16"
-    assert recipe.donors == (DonorEntry("a", "x"), DonorEntry("b", "y", ("pickle",)), DonorEntry("c", "z"))
+    assert recipe.donors == (
+        DonorEntry("x", name="a"),
+        DonorEntry("y", ("pickle",), name="b"),
+        DonorEntry("z", name="c"),
+    )
 
 
 def test_text_with_an_equals_sign_is_a_value(load) -> None:

@@ -47,10 +47,14 @@ VALUES: dict[str, Any] = {
         "perturb": "both",
         "mask_ratio": 0.5,
         "mask_with": "auto",
+        "noise_ratio": 0.2,
         "lens": "tuned",
         "tau": 0,
         "p_min": 1,
+        "epsilon": 1e-9,
+        "num_resamples": 100,
         "dtype": "keep",
+        "batch_size": 8,
     },
     "train": {
         "data": [

@@ -1,6 +1,6 @@
 """Sections of a recipe as the code that they are handed to gets them, for tests that need no recipe file."""
 
-from hybridizer.recipe.recipe import DataEntry, Train
+from hybridizer.recipe.models import DataEntry, Train
 
 
 def train_section(**settings):

@@ -15,7 +15,7 @@ STATE = {"target_prob": 0.1, "target_prob_ci": None, "js": 0.1, "js_ci": None, "
          "explained": None, "explained_ci": None}  # fmt: skip
 SETTINGS = RecordedSettings(
     perturb="context", mask_ratio=0.3, mask_with="_", mask_token_id=7, mask_chosen_as="filler", mask_positions=None,
-    noise_share=None, lens="plain", tuned_lens=None, epsilon=1e-10, tau=0.5, p_min=0.1, seed=0, num_resamples=500,
+    noise_ratio=None, lens="plain", tuned_lens=None, epsilon=1e-10, tau=0.5, p_min=0.1, seed=0, num_resamples=500,
     dtype="float32",
 )  # fmt: skip
 

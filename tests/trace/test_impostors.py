@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from hybridizer.models.parts import find_parts
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.boundary import choose_boundary
 from hybridizer.trace.probes import Probe, ProbeSet, builtin_probes
 from hybridizer.trace.ranking import Candidate, rank_donors
 from hybridizer.trace.record import RecordedDonor
-from hybridizer.trace.settings import TraceSettings
 from hybridizer.trace.tracer import trace_model
 from support.toys import NUM_LAYERS, constant, fresh, shuffled, toy_prompt, toy_text, toy_tokenizer, trained
 
@@ -26,7 +26,7 @@ def toy_probes(num_probes=120):
 
 def trace(name, model, tokenizer, probes):
     donor = RecordedDonor(name, f"sha256:{name}", "llama", model.config.num_hidden_layers)
-    return trace_model(model, tokenizer, find_parts(model), probes, TraceSettings(num_resamples=200), donor)
+    return trace_model(model, tokenizer, find_parts(model), probes, Trace(num_resamples=200), donor)
 
 
 def candidate(name, traced, layers):

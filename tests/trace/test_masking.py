@@ -65,12 +65,12 @@ def test_a_tokenizer_with_none_of_the_three_gets_a_filler(tokenizer):
 
 def test_a_token_is_named_by_text_or_by_id(tokenizer):
     assert choose_mask_token(tokenizer, "<pad>").id == 0
-    assert choose_mask_token(tokenizer, 7).id == choose_mask_token(tokenizer, "7").id == 7
+    assert choose_mask_token(tokenizer, "7").id == 7
     assert choose_mask_token(tokenizer, " ").text == "Ġ"  # as the vocabulary writes it
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"), [("zz", r"'zz' is not one token .*\['z', 'z'\]"), (256, "no token 256"), ("", "''")]
+    ("asked", "words"), [("zz", r"'zz' is not one token .*\['z', 'z'\]"), ("256", "no token 256"), ("", "''")]
 )
 def test_what_is_not_one_token_is_refused(tokenizer, asked, words):
     with pytest.raises(InputError, match=words):

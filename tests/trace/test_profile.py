@@ -9,11 +9,11 @@ import torch
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.parts import find_parts
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.probes import Probe, ProbeSet
 from hybridizer.trace.profile import compare_profiles
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import TraceRun
-from hybridizer.trace.settings import TraceSettings
 from hybridizer.trace.tracer import trace_model
 from support.trace_records import record
 from support.traced_donors import load_tiny, spread, traced
@@ -159,7 +159,7 @@ def trace(donor):
     model, tokenizer, parts = donor
     words = ["hot", "big", "up", "wet", "old", "day", "far", "good", "left", "rich", "long", "early"]
     probes = ProbeSet("p", "0" * 64, tuple(Probe(f"{a} is not {b} but ", None) for a in words for b in words if a != b))
-    return trace_model(model, tokenizer, parts, probes, TraceSettings(num_resamples=300), traced(parts))
+    return trace_model(model, tokenizer, parts, probes, Trace(num_resamples=300), traced(parts))
 
 
 def test_a_model_traced_twice_keeps_its_profile_and_one_with_shuffled_deep_layers_does_not(donor):

@@ -6,8 +6,8 @@ import pytest
 
 from hybridizer.core.errors import CheckpointError
 from hybridizer.core.records import write_json
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.record import read_trace_record
-from hybridizer.trace.settings import TraceSettings
 from hybridizer.trace.tracer import trace_model
 from support.trace_records import record
 from support.traced_donors import PROBES, load_tiny, spread, traced
@@ -16,7 +16,7 @@ from support.traced_donors import PROBES, load_tiny, spread, traced
 @pytest.mark.parametrize("perturb", ["context", "both"])
 def test_a_real_record_comes_back_equal_to_the_bit(perturb, tmp_path):
     model, tokenizer, parts = load_tiny("llama", tmp_path)
-    settings = TraceSettings(perturb=perturb, num_resamples=50)
+    settings = Trace(perturb=perturb, num_resamples=50)
     run = trace_model(spread(model), tokenizer, parts, PROBES, settings, traced(parts))
     write_json(tmp_path / "record.json", run.record.to_json())
     assert read_trace_record(tmp_path / "record.json") == run.record

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hybridizer.recipe.recipe import DataEntry, Lora
+from hybridizer.recipe.models import DataEntry, Lora
 from hybridizer.train.job import TrainJob
 from support.sections import train_section
 

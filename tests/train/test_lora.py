@@ -3,7 +3,7 @@ import torch
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.parts import find_parts
-from hybridizer.recipe.recipe import Lora
+from hybridizer.recipe.models import Lora
 from hybridizer.train.freeze import apply_freeze_, check_freeze, plan_freeze, plan_lora_, tensor_sha256
 from hybridizer.train.lora import merge_lora_
 from support.sections import train_section

@@ -1,0 +1,127 @@
+"""What can be read off a section class: its keys, what each may hold, and a section as the plain values of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import is_dataclass
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from hybridizer.recipe.fields import NotAKey
+from hybridizer.recipe.layers import format_layers
+from hybridizer.recipe.tree import KeyPath
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+Section = TypeVar("Section")
+
+
+def keys_of(section: type) -> dict[str, FieldInfo]:
+    """The keys of a section class in order, each with its default, description and constraints."""
+    fields: dict[str, FieldInfo] = section.__pydantic_fields__  # type: ignore[attr-defined]
+    return {
+        key: field for key, field in fields.items() if not any(isinstance(mark, NotAKey) for mark in field.metadata)
+    }
+
+
+def section_of(field: FieldInfo) -> type | None:
+    """The section class that `field` holds, one or several of them; None where it holds something else."""
+    return next((kind for kind in _kinds(field.annotation) if isinstance(kind, type) and is_dataclass(kind)), None)
+
+
+def holds_many(field: FieldInfo) -> bool:
+    """Whether `field` holds a list."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return any(get_origin(kind) is tuple for kind in kinds)
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """The words that `field` or each of its entries takes, where only some do."""
+    return tuple(word for kind in _kinds(field.annotation) if get_origin(kind) is Literal for word in get_args(kind))
+
+
+def section_at(path: KeyPath, root: type) -> type:
+    """The class of the section at `path` of a recipe, which a section's path must be, where `root` is at ()."""
+    section, inside_list = root, False
+    for step in path:
+        if inside_list:  # the step is a position, or a name under `donors`
+            inside_list = False
+            continue
+        field = keys_of(section)[str(step)]
+        found = section_of(field)
+        assert found is not None, path
+        section, inside_list = found, holds_many(field)
+    return section
+
+
+def field_at(path: KeyPath, root: type) -> FieldInfo:
+    """The field of the key at `path` of a recipe."""
+    return keys_of(section_at(path[:-1], root))[str(path[-1])]
+
+
+def describe_bounds(field: FieldInfo) -> str:
+    """What numbers `field` takes: "a number > 0", "a whole number from 0 to 10"."""
+    marks = [mark for mark in _marks(field) if isinstance(mark, Ge | Gt | Le | Lt)]
+    noun = "a whole number" if int in _kinds(field.annotation) else "a number"
+    low = next((mark for mark in marks if isinstance(mark, Ge | Gt)), None)
+    high = next((mark for mark in marks if isinstance(mark, Le | Lt)), None)
+    if isinstance(low, Ge) and high is not None:
+        end = f"to {high.le}" if isinstance(high, Le) else f"up to but not including {high.lt}"
+        return f"{noun} from {low.ge} {end}"
+    return noun + (f" > {low.gt}" if isinstance(low, Gt) else f" >= {low.ge}" if isinstance(low, Ge) else "")
+
+
+def number_kind(field: FieldInfo) -> type:
+    """int, float or bool where `field` holds one, else str: how a command line reads it."""
+    return next((kind for kind in _kinds(field.annotation) if kind in (bool, int, float)), str)
+
+
+def fill_in(section: Section, **values: Any) -> Section:
+    """`section` with these values, which are known to be right: nothing is checked again, as `replace` would."""
+    made = copy(section)
+    vars(made).update(values)
+    return made
+
+
+def plain(section: Any) -> dict[str, Any]:
+    """The section as a recipe would hold it: what is None, or says nothing beside another key, is left out."""
+    unused = getattr(section, "unused_keys", ())
+    values = {key: getattr(section, key) for key in keys_of(type(section)) if key not in unused}
+    return {key: _plain_value(key, value) for key, value in values.items() if value is not None}
+
+
+def _plain_value(key: str, value: Any) -> Any:
+    if is_dataclass(value):
+        return plain(value)
+    if not isinstance(value, tuple):
+        return value
+    if key in ("layers", "freeze"):
+        return format_layers(value)
+    if key == "parameters":
+        return dict(value)
+    if key == "donors":
+        return {entry.name: plain(entry) for entry in value}
+    return [_plain_value("", item) for item in value]
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types that `annotation` is made of, without marks and None."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif origin in (Union, UnionType, tuple):
+        for part in get_args(annotation):
+            yield from _kinds(part)
+    elif annotation not in (NoneType, Ellipsis):
+        yield annotation
+
+
+def _marks(field: FieldInfo) -> Iterator[Any]:
+    yield from field.metadata
+    for part in get_args(field.annotation):
+        if get_origin(part) is Annotated:
+            yield from get_args(part)[1:]
