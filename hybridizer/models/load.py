@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.core.errors import DonorError, Problem
+from hybridizer.models.faults import library_faults
 from hybridizer.models.parts import MODEL_FAULTS
 
 
@@ -26,14 +27,14 @@ def load_causal_lm(
     `dtype` "auto" keeps the checkpoint's own. Raises DonorError when transformers cannot load the folder, when its
     weights are no safetensors, and when the checkpoint lacks tensors, which transformers would fill at random.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        with library_faults():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
+            )
     except (OSError, *MODEL_FAULTS) as error:
         what = f"transformers cannot load this folder: {type(error).__name__}: {str(error).strip()[:300]}"
         fix = "Give a folder with config.json, safetensors weights and a tokenizer of a causal language model."
@@ -42,7 +43,20 @@ def load_causal_lm(
     if lost:
         what = f"{len(lost)} tensors are missing or of the wrong shape and would be random: {', '.join(lost[:5])}."
         raise DonorError(Problem(str(folder), what, "Repair the checkpoint, or its config.json."))
-    return model.eval().requires_grad_(False), tokenizer
+    return model.eval().requires_grad_(False), load_tokenizer(folder, trust_remote_code)
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in a local folder. Never asks a network. Raises DonorError when transformers cannot load it."""
+    from transformers import AutoTokenizer
+
+    try:
+        with library_faults():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, *MODEL_FAULTS) as error:
+        what = f"transformers cannot load the tokenizer: {type(error).__name__}: {str(error).strip()[:300]}"
+        fix = "Restore the tokenizer files of the checkpoint, or take those of the model it was made from."
+        raise DonorError(Problem(str(folder), what, fix)) from error
 
 
 def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
@@ -53,10 +67,11 @@ def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        with tempfile.TemporaryDirectory() as folder:  # reading a file is how old encodings are understood
+        with tempfile.TemporaryDirectory() as folder, library_faults():
+            # reading a file is how old encodings are understood
             (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            read = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: nn.Module = AutoModelForCausalLM.from_config(read, dtype=dtype)
+            read = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model: nn.Module = AutoModelForCausalLM.from_config(read, dtype=dtype, trust_remote_code=False)
     except (OSError, *MODEL_FAULTS) as error:
         what = f"transformers cannot build this model: {type(error).__name__}: {str(error).strip()[:300]}"
         raise DonorError(Problem("config.json", what, "Give the config of a causal language model.")) from error
