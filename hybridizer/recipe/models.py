@@ -203,7 +203,7 @@ class DonorModel(Section):
     """A checkpoint that gives layers."""
 
     source: TextField = Field(description="a folder, a GGUF file, a hub id with @revision, or pkg:package/file")
-    allow: list[Literal["pickle", "remote_code", "vocabulary"]] = Field(
+    allow: list[Literal["pickle", "remote_code", "vocabulary", "no_tokenizer"]] = Field(
         default=[], description="what is let pass for this donor and refused otherwise"
     )
     fingerprint: FingerprintField | None = Field(

@@ -30,7 +30,8 @@ class DonorEntry:
     """A donor as the recipe names it: the text of its reference, and what was allowed for it by name.
 
     `source` is not parsed here; a relative folder in it counts from `Recipe.folder`. `allow` holds what is
-    let pass of "pickle", "remote_code" and "vocabulary", sorted. `fingerprint` pins the content, where it is given.
+    let pass of "pickle", "remote_code", "vocabulary" and "no_tokenizer", sorted. `fingerprint` pins the content, where
+    it is given.
     """
 
     name: str

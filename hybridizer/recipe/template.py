@@ -18,7 +18,7 @@ donors:
     {instruct}
   domain:
     {domain}
-    allow: []            # any of pickle, remote_code, vocabulary; a donor that needs one is refused without it
+    allow: []            # any of pickle, remote_code, vocabulary, no_tokenizer; else refused where one is needed
     # fingerprint: sha256:...      # the content this donor must have, as `hybridize plan` shows it
 
 # Which donor gives which layer. Shallow is near the input, deep is near the output.
