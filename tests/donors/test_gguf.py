@@ -97,7 +97,9 @@ def test_files_beside_a_gguf_file_are_no_part_of_it(bench):
     clean = (donor(bench).folder / "tokenizer_config.json").read_bytes()
     (bench / "y").mkdir()
     write_gguf(bench / "y/x.gguf", say("llama.context_length", 65))
-    (bench / "y/tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", None]}, "eos_token": "a"}))
+    (bench / "y/tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", None]}, "eos_token": "a"})
+    )
     (bench / "y/chat_template.jinja").write_text("stray")
     stray = donor(bench, "y/x.gguf").folder
     assert (stray / "tokenizer_config.json").read_bytes() == clean and not (stray / "chat_template.jinja").exists()
