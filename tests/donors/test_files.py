@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hybridizer.core.errors import CheckpointError, DonorError
+from hybridizer.core.errors import CheckpointError, DonorError, VerificationError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
@@ -225,14 +225,10 @@ def test_code_of_the_checkpoint_is_refused_in_each_config(bench, name, auto_map)
     donor(bench, allow=("remote_code",)) if name == "tokenizer_config.json" else None
 
 
-def never(prompt=""):
-    raise AssertionError(f"asked: {prompt}")
-
-
 def test_nothing_asks_whether_code_may_run(bench, monkeypatch):
-    monkeypatch.setattr("builtins.input", never)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "n")
     (bench / "a/evil.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
-    (bench / "a/tokenizer.json").rename(bench / "kept")
     content = {**json.loads((bench / "a/config.json").read_text()), "model_type": "evil"}
     content["auto_map"] = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
     with pytest.raises(DonorError):
@@ -241,12 +237,9 @@ def test_nothing_asks_whether_code_may_run(bench, monkeypatch):
     edit(bench / "a/tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}, tokenizer_class="T")
     with pytest.raises(DonorError):
         load_tokenizer(bench / "a")
-    (bench / "kept").rename(bench / "a/tokenizer.json")
-    try:
+    with pytest.raises((DonorError, VerificationError)):
         generate_text(bench / "a", None, "x", 1)
-    except Exception as error:  # noqa: BLE001 -- whatever it is, it asked nothing and ran nothing
-        assert "asked" not in str(error)
-    assert not (bench / "ran").exists()
+    assert asked == [] and not (bench / "ran").exists()
 
 
 def test_links_inside_the_folder_and_into_a_hub_cache_are_followed(bench):
@@ -294,6 +287,7 @@ def test_the_main_module_is_no_package(bench):
 def test_a_billion_layers_are_refused_in_little_memory(bench):
     import tracemalloc
 
+    make_donor(bench / "n", "gpt_neo")
     tracemalloc.start()
     edit(bench / "a/config.json", num_hidden_layers=10**9)
     assert "1000000000 layers" in refusal(bench)
@@ -303,8 +297,8 @@ def test_a_billion_layers_are_refused_in_little_memory(bench):
         tensors[f"model.layers.{place}.mlp.up_proj.weight"] = torch.ones(2, 2)
     save_file(tensors, "a/model.safetensors")
     refusal(bench)
-    edit(bench / "a/config.json", model_type="gpt_neo", attention_types=[[["global"], 10**9]])
-    refusal(bench)
+    edit(bench / "n/config.json", attention_layers=None, attention_types=[[["global"], 10**8]])
+    assert "100000000 layers, and the model has 4" in refusal(bench, text="n")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
