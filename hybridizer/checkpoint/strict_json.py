@@ -9,21 +9,21 @@ from typing import Any, NoReturn
 from hybridizer.core.errors import CheckpointError, Problem
 
 
-def parse_object(data: bytes, where: str, fix: str) -> dict[str, Any]:
+def parse_object(data: bytes, where: str, fix: str, *, infinities: bool = False) -> dict[str, Any]:
     """The JSON object in `data`.
 
-    Stricter than the json module: duplicate keys, NaN and infinities, and names that no UTF-8 file can hold are
-    refused. Raises CheckpointError (at `where`, advising `fix`) for those and for text that is not UTF-8, not JSON,
-    nested beyond reason, or some other JSON value than an object.
+    Stricter than the json module: duplicate keys, NaN and infinities, and text that no UTF-8 file can hold are
+    refused. With `infinities`, Infinity and -Infinity are read: transformers writes them into config.json.
+    Raises CheckpointError (at `where`, advising `fix`) for those and for text that is not UTF-8, not JSON, nested
+    beyond reason, or some other JSON value than an object.
     """
+    constant = _read_infinity if infinities else _refuse_constant
     try:
-        value = json.loads(
-            data.decode("utf-8", "strict"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
-        )
+        value = json.loads(data.decode("utf-8", "strict"), object_pairs_hook=_unique_keys, parse_constant=constant)
     except UnicodeDecodeError as error:
         raise CheckpointError(Problem(where, f"not UTF-8 text at byte {error.start}.", fix)) from None
     except json.JSONDecodeError as error:
-        what = f"not valid JSON: {error.msg} at character {error.pos}."
+        what = f"not valid JSON: {error.msg} at character {error.pos} (line {error.lineno})."
         raise CheckpointError(Problem(where, what, fix)) from None
     except ValueError as error:
         raise CheckpointError(Problem(where, f"JSON that cannot be trusted: {error}.", fix)) from None
@@ -50,16 +50,22 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if key in result:
             raise ValueError(f"the key {shorten(key)} stands there twice")
         _refuse_surrogates(key)
-        if isinstance(value, str):
-            _refuse_surrogates(value)
+        _refuse_surrogates(value)
         result[key] = value
     return result
 
 
-def _refuse_surrogates(text: str) -> None:
+def _refuse_surrogates(value: Any) -> None:
     # "\ud800" is valid JSON and becomes a str that no file can be written with.
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{shorten(text)} holds half a UTF-16 pair")
+    if isinstance(value, list):
+        for item in value:
+            _refuse_surrogates(item)
+    elif isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{shorten(value)} holds half a UTF-16 pair")
+
+
+def _read_infinity(name: str) -> float:
+    return float(name) if name.endswith("Infinity") else _refuse_constant(name)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -56,9 +56,7 @@ class TokenizerEncoder:
 
 
 def load_encoder(folder: Path, trust_remote_code: bool = False) -> TokenizerEncoder:
-    """The tokenizer of a model folder as an encoder. Never asks a network."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a model folder as an encoder. Never asks a network. Raises DonorError for a damaged one."""
+    from hybridizer.models.load import load_tokenizer
 
-    return TokenizerEncoder(
-        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    )
+    return TokenizerEncoder(load_tokenizer(folder, trust_remote_code))

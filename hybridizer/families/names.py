@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 Shapes = Mapping[str, tuple[int, ...]]
 
 # The first number in a name is a place in a list; later ones (experts, codebooks) are inside it.
-_FIRST_NUMBER = re.compile(r"(?:^|\.)(\d+)\.(?=.)")
+_FIRST_NUMBER = re.compile(r"(?:^|\.)(\d{1,9})\.(?=.)")
 _OTHER_TOWERS = frozenset({"vision", "visual", "vision_tower", "vision_model", "audio", "audio_tower", "audio_model"})
 _DRAFT_HEADS = ("mtp.", "model.mtp.", "mtp_", "model.mtp_")
 # Recomputed by every reader; checkpoints of old torch and transformers carry them as tensors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,7 +114,9 @@ def _find_layers(
     fitting = {
         prefix: places
         for prefix, places in lists.items()
-        if places.keys() >= set(range(num_layers)) and places.keys() <= set(range(num_layers + drafts))
+        if len(places) >= num_layers  # before a billion layers are counted out
+        and places.keys() >= set(range(num_layers))
+        and max(places) < num_layers + drafts
     }
     if len(fitting) == 1:
         prefix, places = next(iter(fitting.items()))
@@ -126,8 +129,8 @@ def _find_layers(
 
 
 def _describe(places: Mapping[int, Any]) -> str:
-    missing = sorted(set(range(max(places))) - places.keys())
-    return f"{len(places)} layers" + (f" without {', '.join(map(str, missing[:5]))}" if missing else "")
+    missing = list(itertools.islice((place for place in range(max(places)) if place not in places), 5))
+    return f"{len(places)} layers" + (f" without {', '.join(map(str, missing))}" if missing else "")
 
 
 def _read_traits(text: Config, family: str, num_layers: int, where: str) -> dict[str, Values]:

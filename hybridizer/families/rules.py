@@ -149,11 +149,12 @@ def runs(key: str, default: list[Any]) -> Computed:
 
     def value(layer: int, num_layers: int, config: Config) -> str:
         try:
-            names = [str(name) for group, count in config.get(key) or default for name in list(group) * int(count)]
-        except (TypeError, ValueError):
+            groups = [(list(group), int(count)) for group, count in config.get(key) or default]
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"`{key}` is {config.get(key)!r}, where [[names, repeats], ...] is expected.") from None
-        if len(names) != num_layers:
-            raise ValueError(f"`{key}` encodes out {len(names)} layers, and the model has {num_layers}.")
+        if (total := sum(len(group) * count for group, count in groups)) != num_layers:
+            raise ValueError(f"`{key}` encodes out {total} layers, and the model has {num_layers}.")
+        names = [str(name) for group, count in groups for name in group * count]
         return names[layer]
 
     def solve(config: Config, values: Values) -> Iterable[Edits]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridizer.core.errors import Problem, VerificationError
+from hybridizer.models.faults import library_faults
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.quiet import without_bars
 
@@ -24,15 +26,25 @@ class Loaded:
     mismatched: tuple[str, ...]
 
 
-def load_reporting(folder: Path, *, remote_code: bool = False) -> Loaded:
-    """The causal LM in `folder` in its own dtype, loaded offline. Raises VerificationError when it does not load."""
-    from transformers import AutoModelForCausalLM
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """No log lines of transformers inside the block: what they tell comes back as values and errors."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the loader's table of missing names; they come back in the report
+    logging.set_verbosity(logging.CRITICAL)
     try:
-        with without_bars():
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def load_reporting(folder: Path, *, remote_code: bool = False) -> Loaded:
+    """The causal LM in `folder` in its own dtype, loaded offline. Raises VerificationError when it does not load."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with without_bars(), without_logs(), library_faults():  # the table of missing names comes back in the report
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", local_files_only=True, trust_remote_code=remote_code, output_loading_info=True
             )
@@ -41,8 +53,6 @@ def load_reporting(folder: Path, *, remote_code: bool = False) -> Loaded:
         raise VerificationError(
             Problem(str(folder), what, "This should not have been published; report it.")
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
     lists = (
         tuple(sorted(str(key) for key in report[kind]))
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -58,22 +68,31 @@ def compute_logits(model: Any, ids: Sequence[int]) -> Any:
         return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
 
 
-def generate_text(folder: Path, model: Any, prompt: str, num_tokens: int) -> str | None:
+def generate_text(folder: Path, model: Any, prompt: str, num_tokens: int, *, remote_code: bool = False) -> str | None:
     """What the model answers to `prompt`, greedily, `num_tokens` at most; None when the folder has no tokenizer.
 
-    The prompt goes through the chat template where there is one.
+    The prompt goes through the chat template where there is one. Raises VerificationError when the tokenizer, its
+    template or the generation config does not work.
     """
     import torch
-    from transformers import AutoTokenizer
+
+    from hybridizer.models.load import load_tokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         return None
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    with torch.no_grad():
-        output = model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False, pad_token_id=padding or 0)
-    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    try:
+        with without_logs(), library_faults():
+            tokenizer = load_tokenizer(folder, remote_code)
+            if tokenizer.chat_template:
+                messages = [{"role": "user", "content": prompt}]
+                prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+            padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            options = {"max_new_tokens": num_tokens, "do_sample": False, "num_beams": 1, "pad_token_id": padding or 0}
+            with torch.no_grad():
+                output = model.generate(**inputs, **options)
+            return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    except LOAD_FAULTS as error:
+        what = f"it cannot generate: {type(error).__name__}: {str(error).strip()[:400]}"
+        fix = "Repair the host's tokenizer files, chat template or generation_config.json."
+        raise VerificationError(Problem(str(folder), what, fix)) from error

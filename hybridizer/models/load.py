@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.core.errors import DonorError, Problem
+from hybridizer.models.faults import library_faults
 from hybridizer.models.parts import MODEL_FAULTS
 
 
@@ -27,43 +28,47 @@ def load_causal_lm(
     `dtype` "auto" keeps the checkpoint's own. Raises DonorError when transformers cannot load the folder, when its
     weights are no safetensors, and when the checkpoint lacks tensors, which transformers would fill at random.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    with _loading(folder):
+    with _loading(folder, "this folder"):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lost:
         what = f"{len(lost)} tensors are missing or of the wrong shape and would be random: {', '.join(lost[:5])}."
         raise DonorError(Problem(str(folder), what, "Repair the checkpoint, or its config.json."))
-    return model.eval().requires_grad_(False), tokenizer
+    return model.eval().requires_grad_(False), load_tokenizer(folder, trust_remote_code)
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> tuple[Any, int | None]:
-    """The tokenizer in a local folder, and `max_tokens` of the model there, whose weights are not read.
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in a local folder. Never asks a network. Raises DonorError when transformers cannot load it."""
+    from transformers import AutoTokenizer
 
-    Never asks a network. Raises DonorError when transformers cannot load them.
-    """
-    from transformers import AutoConfig, AutoTokenizer
+    with _loading(folder, "the tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
 
-    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    with _loading(folder):
-        config = AutoConfig.from_pretrained(folder, **options)
-        return AutoTokenizer.from_pretrained(folder, **options), max_tokens(config)
+
+def read_max_tokens(folder: Path, trust_remote_code: bool = False) -> int | None:
+    """`max_tokens` of the model in a local folder, whose weights are not read. Raises DonorError as loading does."""
+    from transformers import AutoConfig
+
+    with _loading(folder, "the config"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        return max_tokens(config)
 
 
 @contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Turn what transformers says of `folder` inside the block into a DonorError."""
+def _loading(folder: Path, what: str) -> Iterator[None]:
+    """Turn what transformers raises inside the block while it loads `what` from `folder` into a DonorError."""
     try:
-        yield
+        with library_faults():
+            yield
     except (OSError, *MODEL_FAULTS) as error:
-        what = f"transformers cannot load this folder: {type(error).__name__}: {str(error).strip()[:300]}"
+        found = f"transformers cannot load {what}: {type(error).__name__}: {str(error).strip()[:300]}"
         fix = "Give a folder with config.json, safetensors weights and a tokenizer of a causal language model."
-        raise DonorError(Problem(str(folder), what, fix)) from error
+        raise DonorError(Problem(str(folder), found, fix)) from error
 
 
 def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
@@ -74,10 +79,11 @@ def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        with tempfile.TemporaryDirectory() as folder:  # reading a file is how old encodings are understood
+        with tempfile.TemporaryDirectory() as folder, library_faults():
+            # reading a file is how old encodings are understood
             (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            read = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: nn.Module = AutoModelForCausalLM.from_config(read, dtype=dtype)
+            read = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model: nn.Module = AutoModelForCausalLM.from_config(read, dtype=dtype, trust_remote_code=False)
     except (OSError, *MODEL_FAULTS) as error:
         what = f"transformers cannot build this model: {type(error).__name__}: {str(error).strip()[:300]}"
         raise DonorError(Problem("config.json", what, "Give the config of a causal language model.")) from error

@@ -54,9 +54,10 @@ def check_prompts(recipe: Recipe, model: Path) -> None:
     if recipe.evaluate is None or not recipe.evaluate.prompts:
         return
     from hybridizer.evaluate.samples import unfit_prompts
-    from hybridizer.models.load import load_tokenizer
+    from hybridizer.models.load import load_tokenizer, read_max_tokens
 
-    tokenizer, room = load_tokenizer(model, trust_remote_code=any(model.glob("*.py")))
+    remote_code = any(model.glob("*.py"))
+    tokenizer, room = load_tokenizer(model, remote_code), read_max_tokens(model, remote_code)
     if unfit := unfit_prompts(tokenizer, room, recipe.evaluate.prompts):
         places = {index: recipe.locate(("evaluate", "prompts", index)) for index in unfit}
         raise RecipeError(*(replace(problem, where=places[index]) for index, problem in unfit.items()))

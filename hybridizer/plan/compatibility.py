@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hybridizer.core.errors import Problem
 from hybridizer.donors.donor import Donor
-from hybridizer.donors.vocabulary import compare_vocabularies
+from hybridizer.donors.vocabulary import compare_vocabularies, has_tokenizer
 from hybridizer.families.compatibility import check_compatible
 from hybridizer.families.structure import Source
 
@@ -25,6 +25,13 @@ def find_incompatibilities(
     """
     problems: list[Problem] = []
     warnings: list[str] = []
+    if not has_tokenizer(host):
+        what = f"the host '{host.name}' has no tokenizer, so the model would have none."
+        if "no_tokenizer" in host.allow:
+            warnings.append(what)
+        else:
+            fix = "Put its tokenizer files in its folder, or add `allow: [no_tokenizer]` to build a model without one."
+            problems.append(Problem(where[host.name], what, fix))
     for name, layers in guests.items():
         guest, place = donors[name], where[name]
         foreign = check_compatible(host.structure, [Source(guest.structure, layer) for layer in layers])
@@ -32,6 +39,10 @@ def find_incompatibilities(
         if guest.structure.text_family != host.structure.text_family:
             continue
         side = _compare_embedding_side(host, guest)
+        if has_tokenizer(host) and not has_tokenizer(guest):
+            warnings.append(
+                f"donor '{name}' has no tokenizer: whether its tokens are those of the host '{host.name}' is not known"
+            )
         if "vocabulary" in guest.allow:
             warnings += side
         else:

@@ -79,6 +79,7 @@ __all__ = [
 ]
 
 Dtype = Literal["keep", "float32", "bfloat16", "float16"]
+Allowed = Literal["pickle", "remote_code", "vocabulary", "no_tokenizer"]
 
 # Built at first use, and then only the root with everything inside it: a third of the time of one by one.
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
@@ -97,7 +98,7 @@ class DonorEntry:
     """
 
     source: Text = Field(description="a folder, a GGUF file, a hub id with @revision, or pkg:package/file")
-    allow: Annotated[tuple[Literal["pickle", "remote_code", "vocabulary"], ...], AfterValidator(_sort_allowed)] = Field(
+    allow: Annotated[tuple[Allowed, ...], AfterValidator(_sort_allowed)] = Field(
         default=(), description="what is let pass for this donor and refused otherwise"
     )
     fingerprint: Fingerprint | None = Field(

@@ -19,7 +19,7 @@ def write_card(plan: Plan, licenses: Mapping[str, str | None], training: Mapping
 # {plan.name}
 
 A hybrid of {_count(len(plan.donors), "donor")}: {len(plan.layers)} layers, {plan.num_parameters:,} parameters stored.
-Embeddings, final norm, head, tokenizer and chat template come from the host, `{plan.host}`.
+{_host_line(plan)}
 
 | layers | from | kind |
 |---|---|---|
@@ -33,6 +33,13 @@ Embeddings, final norm, head, tokenizer and chat template come from the host, `{
 Load it with `transformers.AutoModelForCausalLM.from_pretrained`. The origin of every tensor is in `manifest.json`
 (plan `{plan.hash}`); `hybridize verify` checks this folder against it.
 """
+
+
+def _host_line(plan: Plan) -> str:
+    if any(name.startswith(("tokenizer.", "vocab.")) or name.endswith(".model") for name in plan.tokenizer_files):
+        return f"Embeddings, final norm, head, tokenizer and chat template come from the host, `{plan.host}`."
+    without = "It has no tokenizer; neither has this model."
+    return f"Embeddings, final norm and head come from the host, `{plan.host}`. {without}"
 
 
 def _front_matter(plan: Plan, licenses: Mapping[str, str | None]) -> str:

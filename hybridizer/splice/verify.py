@@ -133,7 +133,7 @@ def _check_loaded(
     yield Proof("computes", f"finite logits over {len(ids)} tokens")
     if manifest.identity_of is not None:
         yield _check_identity(folder, manifest, ids, logits, find_donor(manifest.identity_of))
-    text = generate_text(folder, loaded.model, PROMPT, 24)
+    text = generate_text(folder, loaded.model, PROMPT, 24, remote_code=remote_code)
     if text is not None:
         yield Proof("generates", f"{PROMPT!r} -> {text!r}")
 

@@ -1,0 +1,25 @@
+"""What libraries raise on damaged input, as exceptions that can be named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def library_faults() -> Iterator[None]:
+    """Turn what is raised outside the usual tree inside the block into RuntimeError, with its own words.
+
+    A panic in a Rust library (tokenizers, safetensors) is a BaseException, tokenizers raises bare Exceptions, and so
+    does the validation of configs in huggingface_hub.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException" or type(error) is Exception or _is_validation(error):
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise
+
+
+def _is_validation(error: BaseException) -> bool:
+    return any(base.__name__ == "StrictDataclassError" for base in type(error).__mro__)

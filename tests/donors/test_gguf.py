@@ -1,0 +1,162 @@
+"""What a GGUF file says is what its conversion holds: nothing made up, nothing lost, or it is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hybridizer.core.errors import CheckpointError
+from hybridizer.core.progress import SilentMonitor
+from hybridizer.donors import converted
+from hybridizer.donors.open import Access, NotFetched, open_donor
+from hybridizer.donors.reference import parse_reference
+from support.gguf_files import HEADS, HIDDEN, LAYERS, tiny_tensors, write_gguf
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def donor(bench, text="x.gguf", *, fetch=True):
+    access = Access(fetch=fetch, fingerprint=True)
+    return open_donor("a", parse_reference(text, bench, "r.yaml:2"), access, "r.yaml:2", SilentMonitor())
+
+
+def test_every_number_of_the_file_is_in_the_conversion(bench):
+    write_gguf(bench / "x.gguf")
+    opened = donor(bench)
+    found, expected = load_file(opened.folder / "model.safetensors"), tiny_tensors()
+    assert torch.equal(found["model.embed_tokens.weight"], torch.from_numpy(expected["token_embd.weight"]))
+    down = expected["blk.1.ffn_down.weight"]
+    assert torch.equal(found["model.layers.1.mlp.down_proj.weight"], torch.from_numpy(down))
+    assert sum(t.numel() for t in found.values()) == sum(values.size for values in expected.values())
+    assert opened.structure.num_layers == LAYERS and opened.structure.tied
+
+
+def rename(old, new):
+    return lambda settings, tensors: tensors.update({new: tensors.pop(old)})
+
+
+def drop(key):
+    return lambda settings, tensors: settings.pop(key) if key in settings else tensors.pop(key)
+
+
+def say(key, value):
+    return lambda settings, tensors: settings.update({key: value})
+
+
+def hold(name, *shape):
+    return lambda settings, tensors: tensors.update({name: np.ones(shape, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (rename("blk.1.ffn_up.weight", "blk.1.ffn_upp.weight"), "1 tensors: model.layers.1.mlp.up_proj.weight"),
+        (drop("blk.0.attn_norm.weight"), "1 tensors: model.layers.0.input_layernorm.weight"),
+        (drop("output_norm.weight"), "model.norm.weight"),
+        (drop("llama.block_count"), "does not say `llama.block_count`"),
+        (drop("llama.attention.head_count"), "does not say `llama.attention.head_count`"),
+        (drop("llama.embedding_length"), "does not say `llama.embedding_length`"),
+        (drop("llama.attention.layer_norm_rms_epsilon"), "the epsilon of the norms"),
+        (say("llama.block_count", 3), r"`block_count` is 3, and it holds layers 0..1"),
+        (say("llama.block_count", 1), r"`block_count` is 1, and it holds layers 0..1"),
+        (say("llama.block_count", 10**9), r"`llama.block_count` is 1000000000, and no tensor is as wide"),
+        (say("llama.rope.dimension_count", 2**31), "no tensor is as wide"),
+        (say("llama.rope.scaling.factor", 4.0), "`llama.rope.scaling.factor` is 4.0"),
+        (say("llama.attention.scale", 0.5), "`llama.attention.scale` is 0.5, and transformers passes over it"),
+        (say("llama.logit_scale", 0.5), "`llama.logit_scale` is 0.5"),
+        (say("llama.attention.layer_norm_epsilon", 0.5), "`llama.attention.layer_norm_epsilon` is 0.5, and the config"),
+        (say("llama.attention.sliding_window", 8), "`llama.attention.sliding_window` is 8"),
+        (hold("rope_freqs.weight", HIDDEN // HEADS // 2), "not read, among them rope_freqs.weight"),
+        (hold("blk.0.attn_q.bias", HIDDEN), "not read, among them blk.0.attn_q.bias"),
+        (hold("blk.2.attn_norm.weight", HIDDEN), r"`block_count` is 2, and it holds layers 0..2"),
+        (hold("blk.0.attn_q.weight", HIDDEN, HIDDEN * 2), "GGUF"),
+    ],
+)
+def test_what_would_be_made_up_or_lost_is_refused(bench, change, says):
+    write_gguf(bench / "x.gguf", change)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        donor(bench)
+    assert all(problem.fix for problem in caught.value.problems)
+    assert not any((bench / "cache/gguf").glob("*")) if (bench / "cache/gguf").exists() else True
+
+
+def test_values_that_change_nothing_are_let_pass(bench):
+    write_gguf(bench / "x.gguf", say("llama.rope.scaling.type", "none"))
+    assert donor(bench).structure.num_layers == LAYERS
+
+
+def test_files_beside_a_gguf_file_are_no_part_of_it(bench):
+    write_gguf(bench / "x.gguf")
+    clean = (donor(bench).folder / "tokenizer_config.json").read_bytes()
+    (bench / "y").mkdir()
+    write_gguf(bench / "y/x.gguf", say("llama.context_length", 65))
+    (bench / "y/tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", None]}, "eos_token": "a"})
+    )
+    (bench / "y/chat_template.jinja").write_text("stray")
+    stray = donor(bench, "y/x.gguf").folder
+    assert (stray / "tokenizer_config.json").read_bytes() == clean and not (stray / "chat_template.jinja").exists()
+
+
+def test_a_file_without_a_tokenizer_gives_a_donor_without_one(bench):
+    write_gguf(bench / "x.gguf", tokenizer=False)
+    assert set(donor(bench).tokenizer_files) == {"generation_config.json"}
+
+
+def test_both_generations_of_transformers_find_their_spelling(bench):
+    write_gguf(bench / "x.gguf")
+    folder = donor(bench).folder
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 100_000.0
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    debris = {"_name_or_path", "_model_name_or_path", "is_local", "local_files_only", "name_or_path"}
+    assert not debris & {*config, *tokenizer}
+    assert not any(str(bench) in path.read_text() for path in folder.glob("*.json") if path.name != "conversion.json")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "config.json").write_text("{}"),
+        lambda folder: (folder / "conversion.json").write_text("{"),
+        lambda folder: (folder / "conversion.json").unlink(),
+        lambda folder: (folder / "stray.json").write_text("{}"),
+    ],
+)
+def test_a_damaged_conversion_is_made_again(bench, damage):
+    write_gguf(bench / "x.gguf")
+    folder = donor(bench).folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    damage(folder)
+    assert isinstance(donor(bench, fetch=False), NotFetched)
+    assert donor(bench).folder == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_another_version_of_the_converter_converts_again(bench, monkeypatch):
+    write_gguf(bench / "x.gguf")
+    first = donor(bench).folder
+    monkeypatch.setattr(converted, "_version", lambda tool: "99")
+    assert isinstance(donor(bench, fetch=False), NotFetched)
+    second = donor(bench).folder
+    monkeypatch.setattr(converted, "FORMAT", 99)
+    assert first != second and isinstance(donor(bench, fetch=False), NotFetched)
+
+
+def test_a_file_that_is_cut_short_in_its_weights_is_refused(bench):
+    whole = write_gguf(bench / "whole.gguf").read_bytes()
+    for size in (len(whole) - 1, len(whole) - 100, len(whole) // 2):
+        (bench / "x.gguf").write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match="x.gguf"):
+            donor(bench)
