@@ -21,7 +21,6 @@ def bfloat16_cpu(request, monkeypatch):
 
     Either kind can stand in for the other: what its hardware lacks, torch emulates.
     """
-    import torch
-
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": request.param})
+    flags = frozenset({"avx2", "avx512_bf16"} if request.param else {"avx2"})
+    monkeypatch.setattr("hybridizer.models.hardware.cpu_flags", lambda: flags)
     return request.param

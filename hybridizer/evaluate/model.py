@@ -13,8 +13,8 @@ from hybridizer.evaluate.bits import num_scored_tokens, score_documents
 from hybridizer.evaluate.samples import continue_prompts, num_prompts
 from hybridizer.evaluate.scores import Scores, ScoreSettings, TextScores
 from hybridizer.evaluate.texts import TextSet
+from hybridizer.models.hardware import has_bfloat16
 from hybridizer.models.load import max_tokens
-from hybridizer.models.matmul import has_bfloat16
 from hybridizer.models.parts import Parts
 
 
@@ -49,7 +49,7 @@ def default_device() -> torch.device:
 
 def compute_dtype() -> str:
     """What weights are loaded in to be scored: "auto", as they are stored, or "float32" where bfloat16 is emulated."""
-    return "auto" if has_bfloat16(default_device()) else "float32"
+    return "auto" if has_bfloat16(default_device().type) else "float32"
 
 
 def _score_text(model: nn.Module, parts: Parts, text: TextSet, context: int, monitor: Monitor) -> TextScores:

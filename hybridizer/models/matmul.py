@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hybridizer.models.hardware import choose_matmul_dtype
+
 _aten = torch.ops.aten
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
 _PRODUCTS = {
@@ -27,20 +29,10 @@ _PRODUCTS = {
 }
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 run in hardware. A CPU without it emulates them, three times slower here."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        able: Mapping[str, Any] = torch.cpu.get_capabilities()
-        return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-    return True
-
-
 def matmul_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which a training in `dtype` multiplies: itself, or float32 where a CPU would emulate bfloat16."""
-    emulated = dtype == torch.bfloat16 and device.type == "cpu" and not has_bfloat16(device)
-    return torch.float32 if emulated else dtype
+    """The dtype in which a training in `dtype` multiplies on `device`, see `hardware.choose_matmul_dtype`."""
+    found: torch.dtype = getattr(torch, choose_matmul_dtype(str(dtype).removeprefix("torch."), device.type))
+    return found
 
 
 class UpcastMatmul(TorchDispatchMode):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.models.matmul import has_bfloat16
+from hybridizer.models.hardware import choose_compute_dtype
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.sharding import is_sharded
 from hybridizer.train.freeze import FreezePlan
@@ -23,10 +23,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype to compute in: the one requested; `auto` is bfloat16 where there is hardware for it, or float32."""
-    if precision != "auto":
-        return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    """The dtype to compute in on `device`, which is that of the plan's cost estimate."""
+    found: torch.dtype = getattr(torch, choose_compute_dtype(precision, device.type))
+    return found
 
 
 class MixedLinear(nn.Linear):

@@ -47,7 +47,7 @@ def test_value_and_gradients_are_those_of_torch_cross_entropy(make_head, chunk_t
 
 @pytest.mark.parametrize("make_head", [lambda: nn.Linear(WIDTH, VOCABULARY, bias=False), SoftCapped])
 def test_bfloat16_stays_within_its_own_rounding_of_float32(make_head, monkeypatch):
-    monkeypatch.setattr("hybridizer.models.matmul.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("hybridizer.models.hardware.has_bfloat16", lambda device: True)
     head, hidden, targets = case(make_head(), torch.bfloat16)
     loss = cross_entropy_sum(hidden, head, list(head.parameters()), targets)
     assert loss.dtype == torch.float32
@@ -61,7 +61,7 @@ def test_bfloat16_stays_within_its_own_rounding_of_float32(make_head, monkeypatc
 
 
 def test_bfloat16_that_would_be_emulated_computes_in_float32(monkeypatch):
-    monkeypatch.setattr("hybridizer.models.matmul.has_bfloat16", lambda device: False)
+    monkeypatch.setattr("hybridizer.models.hardware.has_bfloat16", lambda device: False)
     head, hidden, targets = case(nn.Linear(WIDTH, VOCABULARY, bias=False), torch.bfloat16)
     loss = cross_entropy_sum(hidden, head, list(head.parameters()), targets)
     logits = functional.linear(hidden.float(), head.weight.float())

@@ -4,7 +4,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridizer.models.loss import cross_entropy_sum
-from hybridizer.models.matmul import UpcastMatmul, has_bfloat16, matmul_dtype
+from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from support.train_models import tiny_model
@@ -33,7 +33,7 @@ def low(*shape):
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "mamba2", "qwen3_moe"])
 def test_no_matrix_product_and_no_attention_of_a_step_is_left_in_bfloat16(monkeypatch, model_type):
     # Products are widened only on such a processor, and there the loss widens its own.
-    monkeypatch.setattr("hybridizer.models.matmul.has_bfloat16", lambda device: False)
+    monkeypatch.setattr("hybridizer.models.hardware.has_bfloat16", lambda device: False)
     model = tiny_model(model_type).bfloat16().eval()
     ids = torch.arange(24)[None] + 3
     with Recorder() as beneath, UpcastMatmul():
@@ -47,12 +47,6 @@ def test_every_product_of_the_loss_stays_in_bfloat16_only_where_that_runs_in_har
     with Recorder() as seen:
         cross_entropy_sum(hidden, model.lm_head, list(model.lm_head.parameters()), ids).backward()
     assert seen.taken == {torch.bfloat16 if bfloat16_cpu else torch.float32}
-
-
-@pytest.mark.parametrize("name, hardware", [("avx512_bf16", True), ("amx_bf16", True), ("bf16", True), ("avx2", False)])
-def test_a_cpu_has_bfloat16_where_it_names_one_of_the_instruction_sets(monkeypatch, name, hardware):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, name: True})
-    assert has_bfloat16(torch.device("cpu")) is hardware
 
 
 def test_attention_gives_gradients_in_bfloat16():
@@ -93,6 +87,6 @@ def test_float32_passes_untouched():
 
 @pytest.mark.parametrize("hardware, multiplied", [(True, torch.bfloat16), (False, torch.float32)])
 def test_bfloat16_multiplies_in_itself_only_in_hardware(monkeypatch, hardware, multiplied):
-    monkeypatch.setattr("hybridizer.models.matmul.has_bfloat16", lambda device: hardware)
+    monkeypatch.setattr("hybridizer.models.hardware.has_bfloat16", lambda device: hardware)
     assert matmul_dtype(torch.bfloat16, torch.device("cpu")) == multiplied
     assert matmul_dtype(torch.float32, torch.device("cpu")) == torch.float32

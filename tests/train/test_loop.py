@@ -63,7 +63,7 @@ def test_products_are_widened_only_where_bfloat16_would_be_emulated(tmp_path, mo
     entered = []
     enter = UpcastMatmul.__enter__
     monkeypatch.setattr(UpcastMatmul, "__enter__", lambda self: entered.append(self) or enter(self))
-    monkeypatch.setattr("hybridizer.models.matmul.has_bfloat16", lambda device: hardware)
+    monkeypatch.setattr("hybridizer.models.hardware.has_bfloat16", lambda device: hardware)
     run(tmp_path / "exact")
     assert not entered
     run(tmp_path / "low", replace(SETTINGS, precision="bfloat16"))

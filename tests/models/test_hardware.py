@@ -1,0 +1,42 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hybridizer.models import hardware
+from hybridizer.models.hardware import choose_compute_dtype, choose_matmul_dtype, cpu_flags, has_bfloat16
+
+X86 = "processor\t: 0\nflags\t\t: fpu avx2 {0}\nbugs\t\t: spectre_v1\n\nprocessor\t: 1\nflags\t\t: fpu avx2 {0}\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd {0}\nCPU part\t: 0xd40\n"
+
+
+@pytest.mark.parametrize(("text", "flag"), [(X86, "avx512_bf16"), (X86, "amx_bf16"), (ARM, "bf16")])
+def test_a_cpu_has_bfloat16_where_it_lists_one_of_the_instruction_sets(tmp_path, monkeypatch, text, flag):
+    monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "cpuinfo")
+    for listed, expected in ((flag, True), ("avx512f", False)):
+        (tmp_path / "cpuinfo").write_text(text.format(listed))
+        assert has_bfloat16("cpu") is expected
+
+
+def test_where_linux_lists_nothing_torch_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True, "neon": False, "cache": 3})
+    assert cpu_flags() == {"bf16"} and has_bfloat16("cpu")
+
+
+def test_this_cpu_lists_what_torch_finds():
+    able = torch.cpu.get_capabilities()
+    assert has_bfloat16("cpu") == any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def test_auto_is_bfloat16_where_there_is_hardware_for_it(bfloat16_cpu):
+    assert choose_compute_dtype("auto", "cpu") == ("bfloat16" if bfloat16_cpu else "float32")
+    assert [choose_compute_dtype(dtype, "cpu") for dtype in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    assert choose_matmul_dtype("bfloat16", "cpu") == ("bfloat16" if bfloat16_cpu else "float32")
+    assert choose_matmul_dtype("float32", "cpu") == "float32"
+
+
+def test_the_capabilities_of_a_cpu_need_no_torch():
+    program = "import sys, hybridizer.models.hardware as h; h.has_bfloat16('cpu'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
