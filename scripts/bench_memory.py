@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from hybridizer.plan.freeze import FreezeSettings, choose_frozen, with_adapters
-from hybridizer.plan.memory import RunShape, estimate
+from hybridizer.plan.cost import run_shape
+from hybridizer.plan.freeze import choose_frozen, with_adapters
+from hybridizer.plan.memory import estimate
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.models import DataEntry, Lora, Train
 
@@ -108,7 +109,14 @@ def main() -> None:
 def _measure(row: Row, device: str) -> int:
     from hybridizer.train.timing import DryRunRequest, dry_run
 
-    settings = Train(
+    config = _config(row).to_dict()
+    boundary = config["num_hidden_layers"] // 2
+    request = DryRunRequest(config, row.stored, _settings(row), boundary, steps=STEPS, cpu=device == "cpu")
+    return dry_run(request).peak_memory_bytes
+
+
+def _settings(row: Row) -> Train:
+    return Train(
         data=(DataEntry(path="random"),),
         tokens=TOKENS,
         freeze=row.freeze,
@@ -119,10 +127,6 @@ def _measure(row: Row, device: str) -> int:
         precision=row.precision,
         gradient_checkpointing=row.recompute,
     )
-    config = _config(row).to_dict()
-    boundary = config["num_hidden_layers"] // 2
-    request = DryRunRequest(config, row.stored, settings, boundary, steps=STEPS, cpu=device == "cpu")
-    return dry_run(request).peak_memory_bytes
 
 
 def _estimate(row: Row, device: str):
@@ -134,17 +138,9 @@ def _estimate(row: Row, device: str):
     stored = {"float32": "F32", "bfloat16": "BF16"}[row.stored]
     config = model.config.to_dict()
     shape = planned_shape(config, {name: (tuple(p.shape), stored) for name, p in model.named_parameters()})
-    choice = choose_frozen(FreezeSettings(row.freeze), len(shape.layers), len(shape.layers) // 2, shape.tied)
-    run = RunShape(
-        row.rows * TOKENS,
-        TOKENS / 4,
-        gradient_checkpointing=row.recompute,
-        accumulates=row.batches > 1,
-        device=device,
-        adapter_rank=row.rank,
-    )
-    if row.precision == "bfloat16":
-        run = replace(run, compute_bytes=2)
+    settings = _settings(row)
+    choice = choose_frozen(settings, len(shape.layers), len(shape.layers) // 2, shape.tied)
+    run = run_shape(settings, device, mean_document=TOKENS / 2)
     return estimate(shape, with_adapters(choice) if row.rank else choice, run).memory
 
 

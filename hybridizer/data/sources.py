@@ -1,83 +1,44 @@
-"""From what a recipe names as data to tokenised sources: local files by pattern, hub datasets as streams."""
+"""The data entries of a recipe -> tokenised sources: local files by pattern, hub datasets as streams."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from hybridizer.core.errors import InputError, Problem, RecipeError
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash
 from hybridizer.data.batches import Source
 from hybridizer.data.documents import BadRecords, find_files, usable
-from hybridizer.data.hub import stream_texts
+from hybridizer.data.hub import pin_dataset, stream_texts
 from hybridizer.data.tokenize import (
     FORMAT,
     Encoder,
-    ReadSettings,
     TokenFile,
     cached_token_file,
     tokenise_files,
     write_token_file,
 )
-
-
-@dataclass(frozen=True)
-class HubDataset:
-    """A dataset on a hub (or a folder that `datasets` reads), read as a stream up to `max_documents`.
-
-    `pin` is its commit, or a hash of the folder: the same name may hold other texts tomorrow.
-    """
-
-    name: str
-    split: str = "train"
-    config: str | None = None
-    revision: str | None = None
-    max_documents: int = 100_000
-    pin: str = ""
-
-
-@dataclass(frozen=True)
-class SourceSettings:
-    """One entry of a mixture: either `path`, a file or glob, or a `hub` dataset; its weight in training tokens."""
-
-    path: str | None = None
-    hub: HubDataset | None = None
-    weight: float = 1.0
-    read: ReadSettings = field(default_factory=ReadSettings)
-
-    @property
-    def name(self) -> str:
-        """What the source is called in messages and records."""
-        return self.path or (self.hub.name if self.hub else "nothing")
+from hybridizer.recipe.models import DataEntry
 
 
 def open_sources(
-    entries: Sequence[SourceSettings], folder: Path, encoder: Encoder, cache: Path, monitor: Monitor
+    entries: Sequence[DataEntry], folder: Path, encoder: Encoder, cache: Path, monitor: Monitor
 ) -> tuple[Source, ...]:
-    """The sources of a mixture, tokenised now or found in `cache`; relative paths count from `folder`.
+    """The sources of a mixture, tokenised now or found in `cache`; relative paths are relative to `folder`.
 
-    Records left out are noted to `monitor`, counted by reason. Raises RecipeError for an entry that names both or
-    neither kind, InputError for files that are missing, unreadable or hold nothing.
+    Records left out are noted to `monitor`, counted by reason. Raises InputError for files that are missing or
+    unreadable and for a source without any document, DonorError for a hub dataset that cannot be opened.
     """
-    problems = [
-        Problem(f"train.data[{i}]", "names a path and a hub dataset, or neither.", "Give one of the two.")
-        for i, entry in enumerate(entries)
-        if (entry.path is None) == (entry.hub is None)
-    ]
-    if problems:
-        raise RecipeError(*problems)
     sources = []
     for entry in entries:
         if entry.path is not None:
-            files = find_files(entry.path, folder)
-            token_files = tokenise_files(files, encoder, entry.read, cache, monitor)
+            token_files = tokenise_files(find_files(entry.path, folder), encoder, entry, cache, monitor)
         else:
-            assert entry.hub is not None
-            token_files = (_tokenise_stream(entry.hub, entry.read, encoder, cache, monitor),)
+            token_files = (_tokenise_stream(entry, encoder, cache, monitor),)
         for token_file in token_files:
             if token_file.bad.counts:
                 left_out = ", ".join(f"{count} {reason}" for reason, count in token_file.bad.counts.items())
@@ -97,23 +58,25 @@ def _no_document(name: str, token_files: Sequence[TokenFile]) -> Problem:
     return Problem(name, f"no usable document; left out: {left_out or 'nothing'}.", fix)
 
 
-def _tokenise_stream(
-    dataset: HubDataset, read: ReadSettings, encoder: Encoder, cache: Path, monitor: Monitor
-) -> TokenFile:
-    identity = content_hash([FORMAT, dataset, read, encoder.identity]).removeprefix("sha256:")
+def _tokenise_stream(entry: DataEntry, encoder: Encoder, cache: Path, monitor: Monitor) -> TokenFile:
+    """The documents of a hub dataset, or of a folder that `datasets` reads, up to `entry.max_documents`."""
+    assert entry.hub is not None, "an entry has a path or a hub dataset"
+    pin = pin_dataset(entry.hub, entry.revision)  # the same name may have other content tomorrow
+    identity = content_hash([FORMAT, replace(entry, revision=None, weight=1.0), pin, encoder.identity])
 
     def write(folder: Path) -> None:
         bad = BadRecords()
-        write_token_file(folder, dataset.name, _usable_values(dataset, read, bad), encoder, bad, monitor, total_bytes=0)
+        write_token_file(folder, entry.name, _usable_values(entry, bad), encoder, bad, monitor, total_bytes=0)
 
-    return cached_token_file(cache / identity[:32], write, monitor)
+    return cached_token_file(cache / identity.removeprefix("sha256:")[:32], write, monitor)
 
 
-def _usable_values(dataset: HubDataset, read: ReadSettings, bad: BadRecords) -> Iterator[str]:
-    values = stream_texts(dataset.name, dataset.config, dataset.split, dataset.revision, read.text_field)
-    for number, value in enumerate(islice(values, dataset.max_documents), start=1):
-        where = f"{dataset.name}:record {number}"
+def _usable_values(entry: DataEntry, bad: BadRecords) -> Iterator[str]:
+    assert entry.hub is not None, "an entry has a path or a hub dataset"
+    values = stream_texts(entry.hub, entry.config, entry.split, entry.revision, entry.field)
+    for number, value in enumerate(islice(values, entry.max_documents), start=1):
+        where = f"{entry.hub}:record {number}"
         if not isinstance(value, str):
-            bad.add(f"no text in field '{read.text_field}'", where)
-        elif usable(value, where, read.max_document_bytes, bad):
+            bad.add(f"no text in field '{entry.field}'", where)
+        elif usable(value, where, entry.max_document_bytes, bad):
             yield value

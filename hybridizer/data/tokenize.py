@@ -24,6 +24,7 @@ from hybridizer.core.files import new_folder
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.data.documents import BadRecords, file_kind, read_documents
+from hybridizer.recipe.models import DataEntry
 
 FORMAT = 3
 GROUP_BYTES = 64 << 20  # small files share a token file up to here: a process may have 1024 files open
@@ -74,23 +75,15 @@ class TokenFile:
         return len(self.ends)
 
 
-@dataclass(frozen=True)
-class ReadSettings:
-    """How the documents of a file are read: the JSONL field or Parquet column, and the longest document in bytes."""
-
-    text_field: str = "text"
-    max_document_bytes: int = 10_000_000
-
-
 def tokenise_files(
-    paths: Sequence[Path], encoder: Encoder, settings: ReadSettings, cache: Path, monitor: Monitor
+    paths: Sequence[Path], encoder: Encoder, entry: DataEntry, cache: Path, monitor: Monitor
 ) -> tuple[TokenFile, ...]:
     """The documents of all files, in order: one token file for each large file and for each group of small ones.
 
-    A group comes from `cache` if its files were tokenised with this tokenizer and settings before. Raises InputError
-    for a file that cannot be read.
+    A group comes from `cache` if its files were tokenised before with this tokenizer, and with the field and limit of
+    `entry`. Raises InputError for a file that cannot be read.
     """
-    return tuple(_tokenise_group(group, encoder, settings, cache, monitor) for group in _group(paths))
+    return tuple(_tokenise_group(group, encoder, entry, cache, monitor) for group in _group(paths))
 
 
 def _group(paths: Sequence[Path]) -> Iterator[list[Path]]:
@@ -109,14 +102,14 @@ def _group(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def _tokenise_group(
-    paths: Sequence[Path], encoder: Encoder, settings: ReadSettings, cache: Path, monitor: Monitor
+    paths: Sequence[Path], encoder: Encoder, entry: DataEntry, cache: Path, monitor: Monitor
 ) -> TokenFile:
     files = [(file_kind(path), hash_file(path)) for path in paths]
-    identity = content_hash([FORMAT, files, encoder.identity, settings.text_field, settings.max_document_bytes])
+    identity = content_hash([FORMAT, files, encoder.identity, entry.field, entry.max_document_bytes])
 
     def write(folder: Path) -> None:
         bad = BadRecords()
-        texts = (text for path in paths for text in _documents_of(path, settings, bad))
+        texts = (text for path in paths for text in _documents_of(path, entry, bad))
         source = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         write_token_file(folder, source, texts, encoder, bad, monitor, sum(path.stat().st_size for path in paths))
 
@@ -135,10 +128,10 @@ def cached_token_file(folder: Path, write: Callable[[Path], None], monitor: Moni
     return open_token_file(folder)
 
 
-def _documents_of(path: Path, settings: ReadSettings, bad: BadRecords) -> Iterator[str]:
+def _documents_of(path: Path, entry: DataEntry, bad: BadRecords) -> Iterator[str]:
     """The documents of one file; one that has none at all is itself a bad record."""
     found = 0
-    for text in read_documents(path, settings.text_field, settings.max_document_bytes, bad):
+    for text in read_documents(path, entry.field, entry.max_document_bytes, bad):
         found += 1
         yield text
     if not found:

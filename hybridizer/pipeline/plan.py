@@ -12,8 +12,7 @@ from hybridizer.core.errors import DonorError, InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
-from hybridizer.plan.cost import Cost, CostRequest, StepTiming, estimate_cost
-from hybridizer.plan.freeze import asked_to_freeze
+from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
@@ -115,42 +114,23 @@ def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, *, pi
 def estimate_training_cost(planned: Planned, device: str) -> Cost | None:
     """What the training that was planned will cost on a `device` of that kind (cpu or cuda); None where nothing trains.
 
-    No weight is read, no torch is imported.
+    No weight is read; torch is imported only for a CUDA device, whose capabilities it reports.
     """
-    request = _cost_request(planned, device)
-    return None if request is None else estimate_cost(planned.plan, request)
+    train, plan = planned.resolved.recipe.train, planned.plan
+    return None if train is None or plan.train is None else estimate_cost(plan, train, plan.train.boundary, device)
 
 
 def estimate_time(planned: Planned, device: str) -> StepTiming | None:
     """How long that training will take here, from a few real steps on random weights; None where nothing trains."""
-    recipe, request = planned.resolved.recipe, _cost_request(planned, device)
-    if request is None or recipe.train is None:
-        return None
-    from hybridizer.train.timing import expect_time
-
-    num_steps = -(-recipe.train.tokens // (recipe.train.seq_len * recipe.train.global_batch_size))
-    if recipe.train.max_steps is not None:
-        num_steps = min(num_steps, recipe.train.max_steps)
-    return expect_time(planned.plan, request, recipe.train, num_steps=num_steps)
-
-
-def _cost_request(planned: Planned, device: str) -> CostRequest | None:
     train, plan = planned.resolved.recipe.train, planned.plan
     if train is None or plan.train is None:
         return None
-    rows = train.micro_batch_size or train.global_batch_size
-    return CostRequest(
-        freeze=asked_to_freeze(train),
-        boundary=plan.train.boundary,
-        seq_len=train.seq_len,
-        micro_batch_size=rows,
-        batches_per_step=-(-train.global_batch_size // rows),
-        precision=train.precision,
-        optimizer=train.optimizer,
-        gradient_checkpointing=train.gradient_checkpointing,
-        device=device,
-        lora=train.lora,
-    )
+    from hybridizer.train.timing import expect_time
+
+    num_steps = -(-train.tokens // (train.seq_len * train.global_batch_size))
+    if train.max_steps is not None:
+        num_steps = min(num_steps, train.max_steps)
+    return expect_time(plan, train, plan.train.boundary, device, num_steps=num_steps)
 
 
 def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | NotFetched]) -> None:

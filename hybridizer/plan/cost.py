@@ -1,4 +1,4 @@
-"""Plan -> cost of its training, before anything is loaded: operations, memory, and, when asked, time from a probe."""
+"""Plan -> estimated cost of its training, before anything is loaded: operations and memory."""
 
 from __future__ import annotations
 
@@ -7,50 +7,22 @@ from typing import Any
 
 from hybridizer.checkpoint.dtypes import DTYPE_BITS, FLOATING, SAFETENSORS_NAMES, TORCH_NAMES
 from hybridizer.core.records import to_jsonable
+from hybridizer.models.hardware import choose_compute_dtype, choose_matmul_dtype
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.plan.freeze import FreezeSettings, choose_frozen, with_adapters
+from hybridizer.plan.freeze import choose_frozen, with_adapters
 from hybridizer.plan.memory import Estimate, Memory, ModelShape, RunShape, estimate
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.layers import format_layers
-from hybridizer.recipe.models import SIDES, Lora
+from hybridizer.recipe.models import SIDES, Train
 
 SCHEMA = "hybridizer.cost/1"
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}
 
 
 @dataclass(frozen=True)
-class CostRequest:
-    """The training to price: what freezes, and the numbers of one step on one device.
-
-    `micro_batch_size` rows of `seq_len` tokens go through at a time, `batches_per_step` such batches make a step.
-    `mean_document` is in tokens, for packed rows; None: a row is one document. `precision` auto counts as bfloat16 on
-    CUDA and as float32 on a CPU, which may have bfloat16 too.
-    """
-
-    freeze: FreezeSettings
-    boundary: int
-    seq_len: int
-    micro_batch_size: int
-    batches_per_step: int = 1
-    mean_document: float | None = None
-    precision: str = "auto"
-    optimizer: str = "adamw"
-    gradient_checkpointing: bool = False
-    device: str = "cpu"
-    lora: Lora | None = None
-
-    @property
-    def compute_dtype(self) -> str:
-        """The dtype that the estimate takes the training to compute in."""
-        if self.precision != "auto":
-            return self.precision
-        return "bfloat16" if self.device == "cuda" else "float32"
-
-
-@dataclass(frozen=True)
 class FreezeCost:
-    """One choice of what to freeze: parameters, FLOP a token and their share of full training, bytes at the peak."""
+    """One freeze choice: parameters, FLOP per token and their share of full training, bytes at the peak."""
 
     name: str
     trained_layers: str
@@ -65,7 +37,7 @@ class FreezeCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the asked training costs, beside the same with the deep side, the shallow side or nothing frozen."""
+    """What the requested training costs (`asked`), and what it would with deep, shallow or nothing frozen."""
 
     asked: FreezeCost
     arms: tuple[FreezeCost, ...]
@@ -83,7 +55,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class StepTiming:
-    """What a probe of a few real steps measured on this machine, and the time that makes for the whole run."""
+    """What a dry run of a few real steps measured on this machine, and the resulting time of the whole run."""
 
     step_seconds: float
     run_seconds: float
@@ -94,32 +66,34 @@ class StepTiming:
     compute_dtype: str
 
 
-def estimate_cost(plan: Plan, request: CostRequest) -> Cost:
-    """The cost of training the model of `plan`, from sizes alone: no weight is read, no torch is imported.
+def estimate_cost(plan: Plan, train: Train, boundary: int, device: str, *, mean_document: float | None = None) -> Cost:
+    """The cost of training the model of `plan` by `train`, from sizes alone: no weight is read.
 
-    Raises RecipeError where `choose_frozen` does, for a boundary outside the model above all.
+    `boundary` is the first deep layer, `device` the type of the device (cpu, cuda). `mean_document` is in tokens, for
+    packed rows; None: a row is one document. Raises RecipeError where `choose_frozen` does.
     """
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
-    asked, found = _price("asked", request.freeze, shape, request)
-    arms = [_price(name, replace(request.freeze, layers=name), shape, request)[0] for name in SIDES]
-    tokens = request.micro_batch_size * request.seq_len
+    run = run_shape(train, device, mean_document)
+    requested, found = _cost_of("asked", train, shape, boundary, run)
+    arms = [_cost_of(side, replace(train, freeze=side), shape, boundary, run)[0] for side in SIDES]
     notes = []
     if shape.stateful_layers:
         layers = format_layers(list(shape.stateful_layers))
         notes.append(
-            f"Layers {layers} carry state along a row. What their scans compute and keep depends on the kernels and is "
-            "in no figure here, so that operations and peak are lower bounds; `--probe` measures time and peak."
+            f"Layers {layers} carry state along a row. The operations and memory of their scans depend on the kernels "
+            "and are not counted here, so operations and peak are lower bounds; `--probe` measures time and peak."
         )
-    if request.lora is not None:
-        notes.append(f"low-rank adapters of rank {request.lora.rank} train in every arm, and nothing else")
-    return Cost(asked, tuple(arms), request.compute_dtype, request.device, tokens, found.sentence(), tuple(notes))
+    if train.lora is not None:
+        notes.append(f"low-rank adapters of rank {train.lora.rank} train in every arm, and nothing else")
+    dtype = choose_compute_dtype(train.precision, device)
+    return Cost(requested, tuple(arms), dtype, device, run.batch_tokens, found.sentence(), tuple(notes))
 
 
-def _price(name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRequest) -> tuple[FreezeCost, Estimate]:
-    choice = choose_frozen(freeze, len(shape.layers), request.boundary, shape.tied)
-    if request.lora is not None:
+def _cost_of(name: str, train: Train, shape: ModelShape, boundary: int, run: RunShape) -> tuple[FreezeCost, Estimate]:
+    choice = choose_frozen(train, len(shape.layers), boundary, shape.tied)
+    if train.lora is not None:
         choice = with_adapters(choice)
-    found = estimate(shape, choice, _run_shape(request))
+    found = estimate(shape, choice, run)
     arm = FreezeCost(
         name=name,
         trained_layers=format_layers(list(choice.trained_layers)),
@@ -134,18 +108,26 @@ def _price(name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRe
     return arm, found
 
 
-def _run_shape(request: CostRequest) -> RunShape:
+def run_shape(train: Train, device: str, mean_document: float | None = None) -> RunShape:
+    """The sizes of one step of `train` on a device of that type; `mean_document` as in `estimate_cost`."""
+    dtype = choose_compute_dtype(train.precision, device)
+    rows = train.micro_batch_size or train.global_batch_size
     return RunShape(
-        batch_tokens=request.micro_batch_size * request.seq_len,
-        context=min(request.seq_len, request.mean_document or request.seq_len) / 2,
-        compute_bytes=DTYPE_BITS[SAFETENSORS_NAMES[request.compute_dtype]] // 8,
-        moment_bytes=MOMENT_BYTES[request.optimizer],
-        gradient_checkpointing=request.gradient_checkpointing,
-        accumulates=request.batches_per_step > 1,
-        device=request.device,
-        adapter_rank=request.lora.rank if request.lora else 0,
-        adapter_dropout=request.lora is not None and request.lora.dropout > 0,
+        batch_tokens=rows * train.seq_len,
+        context=min(train.seq_len, mean_document or train.seq_len) / 2,
+        compute_bytes=_num_bytes(dtype),
+        product_bytes=_num_bytes(choose_matmul_dtype(dtype, device)),
+        moment_bytes=MOMENT_BYTES[train.optimizer],
+        gradient_checkpointing=train.gradient_checkpointing,
+        accumulates=train.global_batch_size > rows,
+        device=device,
+        adapter_rank=train.lora.rank if train.lora else 0,
+        adapter_dropout=train.lora is not None and train.lora.dropout > 0,
     )
+
+
+def _num_bytes(dtype: str) -> int:
+    return DTYPE_BITS[SAFETENSORS_NAMES[dtype]] // 8
 
 
 def main_dtype(plan: Plan) -> str:

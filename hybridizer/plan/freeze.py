@@ -7,29 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hybridizer.core.errors import Problem, RecipeError, nearest
+from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.layers import format_layers
-from hybridizer.recipe.models import SIDES, Part, Train
-
-
-@dataclass(frozen=True)
-class FreezeSettings:
-    """What the user asks to freeze.
-
-    `layers`: `deep`, `shallow`, `none`, or layer numbers, which `recipe.layers.read_ranges` reads from text.
-    The parts follow the side they sit on (`side`) unless told otherwise: the embedding the first layer, final norm and
-    head the last.
-    """
-
-    layers: str | tuple[int, ...] = "deep"
-    embedding: Part = "side"
-    final_norm: Part = "side"
-    head: Part = "side"
+from hybridizer.recipe.models import Part, Train
 
 
 @dataclass(frozen=True)
 class FreezeChoice:
-    """What those settings mean for one model: frozen layer numbers, frozen parts, and what a reader should know."""
+    """What a `train` section freezes in one model: layer numbers, parts, and notes for the reader."""
 
     num_layers: int
     boundary: int  # layers 0..boundary-1 are shallow, the rest deep
@@ -45,27 +30,23 @@ class FreezeChoice:
         return tuple(i for i in range(self.num_layers) if i not in set(self.frozen_layers))
 
 
-def asked_to_freeze(train: Train) -> FreezeSettings:
-    """What a recipe's `train` section asks to freeze."""
-    return FreezeSettings(train.freeze, train.embedding, train.final_norm, train.head)
+def choose_frozen(settings: Train, num_layers: int, boundary: int, tied: bool) -> FreezeChoice:
+    """What `settings` freeze in a model of `num_layers` layers with `boundary` shallow ones.
 
-
-def choose_frozen(settings: FreezeSettings, num_layers: int, boundary: int, tied: bool) -> FreezeChoice:
-    """The choice that `settings` mean for a model of `num_layers` layers with `boundary` shallow ones.
-
-    `tied` says that embedding and head are one tensor. Then it has one fate: the one asked for by name, and where
-    neither is named and the sides differ, frozen, because a head that moves changes what the frozen deep side says.
-    Raises RecipeError for a selector that names no layer, a boundary outside the model, a tie asked to both train and
-    freeze, and a choice that leaves nothing to train.
+    `tied`: embedding and head are one tensor. It is trained or frozen as a whole: as the recipe requests for either
+    part by name; where neither is named and the sides differ it is frozen, because a head that changes also changes
+    the output of the frozen deep side.
+    Raises RecipeError for layers outside the model, a boundary that leaves one side empty, a tied tensor requested to
+    both train and freeze, and a choice that leaves nothing to train.
     """
-    frozen_layers = _frozen_layers(settings.layers, num_layers, boundary)
+    frozen_layers = _frozen_layers(settings.freeze, num_layers, boundary)
     first, last = 0 in frozen_layers, num_layers - 1 in frozen_layers
     embedding = _frozen_part(settings.embedding, side=first)
     final_norm = _frozen_part(settings.final_norm, side=last)
     head = _frozen_part(settings.head, side=last)
     notes: tuple[str, ...] = ()
     if tied:
-        embedding, note = _tied_fate(settings, embedding, head)
+        embedding, note = _is_tied_frozen(settings, embedding, head)
         head, notes = embedding, (note,)
     if embedding and final_norm and head and len(frozen_layers) == num_layers:
         raise RecipeError(
@@ -79,9 +60,9 @@ def choose_frozen(settings: FreezeSettings, num_layers: int, boundary: int, tied
 
 
 def with_adapters(choice: FreezeChoice) -> FreezeChoice:
-    """`choice` for a training of low-rank adapters: they go on the layers that train, and all three parts freeze.
+    """`choice` for training low-rank adapters: they are added to the layers that train; all three parts are frozen.
 
-    What the notes said of a tied table is no longer so.
+    The note about a tied tensor is dropped: it no longer holds.
     """
     return replace(choice, frozen_embedding=True, frozen_final_norm=True, frozen_head=True, notes=())
 
@@ -90,15 +71,15 @@ def _frozen_part(choice: Part, side: bool) -> bool:
     return side if choice == "side" else choice == "freeze"
 
 
-def _tied_fate(settings: FreezeSettings, embedding: bool, head: bool) -> tuple[bool, str]:
-    """Whether the one tensor behind embedding and head is frozen, and a sentence that says so."""
+def _is_tied_frozen(settings: Train, embedding: bool, head: bool) -> tuple[bool, str]:
+    """Whether the one tensor of embedding and head is frozen, and a note about it for the reader."""
     named = {choice for choice in (settings.embedding, settings.head) if choice != "side"}
     if len(named) == 2:
         raise RecipeError(
             Problem(
                 "train.freeze",
                 f"embedding: {settings.embedding}, head: {settings.head}, but the two are one tied tensor here.",
-                "Ask the same for both, or name only one of them.",
+                "Give both the same value, or name only one of them.",
             )
         )
     frozen = "freeze" in named if named else embedding or head
@@ -111,8 +92,6 @@ def _tied_fate(settings: FreezeSettings, embedding: bool, head: bool) -> tuple[b
 def _frozen_layers(layers: str | tuple[int, ...], num_layers: int, boundary: int) -> set[int]:
     if not isinstance(layers, str):
         return _listed_layers(layers, num_layers)
-    if layers not in SIDES:
-        raise RecipeError(Problem("train.freeze", f"'{layers}' is no side of a model.", nearest(layers, SIDES)))
     if layers == "none":
         return set()
     if not 0 < boundary < num_layers:
@@ -127,13 +106,12 @@ def _frozen_layers(layers: str | tuple[int, ...], num_layers: int, boundary: int
 
 
 def _listed_layers(layers: tuple[int, ...], num_layers: int) -> set[int]:
-    beyond = [layer for layer in layers if not 0 <= layer < num_layers]
-    if beyond or not layers:
-        asked = f"layers {format_layers(beyond)}" if layers else "an empty list"
+    beyond = [layer for layer in layers if layer >= num_layers]
+    if beyond:
         raise RecipeError(
             Problem(
                 "train.freeze",
-                f"{asked} selects nothing in a model with {num_layers} layers (0..{num_layers - 1}).",
+                f"layers {format_layers(beyond)} requested of a model with {num_layers} layers (0..{num_layers - 1}).",
                 f"Give layers inside 0..{num_layers - 1}, or deep, shallow or none.",
             )
         )

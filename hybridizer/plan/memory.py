@@ -58,14 +58,16 @@ class ModelShape:
 class RunShape:
     """How it will be trained: `batch_tokens` go through at a time, `context` is the mean number a token attends to.
 
-    `compute_bytes` is 4 for float32 and 2 for bfloat16, `moment_bytes` what the optimizer keeps a parameter (8, or 2
-    for the 8-bit kind). `accumulates`: a step has several batches, whose gradients add up. `adapter_rank` is that of
-    the low-rank adapters that train in place of whole matrices, 0 for none; `adapter_dropout` says that they drop out.
+    `compute_bytes` is 4 for float32 and 2 for bfloat16; `product_bytes` is the same for matrix products, 4 where a CPU
+    multiplies bfloat16 in float32. `moment_bytes` is what the optimizer keeps per parameter (8, or 2 for 8-bit Adam).
+    `accumulates`: a step has several batches, whose gradients add up. `adapter_rank` is the rank of the low-rank
+    adapters that train in place of whole matrices, 0 for none; `adapter_dropout`: they have dropout.
     """
 
     batch_tokens: int
     context: float
     compute_bytes: int = 4
+    product_bytes: int = 4
     moment_bytes: int = 8
     gradient_checkpointing: bool = False
     accumulates: bool = False
@@ -73,11 +75,6 @@ class RunShape:
     device: str = "cpu"
     adapter_rank: int = 0
     adapter_dropout: bool = False
-
-    @property
-    def product_bytes(self) -> int:
-        """Bytes of a number in the loss's products: a CPU is taken for one that makes those of bfloat16 in float32."""
-        return 4 if self.device == "cpu" else self.compute_bytes
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
 from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.structure import Structure
-from hybridizer.plan.freeze import asked_to_freeze, choose_frozen, with_adapters
+from hybridizer.plan.freeze import choose_frozen, with_adapters
 from hybridizer.plan.plan import DataPin, Plan, TrainPlan
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.models import HUB_KEYS, DataEntry, Recipe, Train, plain
@@ -78,7 +78,7 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
     problems = [*_long_rows(recipe, train, host), *_missing_packages(recipe, train)]
     boundary = _boundary(recipe, plan)
     try:
-        choice = choose_frozen(asked_to_freeze(train), len(plan.layers), boundary, host.tied)
+        choice = choose_frozen(train, len(plan.layers), boundary, host.tied)
     except RecipeError as error:
         problems += [replace(p, where=recipe.locate(tuple(p.where.split(".")))) for p in error.problems]
     data = _pin_data(recipe, train, pin, problems)

@@ -19,7 +19,7 @@ from hybridizer.checkpoint.hashing import hash_chunks
 from hybridizer.core.errors import Problem, RecipeError, RunError
 from hybridizer.models.parts import ModelParts
 from hybridizer.models.sharding import local_part, unshard
-from hybridizer.plan.freeze import FreezeChoice, asked_to_freeze, choose_frozen, with_adapters
+from hybridizer.plan.freeze import FreezeChoice, choose_frozen, with_adapters
 from hybridizer.recipe.models import Lora, Train
 from hybridizer.train.lora import add_lora_
 
@@ -55,7 +55,7 @@ def plan_freeze(model: nn.Module, parts: ModelParts, settings: Train, boundary: 
     """
     _refuse_missing_parts(parts, settings)
     tied = bool(_ids(parts.embedding) & _ids(parts.head))
-    choice = choose_frozen(asked_to_freeze(settings), len(parts.layers), boundary, tied)
+    choice = choose_frozen(settings, len(parts.layers), boundary, tied)
     places = _places(parts)
     frozen_places = _frozen_places(choice)
     trained: dict[str, str] = {}

@@ -18,7 +18,6 @@ from hybridizer.core.errors import CheckpointError, InputError, Problem, RecipeE
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_json, write_json
 from hybridizer.data.documents import MAX_LISTED
-from hybridizer.data.hub import pin_dataset
 from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.memory import model_token_flops
@@ -239,31 +238,19 @@ def _refuse_sharded_adapters(runtime: Runtime) -> None:
 
 def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, monitor: Monitor) -> tuple[Source, ...]:
     """The sources that `entries` of a settled recipe name, tokenised now or found in the cache."""
-    from hybridizer.data.sources import HubDataset, SourceSettings, open_sources
-    from hybridizer.data.tokenize import ReadSettings
+    from hybridizer.data.sources import open_sources
 
-    settings = []
-    for entry in entries:
-        hub = None
-        if entry.hub is not None:
-            pin = pin_dataset(entry.hub, entry.revision)
-            hub = HubDataset(entry.hub, entry.split, entry.config, entry.revision, entry.max_documents, pin)
-        read = ReadSettings(entry.field, entry.max_document_bytes)
-        settings.append(SourceSettings(entry.path, hub, entry.weight, read))
     cache = cache_folder() / "tokens"
     cache.mkdir(parents=True, exist_ok=True)
     with _room_in(cache):
-        return open_sources(settings, base, encoder, cache, monitor)
+        return open_sources(entries, base, encoder, cache, monitor)
 
 
 def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) -> TrainingData:
-    from hybridizer.data.batches import DataSettings, TrainingData
+    from hybridizer.data.batches import TrainingData
 
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    settings = DataSettings(
-        train.tokens, train.seq_len, train.global_batch_size, train.heldout_ratio, seed, train.packed
-    )
-    return TrainingData(sources, settings, pad_id or 0)
+    return TrainingData(sources, train, seed, pad_id or 0)
 
 
 def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:

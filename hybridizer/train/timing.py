@@ -17,19 +17,19 @@ import torch
 
 from hybridizer.core.errors import HybridizerError, Problem, RunError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.data.batches import DataSettings, Source, TrainingData
+from hybridizer.data.batches import Source, TrainingData
 from hybridizer.data.tokenize import TokenFile
 from hybridizer.models.load import random_causal_lm
 from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 from hybridizer.models.parts import find_parts
-from hybridizer.plan.cost import CostRequest, StepTiming, estimate_cost, main_dtype
+from hybridizer.plan.cost import StepTiming, estimate_cost, main_dtype
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.models import Train
 from hybridizer.train.folder import LOG
 from hybridizer.train.freeze import plan_freeze, plan_lora_
 from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
-from hybridizer.train.loop import train
+from hybridizer.train.loop import train as run_loop
 from hybridizer.train.runtime import Runtime
 
 MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the freeze
@@ -64,7 +64,7 @@ class DryRun:
 def dry_run(request: DryRunRequest) -> DryRun:
     """Train a random model of this shape for a few steps, in a process of its own, and leave nothing behind.
 
-    Raises whatever `train` raises, and RunError when the process dies, which it does when memory is short.
+    Raises whatever training raises, and RunError when the process dies, which it does when memory is short.
     """
     assert request.steps >= MIN_STEPS, request.steps
     start = multiprocessing.get_context("spawn")  # a fork would begin with this process's memory
@@ -105,7 +105,7 @@ def _train(request: DryRunRequest, folder: Path) -> DryRun:
     data = _random_data(request, parts.vocab_size)
     forget_peak_(runtime.device)  # making random weights needs a second table where head and embedding are tied
     job = TrainJob(model, parts, plan, data, settings, plan_hash="probe")
-    result = train(job, RunContext(folder, runtime, SilentMonitor(), DeviceFigures(TokenFlops(0, 0, 0))))
+    result = run_loop(job, RunContext(folder, runtime, SilentMonitor(), DeviceFigures(TokenFlops(0, 0, 0))))
     last = json.loads((folder / LOG).read_text().splitlines()[-1])
     tokens = settings.seq_len * settings.global_batch_size
     seconds = tokens / last["tokens_per_second"]
@@ -122,7 +122,7 @@ def _random_data(request: DryRunRequest, vocabulary: int) -> TrainingData:
     tokens = np.random.default_rng(0).integers(vocabulary, size=int(ends[-1]), dtype=np.uint32)
     keys = np.zeros(len(ends), np.uint64)
     token_file = TokenFile(Path("random"), "random", tokens, ends, keys, np.diff(ends, prepend=0))
-    settings = DataSettings(int(ends[-1]), size, rows, 0.0, packed=packed)
+    settings = replace(request.settings, tokens=int(ends[-1]), heldout_ratio=0.0)
     return TrainingData([Source("random", (token_file,))], settings)
 
 
@@ -150,22 +150,20 @@ def _wait(kind: str) -> None:
         getattr(torch, kind).synchronize()
 
 
-def expect_time(plan: Plan, request: CostRequest, settings: Train, *, num_steps: int) -> StepTiming:
+def expect_time(plan: Plan, train: Train, boundary: int, device: str, *, num_steps: int) -> StepTiming:
     """Run a few real steps of this training on random weights, in a process of its own that writes nothing.
 
     One process's steps: `num_steps` of them take `run_seconds`. Raises RunError when the process dies, and whatever
     training raises.
     """
-    rows, batches = request.micro_batch_size, request.batches_per_step
-    step = replace(settings, micro_batch_size=rows, global_batch_size=rows * batches)
-    probed = dry_run(DryRunRequest(plan.config, main_dtype(plan), step, request.boundary, cpu=request.device == "cpu"))
-    exact = replace(request, precision=probed.compute_dtype, device=probed.device.partition(":")[0])
+    found = dry_run(DryRunRequest(plan.config, main_dtype(plan), train, boundary, cpu=device == "cpu"))
+    as_run: dict[str, Any] = {"precision": found.compute_dtype}
     return StepTiming(
-        probed.step_seconds,
-        probed.step_seconds * num_steps,
-        probed.tokens_per_second,
-        probed.peak_memory_bytes,
-        estimate_cost(plan, exact).asked.peak_bytes,
-        probed.device,
-        probed.compute_dtype,
+        found.step_seconds,
+        found.step_seconds * num_steps,
+        found.tokens_per_second,
+        found.peak_memory_bytes,
+        estimate_cost(plan, replace(train, **as_run), boundary, found.device.partition(":")[0]).asked.peak_bytes,
+        found.device,
+        found.compute_dtype,
     )

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from hybridizer.core.errors import InputError, RecipeError
+from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.data.sources import HubDataset, SourceSettings, open_sources
-from hybridizer.data.tokenize import ReadSettings
+from hybridizer.data.sources import open_sources
+from hybridizer.recipe.models import DataEntry
 from support.token_texts import ByteEncoder
 
 
@@ -34,7 +34,7 @@ def texts_of(source):
 def test_a_glob_becomes_one_source(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"text {name}")
-    (source,) = open_all(tmp_path, SourceSettings("*.txt", weight=2.0))
+    (source,) = open_all(tmp_path, DataEntry(path="*.txt", weight=2.0))
     assert (source.name, source.weight) == ("*.txt", 2.0)
     assert texts_of(source) == ["text a", "text b"]
 
@@ -42,7 +42,7 @@ def test_a_glob_becomes_one_source(tmp_path):
 def test_records_left_out_are_noted(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\nbroken\n{"text": ""}\nbroken')
     monitor = NotingMonitor()
-    open_all(tmp_path, SourceSettings("a.jsonl"), monitor=monitor)
+    open_all(tmp_path, DataEntry(path="a.jsonl"), monitor=monitor)
     assert monitor.notes == [f"{tmp_path}/a.jsonl: left out 2 not JSON, 1 empty"]
 
 
@@ -50,28 +50,21 @@ def test_only_a_source_without_any_document_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text("broken\n")
     (tmp_path / "b.jsonl").write_text('{"text": ""}')
     with pytest.raises(InputError, match=r"left out: 1 not JSON, 2 without a usable document, 1 empty"):
-        open_all(tmp_path, SourceSettings("*.jsonl"))
+        open_all(tmp_path, DataEntry(path="*.jsonl"))
     (tmp_path / "c.jsonl").write_text('{"text": "good"}')
-    assert texts_of(open_all(tmp_path, SourceSettings("*.jsonl"))[0]) == ["good"]
+    assert texts_of(open_all(tmp_path, DataEntry(path="*.jsonl"))[0]) == ["good"]
 
 
-def test_an_entry_names_one_kind_of_data(tmp_path):
-    with pytest.raises(RecipeError) as caught:
-        open_all(tmp_path, SourceSettings(), SourceSettings("a.txt", HubDataset("x")))
-    assert [problem.where for problem in caught.value.problems] == ["train.data[0]", "train.data[1]"]
-
-
-def test_a_hub_dataset_is_streamed_up_to_its_limit_and_cached(tmp_path):
+def test_a_hub_dataset_is_streamed_up_to_its_limit_and_cached(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     records = [{"body": text} for text in ("eins", "zwei", " ", None, "drei", "vier")]
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text("\n".join(map(json.dumps, records)))
-    dataset = HubDataset(str(tmp_path / "set"), max_documents=5)
-    entry = SourceSettings(hub=dataset, read=ReadSettings(text_field="body"))
+    entry = DataEntry(hub=str(tmp_path / "set"), max_documents=5, field="body")
     (source,) = open_all(tmp_path, entry)
     assert texts_of(source) == ["eins", "zwei", "drei"]
     assert source.token_files[0].bad.counts == {"empty": 1, "no text in field 'body'": 1}
-    (tmp_path / "set" / "train.jsonl").unlink()
+    monkeypatch.setattr("hybridizer.data.sources.stream_texts", None)
     assert texts_of(open_all(tmp_path, entry)[0]) == ["eins", "zwei", "drei"]
 
 
@@ -80,4 +73,4 @@ def test_a_hub_dataset_without_the_column_is_refused(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text('{"body": "x"}')
     with pytest.raises(InputError, match="no column 'text'; it has body"):
-        open_all(tmp_path, SourceSettings(hub=HubDataset(str(tmp_path / "set"))))
+        open_all(tmp_path, DataEntry(hub=str(tmp_path / "set")))

@@ -7,12 +7,13 @@ import pytest
 from hybridizer.core.errors import CheckpointError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.documents import BadRecords
-from hybridizer.data.tokenize import ReadSettings, open_token_file, tokenise_files, write_token_file
+from hybridizer.data.tokenize import open_token_file, tokenise_files, write_token_file
+from hybridizer.recipe.models import DataEntry
 from support.token_texts import BEGIN, END, BeginningEncoder, ByteEncoder, token_file_of
 
 
 def tokenise(paths, folder, encoder=None):
-    return tokenise_files(paths, encoder or ByteEncoder(), ReadSettings(), folder / "cache", SilentMonitor())
+    return tokenise_files(paths, encoder or ByteEncoder(), DataEntry(path="*"), folder / "cache", SilentMonitor())
 
 
 class Unwanted(ByteEncoder):
@@ -42,7 +43,7 @@ def test_what_decides_the_tokens_decides_the_cache(tmp_path, change):
     encoder.identity = "other" if change == "tokenizer" else "bytes"
     if change == "content":
         (tmp_path / "a.jsonl").write_text('{"text": "abc"}')
-    settings = ReadSettings(max_document_bytes=7 if change == "settings" else 10_000_000)
+    settings = DataEntry(path="*", max_document_bytes=7 if change == "settings" else 10_000_000)
     (other,) = tokenise_files([tmp_path / "a.jsonl"], encoder, settings, tmp_path / "cache", SilentMonitor())
     assert other.folder != first.folder
 

@@ -7,8 +7,9 @@ import pytest
 
 from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.data.batches import DataSettings, Source, TrainingData
+from hybridizer.data.batches import Source, TrainingData
 from hybridizer.evaluate.texts import Document, TextSet, general_text, heldout_texts, trained_keys
+from support.sections import train_section
 from support.token_texts import END, ByteEncoder, token_file_of
 
 TEXTS = [f"{i:03d} " + "x" * (i % 23) for i in range(200)]
@@ -38,7 +39,7 @@ def heldout(source, share=0.1, **kwargs):
 
 def test_training_and_held_out_documents_are_all_documents_and_share_none(tmp_path):
     source = source_of(TEXTS, tmp_path)
-    data = TrainingData([source], DataSettings(tokens=20_000, seq_len=64, global_batch_size=4, heldout_ratio=0.1))
+    data = TrainingData([source], train_section(tokens=20_000, seq_len=64, global_batch_size=4, heldout_ratio=0.1))
     seen = set()
     for step in range(data.num_steps):
         for ids, positions in zip(*(getattr(data.batches(step)[0], k) for k in ("input_ids", "position_ids"))):  # noqa: B905

@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from hybridizer.core.errors import RecipeError
-from hybridizer.plan.cost import CostRequest, estimate_cost
-from hybridizer.plan.freeze import FreezeSettings
+from hybridizer.plan.cost import estimate_cost
 from hybridizer.plan.origin import Copy
 from hybridizer.plan.plan import Plan, PlannedTensor
 from hybridizer.recipe.models import Lora
@@ -42,14 +41,17 @@ def plan_of(model_type, **overrides):
     return Plan("toy", "a", 0, "copy", None, {}, (), tensors, (), {}, config, {}, 10**9)
 
 
-SETTINGS = train_section(freeze="deep", seq_len=64, precision="float32")
-REQUEST = CostRequest(FreezeSettings("deep"), boundary=2, seq_len=64, micro_batch_size=2)
+SETTINGS = train_section(freeze="deep", seq_len=64, global_batch_size=2, precision="float32")
 LAYER = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64
 TABLE = 256 * 64
 
 
+def cost_of(plan, device="cpu", boundary=2, mean_document=None, **settings):
+    return estimate_cost(plan, replace(SETTINGS, **settings), boundary, device, mean_document=mean_document)
+
+
 def test_the_arms_stand_beside_what_is_asked(plan):
-    cost = estimate_cost(plan, replace(REQUEST, freeze=FreezeSettings((1, 2))))
+    cost = cost_of(plan, freeze=(1, 2))
     assert [arm.name for arm in (cost.asked, *cost.arms)] == ["asked", "deep", "shallow", "none"]
     assert [arm.trained_layers for arm in (cost.asked, *cost.arms)] == ["0, 3", "0..1", "2..3", "0..3"]
     deep, shallow, none = cost.arms
@@ -61,32 +63,49 @@ def test_the_arms_stand_beside_what_is_asked(plan):
     assert all(arm.peak_bytes == arm.memory.total for arm in cost.arms)
 
 
-def test_what_is_priced_is_what_was_asked(plan):
-    first = estimate_cost(plan, REQUEST).asked.memory
-    assert estimate_cost(plan, replace(REQUEST, micro_batch_size=4)).asked.memory.activations == 2 * first.activations
-    assert estimate_cost(plan, replace(REQUEST, optimizer="adamw8bit")).asked.memory.optimizer == first.optimizer // 4
-    low = estimate_cost(plan, replace(REQUEST, precision="bfloat16")).asked.memory
-    assert (low.masters, low.activations) == (
-        4 * estimate_cost(plan, REQUEST).asked.trained_parameters,
-        first.activations // 2,
-    )
-    assert estimate_cost(plan, replace(REQUEST, device="cuda")).compute_dtype == "bfloat16"
-    short = estimate_cost(plan, replace(REQUEST, mean_document=16.0)).asked
-    assert short.total_token_flops < estimate_cost(plan, REQUEST).asked.total_token_flops
+def test_the_estimate_follows_the_settings(plan):
+    first = cost_of(plan).asked
+    assert cost_of(plan, global_batch_size=4).asked.memory.activations == 2 * first.memory.activations
+    halves = cost_of(plan, micro_batch_size=1).asked.memory
+    assert (halves.activations, halves.gradients) == (first.memory.activations // 2, 4 * first.trained_parameters)
+    assert cost_of(plan, optimizer="adamw8bit").asked.memory.optimizer == first.memory.optimizer // 4
+    low = cost_of(plan, precision="bfloat16").asked.memory
+    assert (low.masters, low.activations) == (4 * first.trained_parameters, first.memory.activations // 2)
+    assert cost_of(plan, mean_document=16.0).asked.total_token_flops < first.total_token_flops
+
+
+def test_a_plan_and_its_training_compute_in_the_same_dtype(plan, bfloat16_cpu):
+    import torch
+
+    from hybridizer.train.precision import choose_dtype
+
+    for device in ("cpu", "cuda"):
+        planned = cost_of(plan, device, precision="auto")
+        assert planned.compute_dtype == str(choose_dtype("auto", torch.device(device))).removeprefix("torch.")
+    explicit = "bfloat16" if bfloat16_cpu else "float32"
+    assert cost_of(plan, precision="auto").asked == cost_of(plan, precision=explicit).asked
+
+
+def test_products_of_the_loss_are_wide_where_a_cpu_emulates_bfloat16(plan, monkeypatch):
+    losses = {}
+    for hardware in (True, False):
+        monkeypatch.setattr("hybridizer.models.hardware.has_bfloat16", lambda device, hardware=hardware: hardware)
+        losses[hardware] = cost_of(plan, precision="bfloat16").asked.memory
+    assert losses[True] != losses[False]
 
 
 @pytest.mark.parametrize(("family", "layers"), [("qwen3_next", "0, 2"), ("mamba2", "0..3"), ("falcon_h1", "0..3")])
 def test_layers_that_carry_state_make_the_figures_lower_bounds(family, layers):
-    (note,) = estimate_cost(plan_of(family), REQUEST).notes
+    (note,) = cost_of(plan_of(family)).notes
     assert note.startswith(f"Layers {layers} carry state along a row.") and "`--probe` measures time and peak" in note
-    assert estimate_cost(plan_of("gemma3_text"), REQUEST).notes == ()
+    assert cost_of(plan_of("gemma3_text")).notes == ()
 
 
-def test_adapters_are_priced_as_adapters(plan):
-    cost = estimate_cost(plan, replace(REQUEST, lora=Lora(4)))
+def test_the_cost_of_adapters_is_their_own(plan):
+    cost = cost_of(plan, lora=Lora(4))
     widths = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96)  # of the seven linear modules of a layer
     assert (cost.asked.trained_parameters, cost.asked.frozen_parameters) == (2 * 4 * widths, plan.num_parameters)
-    whole = estimate_cost(plan, REQUEST).asked
+    whole = cost_of(plan).asked
     assert cost.asked.memory.optimizer == 8 * 2 * 4 * widths < whole.memory.optimizer
     assert cost.asked.memory.activations > whole.memory.activations, "a network with adapters is not fused"
     assert cost.asked.total_token_flops < whole.total_token_flops
@@ -99,20 +118,20 @@ def test_a_probe_trains_the_adapters_that_were_asked_for(plan, monkeypatch):
     asked = []
     answer = DryRun(2.0, 10.0, 10**9, "cpu", "float32")
     monkeypatch.setattr("hybridizer.train.timing.dry_run", lambda request: asked.append(request) or answer)
-    request = replace(REQUEST, lora=Lora(4, dropout=0.1))
-    found = expect_time(plan, request, replace(SETTINGS, lora=request.lora), num_steps=50)
+    lora = Lora(4, dropout=0.1)
+    found = expect_time(plan, replace(SETTINGS, lora=lora), 2, "cpu", num_steps=50)
     assert asked[0].settings.lora == Lora(4, dropout=0.1)
-    assert found.estimated_peak_bytes == estimate_cost(plan, request).asked.peak_bytes
-    assert found.estimated_peak_bytes > estimate_cost(plan, replace(REQUEST, lora=Lora(4))).asked.peak_bytes
+    assert found.estimated_peak_bytes == cost_of(plan, lora=lora).asked.peak_bytes
+    assert found.estimated_peak_bytes > cost_of(plan, lora=Lora(4)).asked.peak_bytes
 
 
 def test_a_boundary_outside_the_model_is_refused(plan):
     with pytest.raises(RecipeError, match="inside 1..3"):
-        estimate_cost(plan, replace(REQUEST, boundary=4))
+        cost_of(plan, boundary=4)
 
 
 def test_the_record_is_json_and_the_table_shows_every_arm(plan):
-    record = json.loads(json.dumps(estimate_cost(plan, REQUEST).to_json()))
+    record = json.loads(json.dumps(cost_of(plan).to_json()))
     assert record["schema"] == "hybridizer.cost/1"
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(cost_table(record))
@@ -122,13 +141,13 @@ def test_the_record_is_json_and_the_table_shows_every_arm(plan):
     assert "of the operations and" in record["sentence"]
 
 
-def test_pricing_a_plan_needs_no_torch():
+def test_estimating_the_cost_of_a_plan_needs_no_torch():
     program = "import sys, hybridizer.plan.cost, hybridizer.report.cost_tables; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_the_time_of_a_run_is_that_of_a_probed_step(plan):
-    found = expect_time(plan, REQUEST, SETTINGS, num_steps=50)
+    found = expect_time(plan, SETTINGS, 2, "cpu", num_steps=50)
     assert found.run_seconds == pytest.approx(50 * found.step_seconds)
     assert found.estimated_peak_bytes == pytest.approx(found.measured_peak_bytes, rel=0.15)
     assert "tokens/s, probed on cpu in float32" in str(expectation_lines(vars(found)))

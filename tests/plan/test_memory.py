@@ -6,7 +6,7 @@ import torch
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.flops import count_token_flops, full_training
-from hybridizer.plan.freeze import FreezeSettings, choose_frozen
+from hybridizer.plan.freeze import choose_frozen
 from hybridizer.plan.memory import LayerShape, ModelShape, RunShape, estimate
 from hybridizer.recipe.models import Lora
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, plan_lora_
@@ -23,7 +23,7 @@ RUN = RunShape(batch_tokens=2048, context=256)
 
 
 def choose(layers, tied=True, num_layers=30, boundary=15, **parts):
-    return choose_frozen(FreezeSettings(layers, **parts), num_layers, boundary, tied)
+    return choose_frozen(train_section(freeze=layers, **parts), num_layers, boundary, tied)
 
 
 def test_costs_are_the_formulas_of_freezing():

@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.data.tokenize import ReadSettings, tokenise_files
+from hybridizer.data.tokenize import tokenise_files
+from hybridizer.recipe.models import DataEntry
 
 END = 256
 
@@ -38,5 +39,5 @@ def token_file_of(texts, folder, name="a", encoder=None):
     with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:  # other ranks may be reading it already
         file.write("\n".join(json.dumps({"text": text}) for text in texts))
     Path(file.name).rename(path)
-    (found,) = tokenise_files([path], encoder or ByteEncoder(), ReadSettings(), folder / "cache", SilentMonitor())
+    (found,) = tokenise_files([path], encoder or ByteEncoder(), DataEntry(path="*"), folder / "cache", SilentMonitor())
     return found

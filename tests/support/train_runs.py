@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.data.batches import DataSettings, Source, TrainingData
+from hybridizer.data.batches import Source, TrainingData
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.train.freeze import plan_freeze
 from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
@@ -22,10 +22,10 @@ SETTINGS = train_section(lr=1e-2, precision="float32", checkpoint_minutes=0.0)
 FIGURES = DeviceFigures(TokenFlops(1e6, 1e6, 1e6), 1e9)
 
 
-def data_in(folder, **settings):
+def data_in(folder, seed=0, **settings):
     folder.mkdir(parents=True, exist_ok=True)
     source = Source("texts", (token_file_of(TEXTS, folder),))
-    return TrainingData([source], DataSettings(**{"tokens": 3000, "seq_len": 64, "global_batch_size": 4, **settings}))
+    return TrainingData([source], train_section(**{"seq_len": 64, "global_batch_size": 4, **settings}), seed)
 
 
 def run(
