@@ -11,11 +11,12 @@ from torch import nn
 from hybridizer.core.progress import Monitor
 from hybridizer.evaluate.bits import num_scored_tokens, score_documents
 from hybridizer.evaluate.samples import continue_prompts, num_prompts
-from hybridizer.evaluate.scores import Scores, ScoreSettings, TextScores
+from hybridizer.evaluate.scores import Scores, TextScores
 from hybridizer.evaluate.texts import TextSet
 from hybridizer.models.hardware import has_bfloat16
 from hybridizer.models.load import max_tokens
 from hybridizer.models.parts import Parts
+from hybridizer.recipe.models import Evaluate
 
 
 def score_model(
@@ -24,7 +25,7 @@ def score_model(
     parts: Parts,
     identity: str,
     texts: Sequence[TextSet],
-    settings: ScoreSettings,
+    settings: Evaluate,
     monitor: Monitor,
 ) -> Scores:
     """The scores of `model`, which `identity` names, where it is and in the precision it was loaded in.

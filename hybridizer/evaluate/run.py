@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from hybridizer import __version__
 from hybridizer.core.cache import cache_folder
+from hybridizer.core.errors import CheckpointError
 from hybridizer.core.progress import Monitor
-from hybridizer.core.records import content_hash, read_json, write_json
+from hybridizer.core.records import content_hash, write_json
+from hybridizer.recipe.models import Evaluate
 
 if TYPE_CHECKING:
-    from hybridizer.evaluate.scores import Scores, ScoreSettings
+    from hybridizer.evaluate.scores import Scores
     from hybridizer.evaluate.texts import TextSet
 
 
@@ -20,28 +22,33 @@ def evaluate(
     folder: Path,
     identity: str,
     texts: Sequence[TextSet],
-    settings: ScoreSettings,
+    settings: Evaluate,
     monitor: Monitor,
     *,
     remote_code: bool = False,
 ) -> Scores:
-    """The scores of the model in `folder` on this machine's accelerator where it has one.
+    """The scores of the model in `folder`, computed on this machine's accelerator if it has one.
 
     Weights compute in the precision they are stored in, or in float32 on a device that would emulate bfloat16.
-
-    `identity` is a hash of the model's content: equal models on equal texts are scored once, whichever arm or recipe
-    asks. Raises DonorError for a folder that cannot be loaded, and whatever `score_model` raises.
+    `identity` is a hash of the model's content: equal models on equal texts are scored once. A damaged cache entry is
+    replaced. Raises DonorError for a folder that cannot be loaded, and whatever `score_model` raises.
     """
     from hybridizer.evaluate.model import compute_dtype, default_device
     from hybridizer.evaluate.scores import read_scores
 
-    asked = [(text.name, text.role, text.documents_trained, text.identity) for text in texts]
+    named = [(text.name, text.role, text.documents_trained, text.identity) for text in texts]
     place = (default_device().type, compute_dtype())
-    key = content_hash([identity, asked, settings, place, __version__]).removeprefix("sha256:")
+    how = (settings.context, settings.prompts, settings.new_tokens)
+    key = content_hash([identity, named, how, place, __version__]).removeprefix("sha256:")
     path = cache_folder() / "scores" / f"{key}.json"
     if path.is_file():
-        monitor.note(f"scores of {folder.name}: unchanged, from the cache")
-        return read_scores(read_json(path), str(path))
+        try:
+            scores = read_scores(path, str(path))
+        except CheckpointError as error:
+            monitor.note(f"scoring again: {error}")
+        else:
+            monitor.note(f"scores of {folder.name}: unchanged, from the cache")
+            return scores
     scores = _score(folder, identity, texts, settings, monitor, remote_code)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, scores.to_json())
@@ -59,7 +66,7 @@ def _score(
     folder: Path,
     identity: str,
     texts: Sequence[TextSet],
-    settings: ScoreSettings,
+    settings: Evaluate,
     monitor: Monitor,
     remote_code: bool,
 ) -> Scores:

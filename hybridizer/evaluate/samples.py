@@ -8,12 +8,14 @@ from typing import Any
 from torch import nn
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.evaluate.scores import Sample, ScoreSettings
+from hybridizer.evaluate.scores import Sample
 from hybridizer.evaluate.texts import TextSet
 from hybridizer.models.generation import continue_greedily
 from hybridizer.models.load import max_tokens
+from hybridizer.recipe.models import Evaluate
 
 PROMPT_TOKENS = 48  # about 40 words of English
+PROMPTS_PER_TEXT = 2
 RECIPE = "recipe"
 
 
@@ -21,10 +23,10 @@ def continue_prompts(
     model: nn.Module,
     tokenizer: Any,
     texts: Sequence[TextSet],
-    settings: ScoreSettings,
+    settings: Evaluate,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> tuple[Sample, ...]:
-    """Continuations of the first documents of each text, `settings.prompts_per_text` each, and of `settings.prompts`.
+    """Continuations of the first documents of each text, PROMPTS_PER_TEXT each, and of `settings.prompts`.
 
     A document is cut after PROMPT_TOKENS, or in its middle where that comes first. A continuation is the most probable
     token each time, at most `settings.new_tokens` of them, up to the end token or the model's longest input. It is raw:
@@ -55,14 +57,14 @@ def unfit_prompts(tokenizer: Any, room: int | None, prompts: Sequence[str]) -> d
     return problems
 
 
-def num_prompts(texts: Sequence[TextSet], settings: ScoreSettings) -> int:
+def num_prompts(texts: Sequence[TextSet], settings: Evaluate) -> int:
     """How many prompts `continue_prompts` continues."""
-    return sum(len(text.documents[: settings.prompts_per_text]) for text in texts) + len(settings.prompts)
+    return sum(len(text.documents[:PROMPTS_PER_TEXT]) for text in texts) + len(settings.prompts)
 
 
-def _prompts(tokenizer: Any, texts: Sequence[TextSet], settings: ScoreSettings) -> Iterator[tuple[str, list[int]]]:
+def _prompts(tokenizer: Any, texts: Sequence[TextSet], settings: Evaluate) -> Iterator[tuple[str, list[int]]]:
     for text in texts:
-        for document in text.documents[: settings.prompts_per_text]:
+        for document in text.documents[:PROMPTS_PER_TEXT]:
             ids = document.tokens.tolist()
             yield text.name, ids[: min(PROMPT_TOKENS, len(ids) // 2)]
     for prompt in settings.prompts:

@@ -1,33 +1,22 @@
-"""What scoring one model gives: bits of every document and continuations of prompts, as plain values for JSON."""
+"""The scores of one model: bits of every document and continuations of prompts, as plain values for JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hybridizer.core.errors import CheckpointError, Problem
-from hybridizer.core.records import to_jsonable
+from hybridizer.core.records import read_record, to_jsonable
 
-
-@dataclass(frozen=True)
-class ScoreSettings:
-    """`context` tokens a window at most; `new_tokens` of every continuation at most.
-
-    Continued are the beginnings of `prompts_per_text` documents of every text, and `prompts` besides.
-    """
-
-    context: int = 1024
-    prompts: tuple[str, ...] = ()
-    new_tokens: int = 40
-    prompts_per_text: int = 2
+SCHEMA = "hybridizer.model_scores/1"
 
 
 @dataclass(frozen=True)
 class TextScores:
     """One text: `bits[i]` and `num_bytes[i]` of its document i. The other counts are those of the TextSet.
 
-    `context` is the length of the windows in tokens, less than was asked where the model takes less.
+    `context` is the length of the windows in tokens, fewer than requested where the model takes fewer.
     """
 
     name: str
@@ -62,19 +51,9 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values from which `read_scores` makes these scores again, bit for bit."""
-        found: dict[str, Any] = to_jsonable(self)
-        return found
+        return {"schema": SCHEMA, **to_jsonable(self)}
 
 
-def read_scores(value: Mapping[str, Any], where: str) -> Scores:
-    """The scores that `to_json` gave `value`. Raises CheckpointError, naming `where`, for anything else."""
-    try:
-        texts = tuple(
-            TextScores(**{**text, "bits": tuple(text["bits"]), "num_bytes": tuple(text["num_bytes"])})
-            for text in value["texts"]
-        )
-        samples = tuple(Sample(**sample) for sample in value["samples"])
-        return Scores(value["model"], value["dtype"], texts, samples)
-    except (KeyError, TypeError) as error:
-        what = f"not the scores of a model: {type(error).__name__}: {error}."
-        raise CheckpointError(Problem(where, what, "Delete the file; it is made again.")) from error
+def read_scores(source: Path | Mapping[str, Any], where: str) -> Scores:
+    """The scores that `to_json` gave, from a file or as values. Raises CheckpointError at `where` for anything else."""
+    return read_record(source, Scores, SCHEMA, where, "Delete the file; the model is scored again.")

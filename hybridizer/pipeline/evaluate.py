@@ -64,13 +64,10 @@ def check_prompts(recipe: Recipe, model: Path) -> None:
 
 
 def _compare_scores(planned: Planned, run: RunFolder, monitor: Monitor) -> dict[str, Any]:
-    from hybridizer.evaluate.scores import ScoreSettings
-
     recipe = planned.resolved.recipe
-    asked = recipe.evaluate or Evaluate()
-    settings = ScoreSettings(asked.context, asked.prompts, asked.new_tokens)
+    settings = recipe.evaluate or Evaluate()
     code = _remote_code(planned)
-    texts = _open_sets(recipe, asked, run.model, code, monitor)
+    texts = _open_sets(recipe, settings, run.model, code, monitor)
     before = evaluate(run.spliced, _content(run.spliced), texts, settings, monitor, remote_code=code)
     after = evaluate(run.model, _content(run.model), texts, settings, monitor, remote_code=code)
     return compare_runs(before, after, seed=recipe.seed)

@@ -14,9 +14,9 @@ from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.checkpoint.publish import to_output_error
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.cache import cache_folder
-from hybridizer.core.errors import CheckpointError, InputError, Problem, RecipeError
+from hybridizer.core.errors import InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor
-from hybridizer.core.records import read_json, write_json
+from hybridizer.core.records import read_json, read_record, write_json
 from hybridizer.data.documents import MAX_LISTED
 from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from hybridizer.train.runtime import Runtime
 
 SCHEMA = "hybridizer.training/1"
-_LISTS = ("frozen_layers", "frozen_parts", "trained", "unreached", "changes", "notes")
 
 
 @dataclass(frozen=True)
@@ -120,16 +119,12 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
     if not (folder / RECORD).is_file() or not (folder / TRAINED).is_file():
         return None
     value = read_json(folder / RECORD)
-    if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA or value["plan_hash"] != plan.hash:
+    found = (value.get("schema"), value.get("plan_hash")) if isinstance(value, dict) else None
+    if found != (SCHEMA, plan.hash):
         return None
-    try:
-        lists = {key: tuple(value[key]) for key in _LISTS}
-        record = TrainRecord(**{**value, **lists, "sources": tuple(SourceUse(**use) for use in value["sources"])})
-        return record if record.tensors_sha256 == hash_file(folder / TRAINED) else None
-    except (KeyError, TypeError) as error:
-        what = f"not a whole record of a training: {error!r}."
-        fix = "Delete it; the training goes on from its last checkpoint."
-        raise CheckpointError(Problem(str(folder / RECORD), what, fix)) from None
+    fix = "Delete it; the training resumes from its last checkpoint."
+    record = read_record(value, TrainRecord, SCHEMA, str(folder / RECORD), fix)
+    return record if record.tensors_sha256 == hash_file(folder / TRAINED) else None
 
 
 def _check_ids(sources: Sequence[Source], embedding: Any) -> None:

@@ -107,7 +107,15 @@ def test_scores_survive_json_bit_for_bit():
     assert read_scores(json.loads(json.dumps(first.to_json())), "x") == first
 
 
-@pytest.mark.parametrize("value", [{}, [], {"texts": [{}], "samples": [], "model": "a", "dtype": "x"}, {"texts": 3}])
-def test_a_damaged_file_of_scores_is_named(value):
-    with pytest.raises(CheckpointError, match=r"scores/x.json: not the scores of a model"):
-        read_scores(value, "scores/x.json")
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"texts": [{}]}, "`texts.0.name`"),
+        ({"texts": 3}, "`texts`"),
+        ({"more": 1}, "`more`"),
+        ({"schema": "x"}, "its schema"),
+    ],
+)
+def test_a_damaged_file_of_scores_is_named(change, fault):
+    with pytest.raises(CheckpointError, match=f"scores/x.json: {fault}"):
+        read_scores({**scores().to_json(), **change}, "scores/x.json")

@@ -10,12 +10,12 @@ from hybridizer.core.records import content_hash
 from hybridizer.data.batches import Source
 from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.evaluate.run import compare_runs, evaluate
-from hybridizer.evaluate.scores import ScoreSettings
 from hybridizer.evaluate.texts import general_text, heldout_texts, trained_keys
+from hybridizer.recipe.models import Evaluate
 from support.tiny import make_tiny, tiny_tokenizer
 from support.token_texts import token_file_of
 
-SETTINGS = ScoreSettings(context=32, prompts=("the day and",), new_tokens=5)
+SETTINGS = Evaluate(context=32, prompts=("the day and",), new_tokens=5)
 
 
 class Heard(SilentMonitor):
@@ -72,10 +72,20 @@ def test_what_was_scored_before_is_not_scored_again(folders, texts, tmp_path):
     assert not again.tasks and again.notes == ["scores of gone: unchanged, from the cache"]
 
 
+def test_a_damaged_cache_entry_is_scored_again(folders, texts, tmp_path):
+    scores = evaluate(folders[0], "a", texts[:1], SETTINGS, SilentMonitor())
+    (path,) = (tmp_path / "cache/scores").iterdir()
+    path.write_text(path.read_text()[:200])
+    monitor = Heard()
+    assert evaluate(folders[0], "a", texts[:1], SETTINGS, monitor) == scores
+    assert "scoring again" in monitor.notes[0] and str(path) in monitor.notes[0]
+    assert evaluate(tmp_path / "gone", "a", texts[:1], SETTINGS, SilentMonitor()) == scores
+
+
 def test_other_models_texts_and_settings_are_scored_anew(folders, texts):
     evaluate(folders[0], "a", texts, SETTINGS, SilentMonitor())
     for identity, some, settings in [
-        ("b", texts, SETTINGS), ("a", texts[:1], SETTINGS), ("a", texts, ScoreSettings(context=16, new_tokens=1))
+        ("b", texts, SETTINGS), ("a", texts[:1], SETTINGS), ("a", texts, Evaluate(context=16, new_tokens=1))
     ]:  # fmt: skip
         monitor = Heard()
         evaluate(folders[0], identity, some, settings, monitor)
@@ -83,7 +93,7 @@ def test_other_models_texts_and_settings_are_scored_anew(folders, texts):
 
 
 def test_the_window_is_never_longer_than_the_model_takes(folders, texts):
-    scores = evaluate(folders[0], "a", texts, ScoreSettings(context=100_000, new_tokens=1), SilentMonitor())
+    scores = evaluate(folders[0], "a", texts, Evaluate(context=100_000, new_tokens=1), SilentMonitor())
     assert scores.texts[0].context == 512 and scores.dtype == "float32"
 
 

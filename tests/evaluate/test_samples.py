@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 
 from hybridizer.core.errors import InputError
 from hybridizer.evaluate.samples import continue_prompts, num_prompts
-from hybridizer.evaluate.scores import ScoreSettings
 from hybridizer.models.parts import run_model
+from hybridizer.recipe.models import Evaluate
 from support.scored_models import model_and_parts, text_of
 from support.tiny import tiny_tokenizer
 
@@ -26,7 +26,7 @@ def tokenizer(folder):
 
 def samples_of(tokenizer, texts=(), prompts=(), model_type="llama", new_tokens=6, **overrides):
     model, _ = model_and_parts(model_type, **overrides)
-    settings = ScoreSettings(prompts=tuple(prompts), new_tokens=new_tokens)
+    settings = Evaluate(prompts=tuple(prompts), new_tokens=new_tokens)
     return model, continue_prompts(model, tokenizer, texts, settings)
 
 
@@ -48,7 +48,7 @@ def test_prompts_are_the_beginnings_of_the_first_documents_of_each_text(tokenize
     assert [sample.source for sample in samples] == ["a", "a", "b", "recipe"]
     expected = [texts[0].documents[0].tokens[:48], texts[0].documents[1].tokens[:4], texts[1].documents[0].tokens[:10]]
     assert [sample.prompt for sample in samples[:3]] == [decode(ids) for ids in expected]
-    assert num_prompts(texts, ScoreSettings(prompts=("x",))) == 4
+    assert num_prompts(texts, Evaluate(prompts=("x",))) == 4
 
 
 def test_neither_chat_template_nor_generation_config_changes_what_is_shown(tokenizer):
@@ -57,7 +57,7 @@ def test_neither_chat_template_nor_generation_config_changes_what_is_shown(token
     model, _ = model_and_parts("llama")
     own = model.generation_config
     own.update(do_sample=True, temperature=9.0, repetition_penalty=5.0, eos_token_id=list(range(3, 256)))
-    assert continue_prompts(model, tokenizer, (), ScoreSettings(prompts=("hello",), new_tokens=6)) == plain
+    assert continue_prompts(model, tokenizer, (), Evaluate(prompts=("hello",), new_tokens=6)) == plain
     assert model.generation_config is own and own.repetition_penalty == 5.0
 
 
@@ -72,11 +72,11 @@ def test_a_continuation_ends_before_the_end_token_and_at_the_longest_input(token
     model, parts = model_and_parts("llama")
     first = int(model(torch.tensor([tokenizer("ab")["input_ids"]])).logits[0, -1].argmax())
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
-    (sample,) = continue_prompts(model, tokenizer, (), ScoreSettings(prompts=("ab",)))
+    (sample,) = continue_prompts(model, tokenizer, (), Evaluate(prompts=("ab",)))
     assert sample.continuation == ""
     tokenizer.eos_token = None
     model.config.max_position_embeddings = 5
-    settings = ScoreSettings(prompts=("ab",))
+    settings = Evaluate(prompts=("ab",))
     seen = []
     hook = parts.embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
     continue_prompts(model, tokenizer, (), settings, seen.append)
@@ -84,9 +84,9 @@ def test_a_continuation_ends_before_the_end_token_and_at_the_longest_input(token
     assert seen == [2, 1, 1, 1]  # two tokens give the third, and the cache two more; then one prompt is done
 
 
-@pytest.mark.parametrize("prompt", ["", "x" * 512])
-def test_a_prompt_without_tokens_or_without_room_is_refused(tokenizer, prompt):
-    with pytest.raises(InputError, match=rf"evaluate.prompts\[0\]: {len(prompt)} tokens"):
+@pytest.mark.parametrize(("prompt", "count"), [("</s>", 0), ("x" * 512, 512)])
+def test_a_prompt_without_tokens_or_without_room_is_refused(tokenizer, prompt, count):
+    with pytest.raises(InputError, match=rf"evaluate.prompts\[0\]: {count} tokens"):
         samples_of(tokenizer, prompts=[prompt])
 
 
