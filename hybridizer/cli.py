@@ -174,7 +174,9 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that trace and rank share besides those of the `trace` section."""
     for option in (
         click.option("--json", "json_out", type=click.Path(path_type=Path), help="Write the record here; - prints it."),
-        click.option("--allow", multiple=True, help="Let pass what is refused: remote_code, pickle."),
+        click.option(
+            "--allow", multiple=True, help="Allow pickle, remote_code, vocabulary or no_tokenizer; refused otherwise."
+        ),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."),
         click.option("--device-map", help="Spread the model: auto, balanced, sequential, cpu, ..."),
         click.option("--mask-positions", type=_FILE, help="JSON: one list of token positions per prompt."),

@@ -239,6 +239,13 @@ def test_a_killed_build_leaves_no_model_and_the_next_one_succeeds(bench):
     assert not [name for name in os.listdir(bench / "runs/x") if name.endswith(".partial")]
 
 
+def test_check_and_plan_warn_of_two_layers_that_look_like_a_range(bench):
+    recipe = write_recipe(bench / "p.yaml", donors={"a": "a"}, layout={"slices": [{"donor": "a", "layers": [0, 3]}]})
+    for command in ("check", "plan"):
+        found = hybridize(command, recipe)
+        assert "two layers, 0 and 3; write 0..2 for a range" in " ".join((found.stdout + found.stderr).split())
+
+
 def test_check_reports_every_problem_with_its_line(bench):
     Path("bad.yaml").write_text(
         "donors:\n  a: a\n  b: ./nowhere\nlayout:\n  host: a\n  slices:\n"

@@ -51,6 +51,12 @@ def test_the_record_is_the_contract():
     assert {"layer", "relative_depth"} <= record["task_particle"].keys()
 
 
+def test_allowing_something_unknown_is_refused_before_any_donor_is_opened():
+    for command in ("trace", "rank"):
+        stderr = hybridize(command, "nowhere", "--allow", "foo", code=2).stderr
+        assert "there is nothing called 'foo' to allow" in stderr and "pickle, remote_code, vocabulary" in stderr
+
+
 def test_masks_that_are_given_are_used_as_given(bench):
     Path("masks.json").write_text(json.dumps([[] for _ in PROBES]))
     nothing = trace("--mask-positions", "masks.json", "--mask-with", "<unk>", "--dtype", "float32")

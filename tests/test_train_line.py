@@ -360,7 +360,7 @@ def test_a_run_that_exploded_goes_on_with_a_lower_rate_from_its_last_good_state(
     recipe = recipe_of(bench, train=settings)
     hybridize("build", recipe, "--no-load", "--set", "train.max_steps=2")
     stderr = hybridize(
-        "build", recipe, "--no-load", "--replace", "--accept-changes", "--set", "train.lr=3e38", code=1
+        "build", recipe, "--no-load", "--replace", "--accept-changes", "--set", "train.weight_decay=1e60", code=1
     ).stderr
     assert "training step 3: " in stderr and "it goes on from runs/x/training/checkpoints/step-00000002" in stderr, (
         stderr

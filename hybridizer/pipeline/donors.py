@@ -10,6 +10,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
+from hybridizer.recipe.models import read_allowed
 from hybridizer.trace.record import TraceRun
 from hybridizer.trace.runs import TraceRequest, score_baselines, trace
 
@@ -18,10 +19,11 @@ def trace_donors(
     texts: Sequence[str], request: TraceRequest, allow: tuple[str, ...], monitor: Monitor, *, baselines: bool = False
 ) -> list[TraceRun]:
     """Trace donors that a command line names, each called by its reference, with baselines if asked."""
+    access = Access(fetch=True, fingerprint=True, allow=read_allowed(allow, "--allow"))
     donors = []
     for text in texts:
         reference = parse_reference(text, Path.cwd(), where=text)
-        donor = open_donor(text, reference, Access(fetch=True, fingerprint=True, allow=allow), text, monitor)
+        donor = open_donor(text, reference, access, text, monitor)
         assert isinstance(donor, Donor), "a donor that may be fetched is there afterwards"
         donors.append(donor)
     traces = [trace(donor, request, monitor) for donor in donors]

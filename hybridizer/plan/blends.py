@@ -5,31 +5,36 @@ Source of the table: the specifications that mergekit 0.1.5 registers; a test co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from hybridizer.core.errors import nearest
 
-if TYPE_CHECKING:
-    pass
-
 REQUIRED = object()  # stands where a parameter has no default
+# What a parameter may be, by its name. Beyond, mergekit extrapolates (t), or keeps a share of the weights that cannot
+# be. Weights, `lambda`, `r` and `alpha` may be any number: task arithmetic subtracts, too.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "t": (0, 1), "density": (0, 1), "gamma": (0, 1), "select_topk": (0, 1), "epsilon": (0, 1), "eps": (0, 1),
+    "tol": (0, 1), "max_iter": (1, math.inf),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Method:
     """What a merge method takes.
 
-    `base` says whether one source must, may or cannot be named as the base; `num_sources` counts the base too, and is
+    `base`: whether one source must, may or cannot be named as the base; `num_sources` counts the base too, and is
     (least, most or None). `shared` and `per_source` map parameter names to their default, or to REQUIRED; the base
-    takes no per-source parameters.
+    takes no per-source parameters. `ranges` map them to the least and the greatest value, both allowed.
     """
 
     base: Literal["required", "optional", "ignored"]
     num_sources: tuple[int, int | None]
     shared: Mapping[str, Any] = field(default_factory=dict)
     per_source: Mapping[str, Any] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=lambda: RANGES)
 
 
 def _task_vectors(normalize: bool, rescale: bool, **per_source: float) -> Method:
@@ -43,7 +48,7 @@ METHODS: Mapping[str, Method] = {
     "nuslerp": Method("optional", (2, 3), {"nuslerp_row_wise": False, "nuslerp_flatten": True}, {"weight": REQUIRED}),
     "multislerp": Method("optional", (1, None), {"normalize_weights": True, "eps": 1e-8}, {"weight": REQUIRED}),
     "karcher": Method("ignored", (1, None), {"max_iter": 10, "tol": 1e-5}),
-    "nearswap": Method("required", (2, 2), {"t": REQUIRED}),
+    "nearswap": Method("required", (2, 2), {"t": REQUIRED}, ranges={"t": (0, math.inf)}),  # a difference of weights
     "model_stock": Method("required", (3, None), {"filter_wise": False}),
     "arcee_fusion": Method("required", (2, 2)),
     "sce": Method("required", (2, None), {"int8_mask": False, "select_topk": 1.0}),
@@ -69,7 +74,7 @@ def check_blend(
     """
     spec = METHODS.get(method)
     if spec is None:
-        return [(f"there is no merge method '{method}'.", nearest(method, METHODS))]
+        return [(f"'{method}' is not a merge method.", nearest(method, METHODS))]
     least, most = spec.num_sources
     found: list[tuple[str, str]] = []
     if len(per_source) < least or (most is not None and len(per_source) > most):
@@ -79,16 +84,18 @@ def check_blend(
         found.append((f"'{method}' needs a base, none given.", "Name one source's donor as `base`."))
     if spec.base == "ignored" and base is not None:
         found.append((f"'{method}' has no use for a base.", "Remove `base`."))
-    found += _check_names(f"'{method}'", shared, spec.shared)
+    found += _check_values(f"'{method}'", shared, spec.shared, spec.ranges)
     for index, parameters in enumerate(per_source):
         if index == base and parameters:
             found.append((f"source {index} is the base of '{method}', which takes no parameters.", "Remove them."))
         elif index != base:
-            found += _check_names(f"source {index} of '{method}'", parameters, spec.per_source)
+            found += _check_values(f"source {index} of '{method}'", parameters, spec.per_source, spec.ranges)
     return found
 
 
-def _check_names(who: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _check_values(
+    who: str, given: Mapping[str, Any], known: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]
+) -> list[tuple[str, str]]:
     found = [(f"{who} has no parameter '{name}'.", nearest(name, known)) for name in given if name not in known]
     for name, default in known.items():
         if default is REQUIRED and name not in given:
@@ -96,7 +103,17 @@ def _check_names(who: str, given: Mapping[str, Any], known: Mapping[str, Any]) -
         elif name in given and not _fits(given[name], default):
             kind = "true or false" if isinstance(default, bool) else "a number"
             found.append((f"{who} takes {kind} as '{name}', found {given[name]!r}.", "Change the value."))
+        elif name in given and (limits := _missed_range(given[name], ranges.get(name))):
+            found.append((f"{who} takes {limits} as '{name}', found {given[name]!r}.", "Change the value."))
     return found
+
+
+def _missed_range(value: float, limits: tuple[float, float] | None) -> str | None:
+    """What `value` should have been, where it is outside `limits` or not finite."""
+    low, high = limits or (-math.inf, math.inf)
+    if math.isfinite(value) and low <= value <= high:
+        return None
+    return "a finite number" if low == -math.inf else f"a number from {low} {f'to {high}' if high < math.inf else 'on'}"
 
 
 def _fits(value: Any, default: Any) -> bool:

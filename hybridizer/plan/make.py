@@ -14,7 +14,7 @@ from hybridizer.families.config import splice_config
 from hybridizer.families.structure import Source
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
-from hybridizer.plan.layout import LayerSource, lay_out, list_used
+from hybridizer.plan.layout import LayerSource, lay_out, list_used, warn_of_pairs
 from hybridizer.plan.origin import Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
 from hybridizer.plan.tensors import explain_unused, plan_tensors
@@ -53,7 +53,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
         config=config,
         tokenizer_files={name: hash_file(path) for name, path in host.tokenizer_files.items()},
         max_shard_bytes=recipe.output.max_shard_bytes,
-        warnings=(*warnings, *evidence.warnings),
+        warnings=(*warn_of_pairs(recipe), *warnings, *evidence.warnings),
         evidence=evidence,
     )
 

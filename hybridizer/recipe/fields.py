@@ -37,6 +37,7 @@ AUTO = "auto"
 # Names that a boundary may have; each is a function of hybridizer.trace.boundary, by its name there.
 STRATEGIES = (AUTO, "knee", "midpoint", "s-maximal", "task-particle")
 SIDES = ("deep", "shallow", "none")
+MAX_LEARNING_RATE = 0.1  # five times the size of a weight: one step replaces what was learned
 # No separators, no signs that a shell or a file system takes for its own, no dot or blank at either end.
 _SIGNS = r'/\\:*?"<>|\x00-\x1f\x7f'
 _NAME = re.compile(rf"[^.\- {_SIGNS}]([^{_SIGNS}]{{0,98}}[^. {_SIGNS}])?")
@@ -141,6 +142,16 @@ def _read_parameter(value: object) -> ParameterValue:
     return value
 
 
+def _check_learning_rate(value: float) -> float:
+    if value > MAX_LEARNING_RATE:
+        what = (
+            f"must be at most {MAX_LEARNING_RATE:g}: AdamW changes every weight by about `lr` in a step, and the "
+            f"weights of language models are around 0.02; got {show(value)}."
+        )
+        raise _refusal(what, "Write a rate such as 3e-5; continued pre-training takes 1e-6 to 1e-3.")
+    return value
+
+
 def _either(*kinds: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": list(kinds)})
 
@@ -162,6 +173,12 @@ Positive: TypeAlias = Annotated[float, Strict(), Gt(0), AllowInfNan(False)]
 NonNegative: TypeAlias = Annotated[float, Strict(), Ge(0), AllowInfNan(False)]
 Ratio: TypeAlias = Annotated[float, Strict(), Ge(0), Le(1), AllowInfNan(False)]
 RatioBelowOne: TypeAlias = Annotated[float, Strict(), Ge(0), Lt(1), AllowInfNan(False)]
+
+LearningRate: TypeAlias = Annotated[
+    Positive,
+    AfterValidator(_at_door(_check_learning_rate)),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": MAX_LEARNING_RATE}),
+]
 
 Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, strict=True)]
 Name: TypeAlias = Annotated[

@@ -61,6 +61,15 @@ def expand(ranges: Sequence[range]) -> tuple[int, ...]:
     return tuple(layer for one in ranges for layer in one)
 
 
+def warn_of_pair(layers: Sequence[int], where: str) -> str | None:
+    """A warning about two layers that may be meant as the ends of a range, as mergekit's `layer_range: [0, 21]` is."""
+    if len(layers) != 2 or layers[1] <= layers[0] + 1:
+        return None
+    first, last = layers
+    ranges = f"write {first}..{last - 1} for a range (mergekit's [{first}, {last}]), {first}..{last} with both ends"
+    return f"{where}: two layers, {first} and {last}; {ranges}"
+
+
 def _split(part: object) -> Sequence[object]:
     return [text.strip() for text in part.split(",")] if isinstance(part, str) else [part]
 

@@ -9,14 +9,15 @@ ValidationError). What a recipe cannot know without opening a donor (its depth, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.recipe.fields import (
     AUTO,
     SIDES,
@@ -29,6 +30,7 @@ from hybridizer.recipe.fields import (
     Fingerprint,
     Freeze,
     Layers,
+    LearningRate,
     Name,
     NonNegative,
     NonNegativeInt,
@@ -50,7 +52,7 @@ from hybridizer.recipe.fields import (
     WrittenAs,
 )
 from hybridizer.recipe.sections import fill_in, plain
-from hybridizer.recipe.tree import KeyPath, locate
+from hybridizer.recipe.tree import KeyPath, locate, show
 
 __all__ = [
     "AUTO",
@@ -76,6 +78,7 @@ __all__ = [
     "Tracker",
     "Train",
     "plain",
+    "read_allowed",
 ]
 
 Dtype = Literal["keep", "float32", "bfloat16", "float16"]
@@ -84,6 +87,19 @@ Allowed = Literal["pickle", "remote_code", "vocabulary", "no_tokenizer"]
 # Built at first use, and then only the root with everything inside it: a third of the time of one by one.
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
 HUB_KEYS = ("split", "config", "revision", "max_documents")  # they say nothing about files
+
+
+def read_allowed(names: Sequence[str], where: str) -> tuple[Allowed, ...]:
+    """`names` as a donor's `allow` takes them. Raises InputError, at `where`, for those that cannot be allowed."""
+    choices: dict[str, Allowed] = {name: name for name in get_args(Allowed)}
+    problems = [
+        Problem(where, f"there is nothing called {show(name)} to allow.", f"Choose from {', '.join(choices)}.")
+        for name in names
+        if name not in choices
+    ]
+    if problems:
+        raise InputError(*problems)
+    return tuple(choices[name] for name in names)
 
 
 def _sort_allowed(allow: tuple[str, ...]) -> tuple[str, ...]:
@@ -339,7 +355,7 @@ class Train:
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw", description="adamw, or adamw8bit, which needs bitsandbytes"
     )
-    lr: Positive = Field(default=3e-5, description="the highest learning rate")
+    lr: LearningRate = Field(default=3e-5, description="the highest learning rate")
     betas: Pair = Field(default=(0.9, 0.95), description="the decay of the optimizer's two averages")
     eps: Positive = Field(default=1e-8, description="what the optimizer adds before it divides")
     weight_decay: NonNegative = Field(default=0.1, description="decay of matrices, not of vectors")

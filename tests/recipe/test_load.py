@@ -8,9 +8,21 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from hybridizer.core.errors import InputError
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.load import MAX_FILE_BYTES, load_recipe
-from hybridizer.recipe.models import Blend, BlendSource, DataEntry, DonorEntry, Layout, Output, Recipe, Slice, Train
+from hybridizer.recipe.models import (
+    Blend,
+    BlendSource,
+    DataEntry,
+    DonorEntry,
+    Layout,
+    Output,
+    Recipe,
+    Slice,
+    Train,
+    read_allowed,
+)
 
 DIAL = "donors:\n  a: x\nlayout: {deep: a, shallow: a}\n"
 FULL = """\
@@ -223,3 +235,30 @@ def test_every_problem_is_reported_in_the_order_of_the_file(refuse) -> None:
         "--set output.dtype=float23",
     ]
     assert all(problem.fix for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("deep", "deep"), ("shallow", "shallow"), ("none", "none"), ("3", (3,)), ("15..17", (15, 16, 17)),
+        ("0, 15..17", (0, 15, 16, 17)), ("[0, 15..17]", (0, 15, 16, 17)), ("\n    - 0\n    - 15..17", (0, 15, 16, 17)),
+    ],
+)  # fmt: skip
+def test_every_form_of_freeze_that_is_documented_loads(tmp_path: Path, written: str, meant: object) -> None:
+    file = tmp_path / "r.yaml"
+    layout = "layout: {deep: a, shallow: a}"
+    file.write_text(f"donors: {{a: x}}\n{layout}\ntrain:\n  data: [{{path: t}}]\n  tokens: 2M\n  freeze: {written}\n")
+    train = load_recipe(file, ()).train
+    assert train is not None and train.freeze == meant
+
+
+def test_what_a_donor_may_be_allowed_is_named_when_it_is_something_else() -> None:
+    assert read_allowed(["pickle", "vocabulary"], "--allow") == ("pickle", "vocabulary")
+    with pytest.raises(InputError) as caught:
+        read_allowed(["pickle", "foo", "remote-code"], "--allow")
+    assert str(caught.value) == (
+        "--allow: there is nothing called 'foo' to allow.\n"
+        "  Choose from pickle, remote_code, vocabulary, no_tokenizer.\n"
+        "--allow: there is nothing called 'remote-code' to allow.\n"
+        "  Choose from pickle, remote_code, vocabulary, no_tokenizer."
+    )

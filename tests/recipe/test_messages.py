@@ -182,6 +182,9 @@ TRAIN = f"{RECIPE}train:\n  data: [{{path: a.txt}}]\n  tokens: 2M\n"
          "  Write true or false, without quotes."),
         ("2M", "2M\n  lr: 0", "recipe.yaml:14: `train.lr` must be a number > 0; got the number 0.\n"
          "  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
+        ("2M", "2M\n  lr: 3", "recipe.yaml:14: `train.lr` must be at most 0.1: AdamW changes every weight by about "
+         "`lr` in a step, and the weights of language models are around 0.02; got the number 3.0.\n"
+         "  Write a rate such as 3e-5; continued pre-training takes 1e-6 to 1e-3."),
         ("2M", "2M\n  lr: fast", "recipe.yaml:14: `train.lr` must be a number > 0; got 'fast'.\n"
          "  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
         ("2M", "2M\n  max_minutes: 0", "recipe.yaml:14: `train.max_minutes` must be a number > 0; "

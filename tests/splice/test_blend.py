@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from mergekit import merge_methods
@@ -70,6 +72,17 @@ def test_a_random_method_depends_on_seed_and_tensor_name_and_leaves_the_global_g
         ("slrep", {"t": 0.5}, [{}, {}], 0, "Did you mean 'slerp'?"),
         ("slerp", {}, [{}, {}], 0, "'slerp' needs the parameter 't'."),
         ("slerp", {"t": "half"}, [{}, {}], 0, "takes a number as 't', found 'half'"),
+        ("slerp", {"t": 2}, [{}, {}], 0, "'slerp' takes a number from 0 to 1 as 't', found 2."),
+        ("nearswap", {"t": -1.0}, [{}, {}], 0, "'nearswap' takes a number from 0 on as 't', found -1.0."),
+        (
+            "ties",
+            {},
+            [{}, {"weight": 1, "density": 1.5}],
+            0,
+            "takes a number from 0 to 1 as 'density', found 1.5",
+        ),
+        ("linear", {}, [{"weight": math.nan}, {"weight": 1}], None, "takes a finite number as 'weight', found nan."),
+        ("karcher", {"max_iter": 0}, [{}, {}], None, "takes a number from 1 on as 'max_iter', found 0."),
         ("slerp", {"t": 0.5}, [{}, {}], None, "'slerp' needs a base, none given."),
         ("slerp", {"t": 0.5}, [{}, {}, {}], 0, "blends 2 sources, 3 given"),
         ("linear", {}, [{"weight": 1.0}, {"wieght": 1.0}], None, "source 1 of 'linear' has no parameter 'wieght'."),
@@ -80,3 +93,9 @@ def test_a_random_method_depends_on_seed_and_tensor_name_and_leaves_the_global_g
 )
 def test_a_blend_that_mergekit_would_misread_is_named(method, shared, per_source, base, says):
     assert any(says in f"{what} {fix}" for what, fix in check_blend(method, shared, per_source, base))
+
+
+def test_values_at_the_ends_of_a_range_and_beyond_it_where_a_method_takes_them_are_fine():
+    assert [check_blend("slerp", {"t": t}, [{}, {}], 0) for t in (0, 1)] == [[], []]
+    assert check_blend("nearswap", {"t": 5}, [{}, {}], 0) == []
+    assert check_blend("task_arithmetic", {"lambda": 2.0}, [{}, {"weight": -1.0}], 0) == []
