@@ -23,10 +23,11 @@ from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.pipeline import build
 from hybridizer.plan.stored import read_stored_plan
 from hybridizer.recipe.models import Tracker
-from hybridizer.train.run import open_runtime
+from hybridizer.train.run import is_complete, open_runtime
 from hybridizer.train.runtime import Runtime
 from support.hub import COMMIT, serve_repository
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.sections import train_section
 
 TRAIN = {
     "data": [{"path": "text.jsonl"}], "tokens": 4000, "seq_len": 64, "lr": 1e-3, "heldout_ratio": 0.2,
@@ -305,7 +306,8 @@ def test_the_hash_follows_the_text_and_the_settings_and_not_the_place(bench, tmp
     recipe = recipe_of(bench)
     first = hybridize_json("plan", recipe)["hash"]
     assert hybridize_json("plan", bench / "runs/x/recipe.resolved.yaml")["hash"] == first
-    assert hybridize_json("plan", recipe, "--set", "train.checkpoint_minutes=1")["hash"] == first
+    for change in ("checkpoint_minutes=1", "max_steps=3", "max_minutes=9"):
+        assert hybridize_json("plan", recipe, "--set", f"train.{change}")["hash"] == first
     assert hybridize_json("plan", recipe, "--set", "train.freeze=2..3")["hash"] == first
     elsewhere = tmp_path_factory.mktemp("else")
     subprocess.run(["cp", "-r", bench / "a", bench / "b", bench / "text.jsonl", recipe, elsewhere], check=True)
@@ -320,7 +322,7 @@ def test_the_hash_follows_the_text_and_the_settings_and_not_the_place(bench, tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("train.freeze=9", "layers 9 selects nothing in a model with 4 layers (0..3)."),
+        ("train.freeze=9", "layers 9 requested of a model with 4 layers (0..3)."),
         ("train.freeze=0..3", "freezes all 4 layers"),
         ("train.data=[{path: no.txt}]", "`no.txt`: no file in"),
         ("train.data=[{path: a/model.safetensors}]", "model.safetensors"),
@@ -350,7 +352,7 @@ def test_another_training_in_the_same_folder_is_refused_with_the_difference(benc
     stderr = hybridize("build", recipe, "--set", "train.lr=2e-3", "--replace", code=2).stderr
     assert "train.optimizer.lr is 0.002 now and was 0.001 there" in stderr
     hybridize("verify", "runs/x")
-    hybridize("build", recipe, "--set", "train.max_steps=4", "--replace")
+    hybridize("build", recipe, "--set", "train.max_steps=4")
     record = json.loads((bench / "runs/x/training/training.json").read_text())
     assert (record["steps"], record["stopped_by"]) == (4, "steps")
 
@@ -378,8 +380,47 @@ def test_a_run_that_exploded_goes_on_with_a_lower_rate_from_its_last_good_state(
 def test_fewer_steps_than_were_taken_are_refused(bench):
     recipe = recipe_of(bench, train={"max_steps": 4})
     hybridize("build", recipe, "--no-load")
-    stderr = hybridize("build", recipe, "--set", "train.max_steps=2", "--replace", "--no-load", code=2).stderr
+    stderr = hybridize("build", recipe, "--set", "train.max_steps=2", "--no-load", code=2).stderr
     assert "its newest checkpoint is at step 4, and `max_steps` is 2" in stderr
+    hybridize("verify", "runs/x")
+
+
+def test_a_run_that_max_steps_ended_resumes_when_they_are_raised(bench):
+    recipe = recipe_of(bench)
+    hybridize("build", recipe, "--no-load")
+    expected = hash_file(bench / "runs/x/model/model.safetensors")
+    subprocess.run(["rm", "-r", bench / "runs"], check=True)
+    hybridize("build", recipe, "--no-load", "--set", "train.max_steps=2")
+    short = hash_file(bench / "runs/x/model/model.safetensors")
+    again = hybridize("build", recipe, "--no-load", "--set", "train.max_steps=2")
+    assert "model: unchanged" in again.stderr and hash_file(bench / "runs/x/model/model.safetensors") == short
+    longer = hybridize("build", recipe, "--no-load", "--set", "train.max_steps=4")
+    assert "its training stopped at step 2 by max_steps, which has changed" in longer.stderr
+    hybridize("build", recipe, "--no-load")
+    assert hash_file(bench / "runs/x/model/model.safetensors") == expected != short
+    lines = (bench / "runs/x/training/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(len(lines))) and len(lines) > 4
+    hybridize("verify", "runs/x")
+
+
+@pytest.mark.parametrize(
+    ("record", "limits", "complete"),
+    [
+        ({"stopped_by": "tokens"}, {}, True),
+        ({"stopped_by": "tokens"}, {"max_steps": 99, "max_minutes": 0.1}, True),
+        ({"stopped_by": "steps"}, {"max_steps": 10}, True),
+        ({"stopped_by": "steps"}, {"max_steps": 11}, False),
+        ({"stopped_by": "steps"}, {}, False),
+        ({"stopped_by": "steps"}, {"max_steps": 9}, False),  # the training refuses it
+        ({"stopped_by": "minutes"}, {"max_minutes": 2}, True),
+        ({"stopped_by": "minutes"}, {"max_minutes": 1}, True),
+        ({"stopped_by": "minutes"}, {"max_minutes": 3}, False),
+        ({"stopped_by": "minutes"}, {}, False),
+        ({"stopped_by": "minutes"}, {"max_steps": 10}, True),
+    ],
+)
+def test_a_training_is_complete_where_its_limits_let_it_go_no_further(record, limits, complete):
+    assert is_complete({"steps": 10, "seconds": 121.0, **record}, train_section(**limits)) is complete
 
 
 def test_another_splice_does_not_take_the_place_of_what_was_trained_from(bench):

@@ -24,12 +24,14 @@ from hybridizer.plan.plan import Plan
 from hybridizer.plan.stored import StoredPlan, is_stored_plan, read_stored_plan
 from hybridizer.plan.training import check_texts
 from hybridizer.recipe.load import RecipeSource, load_recipe
+from hybridizer.recipe.models import Recipe
 from hybridizer.splice.executors import find_executor
 from hybridizer.splice.export import export
 from hybridizer.splice.verify import Proof, verify
 from hybridizer.train.folder import TRAINED
 from hybridizer.train.run import (
     TrainRecord,
+    is_complete,
     join_processes,
     open_runtime,
     read_training,
@@ -84,6 +86,8 @@ def build(
         if deep:
             scan_donors(planned.donors, monitor)
         built = _is_built(run.model, planned.plan, replace)
+        if built and _must_resume(run.model, planned.resolved.recipe, monitor):
+            built, replace = False, True  # the model is replaced by one that was trained further
         if built:
             monitor.note(f"model: unchanged, {run.model} was built from this plan")
         if main:
@@ -146,11 +150,12 @@ def _train(
     planned: Planned, run: RunFolder, runtime: Runtime | None, monitor: Monitor, accept_changes: bool
 ) -> TrainRecord:
     """Train the spliced model, or find that it was trained: a run may have been killed between training and export."""
+    recipe = planned.resolved.recipe
+    assert recipe.train is not None, "called for plans that train"
     record = read_training(run.training, planned.plan)
-    if record is not None:
+    if record is not None and is_complete(asdict(record), recipe.train):
         monitor.note(f"train: unchanged, {run.training} holds the result of this plan")
         return record
-    recipe = planned.resolved.recipe
     if not run.training.exists():
         _check_room(planned, run)
     runtime = runtime or open_runtime(recipe, run.path)
@@ -186,6 +191,17 @@ def _write_model(
         export(plan, donors, written, partial, asdict(record) if record else None)
     verb = "export" if record else "splice"
     monitor.note(f"{verb}: wrote {len(plan.tensors)} tensors to {folder}")
+
+
+def _must_resume(model: Path, recipe: Recipe, monitor: Monitor) -> bool:
+    """Whether the training of a built model was stopped by a limit that the recipe has raised since."""
+    record = read_manifest(model).training
+    if record is None or recipe.train is None or is_complete(record, recipe.train):
+        return False
+    monitor.note(
+        f"model: its training stopped at step {record['steps']} by max_{record['stopped_by']}, which has changed"
+    )
+    return True
 
 
 def _is_built(model: Path, plan: Plan, replace: bool) -> bool:

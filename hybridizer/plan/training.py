@@ -22,8 +22,11 @@ from hybridizer.recipe.tree import KeyPath
 
 # Packages that serve a tracker, where they are called otherwise than it.
 _TRACKED_BY = {"tensorboard": ("tensorboard", "tensorboardX")}
-# Keys that touch no number of the result, and keys whose meaning the plan holds in other words.
-_ELSEWHERE = {"checkpoint_minutes", "trackers", "data", "freeze", "embedding", "final_norm", "head"}
+# Keys that decide when a training stops or saves, and keys whose meaning the plan holds in other words. A training that
+# `max_steps` or `max_minutes` ended resumes when they are raised, under the same plan.
+_ELSEWHERE = {
+    "max_steps", "max_minutes", "checkpoint_minutes", "trackers", "data", "freeze", "embedding", "final_norm", "head",
+}  # fmt: skip
 
 
 def pin_datasets(recipe: Recipe) -> Recipe:

@@ -127,6 +127,19 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
     return record if record.tensors_sha256 == hash_file(folder / TRAINED) else None
 
 
+def is_complete(record: Mapping[str, Any], settings: Train) -> bool:
+    """Whether the training of `record`, a TrainRecord's values, went as far as `settings` let it go.
+
+    It did not where it was stopped by a limit that has been raised since. One that went further than `max_steps` did
+    not either: the training itself refuses that.
+    """
+    if settings.max_steps is not None and settings.max_steps <= record["steps"]:
+        return settings.max_steps == int(record["steps"])
+    if record["stopped_by"] == "minutes":
+        return settings.max_minutes is not None and record["seconds"] >= 60 * settings.max_minutes
+    return bool(record["stopped_by"] == "tokens")
+
+
 def _check_ids(sources: Sequence[Source], embedding: Any) -> None:
     """Return if the embedding has a row for every token of the texts."""
     rows = len(next(embedding.parameters()))
