@@ -1,5 +1,6 @@
 """From a recipe with a `train` section to a trained, verified model folder, on tiny checkpoints."""
 
+import gzip
 import json
 import os
 import random
@@ -221,6 +222,47 @@ def test_records_that_cannot_be_read_are_counted_and_placed(bench):
     assert sum(use["left_out"].values()) == 3 and len(use["left_out"]) == 3
     assert any(place.endswith("text.jsonl:301") for places in use["left_out_at"].values() for place in places), use
     assert "; left out 1 " in result.stdout and "left out 1 " in result.stderr
+
+
+@pytest.mark.parametrize("key", ["train.data", "evaluate.bits_per_byte"])
+def test_a_text_that_cannot_be_tokenised_is_found_before_anything_is_spliced(bench, key):
+    whole = gzip.compress("\n".join(json.dumps({"text": f"{i} {random.random()}"}) for i in range(5000)).encode())
+    (bench / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    entry = "{path: cut.jsonl.gz, name: n}" if key.startswith("evaluate") else "{path: cut.jsonl.gz}"
+    stderr = hybridize("build", recipe_of(bench), "--set", f"{key}=[{entry}]", code=2).stderr
+    assert "cut.jsonl.gz: cannot be read" in stderr
+    assert not (bench / "runs/x/spliced").exists()
+
+
+def test_texts_are_tokenised_once_and_what_was_left_out_is_noted_once_before_training(bench):
+    with (bench / "text.jsonl").open("a") as file:
+        file.write("\nno json")
+    stderr = hybridize("build", recipe_of(bench), "--no-load").stderr
+    assert len(list((bench / "cache/tokens").iterdir())) == 1
+    assert stderr.count("left out 1 not JSON") == 1 and stderr.index("left out") < stderr.index("splice:")
+
+
+def test_the_plan_shows_steps_and_epochs_and_warns_of_many(bench):
+    def shown(*arguments):
+        found = hybridize("plan", recipe, *arguments)
+        return " ".join((found.stdout + found.stderr).split())
+
+    recipe = recipe_of(bench, train={"tokens": 300_000, "max_steps": 3})
+    before = shown()
+    assert "about 586 steps of up to 512 tokens, of which max_steps allows 3" in before
+    assert "text.jsonl: 300,000 tokens; epochs unknown, a build tokenises the texts first" in before
+    built = hybridize("build", recipe, "--no-load").stderr
+    (use,) = json.loads((bench / "runs/x/training/training.json").read_text())["sources"]
+    count = int(re.search(r"epochs over the ([0-9,]+) it has", shown())[1].replace(",", ""))
+    assert count == pytest.approx(use["tokens"], rel=0.01)  # a token left over where a document is cut does not train
+    for text in (shown(), " ".join(built.split())):
+        assert f"warning: text.jsonl: {300_000 / count:.1f} epochs over {count:,} tokens; up to 4 are nearly" in text
+    assert f"text.jsonl: 300,000 tokens, {300_000 / count:.2f} epochs over the {count:,} it has" in shown()
+    few = shown("--set", f"train.tokens={4 * count}")
+    assert "4.00 epochs over" in few and "nearly as good" not in few
+    assert "epochs unknown" in shown("--set", "train.heldout_ratio=0.3")
+    hashes = {hybridize_json("plan", recipe)["hash"] for _ in range(2)}
+    assert hashes == {json.loads((bench / "runs/x/model/manifest.json").read_text())["plan_hash"]}
 
 
 def test_the_layer_list_decides_and_parts_can_be_named(bench):

@@ -164,6 +164,14 @@ def heldout_documents(token_file: TokenFile, share: float) -> npt.NDArray[np.boo
     return token_file.keys < np.uint64(int(share * 2**64)) if share > 0 else np.zeros(len(token_file.keys), bool)
 
 
+def num_training_tokens(source: Source, heldout_ratio: float) -> int:
+    """The tokens of the documents of `source` that are not held out."""
+    return sum(
+        int(np.diff(token_file.ends, prepend=0)[~heldout_documents(token_file, heldout_ratio)].sum())
+        for token_file in source.token_files
+    )
+
+
 def _training_pieces(source: Source, offsets: npt.NDArray[np.int64], settings: Train) -> Pieces:
     pieces = []
     for token_file, offset in zip(source.token_files, offsets, strict=True):

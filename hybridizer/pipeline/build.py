@@ -19,6 +19,7 @@ from hybridizer.donors.open import check_unchanged, scan_donors
 from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run
 from hybridizer.pipeline.plan import Planned, estimate_training_cost, open_plan, plan_recipe
 from hybridizer.pipeline.run import RunFolder, write_records
+from hybridizer.pipeline.texts import tokenise_texts
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.stored import StoredPlan, is_stored_plan, read_stored_plan
@@ -91,6 +92,8 @@ def build(
         if built:
             monitor.note(f"model: unchanged, {run.model} was built from this plan")
         if main:
+            if planned.plan.train is not None and not built:
+                tokenise_texts(planned, monitor)
             if planned.plan.train is not None and (load or not built):
                 _splice_for_training(planned, run, monitor)
             write_records(run, planned)

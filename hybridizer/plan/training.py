@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from hybridizer.checkpoint.hashing import fingerprint_files
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeError
-from hybridizer.data.documents import find_files, look_for_document
+from hybridizer.data.counts import count_key, read_count, warn_of_epochs
+from hybridizer.data.documents import file_kind, find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
 from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.structure import Structure
@@ -103,7 +104,42 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
         data=data,
         notes=choice.notes,
     )
-    return replace(plan, train=training)
+    planned = replace(plan, train=training)
+    if not pin:
+        return planned
+    notes, warnings = _describe_length(recipe, train, planned)
+    training = replace(training, notes=(*choice.notes, *notes))
+    return replace(planned, train=training, warnings=(*plan.warnings, *warnings))
+
+
+def source_keys(recipe: Recipe, plan: Plan) -> list[str]:
+    """The names under which the token counts of the training sources of a pinned `plan` are kept."""
+    assert recipe.train is not None and plan.train is not None, "called for plans that train"
+    keys = []
+    for entry, pin in zip(recipe.train.data, plan.train.data, strict=True):
+        kinds = [file_kind(path) for path in find_files(entry.path, recipe.folder)] if entry.path else []
+        settings = {name: value for name, value in pin.settings.items() if name != "weight"}
+        keys.append(count_key(plan.tokenizer_files, [settings, pin.files, kinds], recipe.train.heldout_ratio))
+    return keys
+
+
+def _describe_length(recipe: Recipe, train: Train, plan: Plan) -> tuple[list[str], list[str]]:
+    """How many steps and how many epochs of each source training takes; and a warning for each with too many."""
+    step_tokens = train.seq_len * train.global_batch_size
+    notes = [f"about {-(-train.tokens // step_tokens):,} steps of up to {step_tokens:,} tokens"]
+    if train.max_steps is not None:
+        notes[0] += f", of which max_steps allows {train.max_steps:,}"
+    warnings = []
+    total_weight = sum(entry.weight for entry in train.data)
+    for entry, key in zip(train.data, source_keys(recipe, plan), strict=True):
+        tokens, count = round(train.tokens * entry.weight / total_weight), read_count(key)
+        if count is None:
+            notes.append(f"{entry.name}: {tokens:,} tokens; epochs unknown, a build tokenises the texts first")
+            continue
+        notes.append(f"{entry.name}: {tokens:,} tokens, {tokens / count:.2f} epochs over the {count:,} it has")
+        if warning := warn_of_epochs(entry.name, tokens / count, count):
+            warnings.append(warning)
+    return notes, warnings
 
 
 def check_packages(recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from hybridizer.checkpoint.publish import to_output_error
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import InputError, Problem, RecipeError
-from hybridizer.core.progress import Monitor
+from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import read_json, read_record, write_json
 from hybridizer.data.documents import MAX_LISTED
 from hybridizer.data.tokenizer import TokenizerEncoder
@@ -187,7 +187,7 @@ def train(
     from hybridizer.train.result import store_result
 
     stored = open_checkpoint(spliced).tensors
-    job, sources = _make_job(plan, recipe, spliced, runtime, monitor)
+    job, sources = _make_job(plan, recipe, spliced, runtime)
     context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime))
     (folder / RECORD).unlink(missing_ok=True)  # it speaks of the tensors that are replaced now
     with _room_in(folder):
@@ -202,10 +202,8 @@ def train(
     return record
 
 
-def _make_job(
-    plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime, monitor: Monitor
-) -> tuple[TrainJob, tuple[Source, ...]]:
-    """What is trained, on which data, and the sources of that; refused here is what cannot train, before any work."""
+def _make_job(plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime) -> tuple[TrainJob, tuple[Source, ...]]:
+    """What is trained, on which data, and the sources of that; what cannot train is refused here, before any work."""
     from hybridizer.models.load import load_causal_lm
     from hybridizer.models.parts import find_parts
     from hybridizer.train.job import TrainJob
@@ -217,7 +215,8 @@ def _make_job(
     parts = find_parts(model)
     freeze_plan = _freeze(plan, settings, model, parts, spliced, runtime)
     with runtime.main_first():
-        sources = open_texts(settings.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
+        # A build tokenised them before, and noted what was left out.
+        sources = open_texts(settings.data, recipe.folder, TokenizerEncoder(tokenizer), SilentMonitor())
     _check_ids(sources, parts.embedding)
     data = _data(sources, settings, recipe.seed, tokenizer)
     return TrainJob(model, parts, freeze_plan, data, settings, plan.spliced.hash, recipe.seed), sources

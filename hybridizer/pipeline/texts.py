@@ -1,0 +1,36 @@
+"""The texts of a recipe, tokenised before anything is spliced: an error in one never comes after hours of work."""
+
+from __future__ import annotations
+
+from hybridizer.core.progress import Monitor
+from hybridizer.data.counts import warn_of_epochs, write_count
+from hybridizer.pipeline.plan import Planned
+from hybridizer.plan.training import source_keys
+from hybridizer.recipe.models import DataEntry
+from hybridizer.train.run import open_texts
+
+
+def tokenise_texts(planned: Planned, monitor: Monitor) -> None:
+    """Tokenise the training sources and the general texts of a recipe that trains, with the host's own tokenizer.
+
+    They are found in the cache afterwards, by training and evaluation, which load the same tokenizer from the model.
+    The token counts are kept for later plans; sources that training repeats too often are noted. Raises what
+    `open_texts` raises, and DonorError for a tokenizer that does not load.
+    """
+    from hybridizer.data.batches import num_training_tokens
+    from hybridizer.data.tokenizer import load_encoder
+
+    recipe, plan = planned.resolved.recipe, planned.plan
+    train, host = recipe.train, planned.donors[plan.host]
+    assert train is not None, "called for recipes that train"
+    encoder = load_encoder(host.folder, "remote_code" in host.allow)
+    sources = open_texts(train.data, recipe.folder, encoder, monitor)
+    total_weight = sum(source.weight for source in sources)
+    for source, key in zip(sources, source_keys(recipe, plan), strict=True):
+        count = num_training_tokens(source, train.heldout_ratio)
+        write_count(key, count)
+        epochs = train.tokens * source.weight / total_weight / max(count, 1)
+        if warning := warn_of_epochs(source.name, epochs, count):
+            monitor.note(f"warning: {warning}")
+    for text in recipe.evaluate.bits_per_byte if recipe.evaluate else ():
+        open_texts((DataEntry(path=text.path, field=text.field),), recipe.folder, encoder, monitor)
