@@ -52,9 +52,10 @@ def verify(
     config = read_json(folder / "config.json")
     proofs.append(_check_tensors(folder, checkpoint, manifest))
     shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
-    proofs.append(_check_structure(folder, read_structure(config, shapes, where=str(folder)), manifest))
+    structure = read_structure(config, shapes, where=str(folder))
+    proofs.append(_check_structure(folder, structure, manifest))
     if load:
-        proofs += _check_loaded(folder, config, manifest, find_donor)
+        proofs += _check_loaded(folder, structure, manifest, find_donor)
     return manifest, tuple(proofs)
 
 
@@ -115,9 +116,9 @@ def _check_structure(folder: Path, structure: Structure, manifest: Manifest) -> 
 
 
 def _check_loaded(
-    folder: Path, config: dict[str, Any], manifest: Manifest, find_donor: Callable[[str], Donor | None]
+    folder: Path, structure: Structure, manifest: Manifest, find_donor: Callable[[str], Donor | None]
 ) -> Iterator[Proof]:
-    from hybridizer.models.check import compute_logits, generate_text, load_reporting
+    from hybridizer.models.check import compute_logits, copy_tensors_, generate_text, load_reporting
 
     remote_code = any(name.endswith(".py") for name in manifest.files)
     loaded = load_reporting(folder, remote_code=remote_code)
@@ -126,8 +127,11 @@ def _check_loaded(
         if names:
             raise _fail(folder, f"transformers finds {len(names)} tensors {kind}: {', '.join(names[:5])}.")
     yield Proof("loads", f"{type(loaded.model).__name__}: no tensor missing, unexpected or of another shape")
-    ids = [1 + 37 * i % (config.get("vocab_size", 32000) - 1) for i in range(_NUM_PROBE_TOKENS)]
-    logits = compute_logits(loaded.model, ids)
+    if manifest.identity_of is not None:
+        copy_tensors_(loaded.model)
+    num_ids = structure.shapes[structure.embedding[0]][0]
+    ids = [(1 + 37 * i % (num_ids - 1)) if num_ids > 1 else 0 for i in range(_NUM_PROBE_TOKENS)]
+    logits = compute_logits(loaded.model, ids, folder)
     if not bool(logits.isfinite().all()):
         raise _fail(folder, "its logits are not all finite.", "Scan the donors: hybridize check RECIPE --deep-check")
     yield Proof("computes", f"finite logits over {len(ids)} tokens")
@@ -139,14 +143,16 @@ def _check_loaded(
 
 
 def _check_identity(folder: Path, manifest: Manifest, ids: list[int], logits: Any, donor: Donor | None) -> Proof:
-    from hybridizer.models.check import compute_logits, load_reporting
+    from hybridizer.models.check import compute_logits, copy_tensors_, load_reporting
 
     name = manifest.identity_of
     if donor is None:
         return Proof("identity", f"not compared: the donor '{name}' is not on this machine")
     if donor.fingerprint != manifest.donors[donor.name].fingerprint:
         return Proof("identity", f"not compared: the donor '{name}' at {donor.reference} has changed since")
-    expected = compute_logits(load_reporting(donor.folder, remote_code="remote_code" in donor.allow).model, ids)
+    model = load_reporting(donor.folder, remote_code="remote_code" in donor.allow).model
+    copy_tensors_(model)
+    expected = compute_logits(model, ids, donor.folder)
     if not bool((logits == expected).all()):
         apart = float((logits - expected).abs().max())
         raise _fail(folder, f"an identity splice of '{name}' whose logits differ by up to {apart:.3g}.")
