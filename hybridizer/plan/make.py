@@ -101,9 +101,7 @@ def _check_joins(
     return [*warnings, *(f"donor '{name}' gives no layer to the output" for name in idle)]
 
 
-def _check_output(
-    recipe: Recipe, host: Donor, config: Mapping[str, Any], tensors: Sequence[PlannedTensor]
-) -> None:
+def _check_output(recipe: Recipe, host: Donor, config: Mapping[str, Any], tensors: Sequence[PlannedTensor]) -> None:
     """Raise PlanError with every reason, known before a weight is read, why transformers could not run the output."""
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     structure = read_structure(config, shapes, where=f"the output, with the config of host '{host.name}'")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridizer.checkpoint.hashing import hash_files, hash_tensor
 from hybridizer.checkpoint.reader import Checkpoint, open_checkpoint
-from hybridizer.core.errors import Problem, VerificationError
+from hybridizer.core.errors import CheckpointError, Problem, VerificationError
 from hybridizer.core.progress import Monitor
-from hybridizer.core.records import read_json
 from hybridizer.donors.donor import Donor
+from hybridizer.donors.files import read_object
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
@@ -36,27 +36,37 @@ def verify(
     find_donor: Callable[[str], Donor | None],
     load: bool = True,
     rehash: bool = True,
+    check_provenance: Callable[[Manifest, Checkpoint], Iterable[Proof]] | None = None,
 ) -> tuple[Manifest, tuple[Proof, ...]]:
-    """The manifest of the model in `folder` and everything that was proved of it.
+    """The manifest of the model in `folder` and every check that passed.
 
-    `find_donor` gives the donor a manifest names, or None where it is not on this machine; it is asked only for an
-    identity splice, whose logits are compared with the donor's bit for bit. Without `load` no torch is imported and
-    what needs the model in memory is left out. Without `rehash` contents are taken as hashed: for the run that has just
-    read them back. Raises VerificationError with what failed.
+    `find_donor` returns the donor of a name in the manifest, or None if it is not on this machine; it is called for an
+    identity splice, whose logits are compared with the donor's bit for bit. `check_provenance` adds checks of what the
+    manifest says about the model's origin. Without `load` no torch is imported, and checks that need the model in
+    memory are left out. Without `rehash` files are not read again: for the run that has just written and hashed them.
+    Raises VerificationError with what failed.
     """
     manifest = read_manifest(folder)
     proofs = [_check_files(folder, manifest, monitor, rehash)]
-    checkpoint = open_checkpoint(folder)
+    try:
+        checkpoint = open_checkpoint(folder)
+        structure = _read_structure(folder, checkpoint)
+    except CheckpointError as error:
+        raise VerificationError(*error.problems) from error
     if manifest.training is not None:
         proofs.append(_check_frozen(folder, checkpoint, manifest.training))
-    config = read_json(folder / "config.json")
     proofs.append(_check_tensors(folder, checkpoint, manifest))
-    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
-    structure = read_structure(config, shapes, where=str(folder))
     proofs.append(_check_structure(folder, structure, manifest))
+    if check_provenance is not None:
+        proofs += check_provenance(manifest, checkpoint)
     if load:
         proofs += _check_loaded(folder, structure, manifest, find_donor)
     return manifest, tuple(proofs)
+
+
+def _read_structure(folder: Path, checkpoint: Checkpoint) -> Structure:
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+    return read_structure(read_object(folder / "config.json"), shapes, where=str(folder))
 
 
 def _fail(where: Path | str, what: str, fix: str = "Build it again.") -> VerificationError:
@@ -107,8 +117,11 @@ def _check_frozen(folder: Path, checkpoint: Checkpoint, training: Mapping[str, A
 
 def _check_structure(folder: Path, structure: Structure, manifest: Manifest) -> Proof:
     expected = tuple(row.kind for row in manifest.layers)
+    if len(structure.kinds) != len(expected):
+        what = f"{len(structure.kinds)} layers in the config, {len(expected)} in the manifest."
+        raise _fail(folder / "config.json", what)
     if structure.kinds != expected:
-        first = next(i for i, kind in enumerate(expected) if structure.kinds[i : i + 1] != (kind,))
+        first = next(i for i, kind in enumerate(expected) if structure.kinds[i] != kind)
         what = f"layer {first} is '{structure.kinds[first]}' by the config, '{expected[first]}' by the manifest."
         raise _fail(folder / "config.json", what)
     ties = "head tied to the embeddings" if structure.tied else "head and embeddings apart"

@@ -107,8 +107,7 @@ def test_a_hybrid_that_keeps_no_attention_layer_is_refused_by_check(bench, famil
     recipe = recipe_of(bench, [{"donor": "a", "layers": [0, 0]}])
     stderr = hybridize("check", recipe, code=2).stderr
     assert "x.yaml:3: no output layer has attention: all are " in stderr and f"'{family}'" in stderr
-    attention = 2 if family == "nemotron_h" else 1
-    hybridize("check", recipe_of(bench, [{"donor": "a", "layers": [0, attention]}]))
+    hybridize("check", recipe_of(bench, [{"donor": "a", "layers": [0, 1]}]))
 
 
 def test_transformers_fails_where_no_attention_layer_is_left(tmp_path):
@@ -119,6 +118,7 @@ def test_transformers_fails_where_no_attention_layer_is_left(tmp_path):
         model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False)
 
 
-def test_pure_state_space_models_need_no_attention(bench):
-    make_donor(bench / "a", "mamba2")
+@pytest.mark.parametrize("family", ["mamba2", "minimax"])
+def test_families_without_attention_and_with_a_cache_of_their_own_need_none(bench, family):
+    make_donor(bench / "a", family)
     hybridize("check", recipe_of(bench, [{"donor": "a", "layers": [0, 2]}]))

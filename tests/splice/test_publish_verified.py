@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from hybridizer.models import check
 from hybridizer.models.check import compute_logits
 from hybridizer.models.limits import call_within
-from hybridizer.pipeline import output
+from hybridizer.pipeline import output, scan
 from hybridizer.splice.finite import check_finite
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
@@ -16,6 +16,7 @@ from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 def bench(tmp_path, monkeypatch):
     monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scan, "SMALL_TENSOR_BYTES", 1024)  # matrices are large, as in a real model
     make_donor(tmp_path / "a", seed=1)
     return tmp_path
 
@@ -116,3 +117,13 @@ def test_values_that_are_not_finite_are_named_with_what_made_them(bench, monkeyp
     assert f"1 values of '{name}' (F32) are NaN or infinite {says}. Nothing was published." in stderr
     assert ("The training diverged" in stderr) == trained
     assert not (bench / "runs/x/model").exists()
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.3.input_layernorm.weight", "lm_head.weight"])
+def test_norms_and_what_is_outside_the_layers_are_scanned_when_a_recipe_is_planned(bench, name):
+    tensors = load_file(bench / "a/model.safetensors")
+    tensors[name].view(-1)[-1] = torch.nan
+    save_file(tensors, bench / "a/model.safetensors", metadata={"format": "pt"})
+    hybridize("check", recipe_of(bench))  # reads no weight
+    stderr = hybridize("plan", recipe_of(bench), code=2).stderr
+    assert f"donor 'a': tensor '{name}' holds 1 values that are NaN or infinite." in stderr
