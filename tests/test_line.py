@@ -100,6 +100,8 @@ def test_an_identity_splice_is_proved_against_its_donor(bench):
     assert proofs["files"].endswith("hashed as they were read back")
     again = {proof["check"]: proof["found"] for proof in hybridize_json("verify", "runs/x")["proofs"]}
     assert again["files"].endswith("every sha256 is the manifest's")
+    assert again.pop("origins") == "39 copied tensors equal their donors' byte for byte"
+    assert again.pop("plan").startswith("manifest and plan.json agree: sha256:")
     assert {**again, "files": ""} == {**proofs, "files": ""}
 
 

@@ -179,11 +179,13 @@ def check_free_space(folder: Path, needed: int) -> None:
 def to_output_error(error: OSError, folder: Path, needed: int | None = None) -> OutputError:
     """What to raise for an `error` met while `needed` bytes (None: some) were being written into `folder`."""
     if error.errno in _NO_ROOM:
-        free = shutil.disk_usage(folder).free
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free
         asked = "" if needed is None else f" while writing {_show(needed)}"
         return OutputError(Problem(str(folder), f"{error.strerror}{asked}; {_show(free)} are free now.", _MAKE_ROOM))
     where = str(error.filename2 or error.filename or folder)
-    return OutputError(Problem(where, f"{error.strerror}.", "Check the disk and the permissions, then run again."))
+    reason = error.strerror or str(error) or type(error).__name__
+    return OutputError(Problem(where, f"{reason}.", "Check the disk and the permissions, then run again."))
 
 
 def _show(num_bytes: int) -> str:

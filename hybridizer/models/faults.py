@@ -8,18 +8,18 @@ from contextlib import contextmanager
 
 @contextmanager
 def library_faults() -> Iterator[None]:
-    """Turn what is raised outside the usual tree inside the block into RuntimeError, with its own words.
+    """Turn what is raised outside the usual tree inside the block into RuntimeError, with its own message.
 
-    A panic in a Rust library (tokenizers, safetensors) is a BaseException, tokenizers raises bare Exceptions, and so
-    does the validation of configs in huggingface_hub.
+    A panic in a Rust library (tokenizers, safetensors) is a BaseException, and tokenizers raises bare Exceptions.
+    Errors of chat templates (jinja2) and of config validation (huggingface_hub) derive directly from Exception.
     """
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ == "PanicException" or type(error) is Exception or _is_validation(error):
+        if type(error).__name__ == "PanicException" or type(error) is Exception or _is_foreign(error):
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
         raise
 
 
-def _is_validation(error: BaseException) -> bool:
-    return any(base.__name__ == "StrictDataclassError" for base in type(error).__mro__)
+def _is_foreign(error: BaseException) -> bool:
+    return any(base.__name__ in ("StrictDataclassError", "TemplateError") for base in type(error).__mro__)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridizer.checkpoint.header import TensorEntry, read_header
-from hybridizer.checkpoint.publish import begin_output, check_free_space, lock
+from hybridizer.checkpoint.header import read_header
+from hybridizer.checkpoint.publish import check_free_space, lock
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.errors import InputError, OutputError, Problem
 from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
-from hybridizer.donors.donor import Donor
-from hybridizer.donors.open import check_unchanged, scan_donors
+from hybridizer.donors.open import scan_donors
 from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run
+from hybridizer.pipeline.output import write_model
 from hybridizer.pipeline.plan import Planned, estimate_training_cost, open_plan, plan_recipe
 from hybridizer.pipeline.run import RunFolder, write_records
 from hybridizer.pipeline.texts import tokenise_texts
@@ -26,8 +25,6 @@ from hybridizer.plan.stored import StoredPlan, is_stored_plan, read_stored_plan
 from hybridizer.plan.training import check_texts
 from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.recipe.models import Recipe
-from hybridizer.splice.executors import find_executor
-from hybridizer.splice.export import export
 from hybridizer.splice.verify import Proof, verify
 from hybridizer.train.folder import TRAINED
 from hybridizer.train.run import (
@@ -93,9 +90,9 @@ def build(
             monitor.note(f"model: unchanged, {run.model} was built from this plan")
         if main:
             if planned.plan.train is not None and not built:
-                tokenise_texts(planned, monitor)
+                _check_before_splice(planned, run, monitor)
             if planned.plan.train is not None and (load or not built):
-                _splice_for_training(planned, run, monitor)
+                _splice_for_training(planned, run, monitor, load=load)
             write_records(run, planned)
     if runtime is not None:
         _check_same_plan(runtime, planned.plan)
@@ -105,10 +102,13 @@ def build(
             record = _train(planned, run, runtime, monitor, accept_changes)
     if not main:
         return None
-    if not built:
-        trained = read_header(run.training / TRAINED).tensors if record else {}
-        _write_model(planned.plan, planned.donors, run.model, record, trained, monitor, replace=replace)
-    manifest, proofs = verify(run.model, monitor, find_donor=planned.donors.get, load=load, rehash=built)
+    if built:
+        manifest, proofs = verify(run.model, monitor, find_donor=planned.donors.get, load=load)
+    else:
+        trained = read_header(run.training / TRAINED).tensors if record else None
+        manifest, proofs = write_model(
+            planned.plan, planned.donors, run.model, monitor, replace=replace, load=load, record=record, trained=trained
+        )
     write_json(run.manifest, manifest.to_json())
     outcome = evaluate_run(planned, run, monitor) if planned.plan.train is not None and load else None
     return Built(run.path, planned.plan, manifest, proofs, outcome)
@@ -136,7 +136,15 @@ def _check_same_plan(runtime: Runtime, plan: Plan) -> None:
         raise InputError(Problem(plan.name, f"the processes made different plans: {found}.", fix))
 
 
-def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor) -> None:
+def _check_before_splice(planned: Planned, run: RunFolder, monitor: Monitor) -> None:
+    """Tokenise every text and check prompts, before gigabytes are written that training could not use."""
+    if _finished_training(planned, run) is not None:
+        return
+    check_prompts(planned.resolved.recipe, planned.donors[planned.plan.host])
+    tokenise_texts(planned, monitor)
+
+
+def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor, *, load: bool) -> None:
     """Make the model that training starts from, unless it is there."""
     plan, folder = planned.plan.spliced, run.spliced
     if (folder / FILE_NAME).is_file() and read_manifest(folder).plan_hash == plan.hash:
@@ -146,7 +154,15 @@ def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor) -> 
         what = "a training of another spliced model has checkpoints here, which would be lost."
         fix = "Give the recipe another name, or remove the folder training/ to start anew."
         raise InputError(Problem(str(run.training), what, fix))
-    _write_model(plan, planned.donors, folder, None, {}, monitor, replace=True)
+    write_model(plan, planned.donors, folder, monitor, replace=True, load=load)
+
+
+def _finished_training(planned: Planned, run: RunFolder) -> TrainRecord | None:
+    """The record of this plan's training, if it went as far as the recipe asks; None while there is more to train."""
+    train = planned.resolved.recipe.train
+    assert train is not None, "called for plans that train"
+    record = read_training(run.training, planned.plan)
+    return record if record is not None and is_complete(asdict(record), train) else None
 
 
 def _train(
@@ -154,16 +170,13 @@ def _train(
 ) -> TrainRecord:
     """Train the spliced model, or find that it was trained: a run may have been killed between training and export."""
     recipe = planned.resolved.recipe
-    assert recipe.train is not None, "called for plans that train"
-    record = read_training(run.training, planned.plan)
-    if record is not None and is_complete(asdict(record), recipe.train):
+    if record := _finished_training(planned, run):
         monitor.note(f"train: unchanged, {run.training} holds the result of this plan")
         return record
     if not run.training.exists():
         _check_room(planned, run)
     runtime = runtime or open_runtime(recipe, run.path)
     check_texts(recipe, planned.plan)
-    check_prompts(recipe, run.spliced)
     return train(planned.plan, recipe, run.spliced, run.training, runtime, monitor, accept_changes=accept_changes)
 
 
@@ -174,26 +187,6 @@ def _check_room(planned: Planned, run: RunFolder) -> None:
     trained = cost.asked.trained_parameters
     merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
     check_free_space(run.path, required_bytes(trained, max(trained, merged), spliced))
-
-
-def _write_model(
-    plan: Plan,
-    donors: Mapping[str, Donor],
-    folder: Path,
-    record: TrainRecord | None,
-    trained: Mapping[str, TensorEntry],
-    monitor: Monitor,
-    *,
-    replace: bool,
-) -> None:
-    """Write a model folder, every tensor from its source or, those that are there, from `trained` with its `record`."""
-    execute = find_executor(plan)
-    with begin_output(folder, replace=replace) as partial:
-        written = execute(plan, donors, partial, monitor, trained)
-        check_unchanged(donors)
-        export(plan, donors, written, partial, asdict(record) if record else None)
-    verb = "export" if record else "splice"
-    monitor.note(f"{verb}: wrote {len(plan.tensors)} tensors to {folder}")
 
 
 def _must_resume(model: Path, recipe: Recipe, monitor: Monitor) -> bool:

@@ -45,19 +45,19 @@ def evaluate_run(planned: Planned, run: RunFolder, monitor: Monitor) -> BeforeAf
     return BeforeAfter(scores, profile)
 
 
-def check_prompts(recipe: Recipe, model: Path) -> None:
-    """Return if each prompt of `recipe` leaves the model in that folder room for an answer.
+def check_prompts(recipe: Recipe, host: Donor) -> None:
+    """Return if each prompt of `recipe` leaves a model of that host room for an answer.
 
-    To be called before training: found afterwards, a prompt that does not would end a run of hours. Raises RecipeError
-    with every such prompt at its line.
+    Called before training, since a prompt that is too long would otherwise end a run of hours. Raises RecipeError with
+    every such prompt at its line.
     """
     if recipe.evaluate is None or not recipe.evaluate.prompts:
         return
     from hybridizer.evaluate.samples import unfit_prompts
     from hybridizer.models.load import load_tokenizer, read_max_tokens
 
-    remote_code = any(model.glob("*.py"))
-    tokenizer, room = load_tokenizer(model, remote_code), read_max_tokens(model, remote_code)
+    remote_code = "remote_code" in host.allow
+    tokenizer, room = load_tokenizer(host.folder, remote_code), read_max_tokens(host.folder, remote_code)
     if unfit := unfit_prompts(tokenizer, room, recipe.evaluate.prompts):
         places = {index: recipe.locate(("evaluate", "prompts", index)) for index in unfit}
         raise RecipeError(*(replace(problem, where=places[index]) for index, problem in unfit.items()))

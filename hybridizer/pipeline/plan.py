@@ -12,6 +12,7 @@ from hybridizer.core.errors import DonorError, InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
+from hybridizer.pipeline.scan import scan_planned
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
@@ -68,7 +69,9 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
     resolved = resolve_layout(pin_datasets(recipe), donors, monitor)
-    return Planned(resolved, _plan(resolved.recipe, donors, resolved.evidence, pin=True), donors)
+    plan = _plan(resolved.recipe, donors, resolved.evidence, pin=True)
+    scan_planned(plan, donors)
+    return Planned(resolved, plan, donors)
 
 
 def _load(path: RecipeSource, overrides: tuple[str, ...]) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hybridizer.checkpoint.dtypes import SAFETENSORS_NAMES
@@ -11,9 +12,11 @@ from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import PlanError, Problem, RecipeError
 from hybridizer.donors.donor import Donor
 from hybridizer.families.config import splice_config
+from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Source
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
+from hybridizer.plan.config_shapes import check_attention_left, check_config
 from hybridizer.plan.layout import LayerSource, lay_out, list_used, warn_of_pairs
 from hybridizer.plan.origin import Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
@@ -39,6 +42,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     if target is not None:
         set_config_dtype(config, recipe.output.dtype)
     tensors, blends = plan_tensors(host, donors, sources, target)
+    _check_output(recipe, host, config, tensors)
     return Plan(
         name=recipe.name,
         host=host.name,
@@ -95,6 +99,17 @@ def _check_joins(
         raise PlanError(*problems)
     idle = [name for name in donors if not used[name] and name != host.name]
     return [*warnings, *(f"donor '{name}' gives no layer to the output" for name in idle)]
+
+
+def _check_output(recipe: Recipe, host: Donor, config: Mapping[str, Any], tensors: Sequence[PlannedTensor]) -> None:
+    """Raise PlanError with every reason, known before a weight is read, why transformers could not run the output."""
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    structure = read_structure(config, shapes, where=f"the output, with the config of host '{host.name}'")
+    problems = check_config(structure, recipe.locate(("donors", host.name)))
+    problems = [replace(problem, what=f"host '{host.name}': {problem.what}") for problem in problems]
+    problems += check_attention_left(structure, recipe.locate(("layout",)))
+    if problems:
+        raise PlanError(*problems)
 
 
 def _is_identity(host: Donor, tensors: Sequence[PlannedTensor], config: Mapping[str, object]) -> bool:

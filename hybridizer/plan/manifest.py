@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
+from hybridizer.checkpoint.dtypes import DTYPE_BITS
+from hybridizer.checkpoint.strict_json import parse_object, shorten
 from hybridizer.core.errors import CheckpointError, Problem, VerificationError
 from hybridizer.core.records import read_record, to_jsonable
 from hybridizer.plan.plan import DonorPin, LayerRow, Plan
 
 SCHEMA = "hybridizer.manifest/2"
 FILE_NAME = "manifest.json"
+_REBUILD: Final = "Build it again with this version."
+_LAYER_SOURCE: Final = re.compile(r".+@\S+ \d{1,9}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -90,12 +97,97 @@ def make_manifest(
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a model folder. Raises VerificationError when there is none, or when it is damaged."""
+    """The manifest of a model folder. Raises VerificationError when there is none, or when it is damaged.
+
+    Every field has its type, every name that refers to a donor or a layer is there, and a training has the keys that
+    are read of it, so that readers need no checks of their own.
+    """
     path = folder / FILE_NAME
     if not path.is_file():
         what = f"there is no {FILE_NAME}: this folder is not a model that hybridize finished."
         raise VerificationError(Problem(str(folder), what, "Build it again, or give the model/ folder of a run."))
     try:
-        return read_record(path, Manifest, SCHEMA, str(path), "Build it again with this version.")
+        value = parse_object(path.read_bytes(), str(path), _REBUILD)
+        manifest = read_record(value, Manifest, SCHEMA, str(path), _REBUILD)
     except CheckpointError as error:
         raise VerificationError(*error.problems) from None
+    except RecursionError:
+        raise VerificationError(Problem(str(path), "JSON nested too deep for a manifest.", _REBUILD)) from None
+    except OSError as error:
+        raise VerificationError(
+            Problem(str(path), f"cannot be read: {error.strerror}.", "Check permissions.")
+        ) from None
+    if fault := next(_find_faults(manifest), None):
+        raise VerificationError(Problem(str(path), fault, _REBUILD))
+    return manifest
+
+
+@dataclass(frozen=True)
+class _SourceRecord:
+    name: str
+    tokens_taken: int
+    epochs: float
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _TrainingRecord:
+    """What is read of the record of a training; it has more."""
+
+    plan_hash: str
+    steps: int
+    tokens: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+    stopped_by: str
+    dtype: str
+    device: str
+    trained: tuple[str, ...]
+    frozen_sha256: dict[str, str]
+    frozen_as_in_donors: int
+    packing: float
+    unreached: tuple[str, ...]
+    changes: tuple[Mapping[str, Any], ...]
+    sources: tuple[_SourceRecord, ...]
+
+
+def _find_faults(manifest: Manifest) -> Iterator[str]:
+    """What a manifest says that cannot be true of any model, in words."""
+    from pydantic import TypeAdapter, ValidationError  # slow to import
+
+    for key, donor in (("host", manifest.host), ("identity_of", manifest.identity_of)):
+        if donor is not None and donor not in manifest.donors:
+            yield f"`{key}` is {shorten(donor)}, which is not one of the donors."
+    if not manifest.layers or not manifest.tensors:
+        yield "it names no layer or no tensor."
+    for number, row in enumerate(manifest.layers):
+        if row.layer != number:
+            yield f"`layers.{number}.layer` is {shorten(row.layer)}."
+        if not all(_LAYER_SOURCE.fullmatch(source) for source in row.sources):
+            yield f"`layers.{number}.sources` are {shorten(row.sources)}, not of the form 'donor@fingerprint layer'."
+    for name, tensor in manifest.tensors.items():
+        yield from _find_tensor_faults(name, tensor, manifest.donors)
+    for name, sha256 in manifest.files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts:
+            yield f"`files` names {shorten(name)}, which is not inside the folder."
+        if not _SHA256.fullmatch(sha256):
+            yield f"`files.{shorten(name)}` is {shorten(sha256)}, not a sha256."
+    if manifest.training is not None:
+        try:
+            TypeAdapter(_TrainingRecord).validate_json(json.dumps(manifest.training), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            yield f"`training.{'.'.join(str(step) for step in first['loc'])}`: {first['msg']}."
+
+
+def _find_tensor_faults(name: str, tensor: TensorOrigin, donors: Mapping[str, DonorPin]) -> Iterator[str]:
+    where = f"`tensors.{shorten(name)}`"
+    if tensor.dtype not in DTYPE_BITS or any(size < 0 for size in tensor.shape):
+        yield f"{where} is of dtype {shorten(tensor.dtype)} and shape {shorten(tensor.shape)}."
+    if tensor.kind in ("copy", "convert") and len(tensor.origins) != 1:
+        yield f"{where} has {len(tensor.origins)} origins, and a {tensor.kind} has one."
+    for origin in tensor.origins:
+        if origin.partition(":")[0] not in donors:
+            yield f"{where} is from {shorten(origin)}, which names none of the donors."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import OutputTensor, required_bytes
@@ -14,6 +15,9 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.origin import BlendUse, Convert, Copy, Merge
 from hybridizer.plan.plan import Plan, PlannedTensor
+
+PLAN_KEY: Final = "hybridizer_plan"  # in the metadata of every weight file: the hash of the plan it was written by
+_RECORD_BYTES: Final = 1024  # of the manifest, for each tensor and each layer
 
 
 def splice(
@@ -31,15 +35,21 @@ def splice(
     and Merge, before anything is written, and OutputError when the disk is full.
     """
     tensors = [_output_tensor(plan, tensor, donors, trained or {}) for tensor in plan.tensors]
-    check_free_space(folder, required_bytes(tensors))
+    check_free_space(folder, required_bytes(tensors) + _companion_bytes(plan, donors[plan.host]))
     with monitor.task("splice", sum(tensor.num_bytes for tensor in tensors), "bytes") as advance:
         return write_checkpoint(
             folder,
             tensors,
             max_shard_bytes=plan.max_shard_bytes,
-            metadata={"format": "pt", "hybridizer_plan": plan.hash},
+            metadata={"format": "pt", PLAN_KEY: plan.hash},
             on_progress=advance,
         )
+
+
+def _companion_bytes(plan: Plan, host: Donor) -> int:
+    """At least what tokenizer files, config, card and manifest take beside the weights."""
+    records = _RECORD_BYTES * (len(plan.tensors) + len(plan.layers) + 64)
+    return records + len(repr(plan.config)) + sum(path.stat().st_size for path in host.tokenizer_files.values())
 
 
 def _output_tensor(

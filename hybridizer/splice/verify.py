@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridizer.checkpoint.hashing import hash_files, hash_tensor
 from hybridizer.checkpoint.reader import Checkpoint, open_checkpoint
-from hybridizer.core.errors import Problem, VerificationError
+from hybridizer.core.errors import CheckpointError, Problem, VerificationError
 from hybridizer.core.progress import Monitor
-from hybridizer.core.records import read_json
 from hybridizer.donors.donor import Donor
+from hybridizer.donors.files import read_object
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
@@ -36,26 +36,37 @@ def verify(
     find_donor: Callable[[str], Donor | None],
     load: bool = True,
     rehash: bool = True,
+    check_provenance: Callable[[Manifest, Checkpoint], Iterable[Proof]] | None = None,
 ) -> tuple[Manifest, tuple[Proof, ...]]:
-    """The manifest of the model in `folder` and everything that was proved of it.
+    """The manifest of the model in `folder` and every check that passed.
 
-    `find_donor` gives the donor a manifest names, or None where it is not on this machine; it is asked only for an
-    identity splice, whose logits are compared with the donor's bit for bit. Without `load` no torch is imported and
-    what needs the model in memory is left out. Without `rehash` contents are taken as hashed: for the run that has just
-    read them back. Raises VerificationError with what failed.
+    `find_donor` returns the donor of a name in the manifest, or None if it is not on this machine; it is called for an
+    identity splice, whose logits are compared with the donor's bit for bit. `check_provenance` adds checks of what the
+    manifest says about the model's origin. Without `load` no torch is imported, and checks that need the model in
+    memory are left out. Without `rehash` files are not read again: for the run that has just written and hashed them.
+    Raises VerificationError with what failed.
     """
     manifest = read_manifest(folder)
     proofs = [_check_files(folder, manifest, monitor, rehash)]
-    checkpoint = open_checkpoint(folder)
+    try:
+        checkpoint = open_checkpoint(folder)
+        structure = _read_structure(folder, checkpoint)
+    except CheckpointError as error:
+        raise VerificationError(*error.problems) from error
     if manifest.training is not None:
         proofs.append(_check_frozen(folder, checkpoint, manifest.training))
-    config = read_json(folder / "config.json")
     proofs.append(_check_tensors(folder, checkpoint, manifest))
-    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
-    proofs.append(_check_structure(folder, read_structure(config, shapes, where=str(folder)), manifest))
+    proofs.append(_check_structure(folder, structure, manifest))
+    if check_provenance is not None:
+        proofs += check_provenance(manifest, checkpoint)
     if load:
-        proofs += _check_loaded(folder, config, manifest, find_donor)
+        proofs += _check_loaded(folder, structure, manifest, find_donor)
     return manifest, tuple(proofs)
+
+
+def _read_structure(folder: Path, checkpoint: Checkpoint) -> Structure:
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+    return read_structure(read_object(folder / "config.json"), shapes, where=str(folder))
 
 
 def _fail(where: Path | str, what: str, fix: str = "Build it again.") -> VerificationError:
@@ -106,8 +117,11 @@ def _check_frozen(folder: Path, checkpoint: Checkpoint, training: Mapping[str, A
 
 def _check_structure(folder: Path, structure: Structure, manifest: Manifest) -> Proof:
     expected = tuple(row.kind for row in manifest.layers)
+    if len(structure.kinds) != len(expected):
+        what = f"{len(structure.kinds)} layers in the config, {len(expected)} in the manifest."
+        raise _fail(folder / "config.json", what)
     if structure.kinds != expected:
-        first = next(i for i, kind in enumerate(expected) if structure.kinds[i : i + 1] != (kind,))
+        first = next(i for i, kind in enumerate(expected) if structure.kinds[i] != kind)
         what = f"layer {first} is '{structure.kinds[first]}' by the config, '{expected[first]}' by the manifest."
         raise _fail(folder / "config.json", what)
     ties = "head tied to the embeddings" if structure.tied else "head and embeddings apart"
@@ -115,9 +129,9 @@ def _check_structure(folder: Path, structure: Structure, manifest: Manifest) -> 
 
 
 def _check_loaded(
-    folder: Path, config: dict[str, Any], manifest: Manifest, find_donor: Callable[[str], Donor | None]
+    folder: Path, structure: Structure, manifest: Manifest, find_donor: Callable[[str], Donor | None]
 ) -> Iterator[Proof]:
-    from hybridizer.models.check import compute_logits, generate_text, load_reporting
+    from hybridizer.models.check import compute_logits, copy_tensors_, generate_text, load_reporting
 
     remote_code = any(name.endswith(".py") for name in manifest.files)
     loaded = load_reporting(folder, remote_code=remote_code)
@@ -126,8 +140,11 @@ def _check_loaded(
         if names:
             raise _fail(folder, f"transformers finds {len(names)} tensors {kind}: {', '.join(names[:5])}.")
     yield Proof("loads", f"{type(loaded.model).__name__}: no tensor missing, unexpected or of another shape")
-    ids = [1 + 37 * i % (config.get("vocab_size", 32000) - 1) for i in range(_NUM_PROBE_TOKENS)]
-    logits = compute_logits(loaded.model, ids)
+    if manifest.identity_of is not None:
+        copy_tensors_(loaded.model)
+    num_ids = structure.shapes[structure.embedding[0]][0]
+    ids = [(1 + 37 * i % (num_ids - 1)) if num_ids > 1 else 0 for i in range(_NUM_PROBE_TOKENS)]
+    logits = compute_logits(loaded.model, ids, folder)
     if not bool(logits.isfinite().all()):
         raise _fail(folder, "its logits are not all finite.", "Scan the donors: hybridize check RECIPE --deep-check")
     yield Proof("computes", f"finite logits over {len(ids)} tokens")
@@ -139,14 +156,16 @@ def _check_loaded(
 
 
 def _check_identity(folder: Path, manifest: Manifest, ids: list[int], logits: Any, donor: Donor | None) -> Proof:
-    from hybridizer.models.check import compute_logits, load_reporting
+    from hybridizer.models.check import compute_logits, copy_tensors_, load_reporting
 
     name = manifest.identity_of
     if donor is None:
         return Proof("identity", f"not compared: the donor '{name}' is not on this machine")
     if donor.fingerprint != manifest.donors[donor.name].fingerprint:
         return Proof("identity", f"not compared: the donor '{name}' at {donor.reference} has changed since")
-    expected = compute_logits(load_reporting(donor.folder, remote_code="remote_code" in donor.allow).model, ids)
+    model = load_reporting(donor.folder, remote_code="remote_code" in donor.allow).model
+    copy_tensors_(model)
+    expected = compute_logits(model, ids, donor.folder)
     if not bool((logits == expected).all()):
         apart = float((logits - expected).abs().max())
         raise _fail(folder, f"an identity splice of '{name}' whose logits differ by up to {apart:.3g}.")

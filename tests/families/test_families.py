@@ -138,7 +138,7 @@ OLD: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "lfm2": lambda config: {"layer_types": None, "full_attn_idxs": [1, 3]},
     "llama": _old_rope,
     "llama4_text": lambda config: {"layer_types": None, "no_rope_layers": None, "moe_layers": None},
-    "nemotron_h": lambda config: {"layers_block_type": None, "hybrid_override_pattern": "ME*-", "num_hidden_layers": 4},
+    "nemotron_h": lambda config: {"layers_block_type": None, "hybrid_override_pattern": "M*E-", "num_hidden_layers": 4},
     "qwen2": lambda config: {"layer_types": None},
     "qwen3_next": lambda config: {"layer_types": None, "full_attention_interval": 2},
     "smollm3": lambda config: {"layer_types": None, "no_rope_layers": None},

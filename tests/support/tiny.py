@@ -161,7 +161,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
         "index_topk_blocks": 2,
     },
     "ministral": {"layer_types": _SLIDING_FULL},
-    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention", "moe", "mlp"]},
     "olmo3": {"layer_types": _SLIDING_FULL},
     "olmo_hybrid": {"layer_types": _LINEAR_FULL},
     "phi3": {"rope_parameters": _PLAIN_ROPE},
