@@ -102,7 +102,7 @@ def test_what_the_plan_chose_by_a_trace_is_neither_traced_nor_chosen_again(bench
 
 def test_a_trace_that_only_the_boundary_asked_for_is_asked_for_again_after_training(bench, monkeypatch):
     (bench / "probes.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in PROBES))
-    monkeypatch.setattr("hybridizer.trace.donor.load_probes", lambda _: read_probes(bench / "probes.jsonl"))
+    monkeypatch.setattr("hybridizer.trace.runs.load_probes", lambda _: read_probes(bench / "probes.jsonl"))
     write_text(bench / "text.jsonl")
     write(bench, {"host": "a", "deep": "a", "shallow": "a", "boundary": "knee"}, train=TRAIN)
     hybridize("plan", "x.yaml")
@@ -148,7 +148,7 @@ def test_a_donor_that_moved_is_named(bench):
 
 
 def test_tokenizer_files_that_another_version_wrote_are_refused(bench, monkeypatch):
-    def list_weights(located, checkpoint, tokenizer_files):  # as for a GGUF file, whose dequantiser writes a tokenizer
+    def list_weights(checkpoint, tokenizer_files):  # as for a GGUF file, whose dequantiser writes a tokenizer
         return {file.name: file for file in checkpoint.files}
 
     monkeypatch.setattr("hybridizer.donors.open._list_pinned", list_weights)
