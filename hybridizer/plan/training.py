@@ -23,7 +23,7 @@ from hybridizer.recipe.tree import KeyPath
 # Packages that serve a tracker, where they are called otherwise than it.
 _TRACKED_BY = {"tensorboard": ("tensorboard", "tensorboardX")}
 # Keys that touch no number of the result, and keys whose meaning the plan holds in other words.
-_ELSEWHERE = {"checkpoint_minutes", "trackers", "data", "freeze", "embedding", "final_norm", "head"}
+_ELSEWHERE = {"checkpoint_minutes", "trackers", "divergence", "data", "freeze", "embedding", "final_norm", "head"}
 
 
 def pin_datasets(recipe: Recipe) -> Recipe:

@@ -213,7 +213,16 @@ def _make_job(
         sources = open_texts(settings.data, recipe.folder, TokenizerEncoder(tokenizer), monitor)
     _check_ids(sources, parts.embedding)
     data = _data(sources, settings, recipe.seed, tokenizer)
-    return TrainJob(model, parts, freeze_plan, data, settings, plan.spliced.hash, recipe.seed), sources
+    job = TrainJob(
+        model, parts, freeze_plan, data, settings, plan.spliced.hash, recipe.seed, plan_details=_details(plan)
+    )
+    return job, sources
+
+
+def _details(plan: Plan) -> dict[str, Any]:
+    """What the hash of a spliced model is mostly of, in plain values: shown where a checkpoint is of another one."""
+    layers = {str(row.layer): f"{', '.join(row.sources)}, {row.method}, {row.dtype}" for row in plan.layers}
+    return {"seed": plan.seed, "host": plan.host, "layers": layers, "max_shard_bytes": plan.max_shard_bytes}
 
 
 def _freeze(plan: Plan, settings: Train, model: nn.Module, parts: Parts, spliced: Path, runtime: Runtime) -> FreezePlan:
