@@ -27,7 +27,7 @@ from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.splice.executors import find_executor
 from hybridizer.splice.export import export
 from hybridizer.splice.verify import Proof, verify
-from hybridizer.train.folder import TRAINED
+from hybridizer.train.folder import TRAINED, read_log
 from hybridizer.train.run import (
     TrainRecord,
     join_processes,
@@ -98,6 +98,8 @@ def build(
             record = _train(planned, run, runtime, monitor, accept_changes)
     if not main:
         return None
+    if record is not None:
+        _draw_loss_curve(run)
     if not built:
         trained = read_header(run.training / TRAINED).tensors if record else {}
         _write_model(planned.plan, planned.donors, run.model, record, trained, monitor, replace=replace)
@@ -105,6 +107,15 @@ def build(
     write_json(run.manifest, manifest.to_json())
     outcome = evaluate_run(planned, run, monitor) if planned.plan.train is not None and load else None
     return Built(run.path, planned.plan, manifest, proofs, outcome)
+
+
+def _draw_loss_curve(run: RunFolder) -> None:
+    """Draw the picture of the training in the run's folder, from its log."""
+    from hybridizer.report.plots import write_figure
+    from hybridizer.report.training_plot import draw_training
+
+    if lines := read_log(run.training):
+        write_figure(draw_training(lines, run.path.name), run.loss_curve)
 
 
 def _read_plan(path: Path, overrides: tuple[str, ...]) -> StoredPlan:

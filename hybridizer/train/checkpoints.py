@@ -24,12 +24,15 @@ from torch import Tensor
 from hybridizer.core.errors import CheckpointError, InputError, Problem
 from hybridizer.core.files import new_file, new_folder, write_file
 from hybridizer.core.records import read_json, to_jsonable, write_json
+from hybridizer.train.folder import whole_lines
 
 KEPT = 2
 # How large the steps are may change between two starts, with --accept-changes; what is trained on what may not.
 CHANGEABLE = ("train.optimizer.lr", "train.optimizer.max_grad_norm", "train.optimizer.weight_decay", "train.schedule.")
 # The number of processes may always change: a lost GPU must not end a run. The sums are then taken in another order.
+# The loss is computed in larger pieces on a GPU, which is rounding as well.
 PROCESSES = "processes"
+ROUNDING = (PROCESSES, "train.loss_chunk_bytes")
 _NAME = re.compile(r"step-\d{8}")
 
 
@@ -102,8 +105,8 @@ def read_checkpoint(
     """The newest state in `folder`, or None when there is none.
 
     Raises InputError naming every fact in which the run that wrote it differs from `facts`, in the words of `details`
-    where they differ too, unless the number of processes is the only one, or all are settings that may change between
-    two starts and `accept_changes` is set; CheckpointError when its files are damaged.
+    where they differ too, unless all only change rounding, as the number of processes does, or are settings that may
+    change between two starts and `accept_changes` is set; CheckpointError when its files are damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -158,7 +161,7 @@ def _refuse_other_run(
     folder: Path, changes: Sequence[Change], accept: bool, named: Mapping[str, Sequence[Change]]
 ) -> None:
     """Refuse `changes` that must not be; `named` are the differences behind each hash, by the setting of the hash."""
-    refused = [change for change in changes if change.setting != PROCESSES]
+    refused = [change for change in changes if change.setting not in ROUNDING]
     if not refused:
         return
     may = all(change.setting.startswith(CHANGEABLE) for change in refused)
@@ -183,21 +186,15 @@ def _changes(path: str, theirs: Any, ours: Any) -> list[Change]:
 
 
 class MetricsLog:
-    """Appends one JSON object a line to `path`, each with its `step`."""
+    """Appends one JSON object per line to `path`, each with its `step`."""
 
     def __init__(self, path: Path, next_step: int) -> None:
         """Keeps what the file holds up to `next_step` and drops the rest: those steps are taken again."""
         self._path = path
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < next_step]
+        kept = [line for line in whole_lines(path) if json.loads(line)["step"] < next_step]
         write_file(path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the line of `step`."""
         with self._path.open("a") as file:
             file.write(json.dumps(to_jsonable({"step": step, **values})) + "\n")
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The complete lines of `path`: a killed process may have left half a line at the end."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]

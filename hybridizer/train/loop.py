@@ -20,7 +20,7 @@ from hybridizer.core.progress import Advance, Monitor
 from hybridizer.models.memory import peak_memory_bytes
 from hybridizer.models.sharding import is_sharded, unshard
 from hybridizer.train.checkpoints import (
-    PROCESSES,
+    ROUNDING,
     MetricsLog,
     State,
     newest_checkpoint,
@@ -288,7 +288,7 @@ class _Run:
         if checkpoint.step > last_step:
             what = f"its newest checkpoint is at step {checkpoint.step}, and `max_steps` is {last_step}."
             raise InputError(Problem(folder, what, "Raise max_steps, or give the recipe another name."))
-        if any(change.setting != PROCESSES for change in checkpoint.changes) and checkpoint.step == last_step:
+        if any(change.setting not in ROUNDING for change in checkpoint.changes) and checkpoint.step == last_step:
             what = f"all {last_step} steps were taken with the settings from before; the new ones would train nothing."
             raise InputError(Problem(folder, what, "Give the recipe another name, or restore the settings."))
 
@@ -306,9 +306,9 @@ def _note_start(
         rounding = ": sums are taken in another order, and dropout draws other numbers, so that the bits differ"
         monitor.note(
             f"from step {change['step']} on {change['setting']} is {change['now']}, before {change['before']}"
-            + (rounding if change["setting"] == PROCESSES else "")
+            + (rounding if change["setting"] in ROUNDING else "")
         )
-    if accept_changes and not any(change["setting"] != PROCESSES for change in changes):
+    if accept_changes and not any(change["setting"] not in ROUNDING for change in changes):
         monitor.note("no setting has changed since the last start: nothing to accept")
 
 
