@@ -9,7 +9,7 @@ from hybridizer.checkpoint.dtypes import DTYPE_BITS, FLOATING, SAFETENSORS_NAMES
 from hybridizer.core.records import to_jsonable
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.freeze import FreezeSettings, choose_frozen, with_adapters
-from hybridizer.plan.memory import Estimate, Memory, ModelShape, RunShape, estimate
+from hybridizer.plan.memory import LOSS_CHUNK_BYTES, Estimate, Memory, ModelShape, RunShape, estimate
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.layers import format_layers
@@ -136,6 +136,7 @@ def _price(name: str, freeze: FreezeSettings, shape: ModelShape, request: CostRe
 
 def _run_shape(request: CostRequest) -> RunShape:
     return RunShape(
+        loss_chunk_bytes=LOSS_CHUNK_BYTES.get(request.device, LOSS_CHUNK_BYTES["cpu"]),
         batch_tokens=request.micro_batch_size * request.seq_len,
         context=min(request.seq_len, request.mean_document or request.seq_len) / 2,
         compute_bytes=DTYPE_BITS[SAFETENSORS_NAMES[request.compute_dtype]] // 8,

@@ -22,6 +22,8 @@ from hybridizer.recipe.tree import KeyPath
 
 # Packages that serve a tracker, where they are called otherwise than it.
 _TRACKED_BY = {"tensorboard": ("tensorboard", "tensorboardX")}
+# Weights of losses on the choice of experts, as families name them in their configs.
+ROUTER_LOSSES = ("router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha", "moe_loss_weight", "router_z_loss_coef")
 # Keys that touch no number of the result, and keys whose meaning the plan holds in other words.
 _ELSEWHERE = {"checkpoint_minutes", "trackers", "divergence", "data", "freeze", "embedding", "final_norm", "head"}
 
@@ -98,9 +100,18 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
         frozen_parts=tuple(name for name, frozen in parts.items() if frozen),
         settings=settings,
         data=data,
-        notes=choice.notes,
+        notes=(*choice.notes, *_router_loss(plan)),
     )
     return replace(plan, train=training)
+
+
+def _router_loss(plan: Plan) -> Iterator[str]:
+    """A note where the config has a load-balancing loss of experts: the training loss is the next token's alone."""
+    for config in (plan.config, plan.config.get("text_config") or {}):
+        weights = {key: config[key] for key in ROUTER_LOSSES if config.get(key)}
+        if weights:
+            found = ", ".join(f"{key}: {weight}" for key, weight in weights.items())
+            yield f"the load-balancing loss of the experts ({found}) is not added to the training loss"
 
 
 def check_packages(recipe: Recipe) -> None:

@@ -200,6 +200,7 @@ def _make_job(
 ) -> tuple[TrainJob, tuple[Source, ...]]:
     """What is trained, on which data, and the sources of that; refused here is what cannot train, before any work."""
     from hybridizer.models.load import load_causal_lm
+    from hybridizer.models.loss import loss_chunk_bytes
     from hybridizer.models.parts import find_parts
     from hybridizer.train.job import TrainJob
 
@@ -214,7 +215,15 @@ def _make_job(
     _check_ids(sources, parts.embedding)
     data = _data(sources, settings, recipe.seed, tokenizer)
     job = TrainJob(
-        model, parts, freeze_plan, data, settings, plan.spliced.hash, recipe.seed, plan_details=_details(plan)
+        model,
+        parts,
+        freeze_plan,
+        data,
+        settings,
+        plan.spliced.hash,
+        recipe.seed,
+        loss_chunk_bytes(runtime.device),
+        _details(plan),
     )
     return job, sources
 
@@ -314,7 +323,7 @@ def _record(
         frozen_sha256=tensors.frozen_sha256,
         unreached=result.unreached,
         changes=result.changes,
-        notes=job.freeze_plan.notes,
+        notes=tuple(dict.fromkeys((*job.freeze_plan.notes, *plan.train.notes))),
         sources=_uses(sources, job.data),
         packing=job.data.packed.fill,
         tensors_sha256=tensors.sha256,

@@ -3,11 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hybridizer.models.loss import loss_chunk_bytes
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.flops import count_token_flops, full_training
 from hybridizer.plan.freeze import FreezeSettings, choose_frozen
-from hybridizer.plan.memory import LayerShape, ModelShape, RunShape, estimate
+from hybridizer.plan.memory import LOSS_CHUNK_BYTES, LayerShape, ModelShape, RunShape, estimate
 from hybridizer.recipe.models import Lora
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, plan_lora_
 from hybridizer.train.fused import fused
@@ -137,3 +138,8 @@ def test_parts_of_memory_are_all_of_it():
     assert memory.total == sum(vars(memory).values())
     assert memory.masters == 2 * memory.optimizer // 4 > 0
     assert estimate(SMOLLM2, choose("deep"), replace(RUN, device="cuda")).memory.allocator == 0
+
+
+def test_the_chunk_of_the_loss_is_the_one_that_trains():
+    for device, size in LOSS_CHUNK_BYTES.items():
+        assert loss_chunk_bytes(torch.device(device)) == size
