@@ -295,6 +295,8 @@ def test_stacked_experts_are_taken_apart_again(bench):
     assert moved == {name for name in built if name.startswith(SHALLOW)}
     assert any(".experts.1." in name for name in moved)
     assert trained_names(bench) == moved
+    note = "the load-balancing loss of the experts (router_aux_loss_coef: 0.001) is not added to the training loss"
+    assert note in hybridize_json("inspect", "runs/x")["training"]["notes"]
     assert proofs["frozen"].startswith(f"{len(built) - len(moved)} tensors hash as before training")
 
 
@@ -394,6 +396,8 @@ def test_another_training_in_the_same_folder_is_refused_with_the_difference(benc
     stderr = hybridize("build", recipe, "--set", "train.lr=2e-3", "--replace", code=2).stderr
     assert "train.optimizer.lr is 0.002 now and was 0.001 there" in stderr
     hybridize("verify", "runs/x")
+    stderr = hybridize("build", recipe, "--set", "train.freeze=shallow", "--replace", code=2).stderr
+    assert "freeze.frozen_layers is [0, 1] now and was [2, 3] there" in stderr, "what differs, not its hash"
     hybridize("build", recipe, "--set", "train.max_steps=4")
     record = json.loads((bench / "runs/x/training/training.json").read_text())
     assert (record["steps"], record["stopped_by"]) == (4, "steps")
@@ -406,17 +410,37 @@ def test_a_run_that_exploded_goes_on_with_a_lower_rate_from_its_last_good_state(
     stderr = hybridize(
         "build", recipe, "--no-load", "--replace", "--accept-changes", "--set", "train.weight_decay=1e60", code=1
     ).stderr
-    assert "training step 3: " in stderr and "it goes on from runs/x/training/checkpoints/step-00000002" in stderr, (
+    assert "training step 3: " in stderr and "it resumes from runs/x/training/checkpoints/step-00000002" in stderr, (
         stderr
     )
     stderr = hybridize("build", recipe, "--no-load", "--replace", "--set", "train.lr=2e-3", code=2).stderr
-    assert "or pass --accept-changes to go on with it" in stderr
+    assert "or pass --accept-changes to resume with it" in stderr
     found = hybridize("build", recipe, "--replace", "--accept-changes", "--set", "train.lr=2e-3")
     record = json.loads((bench / "runs/x/training/training.json").read_text())
     (change,) = record["changes"]
     assert (change["step"], change["setting"], change["now"]) == (2, "train.optimizer.lr", 2e-3)
     assert f"from step 2 on train.optimizer.lr was 0.002, before {change['before']}" in found.stdout
     hybridize("verify", "runs/x")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_a_build_saves_the_training_and_the_next_build_ends_with_the_same_bytes(bench, number, code):
+    recipe = recipe_of(bench, train={"tokens": 40_000, "checkpoint_minutes": 60})
+    hybridize("build", recipe, "--no-load", "--runs", "straight")
+    command = [sys.executable, "-m", "hybridizer", "build", str(recipe), "--no-load"]
+    log = bench / "runs/x/training/log.jsonl"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (log.exists() and log.read_text()):
+            pass
+        process.send_signal(number)
+        error = process.stderr.read()
+    assert process.returncode == code, error
+    assert f"stopped by {number.name}; the state is saved in " in error and "Re-run the same command" in error
+    assert len(list((bench / "runs/x/training/checkpoints").iterdir())) == 1
+    hybridize("build", recipe, "--no-load")
+    built, straight = (bench / runs / "x/model/model.safetensors" for runs in ("runs", "straight"))
+    assert hash_file(built) == hash_file(straight)
+    assert (bench / "runs/x/training.svg").read_text().startswith("<?xml")
 
 
 def test_fewer_steps_than_were_taken_are_refused(bench):

@@ -8,7 +8,9 @@
     │   └── PlanError                       donors that cannot be joined as asked
     └── RunError                     1      the input was good and the run still failed
         ├── OutputError                     the output could not be written: occupied folder, full disk
-        └── VerificationError               a model folder that is not what its manifest says
+        ├── VerificationError               a model folder that is not what its manifest says
+        ├── Interrupted            130      Ctrl-C stopped a training, whose state is saved
+        └── Terminated             143      SIGTERM stopped a training, whose state is saved
 
 Anything else that escapes is a bug in hybridizer (exit code 70, with its traceback).
 Every message has four parts: where, what was asked, what was found, what to do next.
@@ -86,6 +88,18 @@ class OutputError(RunError):
 
 class VerificationError(RunError):
     """A model folder that is not what its manifest says it is."""
+
+
+class Interrupted(RunError):
+    """Ctrl-C (SIGINT) stopped a training, whose state is saved: exit code 128 + 2."""
+
+    exit_code = 130
+
+
+class Terminated(RunError):
+    """SIGTERM stopped a training, whose state is saved: exit code 128 + 15."""
+
+    exit_code = 143
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -26,7 +26,7 @@ from hybridizer.plan.training import check_texts
 from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.recipe.models import Recipe
 from hybridizer.splice.verify import Proof, verify
-from hybridizer.train.folder import TRAINED
+from hybridizer.train.folder import TRAINED, read_log
 from hybridizer.train.run import (
     TrainRecord,
     is_complete,
@@ -102,6 +102,8 @@ def build(
             record = _train(planned, run, runtime, monitor, accept_changes)
     if not main:
         return None
+    if record is not None:
+        _draw_loss_curve(run)
     if built:
         manifest, proofs = verify(run.model, monitor, find_donor=planned.donors.get, load=load)
     else:
@@ -112,6 +114,15 @@ def build(
     write_json(run.manifest, manifest.to_json())
     outcome = evaluate_run(planned, run, monitor) if planned.plan.train is not None and load else None
     return Built(run.path, planned.plan, manifest, proofs, outcome)
+
+
+def _draw_loss_curve(run: RunFolder) -> None:
+    """Draw the picture of the training in the run's folder, from its log."""
+    from hybridizer.report.plots import write_figure
+    from hybridizer.report.training_plot import draw_training
+
+    if lines := read_log(run.training):
+        write_figure(draw_training(lines, run.path.name), run.loss_curve)
 
 
 def _read_plan(path: Path, overrides: tuple[str, ...]) -> StoredPlan:

@@ -56,6 +56,10 @@ class RunFolder:
         return self.path / "donors.json"
 
     @property
+    def loss_curve(self) -> Path:
+        return self.path / "training.svg"
+
+    @property
     def ranking(self) -> Path:
         return self.path / "ranking.json"
 

@@ -10,7 +10,7 @@ from hybridizer.core.records import to_jsonable
 from hybridizer.models.hardware import choose_compute_dtype, choose_matmul_dtype
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.freeze import choose_frozen, with_adapters
-from hybridizer.plan.memory import Estimate, Memory, ModelShape, RunShape, estimate
+from hybridizer.plan.memory import LOSS_CHUNK_BYTES, Estimate, Memory, ModelShape, RunShape, estimate
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.layers import format_layers
@@ -113,6 +113,7 @@ def run_shape(train: Train, device: str, mean_document: float | None = None) -> 
     dtype = choose_compute_dtype(train.precision, device)
     rows = train.micro_batch_size or train.global_batch_size
     return RunShape(
+        loss_chunk_bytes=LOSS_CHUNK_BYTES.get(device, LOSS_CHUNK_BYTES["cpu"]),
         batch_tokens=rows * train.seq_len,
         context=min(train.seq_len, mean_document or train.seq_len) / 2,
         compute_bytes=_num_bytes(dtype),

@@ -54,6 +54,10 @@ class ModelShape:
     stateful_layers: tuple[int, ...] = ()
 
 
+# Of float32 logits in the loss, by device: what models.loss uses, which imports torch.
+LOSS_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 1024 * 2**20}
+
+
 @dataclass(frozen=True)
 class RunShape:
     """How it will be trained: `batch_tokens` go through at a time, `context` is the mean number a token attends to.
@@ -71,7 +75,7 @@ class RunShape:
     moment_bytes: int = 8
     gradient_checkpointing: bool = False
     accumulates: bool = False
-    loss_chunk_bytes: int = 64 * 2**20
+    loss_chunk_bytes: int = LOSS_CHUNK_BYTES["cpu"]
     device: str = "cpu"
     adapter_rank: int = 0
     adapter_dropout: bool = False

@@ -23,10 +23,13 @@ from hybridizer.recipe.tree import KeyPath
 
 # Packages that serve a tracker, where they are called otherwise than it.
 _TRACKED_BY = {"tensorboard": ("tensorboard", "tensorboardX")}
+# Weights of losses on the choice of experts, as families name them in their configs.
+ROUTER_LOSSES = ("router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha", "moe_loss_weight", "router_z_loss_coef")
 # Keys that decide when a training stops or saves, and keys whose meaning the plan holds in other words. A training that
 # `max_steps` or `max_minutes` ended resumes when they are raised, under the same plan.
 _ELSEWHERE = {
-    "max_steps", "max_minutes", "checkpoint_minutes", "trackers", "data", "freeze", "embedding", "final_norm", "head",
+    "max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergence", "data", "freeze", "embedding",
+    "final_norm", "head",
 }  # fmt: skip
 
 
@@ -102,13 +105,13 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
         frozen_parts=tuple(name for name, frozen in parts.items() if frozen),
         settings=settings,
         data=data,
-        notes=choice.notes,
+        notes=(*choice.notes, *_router_loss(plan)),
     )
     planned = replace(plan, train=training)
     if not pin:
         return planned
     notes, warnings = _describe_length(recipe, train, planned)
-    training = replace(training, notes=(*choice.notes, *notes))
+    training = replace(training, notes=(*training.notes, *notes))
     return replace(planned, train=training, warnings=(*plan.warnings, *warnings))
 
 
@@ -140,6 +143,15 @@ def _describe_length(recipe: Recipe, train: Train, plan: Plan) -> tuple[list[str
         if warning := warn_of_epochs(entry.name, tokens / count, count):
             warnings.append(warning)
     return notes, warnings
+
+
+def _router_loss(plan: Plan) -> Iterator[str]:
+    """A note where the config has a load-balancing loss of experts: the training loss is the next token's alone."""
+    for config in (plan.config, plan.config.get("text_config") or {}):
+        weights = {key: config[key] for key in ROUTER_LOSSES if config.get(key)}
+        if weights:
+            found = ", ".join(f"{key}: {weight}" for key, weight in weights.items())
+            yield f"the load-balancing loss of the experts ({found}) is not added to the training loss"
 
 
 def check_packages(recipe: Recipe) -> None:

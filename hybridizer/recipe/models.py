@@ -376,6 +376,9 @@ class Train:
     max_steps: PositiveInt | None = Field(default=None, description="stop after so many steps", examples=[1000])
     max_minutes: Positive | None = Field(default=None, description="stop after so many minutes", examples=[60])
     checkpoint_minutes: NonNegative = Field(default=5.0, description="how often the state is saved; 0: every step")
+    divergence: Literal["stop", "warn", "off"] = Field(
+        default="stop", description="what a loss that rises and stays does: stop, warn or off; NaN always stops"
+    )
     trackers: tuple[Tracker, ...] = Field(default=(), description="accelerate's trackers, such as tensorboard")
 
 

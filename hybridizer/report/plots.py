@@ -35,7 +35,7 @@ def draw_trace(record: Record, boundary: int | None = None) -> Figure:
     With a `boundary`, the first deep layer, the deep side is shaded, and the two means of dJS whose difference is
     S(boundary) are drawn.
     """
-    with matplotlib.rc_context(_style()):
+    with matplotlib.rc_context(plot_style()):
         figure = Figure(figsize=(8, 10.5), layout="constrained")
         rows = figure.subplots(len(panels.PANELS), 1, sharex=True)
         for axes, draw in zip(rows, panels.PANELS, strict=True):
@@ -58,7 +58,7 @@ def draw_donors(records: Sequence[Record], boundaries: Sequence[int | None] = ()
     if not 1 <= len(records) <= MAX_DONORS:
         what = f"{len(records)} donors cannot be told apart in one picture."
         raise InputError(Problem("plot", what, f"Overlay 1 to {MAX_DONORS}."))
-    with matplotlib.rc_context(_style()):
+    with matplotlib.rc_context(plot_style()):
         figure = Figure(figsize=(8, 8.5), layout="constrained")
         rows = figure.subplots(3, 1, sharex=True)
         for axes, name in zip(rows, ("target_prob", "js", "delta_js"), strict=True):
@@ -87,14 +87,15 @@ def write_figure(figure: Figure, path: Path) -> None:
         raise InputError(Problem(str(path), f"pictures are not written as '{path.suffix}'.", "Name it .svg or .png."))
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_style()), warnings.catch_warnings():
+    with matplotlib.rc_context(plot_style()), warnings.catch_warnings():
         # Without a font for a donor's name the PNG shows boxes in it; the SVG is right all the same.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     write_file(path, buffer.getvalue())
 
 
-def _style() -> dict[str, Any]:
+def plot_style() -> dict[str, Any]:
+    """The settings of matplotlib that every figure is drawn and written with."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return {
         "font.family": ["DejaVu Sans", *[name for name in CJK_FONTS if name in installed][:1]],

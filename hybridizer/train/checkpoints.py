@@ -24,10 +24,15 @@ from torch import Tensor
 from hybridizer.core.errors import CheckpointError, InputError, Problem
 from hybridizer.core.files import new_file, new_folder, write_file
 from hybridizer.core.records import read_json, to_jsonable, write_json
+from hybridizer.train.folder import whole_lines
 
 KEPT = 2
-# How large the steps are may change on the way, when somebody says so; what is trained on what may not.
+# How large the steps are may change between two starts, with --accept-changes; what is trained on what may not.
 CHANGEABLE = ("train.optimizer.lr", "train.optimizer.max_grad_norm", "train.optimizer.weight_decay", "train.schedule.")
+# The number of processes may always change: a lost GPU must not end a run. The sums are then taken in another order.
+# The loss is computed in larger pieces on a GPU, which is rounding as well.
+PROCESSES = "processes"
+ROUNDING = (PROCESSES, "train.loss_chunk_bytes")
 _NAME = re.compile(r"step-\d{8}")
 
 
@@ -56,18 +61,24 @@ class State:
     changes: tuple[Change, ...] = ()
 
 
-def write_checkpoint(folder: Path, state: State, facts: Mapping[str, Any]) -> Path:
-    """Write `state` as the newest checkpoint in `folder` and drop all but the last KEPT; returns its folder.
+def write_checkpoint(
+    folder: Path, state: State, facts: Mapping[str, Any], details: Mapping[str, Any] | None = None, bad: bool = False
+) -> Path:
+    """Write `state` as the newest checkpoint in `folder` and delete all but the last KEPT; returns its folder.
 
-    A process killed at any moment leaves the older checkpoints whole and nothing that looks finished.
+    `details` say in words what the hashes in `facts` are of: what a refusal shows. With `bad` the checkpoint gets the
+    suffix .bad, from which no run resumes, and none is deleted. A process killed at any moment leaves the older
+    checkpoints whole and nothing that looks finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / _name(state.step)
+    final = folder / (_name(state.step) + (".bad" if bad else ""))
+    record = {"step": state.step, "facts": facts, "details": details or {}, "figures": state.figures}
     with new_folder(final) as partial:
         write_tensors(partial / "tensors.safetensors", state.tensors)
-        write_json(partial / "state.json", {"step": state.step, "facts": facts, "figures": state.figures})
+        write_json(partial / "state.json", record)
         shutil.rmtree(final, ignore_errors=True)
-    _prune(folder)
+    if not bad:
+        _prune(folder)
     return final
 
 
@@ -88,11 +99,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
-def read_checkpoint(folder: Path, facts: Mapping[str, Any], accept_changes: bool = False) -> State | None:
+def read_checkpoint(
+    folder: Path, facts: Mapping[str, Any], accept_changes: bool = False, details: Mapping[str, Any] | None = None
+) -> State | None:
     """The newest state in `folder`, or None when there is none.
 
-    Raises InputError naming every fact in which the run that wrote it differs from `facts`, unless all are settings
-    that may change on the way and `accept_changes` says so; CheckpointError when its files are damaged.
+    Raises InputError naming every fact in which the run that wrote it differs from `facts`, in the words of `details`
+    where they differ too, unless all only change rounding, as the number of processes does, or are settings that may
+    change between two starts and `accept_changes` is set; CheckpointError when its files are damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -102,7 +116,7 @@ def read_checkpoint(folder: Path, facts: Mapping[str, Any], accept_changes: bool
         return None
     record = read_json(found[-1] / "state.json")
     changes = _changes("", record["facts"], to_jsonable(facts))
-    _refuse_other_run(found[-1], changes, accept_changes)
+    _refuse_other_run(found[-1], changes, accept_changes, _named(record.get("details", {}), to_jsonable(details or {})))
     try:
         tensors = load_file(found[-1] / "tensors.safetensors")
     except (OSError, SafetensorError) as error:
@@ -111,20 +125,21 @@ def read_checkpoint(folder: Path, facts: Mapping[str, Any], accept_changes: bool
     return State(record["step"], tensors, record["figures"], tuple(changes))
 
 
-def set_aside(folder: Path, step: int) -> None:
-    """Take the checkpoint of `step`, whose loss turned out bad, from those that a run goes on from; it is kept as .bad.
+def set_aside(folder: Path, first_step: int) -> None:
+    """Rename the checkpoints of `first_step` and later, whose losses turned out bad, to .bad: no run resumes from them.
 
-    A checkpoint is written before anybody knows the loss of its weights.
+    A checkpoint is written before the loss of its weights is known.
     """
-    name = _name(step)
-    if (folder / name).exists():
-        shutil.rmtree(folder / f"{name}.bad", ignore_errors=True)
-        (folder / name).rename(folder / f"{name}.bad")
+    for path in _checkpoints(folder):
+        if path.name >= _name(first_step):
+            bad = path.with_name(f"{path.name}.bad")
+            shutil.rmtree(bad, ignore_errors=True)
+            path.rename(bad)
 
 
-def newest_before(folder: Path, step: int) -> Path | None:
-    """The newest checkpoint in `folder` of fewer steps than `step`, or None."""
-    return next((path for path in reversed(_checkpoints(folder)) if path.name < _name(step)), None)
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint in `folder` that a run resumes from, or None."""
+    return next(iter(reversed(_checkpoints(folder))), None)
 
 
 def _name(step: int) -> str:
@@ -142,16 +157,25 @@ def _prune(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _refuse_other_run(folder: Path, changes: Sequence[Change], accept: bool) -> None:
-    if not changes:
+def _refuse_other_run(
+    folder: Path, changes: Sequence[Change], accept: bool, named: Mapping[str, Sequence[Change]]
+) -> None:
+    """Refuse `changes` that must not be; `named` are the differences behind each hash, by the setting of the hash."""
+    refused = [change for change in changes if change.setting not in ROUNDING]
+    if not refused:
         return
-    may = all(change.setting.startswith(CHANGEABLE) for change in changes)
+    may = all(change.setting.startswith(CHANGEABLE) for change in refused)
     if may and accept:
         return
-    fix = "Restore the setting to go on, or remove the checkpoints folder to start anew."
+    fix = "Restore the setting to resume, or delete the checkpoints folder to start again."
     if may:
-        fix = "Restore the setting, or pass --accept-changes to go on with it; or give the recipe another name."
-    raise InputError(*(Problem(str(folder), f"belongs to another run: {change}.", fix) for change in changes))
+        fix = "Restore the setting, or pass --accept-changes to resume with it; or give the recipe another name."
+    shown = [inner for change in refused for inner in named.get(change.setting) or [change]]
+    raise InputError(*(Problem(str(folder), f"belongs to another run: {change}.", fix) for change in shown))
+
+
+def _named(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, list[Change]]:
+    return {setting: _changes(setting, theirs[setting], ours[setting]) for setting in theirs if setting in ours}
 
 
 def _changes(path: str, theirs: Any, ours: Any) -> list[Change]:
@@ -162,21 +186,15 @@ def _changes(path: str, theirs: Any, ours: Any) -> list[Change]:
 
 
 class MetricsLog:
-    """Appends one JSON object a line to `path`, each with its `step`."""
+    """Appends one JSON object per line to `path`, each with its `step`."""
 
     def __init__(self, path: Path, next_step: int) -> None:
         """Keeps what the file holds up to `next_step` and drops the rest: those steps are taken again."""
         self._path = path
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < next_step]
+        kept = [line for line in whole_lines(path) if json.loads(line)["step"] < next_step]
         write_file(path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the line of `step`."""
         with self._path.open("a") as file:
             file.write(json.dumps(to_jsonable({"step": step, **values})) + "\n")
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The complete lines of `path`: a killed process may have left half a line at the end."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]

@@ -9,8 +9,25 @@
       training.json         the record of the result, written last, with the hash of trained.safetensors
 
 In folders of earlier versions trained.safetensors held the masters for a moment, between the loop and the record.
-Beside a record it has always been the result, and without one it is not read.
+Beside a record it is always the result, and without one it is not read.
 """
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 CHECKPOINTS, LOG = "checkpoints", "log.jsonl"
 MASTERS, TRAINED, RECORD = "masters.safetensors", "trained.safetensors", "training.json"
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The complete lines of `path`, none where there is no file: a killed process may have left half a line."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl in `folder`, one per step, oldest first; empty where there is none."""
+    return [json.loads(line) for line in whole_lines(folder / LOG)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hybridizer.train.freeze import FreezePlan
 from hybridizer.train.runtime import Runtime
 
 # These settings may change between two starts of a run: they do not touch the numbers.
-_FREE = {"max_steps", "max_minutes", "checkpoint_minutes", "trackers"}
+_FREE = {"max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergence"}
 # These are facts of the freeze plan and of the data, which are recorded beside the settings.
 _RECORDED_BESIDE = {
     "data", "tokens", "freeze", "embedding", "final_norm", "head", "lora", "seq_len", "packed", "global_batch_size",
@@ -36,8 +36,8 @@ _SCHEDULE = ("warmup_ratio", "min_lr_ratio", "decay_ratio")
 class TrainJob:
     """Everything that decides the numbers of a run: the same job on the same device gives the same bits.
 
-    `plan_hash` names what the model was made of. `seed` is that of dropout, and at most `loss_chunk_bytes` of float32
-    logits exist at a time.
+    `plan_hash` names what the model was made of, which `plan_details` describes in plain values. `seed` is that of
+    dropout, and at most `loss_chunk_bytes` of float32 logits exist at a time.
     """
 
     model: nn.Module
@@ -48,6 +48,12 @@ class TrainJob:
     plan_hash: str
     seed: int = 0
     loss_chunk_bytes: int = CHUNK_BYTES
+    plan_details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of rows of the embedding."""
+        return len(next(self.parts.embedding.parameters()))
 
     @property
     def last_step(self) -> int:
@@ -64,8 +70,13 @@ class TrainJob:
             "processes": num_ranks,
         }
 
+    def details(self) -> dict[str, Any]:
+        """What the hashes among the facts are of, in plain values: what a refusal shows in their place."""
+        choice = asdict(self.freeze_plan.choice)
+        return {"plan": self.plan_details, "freeze": {key: value for key, value in choice.items() if key != "notes"}}
+
     def _settings_facts(self) -> dict[str, Any]:
-        names = [field.name for field in fields(self.settings) if field.name not in _FREE | _RECORDED_BESIDE]
+        names = [key.name for key in fields(self.settings) if key.name not in _FREE | _RECORDED_BESIDE]
         values = {name: getattr(self.settings, name) for name in names}
         optimizer = {"name": values.pop("optimizer"), **{name: values.pop(name) for name in _OPTIMIZER}}
         schedule = {"kind": values.pop("schedule"), **{name: values.pop(name) for name in _SCHEDULE}}

@@ -5,7 +5,9 @@ A run on one device with the same settings gives the same bits, whether it was i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+import signal
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,32 +16,35 @@ import torch
 from torch import nn
 
 from hybridizer.core.errors import InputError, Problem, RunError
-from hybridizer.core.progress import Monitor
+from hybridizer.core.progress import Advance, Monitor
 from hybridizer.models.memory import peak_memory_bytes
 from hybridizer.models.sharding import is_sharded, unshard
 from hybridizer.train.checkpoints import (
+    ROUNDING,
     MetricsLog,
     State,
-    newest_before,
+    newest_checkpoint,
     read_checkpoint,
     set_aside,
     write_checkpoint,
     write_tensors,
 )
+from hybridizer.train.divergence import DivergenceGuard
 from hybridizer.train.folder import CHECKPOINTS, LOG, MASTERS
 from hybridizer.train.freeze import FreezeProof, apply_freeze_
 from hybridizer.train.job import RunContext, TrainJob
 from hybridizer.train.prepare import prepare
 from hybridizer.train.run_state import RunState
 from hybridizer.train.step import Gradients, OptimizerStep
+from hybridizer.train.stop_signals import StopSignals, stopped_by
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: `stopped_by` is tokens, steps or minutes; losses in nats a token.
+    """How a run ended: `stopped_by` is tokens, steps or minutes; losses in nats per token.
 
     `unreached` lists trained tensors that no gradient had reached in the first step of this process. `changes` are
-    settings that became others on the way: from which `step` on, the `setting`, its value `before` and `now`.
+    settings that changed between two starts: from which `step` on, the `setting`, its value `before` and `now`.
     """
 
     steps: int
@@ -61,8 +66,9 @@ def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -
     beside checkpoints/ and log.jsonl. The trained parameters of the model are those, and the frozen ones hold the bytes
     they came with, which is checked (under FSDP2 the model stays sharded). `accept_changes` lets a run resume from a
     checkpoint written with another learning rate, schedule, clipping or weight decay.
-    Raises InputError for a checkpoint of another run and where `prepare` does, RunError when the loss explodes or the
-    freeze does not hold.
+    Raises InputError for a checkpoint of another run and where `prepare` does, RunError when the loss diverges, a
+    trained weight is not finite or the freeze does not hold, and Interrupted or Terminated, the state saved, when
+    Ctrl-C or SIGTERM stopped it.
     """
     device = context.runtime.device
     with torch.random.fork_rng(devices=[]), _same_bits(device):
@@ -79,6 +85,15 @@ def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -
         return run.finish(stopped_by, prepared.dtype)
 
 
+@dataclass(frozen=True)
+class _Decision:
+    """What follows a step, the same in every process: the minutes are used up, the state is saved, a signal stops."""
+
+    out_of_time: bool
+    save: bool
+    signal: signal.Signals | None
+
+
 class _Run:
     """One process of one training, from its first step to its last."""
 
@@ -87,38 +102,48 @@ class _Run:
         self._runtime, self._clock = context.runtime, context.clock
         self._checkpoints = context.folder / CHECKPOINTS
         self._facts = job.facts(self._runtime.num_ranks)
-        self.state = RunState()
+        self.state = RunState(DivergenceGuard(job.vocab_size))
         self._unreached: tuple[str, ...] = ()
 
     def resume(self, accept_changes: bool) -> None:
         """Go to where the newest checkpoint was written, or to the beginning, and start the clock there."""
-        checkpoint = read_checkpoint(self._checkpoints, self._facts, accept_changes)
+        checkpoint = read_checkpoint(self._checkpoints, self._facts, accept_changes, self._job.details())
         self._runtime.barrier()
         if checkpoint is not None:
             self._refuse_nothing_to_do(checkpoint)
             self._step.load_(checkpoint.tensors)
-            self.state = RunState.resumed(checkpoint)
+            self.state = RunState.resumed(checkpoint, self._job.vocab_size)
         self._proof.begin(self._step.masters.tensors, _parameters(self._job.model))
         self._started, self._first_step = self._clock(), self.state.step
         self._saved_at = self._started
         self._log_file = MetricsLog(self._context.folder / LOG, self.state.step) if self._runtime.is_main else None
 
-    def to_end(self, advance: Callable[[int], None]) -> str:
-        """Take steps until the data, the steps or the minutes are used up; which of them it was."""
+    def to_end(self, advance: Advance) -> str:
+        """Take steps until the data, the steps or the minutes are used up; which of them it was.
+
+        Raises Interrupted or Terminated after the step during which any of the processes received a signal.
+        """
         last_step = self._job.last_step
-        if self._runtime.sum(*self._clock_decisions())[0]:  # a restart after the minutes were used up
-            return "minutes"
-        self._runtime.start_tracking("train", self._facts["train"])
-        while self.state.step < last_step:
-            self._take_step()
-            advance(1)
-            out_of_time, save = self._runtime.sum(*self._clock_decisions())
-            if save or out_of_time or self.state.step == last_step:
-                self._save()
-            if out_of_time:
-                minutes = self._job.settings.max_minutes
-                self._context.monitor.note(f"stopped after {minutes:g} minutes, at step {self.state.step}")
+        with StopSignals() as signals:
+            if self._decide(signals).out_of_time:  # a restart after the minutes were used up
                 return "minutes"
+            self._runtime.start_tracking("train", self._facts["train"])
+            while self.state.step < last_step:
+                status = self._take_step()
+                advance(1, status)
+                decided = self._decide(signals)
+                if decided.save or self.state.step == last_step:
+                    self._save()
+                if decided.signal is not None:
+                    self._runtime.stop_tracking()
+                    raise stopped_by(decided.signal, self.state.step, str(newest_checkpoint(self._checkpoints)))
+                if decided.out_of_time:
+                    minutes = self._job.settings.max_minutes
+                    self._context.monitor.note(f"stopped after {minutes:g} minutes, at step {self.state.step}")
+                    return "minutes"
+        if self.state.guard.num_above:
+            count = self.state.guard.num_above
+            self._context.monitor.note(f"warning: the last {count} losses are higher than those before: see {LOG}")
         return "tokens" if last_step == self._job.data.num_steps else "steps"
 
     def finish(self, stopped_by: str, dtype: torch.dtype) -> TrainResult:
@@ -147,22 +172,39 @@ class _Run:
             changes=self.state.changes,
         )
 
-    def _take_step(self) -> None:
-        """One optimizer step, refused if its loss is not sound, and proved if it is the first of this process."""
+    def _take_step(self) -> str:
+        """One optimizer step, refused if its loss is not sound, and proved if it is the first of this process.
+
+        Returns its figures in a few words.
+        """
         began, step = self._clock(), self.state.step
         gradients = self._step.compute_gradients(step)
-        if fault := self.state.guard.fault(gradients.loss, gradients.norms["total"]):
-            raise self._stopped(fault, gradients.lr)
+        self._check_loss(gradients)
         if step == self._first_step:
             self._unreached = self._step.update_(gradients, self._proof)
         else:
             self._step.update_(gradients)
         self.state.count_step(gradients.loss, self._job.data.num_tokens(step))
-        self._log(step, gradients, self._clock() - began)
+        return self._log(step, gradients, self._clock() - began)
 
-    def _log(self, step: int, gradients: Gradients, seconds: float) -> None:
-        if self._log_file is None:
+    def _check_loss(self, gradients: Gradients) -> None:
+        """Raise RunError for a loss that is not finite, and for one that diverges where the settings stop for it."""
+        loss, norm = gradients.loss, gradients.norms["total"]
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            fault = f"loss {loss:.4g} and gradient norm {norm:.4g} are not finite."
+            raise self._diverged(fault, gradients.lr, self.state.step)
+        if self._job.settings.divergence == "off":
             return
+        fault_found = self.state.guard.fault(loss)
+        if fault_found is None:
+            return
+        if self._job.settings.divergence == "stop":
+            raise self._diverged(fault_found, gradients.lr, self.state.step + 1 - self.state.guard.num_above)
+        self._context.monitor.note(f"warning: training step {self.state.step}: {fault_found}")
+        self.state.guard.forget_fault_()
+
+    def _log(self, step: int, gradients: Gradients, seconds: float) -> str:
+        """Write the line of `step`, which took `seconds`; its main figures in a few words."""
         figures, data = self._context.figures, self._job.data
         tokens = data.num_tokens(step)
         flops = figures.token_flops.total * tokens / seconds
@@ -179,45 +221,74 @@ class _Run:
             "seconds": self._elapsed(),
             "seconds_left": mean_seconds * (data.num_steps - step - 1),
         }
-        self._log_file.write(step, values)
-        self._runtime.track(values, step)
+        if self._log_file is not None:
+            self._log_file.write(step, values)
+            self._runtime.track(values, step)
+        return (
+            f"loss {gradients.loss:.4f}, {tokens / seconds:,.0f} tokens/s, learning rate {gradients.lr:.2e}, "
+            f"{values['memory_bytes'] / 1e9:.1f} GB"
+        )
 
-    def _clock_decisions(self) -> tuple[float, float]:
-        """Out of time, and due for a checkpoint: the main process's clock decides for all of them."""
-        if not self._runtime.is_main:
-            return 0.0, 0.0
-        limit = self._job.settings.max_minutes
-        over = limit is not None and self._elapsed() >= 60 * limit
-        due = self._clock() - self._saved_at >= 60 * self._job.settings.checkpoint_minutes
-        return float(over), float(due)
+    def _decide(self, signals: StopSignals) -> _Decision:
+        """What all processes do after this step: the main one's clock decides, and a signal to any of them."""
+        over = due = False
+        if self._runtime.is_main:
+            limit = self._job.settings.max_minutes
+            over = limit is not None and self._elapsed() >= 60 * limit
+            due = self._clock() - self._saved_at >= 60 * self._job.settings.checkpoint_minutes
+        received = [float(signals.received == number) for number in (signal.SIGINT, signal.SIGTERM)]
+        out_of_time, save, interrupted, terminated = self._runtime.sum(float(over), float(due), *received)
+        stop = signal.SIGTERM if terminated else signal.SIGINT if interrupted else None
+        # Weights whose loss is suspicious would take the place of good ones.
+        save = save and not self.state.guard.num_above
+        return _Decision(bool(out_of_time), bool(save or out_of_time or stop), stop)
 
     def _elapsed(self) -> float:
         return self.state.seconds + self._clock() - self._started
 
-    def _save(self) -> None:
+    def _save(self, bad: bool = False) -> None:
+        """Write a checkpoint. Raises RunError where a trained tensor is not finite: nothing could resume from it."""
         self._saved_at = self._clock()
+        self._refuse_not_finite()
         tensors = self._step.state()
         if self._runtime.is_main:
             state = State(self.state.step, tensors, self.state.figures(self._elapsed()))
-            write_checkpoint(self._checkpoints, state, self._facts)
+            write_checkpoint(self._checkpoints, state, self._facts, self._job.details(), bad)
         self._runtime.barrier()
 
-    def _stopped(self, fault: str, lr: float) -> RunError:
-        good = newest_before(self._checkpoints, self.state.step)
+    def _refuse_not_finite(self) -> None:
+        names = self._step.masters.not_finite()
+        if self._runtime.sum(float(len(names)))[0]:
+            what = f"training made weights that are NaN or infinite: {', '.join(names[:5]) or 'in another process'}."
+            good = newest_checkpoint(self._checkpoints)
+            again = f"it resumes from {good}" if good else "it starts again"
+            fix = f"Lower `lr` or lengthen the warm-up, and build with --accept-changes: {again}."
+            raise RunError(Problem(f"training step {self.state.step}", what, fix))
+
+    def _diverged(self, fault: str, lr: float, first_bad: int) -> RunError:
+        """The error of a `fault` whose losses began at the step `first_bad`; the state at the stop is kept, as .bad."""
+        step, settings = self.state.step, self._job.settings
+        if not self._runtime.sum(float(len(self._step.masters.not_finite())))[0]:
+            self._save(bad=True)
         if self._runtime.is_main:
-            set_aside(self._checkpoints, self.state.step)
-        again = "and build again: no good state was written before."
+            set_aside(self._checkpoints, first_bad)
+        self._runtime.barrier()
+        good = newest_checkpoint(self._checkpoints)
+        again = "and build again: there is no checkpoint from before."
         if good is not None:
-            again = f"and build again with --accept-changes: it goes on from {good}, the last good state."
+            again = f"and build again with --accept-changes: it resumes from {good}, the last good state."
         advice = f"Lower `lr` (it was {lr:.2g} here), lengthen the warm-up or lower `max_grad_norm`, {again}"
-        return RunError(Problem(f"training step {self.state.step}", fault, advice))
+        if settings.divergence == "stop" and math.isfinite(self.state.last_loss) and first_bad < step:
+            kept = self._checkpoints / f"step-{step:08d}.bad"
+            advice += f" If such losses are expected, rename {kept} to {kept.stem} and set `divergence: warn`."
+        return RunError(Problem(f"training step {step}", fault, advice))
 
     def _refuse_nothing_to_do(self, checkpoint: State) -> None:
         folder, last_step = str(self._context.folder), self._job.last_step
         if checkpoint.step > last_step:
             what = f"its newest checkpoint is at step {checkpoint.step}, and `max_steps` is {last_step}."
             raise InputError(Problem(folder, what, "Raise max_steps, or give the recipe another name."))
-        if checkpoint.changes and checkpoint.step == last_step:
+        if any(change.setting not in ROUNDING for change in checkpoint.changes) and checkpoint.step == last_step:
             what = f"all {last_step} steps were taken with the settings from before; the new ones would train nothing."
             raise InputError(Problem(folder, what, "Give the recipe another name, or restore the settings."))
 
@@ -232,8 +303,12 @@ def _note_start(
     if num_isolated:
         monitor.note(f"modules that would mix the documents of a row, and run each by itself: {num_isolated}")
     for change in changes:
-        monitor.note(f"from step {change['step']} on {change['setting']} is {change['now']}, before {change['before']}")
-    if accept_changes and not changes:
+        rounding = ": sums are taken in another order, and dropout draws other numbers, so that the bits differ"
+        monitor.note(
+            f"from step {change['step']} on {change['setting']} is {change['now']}, before {change['before']}"
+            + (rounding if change["setting"] in ROUNDING else "")
+        )
+    if accept_changes and not any(change["setting"] not in ROUNDING for change in changes):
         monitor.note("no setting has changed since the last start: nothing to accept")
 
 

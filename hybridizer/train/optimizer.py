@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.models.sharding import is_sharded, shard_like, unshard
+from hybridizer.models.sharding import is_sharded, local_part, shard_like, unshard
 from hybridizer.recipe.models import Train
 from hybridizer.train.freeze import FreezePlan
 
@@ -62,6 +62,10 @@ class Masters:
     def scale_gradients_(self, factor: float) -> None:
         """Multiply every gradient by `factor`."""
         torch._foreach_mul_([t.grad for t in self.tensors.values() if t.grad is not None], factor)
+
+    def not_finite(self) -> list[str]:
+        """The tensors that hold NaN or infinity, in this process's part of them."""
+        return [name for name, tensor in self.tensors.items() if not bool(local_part(tensor.detach()).isfinite().all())]
 
     def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Masters and the optimizer's state for them, by name: `master.<name>`, `exp_avg.<name>` and so on.

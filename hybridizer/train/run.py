@@ -205,6 +205,7 @@ def train(
 def _make_job(plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime) -> tuple[TrainJob, tuple[Source, ...]]:
     """What is trained, on which data, and the sources of that; what cannot train is refused here, before any work."""
     from hybridizer.models.load import load_causal_lm
+    from hybridizer.models.loss import loss_chunk_bytes
     from hybridizer.models.parts import find_parts
     from hybridizer.train.job import TrainJob
 
@@ -219,7 +220,24 @@ def _make_job(plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime) -> tu
         sources = open_texts(settings.data, recipe.folder, TokenizerEncoder(tokenizer), SilentMonitor())
     _check_ids(sources, parts.embedding)
     data = _data(sources, settings, recipe.seed, tokenizer)
-    return TrainJob(model, parts, freeze_plan, data, settings, plan.spliced.hash, recipe.seed), sources
+    job = TrainJob(
+        model,
+        parts,
+        freeze_plan,
+        data,
+        settings,
+        plan.spliced.hash,
+        recipe.seed,
+        loss_chunk_bytes(runtime.device),
+        _details(plan),
+    )
+    return job, sources
+
+
+def _details(plan: Plan) -> dict[str, Any]:
+    """What the hash of a spliced model is mostly of, in plain values: shown where a checkpoint is of another one."""
+    layers = {str(row.layer): f"{', '.join(row.sources)}, {row.method}, {row.dtype}" for row in plan.layers}
+    return {"seed": plan.seed, "host": plan.host, "layers": layers, "max_shard_bytes": plan.max_shard_bytes}
 
 
 def _freeze(plan: Plan, settings: Train, model: nn.Module, parts: Parts, spliced: Path, runtime: Runtime) -> FreezePlan:
@@ -299,7 +317,7 @@ def _record(
         frozen_sha256=tensors.frozen_sha256,
         unreached=result.unreached,
         changes=result.changes,
-        notes=job.freeze_plan.notes,
+        notes=tuple(dict.fromkeys((*job.freeze_plan.notes, *plan.train.notes))),
         sources=_uses(sources, job.data),
         packing=job.data.packed.fill,
         tensors_sha256=tensors.sha256,

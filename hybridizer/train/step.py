@@ -76,7 +76,9 @@ class OptimizerStep:
         data, ranks, rank = self._job.data, self._runtime.num_ranks, self._runtime.rank
         targets = data.num_targets(step)
         batches = data.batches(step, rank, ranks, self._job.settings.micro_batch_size or None)
-        total = 0.0
+        # In float64, and read once, after the last batch: each reading would stop the host until the device is done.
+        device = self._runtime.device
+        total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         for number, batch in enumerate(batches, start=1):
             # Low-precision gradients move to the masters after each batch, so they must be the processes' mean by then.
             last = number == len(batches) or self._dtype != torch.float32
@@ -84,8 +86,8 @@ class OptimizerStep:
                 loss = self._objective(*self._on_device(batch))
                 self._runtime.backward(loss * (ranks / targets))  # the wrapper averages over processes
             self.masters.collect_gradients_()
-            total += float(loss.detach())
-        return self._runtime.sum(total)[0] / targets
+            total += loss.detach()
+        return self._runtime.sum(float(total))[0] / targets
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         tensors = (batch.input_ids, batch.position_ids, batch.targets)

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hybridizer.core.errors import HybridizerError, Problem, RunError
 from hybridizer.core.progress import SilentMonitor
@@ -32,6 +33,14 @@ from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
 from hybridizer.train.loop import train as run_loop
 from hybridizer.train.runtime import Runtime
 
+# (rows, width) of the products that the peak is measured with. A product of the first size takes 0.02 s at 200 GFLOP/s;
+# a GPU needs far larger ones before launches and memory no longer count.
+PEAK_SIZES = {
+    "cpu": ((2048, 1024), (2048, 2048)),
+    "cuda": ((4096, 4096), (8192, 8192), (16384, 8192)),
+    "mps": ((4096, 2048), (4096, 4096)),
+}
+MIN_PRODUCTS = 3
 MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the freeze
 
 
@@ -126,26 +135,37 @@ def _random_data(request: DryRunRequest, vocabulary: int) -> TrainingData:
     return TrainingData([Source("random", (token_file,))], settings)
 
 
-def measure_peak(device: str, dtype: str, rows: int = 2048, width: int = 1024, seconds: float = 0.3) -> float:
-    """FLOP/s of the matrix product (rows, width) x (width, width) on `device`, the best of several within `seconds`."""
-    import torch
+def measure_peak(
+    device: str, dtype: str, sizes: Sequence[tuple[int, int]] | None = None, seconds: float = 0.3
+) -> float:
+    """FLOP/s of the fastest matrix product (rows, width) x (width, width) on `device`, above 0.
 
+    `sizes` are the (rows, width) to try, by default those of the kind of device, smallest first. Each size is warmed up
+    and timed MIN_PRODUCTS times at least; no new size is started after `seconds`.
+    """
     place = torch.device(device)
-    a, b = (torch.ones(n, width, dtype=getattr(torch, dtype), device=place) for n in (rows, width))
-    best, deadline = float("inf"), time.perf_counter() + seconds
-    torch.mm(a, b)
-    while time.perf_counter() < deadline:
-        _wait(place.type)
+    best, deadline = 0.0, time.perf_counter() + seconds
+    for rows, width in sizes or PEAK_SIZES.get(place.type, PEAK_SIZES["cpu"]):
+        if best and time.perf_counter() > deadline:
+            break
+        a, b = (torch.ones(n, width, dtype=getattr(torch, dtype), device=place) for n in (rows, width))
+        best = max(best, 2 * rows * width * width / _product_seconds(a, b))
+    return best
+
+
+def _product_seconds(a: Tensor, b: Tensor) -> float:
+    """The least time that `a @ b` takes. The first product is not counted: it loads kernels, 0.3 s on a busy CPU."""
+    kind, times = a.device.type, []
+    for _ in range(1 + MIN_PRODUCTS):
+        _wait(kind)
         start = time.perf_counter()
         torch.mm(a, b)
-        _wait(place.type)
-        best = min(best, time.perf_counter() - start)
-    return 2 * rows * width * width / best
+        _wait(kind)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def _wait(kind: str) -> None:
-    import torch
-
     if kind != "cpu":
         getattr(torch, kind).synchronize()
 

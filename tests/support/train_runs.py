@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from hybridizer.core.errors import HybridizerError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import Source, TrainingData
 from hybridizer.plan.flops import TokenFlops
@@ -56,19 +57,29 @@ def bytes_of(model):
 
 
 class SpeakingMonitor(SilentMonitor):
-    """Writes a line after every step, so that another process knows how far this one is."""
+    """Writes a line after every step, so that another process can follow; `paced`, it then waits for a line."""
+
+    def __init__(self, paced=False):
+        self._paced = paced
 
     @contextmanager
     def task(self, label, total, unit):
-        def advance(steps):
+        def advance(steps, status=""):
             sys.stdout.write("step\n")
             sys.stdout.flush()
+            if self._paced:
+                sys.stdin.readline()
 
         yield advance
 
 
 if __name__ == "__main__":
-    settings = replace(SETTINGS, precision=sys.argv[2])
-    dropout = float(sys.argv[3]) if len(sys.argv) > 3 else 0.1
-    trained, _ = run(Path(sys.argv[1]), settings, monitor=SpeakingMonitor(), dropout=dropout)
+    folder, precision, dropout, pace = [*sys.argv[1:], *("0.1", "free")[len(sys.argv) - 3 :]]
+    minutes = 60.0 if pace == "paced" else 0.0
+    settings = replace(SETTINGS, precision=precision, checkpoint_minutes=minutes)
+    try:
+        trained, _ = run(Path(folder), settings, monitor=SpeakingMonitor(pace == "paced"), dropout=float(dropout))
+    except HybridizerError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
     sys.stdout.write(bytes_of(trained) + "\n")

@@ -11,7 +11,7 @@ from support.sections import train_section
 OTHERS = {
     "data": (DataEntry(path="other.jsonl"),), "freeze": "none", "embedding": "train", "final_norm": "train",
     "head": "train", "lora": Lora(), "optimizer": "adamw8bit", "betas": (0.8, 0.9), "schedule": "wsd",
-    "precision": "bfloat16", "max_steps": 1, "max_minutes": 1.0, "trackers": ("wandb",),
+    "precision": "bfloat16", "divergence": "off", "max_steps": 1, "max_minutes": 1.0, "trackers": ("wandb",),
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def test_every_setting_is_a_fact_of_the_run_except_those_recorded_beside_it_and_
     }
     beside = {"data", "tokens", "freeze", "embedding", "final_norm", "head", "lora"}
     beside |= {"seq_len", "packed", "global_batch_size", "heldout_ratio"}
-    assert without == beside | {"max_steps", "max_minutes", "checkpoint_minutes", "trackers"}
+    assert without == beside | {"max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergence"}
     assert facts_of(section, seed=1) != facts_of(section) != facts_of(section, loss_chunk_bytes=1)
 
 

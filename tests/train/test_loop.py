@@ -1,4 +1,5 @@
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference_named(tmp_pa
         r"train\.optimizer\.lr is 0\.002 now and was 0\.01": {"settings": replace(SETTINGS, lr=2e-3)},
         r"data\.seed is 1 now and was 0": {"data": data_in(tmp_path / "data", seed=1)},
         r"data\.seq_len is 32 now and was 64": {"data": data_in(tmp_path / "data", seq_len=32)},
-        r"freeze is": {"freeze": "shallow"},
+        r"freeze\.frozen_layers is \[0, 1\] now and was \[2, 3\] there": {"freeze": "shallow"},
     }
     for message, change in cases.items():
         with pytest.raises(InputError, match=message):
@@ -97,7 +98,7 @@ def test_stop_conditions_say_which_one_it_was(tmp_path):
     ticks = iter(range(10_000))
     result = run(tmp_path / "minutes", replace(SETTINGS, max_minutes=0.5), data, clock=lambda: next(ticks))[1]
     assert result.stopped_by == "minutes" and 0 < result.steps < data.num_steps
-    assert run(tmp_path / "minutes", SETTINGS, data)[1].stopped_by == "tokens"  # and can be gone on with
+    assert run(tmp_path / "minutes", SETTINGS, data)[1].stopped_by == "tokens"  # and can be resumed
 
 
 def test_every_step_leaves_a_line_with_all_its_figures(tmp_path):
@@ -124,25 +125,97 @@ def broken_after(model, step, value):
     model.norm.register_forward_hook(spoil)
 
 
-@pytest.mark.parametrize("value, words", [(float("nan"), "not finite"), (1e3, "the loss exploded")])
-def test_a_loss_gone_wrong_stops_the_run_and_names_the_last_good_state(tmp_path, value, words):
+@pytest.mark.parametrize(
+    "value, step, words", [(float("nan"), 4, "not finite"), (1e3, 6, "the loss exploded: 3 steps in a row")]
+)
+def test_a_loss_gone_wrong_stops_the_run_and_names_the_last_good_state(tmp_path, value, step, words):
     model, parts = plain_model()
     broken_after(model, 4, value)
-    with pytest.raises(RunError, match=f"training step 4: .*{words}") as caught:
+    with pytest.raises(RunError, match=f"training step {step}: .*{words}") as caught:
         run(tmp_path, model=(model, parts))
-    # Nobody knew the loss of step 4's weights when they were written.
+    # The loss of step 4's weights was not known when they were written; the state at the stop is kept beside them.
     good = tmp_path / "checkpoints" / "step-00000003"
-    assert sorted((tmp_path / "checkpoints").iterdir()) == [good, good.with_name("step-00000004.bad")]
+    bad = [good.with_name(f"step-{number:08d}.bad") for number in sorted({4, step})]
+    assert sorted((tmp_path / "checkpoints").iterdir()) == [good, *bad]
     assert "Lower `lr`" in str(caught.value)
-    assert f"build again with --accept-changes: it goes on from {good}, the last good state." in str(caught.value)
+    assert f"build again with --accept-changes: it resumes from {good}, the last good state." in str(caught.value)
+    if step == 6:
+        assert f"rename {bad[-1]} to step-00000006 and set `divergence: warn`" in str(caught.value)
 
 
-def test_a_first_step_gone_wrong_leaves_nothing_to_go_on_from(tmp_path):
+def test_a_first_step_gone_wrong_leaves_nothing_to_resume_from(tmp_path):
     model, parts = plain_model()
     broken_after(model, 1, float("nan"))
-    with pytest.raises(RunError, match="build again: no good state was written before"):
+    with pytest.raises(RunError, match="build again: there is no checkpoint from before"):
         run(tmp_path, model=(model, parts))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.bad"]
+
+
+def test_a_stop_by_the_guard_loses_no_step_and_can_be_overruled(tmp_path):
+    settings = replace(SETTINGS, checkpoint_minutes=60.0)
+    model, parts = plain_model()
+    broken_after(model, 4, 1e3)
+    with pytest.raises(RunError, match="the loss exploded"):
+        run(tmp_path, settings, model=(model, parts))
+    (kept,) = (tmp_path / "checkpoints").iterdir()
+    assert kept.name == "step-00000006.bad"
+    kept.rename(kept.with_suffix(""))
+    _, result = run(tmp_path, replace(settings, divergence="warn"))
+    assert result.stopped_by == "tokens" and [line["step"] for line in lines_of(tmp_path)] == list(range(result.steps))
+
+
+@pytest.mark.parametrize("divergence", ["warn", "off"])
+def test_a_divergence_is_reported_once_or_not_at_all_where_the_settings_say_so(tmp_path, divergence):
+    model, parts = plain_model()
+    broken_after(model, 2, 1e3)
+    notes, monitor = [], SilentMonitor()
+    monitor.note = notes.append
+    settings = replace(SETTINGS, divergence=divergence)
+    _, result = run(tmp_path, settings, model=(model, parts), monitor=monitor)
+    assert result.stopped_by == "tokens"
+    reported = [note for note in notes if note.startswith("warning: training step 4: the loss exploded")]
+    assert len(reported) == len(notes) == (divergence == "warn")
+
+
+@pytest.mark.parametrize("lr", [10.0, 100.0])
+def test_a_learning_rate_that_is_far_too_high_is_stopped(tmp_path, lr):
+    settings = replace(SETTINGS, lr=lr, warmup_ratio=0.0, max_grad_norm=0.0)
+    with pytest.raises(RunError, match="the loss exploded|the loss diverged|not finite"):
+        run(tmp_path, settings, data_in(tmp_path / "data", tokens=8000), freeze="none")
+
+
+def test_weights_that_are_not_finite_after_the_last_update_are_named_as_the_trainings(tmp_path, monkeypatch):
+    from hybridizer.train.step import OptimizerStep
+
+    update, calls = OptimizerStep.update_, iter(range(3))
+
+    def spoil(self, gradients, proof=None):
+        found = update(self, gradients, proof)
+        if next(calls) == 2:
+            next(iter(self.masters.tensors.values())).data[0] = float("nan")
+        return found
+
+    monkeypatch.setattr(OptimizerStep, "update_", spoil)
+    settings = replace(SETTINGS, max_steps=3, checkpoint_minutes=60.0)
+    with pytest.raises(RunError, match=r"training step 3: training made weights that are NaN or infinite: embedding"):
+        run(tmp_path, settings)
+    assert not (tmp_path / "masters.safetensors").exists() and not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_step_reports_its_figures_in_words(tmp_path):
+    statuses, monitor = [], SilentMonitor()
+
+    @contextmanager
+    def task(label, total, unit):
+        yield lambda count, status="": statuses.append(status)
+
+    monitor.task = task
+    run(tmp_path, replace(SETTINGS, max_steps=2), monitor=monitor)
+    line = lines_of(tmp_path)[1]
+    assert statuses[0] == "" and len(statuses) == 3
+    rate = f"{line['tokens_per_second']:,.0f} tokens/s"
+    memory = f"{line['memory_bytes'] / 1e9:.1f} GB"
+    assert statuses[2] == f"loss {line['loss']:.4f}, {rate}, learning rate {line['lr']:.2e}, {memory}"
 
 
 def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tmp_path):
@@ -161,7 +234,7 @@ def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tm
     done = replace(slower, lr=1e-4, max_steps=6)
     with pytest.raises(InputError, match="all 6 steps were taken with the settings from before"):
         run(tmp_path, done, data, accept_changes=True)
-    with pytest.raises(InputError, match=r"train.seed is 7 now and was 0 there.\n.*remove the checkpoints folder"):
+    with pytest.raises(InputError, match=r"train.seed is 7 now and was 0 there.\n.*delete the checkpoints folder"):
         run(tmp_path, slower, data, seed=7, accept_changes=True)
 
 

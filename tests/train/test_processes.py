@@ -1,44 +1,15 @@
 """Two processes that share the work must train like one that does all of it."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
+import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from support.train_ranks import end, start_ranks, take_steps
 from support.train_runs import SETTINGS, run
-
-ROOT = Path(__file__).parents[2]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start_ranks(folder, precision, num_ranks=2, **environment):
-    """`num_ranks` processes of training.runs that find each other as accelerate's launcher would let them."""
-    port = str(free_port())
-    common = {
-        **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num_ranks),
-        "LOCAL_WORLD_SIZE": str(num_ranks), **environment,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "support.train_runs", str(folder), precision, "0"]
-    return [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(num_ranks)
-    ]  # fmt: skip
 
 
 def losses_of(folder):
@@ -70,3 +41,22 @@ def test_fsdp2_saves_the_same_full_tensors_as_one_process(tmp_path):
         assert two[name].dtype == torch.float32 and two[name].shape == tensor.shape
         # A dozen steps at a rate of 0.01, and sums of 8 bits in another order.
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=3e-2)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_resumes_with_another_number_of_processes(tmp_path, before, after):
+    """A GPU that fails must not end a run. The losses are those of an uninterrupted run, up to the order of sums."""
+    settings = replace(SETTINGS, micro_batch_size=2)
+    _, straight = run(tmp_path / "one", settings, dropout=0.0)
+    first = start_ranks(tmp_path / "elastic", "float32", before, pace="paced")
+    take_steps(first, 5)
+    first[-1].send_signal(signal.SIGTERM)
+    assert end(first) == [143] * before
+    second = start_ranks(tmp_path / "elastic", "float32", after)
+    outputs = [process.communicate(timeout=300) for process in second]
+    assert [process.returncode for process in second] == [0] * after, [error[-2000:] for _, error in outputs]
+    assert losses_of(tmp_path / "elastic") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-5)
+    state = json.loads((tmp_path / "elastic" / "checkpoints" / f"step-{straight.steps:08d}" / "state.json").read_text())
+    (change,) = state["figures"]["changes"]
+    assert (change["setting"], change["before"], change["now"]) == ("processes", before, after)
+    assert change["step"] == 5

@@ -5,7 +5,7 @@ import pytest
 
 from hybridizer.core.errors import DonorError, RecipeError, RunError
 from hybridizer.train import timing as module
-from hybridizer.train.timing import DryRun, DryRunRequest, dry_run
+from hybridizer.train.timing import DryRun, DryRunRequest, dry_run, measure_peak
 from support.sections import train_section
 from support.tiny import tiny_config
 
@@ -59,3 +59,16 @@ def test_what_was_probed_is_a_plain_record():
     from hybridizer.core.records import to_jsonable
 
     assert to_jsonable(DryRun(1.0, 2.0, 3, "cpu", "float32"))["peak_memory_bytes"] == 3
+
+
+def test_a_peak_is_a_plausible_rate_and_that_of_the_fastest_size():
+    slow = measure_peak("cpu", "float32", [(1, 1)])
+    assert 0 < slow < 1e15
+    assert measure_peak("cpu", "float32", [(1, 1), (256, 256)], seconds=60.0) > 10 * slow
+
+
+def test_a_peak_is_above_zero_however_slow_the_products_are(monkeypatch):
+    """share_of_peak was 0 in the whole log where the first product took longer than the time for all of them."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    assert measure_peak("cpu", "float32", [(8, 8)], seconds=0.3) == 2 * 8**3
