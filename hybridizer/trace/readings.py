@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
 from hybridizer.core.bootstrap import Array
 
@@ -33,18 +34,18 @@ class Reading:
 
 @dataclass(frozen=True)
 class Readings:
-    """Readings in the order of the probes as float64 arrays: (n, L+1) over the states, or (n,).
+    """Readings in the order of the probes, over the L+1 states.
 
     `hit` and `answer_prob` are NaN where a prompt has no answer. See sensitivity.py for how states are counted.
     """
 
-    target_prob: Array
-    js: Array | None
-    layer_js: Array | None
-    kl: Array
-    kl_uniform: Array
-    hit: Array
-    answer_prob: Array
+    target_prob: Float64[np.ndarray, "prompts states"]
+    js: Float64[np.ndarray, "prompts states"] | None
+    layer_js: Float64[np.ndarray, "prompts states"] | None
+    kl: Float64[np.ndarray, "prompts states"]
+    kl_uniform: Float64[np.ndarray, "prompts"]
+    hit: Float64[np.ndarray, "prompts"]
+    answer_prob: Float64[np.ndarray, "prompts"]
 
     @property
     def num_prompts(self) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from hybridizer.core.errors import CheckpointError, InputError, Problem
@@ -51,12 +52,12 @@ class TunedLens:
     weights (L, hidden, hidden), biases (L, hidden), float32. `key` says which donor, text and settings they fit.
     """
 
-    weights: Tensor
-    biases: Tensor
+    weights: Float32[Tensor, "layers hidden hidden"]
+    biases: Float32[Tensor, "layers hidden"]
     key: str
 
-    def __call__(self, state: int, rows: Tensor) -> Tensor:
-        """`rows` (n, hidden) of h(state), translated for the model's tail."""
+    def __call__(self, state: int, rows: Float[Tensor, "n hidden"]) -> Float[Tensor, "n hidden"]:
+        """`rows` of h(state), translated for the model's tail."""
         return _translate((self.weights[state], self.biases[state]), rows)
 
 
@@ -98,8 +99,8 @@ def builtin_text() -> str:
 @torch.no_grad()
 def read_training_rows(
     model: nn.Module, tokenizer: Any, parts: Parts, text: str, settings: TunedLensSettings
-) -> Tensor:
-    """h(0)..h(L) at `num_tokens` positions of `text`: (L+1, tokens, hidden) in float32, in random order.
+) -> Float32[Tensor, "states tokens hidden"]:
+    """h(0)..h(L), L+1 states, at `num_tokens` positions of `text`, in random order.
 
     Windows are spread evenly over the text and begin as the tokenizer begins every text (with BOS, if it has one).
     """
@@ -128,12 +129,12 @@ def read_training_rows(
 def fit_tuned_lens(
     model: nn.Module,
     parts: Parts,
-    rows: Tensor,
+    rows: Float32[Tensor, "states tokens hidden"],
     settings: TunedLensSettings,
     key: str,
     advance: Callable[[int], None] = lambda layers: None,
 ) -> TunedLens:
-    """The tuned lens of `rows`, (L+1, tokens, hidden) as read_training_rows gives them."""
+    """The tuned lens of `rows`, as read_training_rows returns them."""
     tail = _Tail(model, parts, next(model.parameters()).dtype)
     generator = torch.Generator().manual_seed(settings.seed)
     final = rows[-1]
@@ -157,7 +158,7 @@ class _Tail:
     parts: Parts
     dtype: torch.dtype
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Float[Tensor, "n hidden"]) -> Float32[Tensor, "n vocab"]:
         return run_tail(self.model, self.parts, rows.to(self.dtype)).float()
 
 
@@ -186,7 +187,7 @@ def _best(tail: _Tail, maps: Sequence[Map], source: Tensor, final: Tensor) -> Ma
     return maps[losses.index(min(losses))]
 
 
-def _translate(affine: Map, rows: Tensor) -> Tensor:
+def _translate(affine: Map, rows: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
     weight, bias = (tensor.to(rows.device) for tensor in affine)
     precise = rows.float()
     return (precise + precise @ weight + bias).to(rows.dtype)
