@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from hybridizer.core.errors import CheckpointError, InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.files import write_file
 from hybridizer.core.records import content_hash
 from hybridizer.models.parts import Parts, first_floating
@@ -79,8 +79,8 @@ def obtain_tuned_lens(
 
     key = content_hash({"donor": fingerprint, "text": text, "settings": asdict(settings), "form": 1})
     path = folder / f"tuned-lens-{key.removeprefix('sha256:')[:32]}.safetensors"
-    if path.exists():
-        return _load(path, key, parts)
+    if found := _load(path, key, parts):
+        return found
     rows = read_training_rows(model, tokenizer, parts, text, settings)
     lens = fit_tuned_lens(model, parts, rows, settings, key, advance)
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,17 +207,16 @@ def _bos(tokenizer: Any) -> int | None:
     return int(first) if first in tokenizer.all_special_ids else None
 
 
-def _load(path: Path, key: str, parts: Parts) -> TunedLens:
+def _load(path: Path, key: str, parts: Parts) -> TunedLens | None:
+    """The lens in this file of the cache; None where there is none, or it is damaged, so that it is fitted again."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             found = (file.metadata() or {}).get("key")
-            lens = TunedLens(file.get_tensor("weights"), file.get_tensor("biases"), key)
-    except SafetensorError as error:
-        what = f"damaged tuned lens: {error}."
-        raise CheckpointError(Problem(str(path), what, "Delete the file; it is fitted anew.")) from None
-    if found != key or len(lens.weights) != parts.num_layers:
-        what = "this tuned lens was fitted to another donor, text or settings."
-        raise CheckpointError(Problem(str(path), what, "Delete the file; it is fitted anew."))
-    return TunedLens(lens.weights.to(parts.device), lens.biases.to(parts.device), key)
+            weights, biases = file.get_tensor("weights"), file.get_tensor("biases")
+    except (FileNotFoundError, SafetensorError):
+        return None
+    if found != key or len(weights) != parts.num_layers:
+        return None
+    return TunedLens(weights.to(parts.device), biases.to(parts.device), key)
