@@ -185,7 +185,7 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = False) -> tuple[Any, Any]:
+def _trace(donors: tuple[str, ...], options: dict[str, Any], **more: Any) -> tuple[Any, Any]:
     from hybridizer.pipeline.donors import trace_donors
     from hybridizer.recipe.options import read_section
     from hybridizer.trace.probes import load_probes
@@ -195,7 +195,7 @@ def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = F
     request = TraceRequest(
         load_probes(settings.probes), settings, options["seed"], options["device_map"], options["mask_positions"]
     )
-    traces = trace_donors(donors, request, tuple(options["allow"]), _monitor(), baselines=baselines)
+    traces = trace_donors(donors, request, tuple(options["allow"]), _monitor(), json_out=options["json_out"], **more)
     return traces, request
 
 
@@ -207,7 +207,7 @@ def _trace(donors: tuple[str, ...], options: dict[str, Any], baselines: bool = F
 @_command
 def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options: Any) -> None:
     """Trace DONORS layer by layer: where a task is executed, and how stable each layer is."""
-    traces, _ = _trace(donors, options, baselines)
+    traces, _ = _trace(donors, options, baselines=baselines, plot=plot)
     if plot is not None:
         _plot(traces, plot)
     if options["json_out"] is not None:
@@ -215,20 +215,20 @@ def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options
         _write_out(options["json_out"], records[0] if len(records) == 1 else records)
     if str(options["json_out"]) != "-":
         from hybridizer.report.trace_tables import baseline_table, trace_table
-        from hybridizer.trace.boundary import choose_boundary
+        from hybridizer.trace.boundary import auto_layer
 
         for traced in traces:
-            _draw(trace_table(traced.record.to_json(), choose_boundary("auto", traced.record).layer))
+            _draw(trace_table(traced.record.to_json(), auto_layer(traced.record)))
             if baselines:
                 _draw(baseline_table(traced.baselines))
 
 
 def _plot(traces: Sequence[Any], path: Path) -> None:
     from hybridizer.report.plots import draw_donors, draw_trace, write_figure
-    from hybridizer.trace.boundary import choose_boundary
+    from hybridizer.trace.boundary import auto_layer
 
     records = [traced.record.to_json() for traced in traces]
-    boundaries = [choose_boundary("auto", traced.record).layer for traced in traces]
+    boundaries = [auto_layer(traced.record) for traced in traces]
     if len(traces) == 1:
         write_figure(draw_trace(records[0], boundaries[0]), path)
     else:
@@ -249,7 +249,7 @@ def rank(donors: tuple[str, ...], boundary: str, **options: Any) -> None:
     from hybridizer.trace.ranking import rank as rank_traces
 
     asked = _read_boundary(boundary)
-    traces, request = _trace(donors, options)
+    traces, request = _trace(donors, options, ranked=True)
     ranking = rank_traces(traces, request.probes, asked, seed=options["seed"]).to_json()
     if options["json_out"] is not None:
         _write_out(options["json_out"], ranking)

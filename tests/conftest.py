@@ -9,6 +9,27 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Modules whose annotated shapes, dtypes and types are checked at every call. In a test run only, and before they are
+# imported; tests/models/test_shapes.py proves that it happens.
+CHECKED_MODULES = (
+    "hybridizer.models.loss",
+    "hybridizer.models.objective",
+    "hybridizer.models.parts",
+    "hybridizer.models.residual",
+    "hybridizer.models.ridge",
+    "hybridizer.models.sharding",
+    "hybridizer.trace.baselines",
+    "hybridizer.trace.divergence",
+    "hybridizer.trace.lens",
+    "hybridizer.trace.measure",
+    "hybridizer.trace.perturbation",
+    "hybridizer.trace.readings",
+    "hybridizer.trace.sensitivity",
+    "hybridizer.trace.tuned_lens",
+)
+install_import_hook(CHECKED_MODULES, "beartype.beartype")
 
 # How long an example takes says nothing here; benchmarks measure speed.
 settings.register_profile("untimed", deadline=None)

@@ -88,6 +88,40 @@ def test_a_trace_of_another_schema_is_not_reused(monkeypatch):
     assert "from the cache" in hybridize("trace", "a", "--probes", "p.jsonl").stderr
 
 
+@pytest.mark.parametrize("name", ["record.json", "readings.npz"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04", None])
+def test_a_damaged_entry_of_the_cache_is_traced_again(bench, name, content):
+    first = trace()
+    (path,) = (bench / "cache" / "traces").glob(f"*/{name}")
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    again = hybridize("trace", "a", "--probes", "p.jsonl", "--json", "again.json")
+    assert json.loads(Path("again.json").read_text()) == first
+    assert "from the cache" not in again.stderr
+    assert "unchanged, from the cache" in hybridize("trace", "a", "--probes", "p.jsonl").stderr
+
+
+def test_readings_cut_short_in_the_cache_are_traced_again(bench):
+    first = trace()
+    (path,) = (bench / "cache" / "traces").glob("*/readings.npz")
+    path.write_bytes(path.read_bytes()[:-300])
+    again = hybridize("trace", "a", "--probes", "p.jsonl", "--json", "again.json")
+    assert "damaged in the cache, traced again" in again.stderr
+    assert json.loads(Path("again.json").read_text()) == first
+
+
+def test_a_damaged_journal_in_the_cache_starts_over(bench):
+    first = trace()
+    (path,) = (bench / "cache" / "traces").glob("*/record.json")
+    path.unlink()
+    path.with_name("journal.jsonl").write_bytes(b"another trace\n")
+    again = hybridize("trace", "a", "--probes", "p.jsonl", "--json", "again.json")
+    assert "started over" in again.stderr
+    assert json.loads(Path("again.json").read_text()) == first
+
+
 def test_pictures_are_drawn_of_one_donor_and_of_several():
     trace("--plot", "one.svg")
     hybridize("trace", "a", "b", "--probes", "p.jsonl", "--plot", "two.png")
@@ -193,3 +227,50 @@ def test_check_knows_the_depth_that_a_strategy_will_give(strategy):
 )
 def test_a_setting_that_makes_no_sense_is_refused(arguments, says):
     assert says in hybridize("trace", "a", "--probes", "p.jsonl", *arguments, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trace", "a", "a"], "'a' is named 2 times"),
+        (["trace", "a", "--seed", str(2**32)], "4294967296 is not in the range 0..4294967295"),
+        (["trace", "a", "--allow", "pickel"], "Did you mean 'pickle'?"),
+        (["trace", "a", "--json", "no/such/out.json"], "the folder no/such does not exist"),
+        (["trace", "a", "--json", "a"], "a: this is a folder"),
+        (["trace", "a", "--plot", "no/out.svg"], "the folder no does not exist"),
+        (["trace", "a", "--plot", "x.gif"], "Name it .svg or .png"),
+        (["trace", *"abcdefg", "--plot", "x.svg"], "7 donors cannot be told apart"),
+        (["trace", "a", "other", "--mask-with", "abc"], "'abc' is not one token of this tokenizer"),
+        (["rank", "a", "one"], "it has a single layer"),
+        (["rank", "a", "b", "--perturb", "layer"], "ranking needs the context perturbation"),
+        (["rank", "a", "b", "--probes", "same.jsonl"], "every probe has the same target"),
+        (["rank", "a", "b", "--probes", "none.jsonl"], "no probe has a target that every donor could give"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_traced(bench, monkeypatch, arguments, says):
+    if "other" in arguments:
+        make_donor(Path("other"), seed=3)
+    if "one" in arguments:
+        make_donor(Path("one"), num_hidden_layers=1)
+    for name, target in {"same": "a", "none": "two words"}.items():
+        lines = [json.dumps({**probe, "target": target}) + "\n" for probe in PROBES]
+        Path(f"{name}.jsonl").write_text("".join(lines))
+    traced = []
+    monkeypatch.setattr("hybridizer.trace.runs._run", lambda donor, *_rest: traced.append(donor.name))
+    options = [] if "--probes" in arguments else ["--probes", "p.jsonl"]
+    assert says in hybridize(*arguments, *options, code=2).stderr
+    assert traced == []
+
+
+def test_every_problem_with_the_arguments_is_reported_at_once():
+    stderr = hybridize("trace", "a", "a", "--allow", "x", "--json", "no/out.json", "--plot", "x.gif", code=2).stderr
+    assert "4 problems" in stderr
+
+
+def test_a_model_of_one_layer_is_traced_without_a_boundary():
+    make_donor(Path("one"), num_hidden_layers=1)
+    arguments = ("one", "--probes", "p.jsonl", "--json", "out.json", "--plot", "out.svg")
+    shown = hybridize("trace", *arguments).stdout
+    record = json.loads(Path("out.json").read_text())
+    assert len(record["layers"]) == 1 and record["boundary"] == [] and "0" in shown
+    assert Path("out.svg").exists()

@@ -6,6 +6,7 @@ resampled together; the same seed and number of items give two models the same w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -15,12 +16,25 @@ Array: TypeAlias = NDArray[np.float64]
 Interval: TypeAlias = tuple[float, float]
 
 LEVEL = 0.95
+MAX_WEIGHT_BYTES = 8 * 2**20  # 2,000 resamples of 524 items
 
 
 def resampling_weights(num_items: int, num_resamples: int, seed: int) -> Array:
     """Weights (num_resamples, num_items), each row summing to 1: how often a bootstrap sample drew each item."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(num_items, np.full(num_items, 1 / num_items), size=num_resamples) / num_items
+
+
+def weight_blocks(num_items: int, num_resamples: int, seed: int, max_bytes: int = MAX_WEIGHT_BYTES) -> Iterator[Array]:
+    """The rows of `resampling_weights` in order, in blocks of at most `max_bytes` (but at least one row).
+
+    For memory that does not grow with the number of items.
+    """
+    generator = np.random.default_rng(seed)
+    shares = np.full(num_items, 1 / num_items)
+    step = max(1, max_bytes // (8 * num_items))
+    for start in range(0, num_resamples, step):
+        yield generator.multinomial(num_items, shares, size=min(step, num_resamples - start)) / num_items
 
 
 def interval(samples: Array) -> Interval:

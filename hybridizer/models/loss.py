@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,8 +31,12 @@ def loss_chunk_bytes(device: torch.device) -> int:
 
 
 def cross_entropy_sum(
-    hidden: Tensor, head: Head, parameters: Sequence[Tensor], targets: Tensor, chunk_bytes: int = CHUNK_BYTES
-) -> Tensor:
+    hidden: Float[Tensor, "tokens width"],
+    head: Head,
+    parameters: Sequence[Tensor],
+    targets: Int64[Tensor, "tokens"],
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Float32[Tensor, ""]:
     """Sum over tokens of -ln p(target), a float32 scalar in nats; tokens whose target is -100 count nothing.
 
     `hidden` (tokens, width) goes through `head` -> (tokens, vocabulary), whatever that does: a bare `nn.Linear` takes a
@@ -51,7 +56,12 @@ def cross_entropy_sum(
 
 
 @torch.no_grad()
-def token_losses(hidden: Tensor, head: Head, targets: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+def token_losses(
+    hidden: Float[Tensor, "tokens width"],
+    head: Head,
+    targets: Int64[Tensor, "tokens"],
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Float32[Tensor, "tokens"]:
     """-ln p(target) of each token, float32 (tokens,) in nats: what `cross_entropy_sum` sums, without gradients.
 
     `hidden` (tokens, width), `targets` (tokens,) of int64; at most `chunk_bytes` of float32 logits exist.
@@ -131,7 +141,9 @@ class _HeadLoss(torch.autograd.Function):
         return (grad_hidden, None, None, None, *rest)
 
 
-def _softmax_(logits: Tensor, target: Tensor) -> Tensor:
+def _softmax_(
+    logits: Float32[Tensor, "tokens vocabulary"], target: Int64[Tensor, "tokens 1"]
+) -> Float32[Tensor, "tokens"]:
     """Replace `logits` (tokens, vocabulary) by their softmax; -ln p(target) of each token, finite for any logits.
 
     -ln p is taken from the largest entry, which never underflows, and not from p(target), which does.
@@ -141,12 +153,14 @@ def _softmax_(logits: Tensor, target: Tensor) -> Tensor:
     return top - logits.amax(-1).log() - wanted
 
 
-def _vocabulary(head: Head, hidden: Tensor) -> int:
+def _vocabulary(head: Head, hidden: Float[Tensor, "tokens width"]) -> int:
     with torch.no_grad():
         return head(hidden[:1]).shape[-1]
 
 
-def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+def _add_product_(
+    total: Float32[Tensor, "rows columns"], left: Float[Tensor, "rows inner"], right: Float[Tensor, "inner columns"]
+) -> None:
     """Add `left @ right` to the float32 `total`: in place where they are float32, without a second table."""
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, out=total)  # addmm_ would not be seen by FLOP counters
@@ -154,7 +168,7 @@ def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _take_scaled(ctx: Any, factor: Tensor) -> list[Tensor | None]:
+def _take_scaled(ctx: Any, factor: Float32[Tensor, ""]) -> list[Tensor | None]:
     """The gradients that wait in `ctx`, times `factor`. They leave it: autograd copies a gradient that others hold."""
     grads, ctx.grads = ctx.grads, None
     return [None if grad is None else grad.mul_(factor) for grad in grads]

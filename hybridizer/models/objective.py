@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem
@@ -20,6 +21,7 @@ from hybridizer.models.parts import MODEL_FAULTS, ModelParts, first_floating
 from hybridizer.models.wrapping import Forward, replaced_forward
 
 
+@runtime_checkable
 class TrainableParts(ModelParts, Protocol):
     """Parts whose layers may give tuples: `tuple_sizes[i]` is 0 where layer i gives the bare tensor."""
 
@@ -41,8 +43,13 @@ class CausalLMLoss(nn.Module):
         self._no_split_modules = sorted({type(layer).__name__ for layer in parts.layers})
         self.bare_head = self._is_bare_head(parts.head)
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, targets: Tensor) -> Tensor:
-        """The loss sum of one batch; all three of shape (rows, tokens), targets IGNORED where nothing is predicted."""
+    def forward(
+        self,
+        input_ids: Int[Tensor, "rows tokens"],
+        position_ids: Int[Tensor, "rows tokens"],
+        targets: Int64[Tensor, "rows tokens"],
+    ) -> Float32[Tensor, ""]:
+        """The loss sum of one batch; targets are IGNORED where nothing is predicted."""
         hidden = self.hidden(input_ids, position_ids).flatten(0, 1)
         flat = targets.flatten()
         counted = flat != IGNORED
@@ -53,7 +60,7 @@ class CausalLMLoss(nn.Module):
         return cross_entropy_sum(hidden, self._head, parameters, flat, self._chunk_bytes)
 
     @torch.no_grad()
-    def token_losses(self, input_ids: Tensor) -> Tensor:
+    def token_losses(self, input_ids: Int64[Tensor, "rows tokens"]) -> Float32[Tensor, "rows tokens-1"]:
         """-ln p of every token but the first of each row, float32 (rows, tokens - 1), from (rows, tokens) ids.
 
         A row is one document or a part of one, without padding.
@@ -62,7 +69,9 @@ class CausalLMLoss(nn.Module):
         losses = token_losses(hidden, self._head, input_ids[:, 1:].flatten(), self._chunk_bytes)
         return losses.view(len(input_ids), -1)
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Int[Tensor, "rows tokens"], position_ids: Int[Tensor, "rows tokens"] | None = None
+    ) -> Float[Tensor, "rows tokens width"]:
         """What the head is given, (rows, tokens, width); without `position_ids` the model counts for itself."""
         assert self._parts.head is not None
         taken: list[Tensor] = []
@@ -85,7 +94,7 @@ class CausalLMLoss(nn.Module):
         assert head is not None
         return head
 
-    def _tail(self, hidden: Tensor) -> Tensor:
+    def _tail(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
         """The logits (tokens, vocabulary) that the model's own code makes of `hidden` (tokens, width) at its head."""
         assert self._parts.head is not None
         hook = self._parts.head.register_forward_pre_hook(lambda _module, _args: (hidden[None],))

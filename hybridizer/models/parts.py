@@ -10,9 +10,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from hybridizer.core.errors import DonorError, Problem
@@ -65,8 +66,8 @@ class Parts:
         return _device(next(self.layers[-1].parameters()))
 
 
-def run_model(model: nn.Module, ids: Tensor) -> Tensor:
-    """The model's own logits for `ids` (batch, time), no padding, no cache."""
+def run_model(model: nn.Module, ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time vocabulary"]:
+    """The model's own logits for `ids`, no padding, no cache."""
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     assert isinstance(logits, Tensor)
     return logits
@@ -105,7 +106,7 @@ def find_parts(model: nn.Module) -> Parts:
     return Parts(layers, path, embedding, norm, head, axes[0] - last.ndim, axes[1] - last.ndim, logits.shape[-1], sizes)
 
 
-def arbitrary_ids(model: nn.Module, num_rows: int, num_tokens: int) -> Tensor:
+def arbitrary_ids(model: nn.Module, num_rows: int, num_tokens: int) -> Int64[Tensor, "rows tokens"]:
     """Token ids (num_rows, num_tokens) to try a model with: all different where the vocabulary allows, none special."""
     special = set(_special_ids(model.config))
     weight = next(_embedding(model).parameters())
@@ -119,7 +120,7 @@ def _device(weight: Tensor) -> torch.device:
     return torch.device("cpu") if weight.is_meta else weight.device
 
 
-def agree(a: Tensor, b: Tensor) -> bool:
+def agree(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> bool:
     """Whether two runs gave the same tensor but for rounding: most elements within sqrt(eps) of the typical size.
 
     sqrt(eps) is 3e-4 in float32 and 0.09 in bfloat16: rounding grows over the layers (1e-6 was measured over 18 in
@@ -218,7 +219,7 @@ def _find_axes(long: torch.Size, short: torch.Size) -> tuple[int, int] | None:
     return (changed[3, 2], changed[11, 7]) if set(changed) == {(3, 2), (11, 7)} else None
 
 
-def _same_start(long: Tensor, short: Tensor, batch_axis: int, time_axis: int) -> bool:
+def _same_start(long: Float[Tensor, "..."], short: Float[Tensor, "..."], batch_axis: int, time_axis: int) -> bool:
     """Whether the positions both runs share hold the same numbers, so that later tokens had no influence."""
     start = long.narrow(batch_axis, 0, short.shape[batch_axis]).narrow(time_axis, 0, short.shape[time_axis])
     return agree(start, short)
@@ -245,6 +246,7 @@ def _refusal(name: str, reason: str) -> DonorError:
     return DonorError(Problem(name, f"this model cannot be traced: {reason}.", "Trace a causal language model."))
 
 
+@runtime_checkable
 class ModelParts(Protocol):
     """Where a causal language model keeps its parts; a family without a final norm or a head module has None there."""
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybridizer.models.parts import Parts, first_floating, run_model
@@ -21,7 +22,9 @@ class _LastLayerReached(Exception):
     """Thrown after the last layer to end a run whose norm, head and logits nobody reads."""
 
 
-def read_outputs(model: nn.Module, parts: Parts, ids: Tensor, keep: Callable[[Any], Any]) -> list[Any]:
+def read_outputs(
+    model: nn.Module, parts: Parts, ids: Int[Tensor, "batch time"], keep: Callable[[Any], Any]
+) -> list[Any]:
     """`keep` of what enters layer 0 (the embedding output) and of what layers 0..L-1 give: L+1 items.
 
     The run over `ids` (batch, time) ends after the last layer. `keep` sees each output whole, tuples as tuples.
@@ -48,7 +51,9 @@ def read_outputs(model: nn.Module, parts: Parts, ids: Tensor, keep: Callable[[An
     raise AssertionError("the last layer was never called")
 
 
-def read_last_rows(model: nn.Module, parts: Parts, ids: Tensor) -> list[Tensor]:
+def read_last_rows(
+    model: nn.Module, parts: Parts, ids: Int[Tensor, "batch time"]
+) -> list[Float[Tensor, "batch *streams hidden"]]:
     """The embedding output and the output of every layer, at the last position: L+1 tensors (batch, ..., hidden).
 
     In the model's dtype, where the layers are.
@@ -56,7 +61,7 @@ def read_last_rows(model: nn.Module, parts: Parts, ids: Tensor) -> list[Tensor]:
     return read_outputs(model, parts, ids, lambda output: last_rows(parts, output))
 
 
-def last_rows(parts: Parts, output: Any) -> Tensor:
+def last_rows(parts: Parts, output: Any) -> Float[Tensor, "batch *streams hidden"]:
     """The last position of a layer's output as (batch, ..., hidden), copied so that the rest can be freed."""
     hidden = first_floating(output)
     assert hidden is not None
@@ -65,7 +70,7 @@ def last_rows(parts: Parts, output: Any) -> Tensor:
     return row.movedim(axis, 0).clone()
 
 
-def run_tail(model: nn.Module, parts: Parts, rows: Tensor) -> Tensor:
+def run_tail(model: nn.Module, parts: Parts, rows: Float[Tensor, "n *streams hidden"]) -> Float[Tensor, "n vocabulary"]:
     """The logits (n, vocab) the model itself computes when its last layer gives `rows` (n, ..., hidden).
 
     The model runs over n arbitrary one-token texts with every layer replaced by those rows, so that the family's own
@@ -78,12 +83,12 @@ def run_tail(model: nn.Module, parts: Parts, rows: Tensor) -> Tensor:
         return run_model(model, ids)[:, -1]
 
 
-def bare_outputs(parts: Parts, stream: Tensor) -> list[Any]:
+def bare_outputs(parts: Parts, stream: Float[Tensor, "..."]) -> list[Any]:
     """`stream` as the output of every layer, in the shape each gives it: alone, or with None beside it in a tuple."""
     return [(stream, *[None] * (size - 1)) if size else stream for size in parts.tuple_sizes]
 
 
-def with_hidden(output: Any, hidden: Tensor) -> Any:
+def with_hidden(output: Any, hidden: Float[Tensor, "..."]) -> Any:
     """A layer's output with its hidden states exchanged for `hidden`."""
     return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-Map = tuple[Tensor, Tensor]
+Map = tuple[Float[Tensor, "width width"], Float[Tensor, "width"]]
 
 
-def ridge_map(source: Tensor, target: Tensor, ridge: float) -> Map:
+def ridge_map(source: Float[Tensor, "rows width"], target: Float[Tensor, "rows width"], ridge: float) -> Map:
     """The (weight, bias) for which source + source @ weight + bias comes closest to target in squares, pulled to 0."""
     centre, aim = source.mean(dim=0), target.mean(dim=0)
     x = source - centre

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -12,19 +13,19 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def local_part(tensor: Tensor) -> Tensor:
+def local_part(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """What this process holds of `tensor`: all of it, or its shard."""
     part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return part
 
 
-def unshard(tensor: Tensor) -> Tensor:
+def unshard(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """All of `tensor`. Every process must call this for a sharded one, in the same order."""
     whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return whole
 
 
-def shard_like(whole: Tensor, like: Any) -> Tensor:
+def shard_like(whole: Shaped[Tensor, "*shape"], like: Any) -> Shaped[Tensor, "*shape"]:
     """`whole` on the device of `like`, and sharded over the processes as `like` is."""
     if not is_sharded(like):
         return whole.to(like.device)

@@ -314,7 +314,7 @@ def rank(
     from hybridizer.trace.ranking import rank as rank_traces
 
     request = _request(settings, seed)
-    traces = trace_donors(_donors(donors), request, tuple(allow), _monitor(progress))
+    traces = trace_donors(_donors(donors), request, tuple(allow), _monitor(progress), ranked=True)
     ranking = rank_traces(traces, request.probes, boundary, seed=seed)
     return RankResult(tuple(entry.donor for entry in ranking.ranking), ranking.to_json())
 

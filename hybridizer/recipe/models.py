@@ -9,15 +9,14 @@ ValidationError). What a recipe cannot know without opening a donor (its depth, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
-from hybridizer.core.errors import InputError, Problem
 from hybridizer.recipe.fields import (
     AUTO,
     SIDES,
@@ -52,7 +51,7 @@ from hybridizer.recipe.fields import (
     WrittenAs,
 )
 from hybridizer.recipe.sections import fill_in, plain
-from hybridizer.recipe.tree import KeyPath, locate, show
+from hybridizer.recipe.tree import KeyPath, locate
 
 __all__ = [
     "AUTO",
@@ -78,7 +77,6 @@ __all__ = [
     "Tracker",
     "Train",
     "plain",
-    "read_allowed",
 ]
 
 Dtype = Literal["keep", "float32", "bfloat16", "float16"]
@@ -87,19 +85,6 @@ Allowed = Literal["pickle", "remote_code", "vocabulary", "no_tokenizer"]
 # Built at first use, and then only the root with everything inside it: a third of the time of one by one.
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
 HUB_KEYS = ("split", "config", "revision", "max_documents")  # they say nothing about files
-
-
-def read_allowed(names: Sequence[str], where: str) -> tuple[Allowed, ...]:
-    """`names` as a donor's `allow` takes them. Raises InputError, at `where`, for those that cannot be allowed."""
-    choices: dict[str, Allowed] = {name: name for name in get_args(Allowed)}
-    problems = [
-        Problem(where, f"there is nothing called {show(name)} to allow.", f"Choose from {', '.join(choices)}.")
-        for name in names
-        if name not in choices
-    ]
-    if problems:
-        raise InputError(*problems)
-    return tuple(choices[name] for name in names)
 
 
 def _sort_allowed(allow: tuple[str, ...]) -> tuple[str, ...]:

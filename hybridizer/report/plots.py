@@ -82,9 +82,7 @@ def write_figure(figure: Figure, path: Path) -> None:
 
     An SVG keeps its text as text. Raises InputError for another suffix.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("svg", "png"):
-        raise InputError(Problem(str(path), f"pictures are not written as '{path.suffix}'.", "Name it .svg or .png."))
+    kind = figure_kind(path)
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
     buffer = io.BytesIO()
     with matplotlib.rc_context(plot_style()), warnings.catch_warnings():
@@ -92,6 +90,14 @@ def write_figure(figure: Figure, path: Path) -> None:
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     write_file(path, buffer.getvalue())
+
+
+def figure_kind(path: Path) -> str:
+    """ "svg" or "png", by the suffix. Raises InputError for another one."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("svg", "png"):
+        raise InputError(Problem(str(path), f"pictures are not written as '{path.suffix}'.", "Name it .svg or .png."))
+    return kind
 
 
 def plot_style() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from hybridizer.core.bootstrap import Array, Interval, intervals, resampling_weights
@@ -42,7 +43,7 @@ class LayerScores:
     intervals: tuple[Interval | None, ...]
 
 
-def signal_to_noise(weight: Tensor) -> float | None:
+def signal_to_noise(weight: Float[Tensor, "rows columns"]) -> float | None:
     """Spectrum's ratio for one matrix: the sum of singular values above the noise threshold over the sum of the others.
 
     Divided by the largest singular value, as arXiv 2406.06623 does to compare matrices. The threshold is the edge of
@@ -139,15 +140,15 @@ def _matrices(layer: nn.Module) -> Iterator[Tensor]:
             yield from parameter.detach().flatten(0, -3) if parameter.ndim > 2 else [parameter.detach()]
 
 
-def _stream(parts: Parts, output: object) -> Tensor:
+def _stream(parts: Parts, output: object) -> Float[Tensor, "batch time features"]:
     """A layer's output as (batch, time, features)."""
     hidden = first_floating(output)
     assert hidden is not None
     return hidden.movedim((parts.batch_axis, parts.time_axis), (0, 1)).flatten(2)
 
 
-def _angles(a: Tensor, b: Tensor) -> Tensor:
-    """The angles (...) in radians between vectors (..., features), in float64.
+def _angles(a: Float[Tensor, "*batch features"], b: Float[Tensor, "*batch features"]) -> Float64[Tensor, "*batch"]:
+    """The angles in radians between vectors, in float64.
 
     By half the angle's tangent, which is right for small angles too: arccos of a cosine in float32 knows no angle
     between 0 and 0.0003. A zero vector is at a right angle to everything, as in a cosine similarity of 0.

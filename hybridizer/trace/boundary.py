@@ -52,6 +52,11 @@ def choose_boundary(asked: str | float, record: TraceRecord) -> Boundary:
     return Boundary(layer, name, reason, _warning(record, layer))
 
 
+def auto_layer(record: TraceRecord) -> int | None:
+    """The boundary that `auto` chooses; None for a donor of a single layer, which has none."""
+    return choose_boundary("auto", record).layer if record.boundary else None
+
+
 def midpoint(record: TraceRecord) -> tuple[int, str]:
     """Half of the layers, a half rounded up: the split of arXiv 2605.11416, whatever the trace says."""
     num_layers = len(record.layers)

@@ -8,18 +8,21 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 LEAST_BITS = -126.0  # log2 of the smallest normal float32; what is below counts as that, so that nothing is infinite
 _BLOCK = 2**18  # elements: on a CPU, blocks that stay in the cache make the divergence three times faster
 
 
-def log2_softmax(logits: Tensor) -> Tensor:
+def log2_softmax(logits: Float[Tensor, "*batch vocab"]) -> Float32[Tensor, "*batch vocab"]:
     """log2 of the probabilities (..., vocab) of `logits` in any dtype, in float32, never below LEAST_BITS."""
     return torch.log_softmax(logits.float(), dim=-1).mul_(1 / math.log(2)).clamp_min_(LEAST_BITS)
 
 
-def js_divergence(log2_p: Tensor, log2_q: Tensor) -> Tensor:
+def js_divergence(
+    log2_p: Float[Tensor, "*#batch vocab"], log2_q: Float[Tensor, "*#batch vocab"]
+) -> Float[Tensor, "*#batch"]:
     """Jensen-Shannon divergence (...) in bits of log2-probabilities (..., vocab) that broadcast: 0 equal, 1 disjoint.
 
     In float32. Exactly 0 where the inputs are the same numbers. With r = p / (p + q) it is the sum over the vocabulary
@@ -42,12 +45,14 @@ def js_divergence(log2_p: Tensor, log2_q: Tensor) -> Tensor:
     return bits.mul_(total).sum(dim=-1).div_(2).clamp_(0, 1)
 
 
-def kl_divergence(log2_p: Tensor, log2_q: Tensor) -> Tensor:
+def kl_divergence(
+    log2_p: Float[Tensor, "*batch vocab"], log2_q: Float[Tensor, "*batch k vocab"]
+) -> Float[Tensor, "*batch k"]:
     """KL(p || q) (..., k) in bits of one p, log2-probabilities (..., vocab), from each of k q (..., k, vocab)."""
     p = log2_p.exp2().unsqueeze(-1)
     return (log2_p.unsqueeze(-2) @ p - log2_q @ p).squeeze(-1).clamp_min(0)
 
 
-def kl_from_uniform(log2_p: Tensor) -> Tensor:
+def kl_from_uniform(log2_p: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
     """KL(p || uniform) (...) in bits of log2-probabilities (..., vocab): log2(vocab) less the entropy."""
     return math.log2(log2_p.shape[-1]) + (log2_p * log2_p.exp2()).sum(dim=-1)

@@ -15,6 +15,10 @@ from hybridizer.core.records import to_jsonable
 from hybridizer.trace.readings import Reading
 
 
+class JournalError(InputError):
+    """A journal that is damaged, or that of another trace."""
+
+
 class TraceProgress:
     """A JSON Lines file: a line with the key of the trace, then one for each finished batch, flushed to disk.
 
@@ -22,7 +26,7 @@ class TraceProgress:
     """
 
     def __init__(self, path: Path, key: str) -> None:
-        """Open the journal at `path`, or start it. Raises InputError for a damaged one, or one with another key."""
+        """Open the journal at `path`, or start it. Raises JournalError for a damaged one, or one with another key."""
         self.path = path
         self.finished: list[Reading] = []
         header = _encode({"key": key})
@@ -33,8 +37,8 @@ class TraceProgress:
             flush_folder(path.parent)
             return
         if not content.startswith(header):
-            what = "this is no journal of this trace (same donor, probes and settings)."
-            raise InputError(Problem(str(path), what, "Name another file, or delete this one to start over."))
+            what = "this is not the journal of this trace (same donor, probes and settings)."
+            raise JournalError(Problem(str(path), what, "Name another file, or delete this one to start over."))
         whole = content[: content.rindex(b"\n") + 1]
         for number, line in enumerate(whole.splitlines()[1:], start=2):
             self.finished += _decode(f"{path}:{number}", line)
@@ -69,5 +73,5 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _damage(where: str, reason: str) -> InputError:
-    return InputError(Problem(where, f"damaged journal: {reason}.", "Delete the file to start the trace over."))
+def _damage(where: str, reason: str) -> JournalError:
+    return JournalError(Problem(where, f"damaged journal: {reason}.", "Delete the file to start the trace over."))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from hybridizer.core.errors import DonorError, Problem
@@ -19,10 +20,11 @@ from hybridizer.models.residual import bare_outputs, last_rows, read_outputs, re
 from hybridizer.trace.divergence import log2_softmax
 
 
+@runtime_checkable
 class Translator(Protocol):
     """What a tuned lens does to a state of the residual stream before the model's tail reads it."""
 
-    def __call__(self, state: int, rows: Tensor) -> Tensor: ...
+    def __call__(self, state: int, rows: Float[Tensor, "n *streams hidden"]) -> Float[Tensor, "n *streams hidden"]: ...
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,18 @@ class Lens:
         """The dtype of the weights, and so of the residual stream and the logits."""
         return next(self.model.parameters()).dtype
 
-    def layer_log2_probs(self, hidden: Sequence[Tensor]) -> Tensor:
-        """log2 of P(0)..P(L), (n, L+1, vocab) in float32, of h(0)..h(L), L+1 tensors (n, ..., hidden)."""
+    def layer_log2_probs(
+        self, hidden: Sequence[Float[Tensor, "n *streams hidden"]]
+    ) -> Float32[Tensor, "n states vocab"]:
+        """log2 of P(0)..P(L) of the L+1 states h(0)..h(L)."""
         if self.translator is None:
             return self.final_log2_probs(hidden)
         return self.final_log2_probs(
             [*(self.translator(state, rows) for state, rows in enumerate(hidden[:-1])), hidden[-1]]
         )
 
-    def final_log2_probs(self, rows: Sequence[Tensor]) -> Tensor:
-        """What the model says, (n, k, vocab) as above, when its last layer gives each of k tensors (n, ..., hidden)."""
+    def final_log2_probs(self, rows: Sequence[Float[Tensor, "n *streams hidden"]]) -> Float32[Tensor, "n states vocab"]:
+        """log2 of the model's next-token probabilities when its last layer outputs each of `rows` in turn."""
         stacked = torch.stack([row.to(rows[-1].device) for row in rows], dim=1)  # (n, k, ..., hidden)
         logits = run_tail(self.model, self.parts, stacked.flatten(0, 1))
         return log2_softmax(logits).view(*stacked.shape[:2], -1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hybridizer.models.residual import read_last_rows
@@ -20,7 +21,8 @@ from hybridizer.trace.readings import Reading
 # About this many bytes of logits are held at once, clean ones and perturbed ones each, whatever the number of prompts.
 LENS_BYTES = 32 * 2**20
 
-Hidden = list[Tensor]  # the L+1 states at the last position, embedding output first: (batch, ..., hidden) each
+# The L+1 states at the last position, the embedding output first.
+Hidden = list[Float[Tensor, "batch *streams hidden"]]
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ class Meter:
         ]
 
 
-def _rows(states: Hidden, cut: slice) -> Hidden:
+def _rows(states: Hidden, cut: slice) -> list[Tensor]:
     return [hidden[cut] for hidden in states]
 
 
-def _floats(values: Tensor) -> tuple[float, ...]:
+def _floats(values: Float[Tensor, "states"]) -> tuple[float, ...]:
     return tuple(values.tolist())

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
 from hybridizer.models.parts import MODEL_FAULTS, Parts, agree, arbitrary_ids, first_floating
 from hybridizer.models.residual import last_rows, read_outputs, replaced, with_hidden
 
 
-def unit_noise(shape: Sequence[int], batch_axis: int, seeds: Sequence[int]) -> Tensor:
+def unit_noise(shape: Sequence[int], batch_axis: int, seeds: Sequence[int]) -> Float32[Tensor, "..."]:
     """Noise in the shape of a residual stream, float32, of norm 1 at every position.
 
     Each prompt has a seed of its own, so that neither its batch nor the device that runs it changes its noise.
@@ -30,7 +31,9 @@ def unit_noise(shape: Sequence[int], batch_axis: int, seeds: Sequence[int]) -> T
     return noise / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
 
 
-def disturb(hidden: Tensor, noise: Tensor, noise_ratio: float) -> Tensor:
+def disturb(
+    hidden: Float[Tensor, "*stream"], noise: Float32[Tensor, "*stream"], noise_ratio: float
+) -> Float[Tensor, "*stream"]:
     """`hidden` plus noise of `noise_ratio` times its own norm at each position, computed in float32, in its dtype."""
     precise = hidden.float()
     size = noise_ratio * torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
@@ -39,8 +42,13 @@ def disturb(hidden: Tensor, noise: Tensor, noise_ratio: float) -> Tensor:
 
 @torch.no_grad()
 def disturbed_finals(
-    model: nn.Module, parts: Parts, ids: Tensor, noise_ratio: float, seeds: Sequence[int], reuse_prefix: bool
-) -> tuple[list[Tensor], list[Tensor]]:
+    model: nn.Module,
+    parts: Parts,
+    ids: Int[Tensor, "batch time"],
+    noise_ratio: float,
+    seeds: Sequence[int],
+    reuse_prefix: bool,
+) -> tuple[list[Float[Tensor, "batch *streams hidden"]], list[Float[Tensor, "batch *streams hidden"]]]:
     """The states of the clean run, and the last state of the runs disturbed at each of them.
 
     Both are L+1 tensors (batch, ..., hidden): state 0 is the embedding output, state l + 1 the output of layer l. With

@@ -118,7 +118,7 @@ def rank_donors(
     answered = np.array([target is not None for target in targets])
     for candidate in candidates:
         answered &= ~np.isnan(candidate.readings.hit)
-    chance = _chance([target for target, known in zip(targets, answered, strict=True) if known])
+    chance = chance_level([target for target, known in zip(targets, answered, strict=True) if known])
     n = len(targets)
     weights = resampling_weights(n, num_resamples, seed)
     scored = [_score(candidate, answered, chance, weights) for candidate in candidates]
@@ -136,6 +136,19 @@ def region_stability(js: Array, layers: range, weights: Array) -> tuple[float, A
     estimate = 1 - float(delta_js(js.mean(axis=0))[chosen].mean())
     samples = 1 - delta_js(weights @ js)[:, chosen].mean(axis=1)
     return estimate, np.clip(recentred(samples, estimate), 0, 1)
+
+
+def chance_level(targets: Sequence[str | None]) -> float:
+    """The share of the most frequent target: the accuracy of a model that always answers with it.
+
+    Raises InputError for fewer than two different targets.
+    """
+    counts = Counter(targets)
+    if len(counts) < 2:
+        what = "no probe has a target that every donor could give" if not counts else "every probe has the same target"
+        fix = "Give probes with different one-token targets; by stability alone a random model would rank first."
+        raise InputError(Problem("probes", f"{what}, so nothing tells competence from chance.", fix))
+    return max(counts.values()) / len(targets)
 
 
 def above_chance(share: Array, chance: float) -> Array:
@@ -183,15 +196,6 @@ def _with_ties(donor: RankedDonor, others: Sequence[RankedDonor]) -> RankedDonor
 
 def _overlap(one: Interval, other: Interval) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
-
-
-def _chance(targets: Sequence[str | None]) -> float:
-    counts = Counter(targets)
-    if len(counts) < 2:
-        what = "no probe has a target that every donor could give" if not counts else "every probe has the same target"
-        fix = "Give probes with different one-token targets; by stability alone a random model would rank first."
-        raise InputError(Problem("probes", f"{what}, so nothing tells competence from chance.", fix))
-    return max(counts.values()) / len(targets)
 
 
 def _check(candidates: Sequence[Candidate], targets: Sequence[str | None]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from hybridizer.core.bootstrap import Array
 
@@ -33,18 +35,18 @@ class Reading:
 
 @dataclass(frozen=True)
 class Readings:
-    """Readings in the order of the probes as float64 arrays: (n, L+1) over the states, or (n,).
+    """Readings in the order of the probes, over the L+1 states.
 
     `hit` and `answer_prob` are NaN where a prompt has no answer. See sensitivity.py for how states are counted.
     """
 
-    target_prob: Array
-    js: Array | None
-    layer_js: Array | None
-    kl: Array
-    kl_uniform: Array
-    hit: Array
-    answer_prob: Array
+    target_prob: Float64[np.ndarray, "prompts states"]
+    js: Float64[np.ndarray, "prompts states"] | None
+    layer_js: Float64[np.ndarray, "prompts states"] | None
+    kl: Float64[np.ndarray, "prompts states"]
+    kl_uniform: Float64[np.ndarray, "prompts"]
+    hit: Float64[np.ndarray, "prompts"]
+    answer_prob: Float64[np.ndarray, "prompts"]
 
     @property
     def num_prompts(self) -> int:
@@ -57,20 +59,40 @@ class Readings:
         return int(self.target_prob.shape[1]) - 1
 
 
-def stack_readings(readings: Sequence[Reading]) -> Readings:
-    """The readings of all prompts, sorted by index, as arrays."""
-    ordered = sorted(readings, key=lambda reading: reading.index)
-    assert [reading.index for reading in ordered] == list(range(len(ordered))), "a prompt was read twice or never"
+class ReadingsTable:
+    """The readings of `num_prompts` prompts, filled in any order: 8 bytes per number, where a Reading takes 32."""
 
-    def column(name: str) -> Array:
-        return np.array([getattr(reading, name) for reading in ordered], dtype=np.float64)  # None becomes NaN
+    def __init__(self, num_prompts: int) -> None:
+        """An empty table."""
+        self._columns: dict[str, Array] = {}
+        self._filled = np.zeros(num_prompts, dtype=np.bool_)
 
-    return Readings(
-        target_prob=column("target_prob"),
-        js=None if ordered[0].js is None else column("js"),
-        layer_js=None if ordered[0].layer_js is None else column("layer_js"),
-        kl=column("kl"),
-        kl_uniform=column("kl_uniform"),
-        hit=column("hit"),
-        answer_prob=column("answer_prob"),
-    )
+    @property
+    def finished(self) -> frozenset[int]:
+        """The indices of the prompts that have been read."""
+        return frozenset(np.flatnonzero(self._filled).tolist())
+
+    def add(self, readings: Sequence[Reading]) -> None:
+        """Fill the rows of these prompts, each of which must be empty."""
+        for reading in readings:
+            assert not self._filled[reading.index], f"prompt {reading.index} was read twice"
+            self._filled[reading.index] = True
+            for name in _COLUMNS:
+                value = getattr(reading, name)
+                if value is not None:
+                    self._column(name, np.shape(value))[reading.index] = value
+
+    def stack(self) -> Readings:
+        """The table as Readings. Every prompt must have been read."""
+        assert self._filled.all(), "a prompt was never read"
+        unknown = np.full(len(self._filled), np.nan)
+        optional: dict[str, Any] = {"js": None, "layer_js": None, "hit": unknown, "answer_prob": unknown}
+        return Readings(**{**optional, **self._columns})
+
+    def _column(self, name: str, shape: tuple[int, ...]) -> Array:
+        if name not in self._columns:
+            self._columns[name] = np.full((len(self._filled), *shape), np.nan)
+        return self._columns[name]
+
+
+_COLUMNS = tuple(field.name for field in fields(Readings))

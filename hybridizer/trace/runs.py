@@ -6,12 +6,15 @@ On disk a trace is its record as JSON, and its readings, which any other figure 
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridizer import __version__
 from hybridizer.core.cache import cache_folder
+from hybridizer.core.errors import CheckpointError, Problem
 from hybridizer.core.files import write_file
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
     from hybridizer.trace.baselines import LayerScores
 
 _NO_NUMBER = {"probes", "batch_size"}  # the name of the probes, whose content counts, and what changes no result
-_RECORD, _READINGS = "record.json", "readings.npz"
+_RECORD, _READINGS, _JOURNAL = "record.json", "readings.npz", "journal.jsonl"
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)  # what numpy.load raises
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,53 @@ def request_from_section(section: Trace | None, seed: int, folder: Path) -> Trac
 
 
 def trace(donor: Donor, request: TraceRequest, monitor: Monitor) -> TraceRun:
-    """Trace `donor`, whose fingerprint is known, or give back the trace that the cache has of it.
+    """Trace `donor`, whose fingerprint is known, or return its trace from the cache.
 
-    A trace that was interrupted goes on where it stopped. Raises InputError for probes that make no sense and
-    DonorError for a model that cannot be traced.
+    A trace that was interrupted resumes where it stopped; what is damaged in the cache is traced again. Raises
+    InputError for probes that cannot be used and DonorError for a model that cannot be traced.
     """
-    folder = cache_folder() / "traces" / request.key(donor).removeprefix("sha256:")
+    from hybridizer.trace.journal import JournalError
+
+    folder = _trace_folder(donor, request)
     if (folder / _RECORD).is_file():
-        monitor.note(f"trace of '{donor.name}': unchanged, from the cache")
-    else:
+        try:
+            run = _read_run(folder, donor.name, donor.reference)
+            monitor.note(f"trace of '{donor.name}': unchanged, from the cache")
+            return run
+        except CheckpointError as error:
+            monitor.note(f"trace of '{donor.name}': damaged in the cache, traced again ({error.problems[0].what})")
+    try:
+        _run(donor, request, folder, monitor)
+    except JournalError as error:
+        monitor.note(f"trace of '{donor.name}': cannot resume, started over ({error.problems[0].what})")
+        (folder / _JOURNAL).unlink()
         _run(donor, request, folder, monitor)
     return _read_run(folder, donor.name, donor.reference)
+
+
+def is_cached(donor: Donor, request: TraceRequest) -> bool:
+    """Whether the cache has a trace of `donor` by this request, which may still prove damaged."""
+    return (_trace_folder(donor, request) / _RECORD).is_file()
+
+
+def _trace_folder(donor: Donor, request: TraceRequest) -> Path:
+    return cache_folder() / "traces" / request.key(donor).removeprefix("sha256:")
+
+
+def check_prompts(donor: Donor, request: TraceRequest) -> tuple[int | None, ...]:
+    """Prepare the request's prompts as a trace of `donor` will, with its tokenizer alone; the one-token targets.
+
+    None stands for a target that is not one token. Raises InputError for a mask token, positions and prompts that
+    cannot be used.
+    """
+    from hybridizer.models.load import load_tokenizer
+    from hybridizer.trace.masking import choose_mask_token
+    from hybridizer.trace.prompts import prepare_prompts
+
+    tokenizer, settings = load_tokenizer(donor.folder, "remote_code" in donor.allow), request.settings
+    mask_token = choose_mask_token(tokenizer, settings.mask_with) if settings.perturb != "layer" else None
+    prompts = prepare_prompts(request.probes, tokenizer, settings, mask_token, request.mask_positions, request.seed)
+    return tuple(prompt.answer for prompt in prompts)
 
 
 def _write_run(folder: Path, run: TraceRun) -> None:
@@ -86,8 +126,12 @@ def _read_run(folder: Path, name: str, reference: str) -> TraceRun:
     from hybridizer.trace.readings import Readings
 
     record = read_trace_record(folder / _RECORD)
-    with np.load(folder / _READINGS, allow_pickle=False) as stored:
-        arrays = {f.name: stored.get(f.name) for f in fields(Readings)}
+    try:
+        with (folder / _READINGS).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {f.name: stored.get(f.name) for f in fields(Readings)}
+    except _DAMAGE as error:
+        what = f"damaged readings: {type(error).__name__}: {error}."
+        raise CheckpointError(Problem(str(folder / _READINGS), what, "Trace the donor again.")) from None
     named = replace(record, donor=replace(record.donor, reference=reference))
     return TraceRun(name, named, Readings(**arrays))
 
@@ -135,11 +179,11 @@ def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) ->
             seed=request.seed,
             tuned_lens=tuned,
             mask_positions=request.mask_positions,
-            journal=folder / "journal.jsonl",
+            journal=folder / _JOURNAL,
             advance=advance,
         )
     _write_run(folder, traced)
-    (folder / "journal.jsonl").unlink()
+    (folder / _JOURNAL).unlink()
 
 
 def _obtain_lens(model: Any, tokenizer: Any, parts: Any, donor: Donor, monitor: Monitor) -> Any:

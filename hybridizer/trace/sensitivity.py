@@ -13,19 +13,19 @@ deep layer, and at the same time the number of shallow layers: the papers' split
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float64, Int64
 
 
-def delta_js(js: NDArray[np.float64]) -> NDArray[np.float64]:
-    """dJS of layers 0..L-1, (..., L), from JS of the states, (..., L+1): |JS of the layer's output - JS of its input|.
+def delta_js(js: Float64[np.ndarray, "*batch states"]) -> Float64[np.ndarray, "*batch states-1"]:
+    """dJS of layers 0..L-1 from JS of the L+1 states: |JS of the layer's output - JS of its input|.
 
     Applied to means over prompts, never to single prompts: the mean of absolute differences is another, larger number.
     """
     return np.abs(np.diff(js, axis=-1))
 
 
-def boundary_scores(js: NDArray[np.float64]) -> NDArray[np.float64]:
-    """S(b) for b = 1..L-1, (..., L-1), from JS of the states, (..., L+1).
+def boundary_scores(js: Float64[np.ndarray, "*batch states"]) -> Float64[np.ndarray, "*batch states-2"]:
+    """S(b) for b = 1..L-1 from JS of the L+1 states.
 
     S(b) is the mean dJS of layers 0..b-1 minus that of layers b..L-1: positive where the shallow side is the sensitive
     one. Our reading of the appendix of arXiv 2605.11416.
@@ -41,8 +41,10 @@ def boundary_scores(js: NDArray[np.float64]) -> NDArray[np.float64]:
 NO_PARTICLE = -1
 
 
-def change_ratios(target_prob: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
-    """Ratio of layers 0..L-1, (..., L), from the target token's probability at the states, (..., L+1).
+def change_ratios(
+    target_prob: Float64[np.ndarray, "*batch states"], epsilon: float
+) -> Float64[np.ndarray, "*batch states-1"]:
+    """Ratio of layers 0..L-1 from the target token's probability at the L+1 states.
 
     |after - before| / (after + epsilon): between 0 and 1 where the probability rises, unbounded where it falls to
     nearly nothing. Aggregate it with the median.
@@ -51,8 +53,10 @@ def change_ratios(target_prob: NDArray[np.float64], epsilon: float) -> NDArray[n
     return np.abs(after - before) / (after + epsilon)
 
 
-def task_particles(target_prob: NDArray[np.float64], tau: float, p_min: float, epsilon: float) -> NDArray[np.int64]:
-    """Each prompt's task particle, a layer 0..L-1, or NO_PARTICLE: (n,) from the probabilities at the states (n, L+1).
+def task_particles(
+    target_prob: Float64[np.ndarray, "prompts states"], tau: float, p_min: float, epsilon: float
+) -> Int64[np.ndarray, "prompts"]:
+    """Each prompt's task particle, a layer 0..L-1, or NO_PARTICLE, from the probabilities at the L+1 states.
 
     Ours: the first layer at which the probability rises, by a ratio of at least `tau`, to at least `p_min`.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +12,12 @@ from numpy.typing import NDArray
 from hybridizer.core.bootstrap import (
     Array,
     Interval,
+    drawn_interval,
     folded_interval,
     interval,
     intervals,
-    mean_interval,
-    resampling_weights,
+    mean_samples,
+    weight_blocks,
 )
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.trace.readings import Readings
@@ -41,33 +44,84 @@ from hybridizer.trace.sensitivity import (
 MARKS = {"33%": 0.33, "50%": 0.50, "66%": 0.66}
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """Means over the prompts of each bootstrap sample: (m,), or (m, L+1) over the states; `particle` has its median.
+
+    `embedding_js` is the first column of `js`, by a product of its own, which rounds its last bit in another way;
+    `disturbed_js` is `layer_js` without its first column. `particle` leaves samples without a particle out.
+    """
+
+    hit: Array
+    answer_prob: Array
+    target_prob: Array
+    js: Array
+    embedding_js: Array
+    kl: Array
+    kl_uniform: Array
+    layer_js: Array | None
+    disturbed_js: Array | None
+    particle: Array
+
+
 def summarise(
     readings: Readings, donor: RecordedDonor, probes: RecordedProbes, settings: RecordedSettings
 ) -> TraceRecord:
     """The record of a trace: every figure with its bootstrap interval over the prompts."""
     js = readings.layer_js if settings.perturb == "layer" else readings.js
     assert js is not None
-    weights = resampling_weights(readings.num_prompts, settings.num_resamples, settings.seed)
     particles = task_particles(readings.target_prob, settings.tau, settings.p_min, settings.epsilon)
-    boundary, best = _boundaries(js, weights)
-    embedding, layers = _layers(readings, js, particles, weights, settings.epsilon)
+    blocks = weight_blocks(readings.num_prompts, settings.num_resamples, settings.seed)
+    samples = _joined([_sample(readings, js, particles, weights) for weights in blocks])
+    boundary, best = _boundaries(js, samples)
+    embedding, layers = _layers(readings, js, particles, samples, settings.epsilon)
     return TraceRecord(
         donor=donor,
         probes=probes,
         settings=settings,
         accuracy=_known_mean(readings.hit),
-        accuracy_ci=mean_interval(readings.hit, weights),
+        accuracy_ci=_known_interval(readings.hit, samples.hit),
         accuracy_n=int((~np.isnan(readings.hit)).sum()),
         target_prob=_known_mean(readings.answer_prob),
-        target_prob_ci=mean_interval(readings.answer_prob, weights),
+        target_prob_ci=_known_interval(readings.answer_prob, samples.answer_prob),
         embedding=embedding,
         layers=layers,
-        task_particle=_task_particle(particles, len(layers), weights),
-        vulnerable_layer=_vulnerable_layer(readings.layer_js, weights),
+        task_particle=_task_particle(particles, len(layers), samples),
+        vulnerable_layer=_vulnerable_layer(readings.layer_js, samples),
         boundary=boundary,
         boundary_marks={name: first_deep_layer(at, len(layers)) for name, at in MARKS.items()} if boundary else {},
         best_boundary=best,
     )
+
+
+def _sample(readings: Readings, js: Array, particles: NDArray[np.int64], weights: Array) -> _Samples:
+    """The samples that one block of resampling weights (rows, n) gives."""
+    layer_js = readings.layer_js
+    return _Samples(
+        hit=mean_samples(readings.hit, weights),
+        answer_prob=mean_samples(readings.answer_prob, weights),
+        target_prob=weights @ readings.target_prob,
+        js=weights @ js,
+        embedding_js=mean_samples(js[:, 0], weights),
+        kl=weights @ readings.kl,
+        kl_uniform=weights @ readings.kl_uniform,
+        layer_js=None if layer_js is None else weights @ layer_js,
+        disturbed_js=None if layer_js is None else weights @ layer_js[:, 1:],
+        particle=_median_samples(particles, weights),
+    )
+
+
+def _joined(blocks: Sequence[_Samples]) -> _Samples:
+    columns = {name: [getattr(block, name) for block in blocks] for name in vars(blocks[0])}
+    joined: dict[str, Any] = {
+        name: None if parts[0] is None else np.concatenate(parts) for name, parts in columns.items()
+    }
+    return _Samples(**joined)
+
+
+def _known_interval(values: Array, samples: Array) -> Interval | None:
+    """The interval of the mean of `values` (n,) that are known; None for fewer than two of them."""
+    return drawn_interval(samples) if (~np.isnan(values)).sum() > 1 else None
 
 
 def _known_mean(values: Array) -> float | None:
@@ -76,13 +130,13 @@ def _known_mean(values: Array) -> float | None:
 
 
 def _layers(
-    readings: Readings, js: Array, particles: NDArray[np.int64], weights: Array, epsilon: float
+    readings: Readings, js: Array, particles: NDArray[np.int64], samples: _Samples, epsilon: float
 ) -> tuple[EmbeddingFigures, tuple[LayerFigures, ...]]:
     """The figures of the L+1 states: of the embedding output, and of the output of every layer."""
     n = readings.num_prompts
-    states = _states(readings, js, weights)
+    states = _states(readings, js, samples)
     delta = delta_js(js.mean(axis=0))
-    signed = np.diff(weights @ js, axis=1)
+    signed = np.diff(samples.js, axis=1)
     ratios = change_ratios(readings.target_prob, epsilon)
     layers = tuple(
         LayerFigures(
@@ -96,20 +150,18 @@ def _layers(
         )
         for layer, state in enumerate(states[1:])
     )
-    # By itself, as ever: a product of the whole matrix rounds the last bit in another way.
-    return replace(states[0], js_ci=mean_interval(js[:, 0], weights)), layers
+    return replace(states[0], js_ci=_known_interval(js[:, 0], samples.embedding_js)), layers
 
 
-def _states(readings: Readings, js: Array, weights: Array) -> list[EmbeddingFigures]:
+def _states(readings: Readings, js: Array, samples: _Samples) -> list[EmbeddingFigures]:
     """What can be said of every state, the embedding output first."""
     n = readings.num_prompts
-    prob_ci = intervals(weights @ readings.target_prob, n)
-    js_ci = intervals(weights @ js, n)
+    prob_ci = intervals(samples.target_prob, n)
+    js_ci = intervals(samples.js, n)
     knows = bool(readings.kl_uniform.sum() > 0)  # a model that answers evenly has nothing to be explained
     explained = 1 - readings.kl.sum(axis=0) / readings.kl_uniform.sum() if knows else None
-    samples = 1 - (weights @ readings.kl) / (weights @ readings.kl_uniform)[:, None] if knows else None
-    explained_ci = None if samples is None else intervals(samples, n)
-    layer_ci = None if readings.layer_js is None else intervals(weights @ readings.layer_js, n)
+    explained_ci = intervals(1 - samples.kl / samples.kl_uniform[:, None], n) if knows else None
+    layer_ci = None if samples.layer_js is None else intervals(samples.layer_js, n)
     return [
         EmbeddingFigures(
             target_prob=float(readings.target_prob[:, state].mean()),
@@ -125,46 +177,46 @@ def _states(readings: Readings, js: Array, weights: Array) -> list[EmbeddingFigu
     ]
 
 
-def _task_particle(particles: NDArray[np.int64], num_layers: int, weights: Array) -> TaskParticle:
+def _task_particle(particles: NDArray[np.int64], num_layers: int, samples: _Samples) -> TaskParticle:
     found = particles[particles != NO_PARTICLE]
     num_without = len(particles) - len(found)
     if not len(found):
         return TaskParticle(None, None, None, 0, num_without)
     layer = float(np.median(found))
     depth = (layer + 1) / num_layers
-    return TaskParticle(layer, depth, _median_interval(particles, weights), len(found), num_without)
+    return TaskParticle(layer, depth, interval(samples.particle) if len(found) > 1 else None, len(found), num_without)
 
 
-def _median_interval(particles: NDArray[np.int64], weights: Array) -> Interval | None:
-    """The bootstrap interval of the median layer among resampled prompts that have a particle."""
+def _median_samples(particles: NDArray[np.int64], weights: Array) -> Array:
+    """The median task particle in each bootstrap sample; samples without a particle are left out."""
     found = particles != NO_PARTICLE
-    if found.sum() < 2:
-        return None
+    if not found.any():
+        return np.empty(0)
     order = np.argsort(particles[found], kind="stable")
     mass = np.cumsum(weights[:, found][:, order], axis=1)
     drawn = mass[:, -1] > 0
     at_half = (mass[drawn] >= mass[drawn][:, -1:] / 2).argmax(axis=1)
-    return interval(particles[found][order][at_half].astype(np.float64))
+    return particles[found][order][at_half].astype(np.float64)
 
 
-def _vulnerable_layer(layer_js: Array | None, weights: Array) -> VulnerableLayer | None:
+def _vulnerable_layer(layer_js: Array | None, samples: _Samples) -> VulnerableLayer | None:
     if layer_js is None:
         return None
+    assert samples.disturbed_js is not None
     means = layer_js[:, 1:].mean(axis=0)
-    samples = weights @ layer_js[:, 1:]
     worst = int(means.argmax())
-    support = float((samples.argmax(axis=1) == worst).mean())
-    ci = intervals(samples, len(layer_js))[worst]
+    support = float((samples.disturbed_js.argmax(axis=1) == worst).mean())
+    ci = intervals(samples.disturbed_js, len(layer_js))[worst]
     return VulnerableLayer(worst, (worst + 1) / len(means), float(means[worst]), ci, support)
 
 
-def _boundaries(js: Array, weights: Array) -> tuple[tuple[BoundaryFigure, ...], BestBoundary | None]:
+def _boundaries(js: Array, samples: _Samples) -> tuple[tuple[BoundaryFigure, ...], BestBoundary | None]:
     scores = boundary_scores(js.mean(axis=0))
     if not len(scores):
         return (), None
-    samples = boundary_scores(weights @ js)
-    cis = intervals(samples, len(js))
+    score_samples = boundary_scores(samples.js)
+    cis = intervals(score_samples, len(js))
     figures = tuple(BoundaryFigure(b, float(s), ci) for b, (s, ci) in enumerate(zip(scores, cis, strict=True), start=1))
     best = int(scores.argmax())
-    support = float((samples.argmax(axis=1) == best).mean())
+    support = float((score_samples.argmax(axis=1) == best).mean())
     return figures, BestBoundary(best + 1, float(scores[best]), cis[best], support)

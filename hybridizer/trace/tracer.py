@@ -25,7 +25,7 @@ from hybridizer.trace.masking import MaskToken, choose_mask_token
 from hybridizer.trace.measure import Meter
 from hybridizer.trace.probes import ProbeSet
 from hybridizer.trace.prompts import Prompt, check_fit, prepare_prompts
-from hybridizer.trace.readings import Reading, stack_readings
+from hybridizer.trace.readings import Reading, ReadingsTable
 from hybridizer.trace.record import RecordedDonor, RecordedProbes, RecordedSettings, TraceRun
 from hybridizer.trace.summary import summarise
 from hybridizer.trace.tuned_lens import TunedLens
@@ -64,23 +64,25 @@ def trace_model(
     about = RecordedProbes(probes.name, probes.sha256, len(prompts))
     meter = Meter(Lens(model, parts, tuned_lens), settings, seed)
     log = TraceProgress(journal, content_hash([donor, about, used])) if journal else None
-    readings = list(log.finished) if log else []
-    advance(len(readings))
-    for batch in _pending(prompts, readings, settings.batch_size):
+    table = ReadingsTable(len(prompts))
+    if log:
+        table.add(log.finished)
+        log.finished.clear()  # the table takes a quarter of their memory
+    advance(len(table.finished))
+    for batch in _pending(prompts, table.finished, settings.batch_size):
         measured = _measure_or_explain(meter, batch, prompts, donor)
-        readings += measured
+        table.add(measured)
         if log:
             log.append(measured)
         advance(len(measured))
-    stacked = stack_readings(readings)
+    stacked = table.stack()
     return TraceRun(donor.reference, summarise(stacked, donor, about, used), stacked)
 
 
-def _pending(prompts: Sequence[Prompt], finished: Sequence[Reading], batch_size: int) -> Iterator[tuple[int, ...]]:
+def _pending(prompts: Sequence[Prompt], finished: frozenset[int], batch_size: int) -> Iterator[tuple[int, ...]]:
     """The batches still to run: planned over all prompts, so that a resumed trace meets the batches it would have."""
-    done = {reading.index for reading in finished}
     for batch in make_batches([len(prompt.ids) for prompt in prompts], batch_size):
-        missing = tuple(index for index in batch if index not in done)
+        missing = tuple(index for index in batch if index not in finished)
         if missing:
             yield missing
 

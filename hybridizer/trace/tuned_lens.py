@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from hybridizer.core.errors import CheckpointError, InputError, Problem
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.files import write_file
 from hybridizer.core.records import content_hash
 from hybridizer.models.parts import Parts, first_floating
@@ -51,12 +52,12 @@ class TunedLens:
     weights (L, hidden, hidden), biases (L, hidden), float32. `key` says which donor, text and settings they fit.
     """
 
-    weights: Tensor
-    biases: Tensor
+    weights: Float32[Tensor, "layers hidden hidden"]
+    biases: Float32[Tensor, "layers hidden"]
     key: str
 
-    def __call__(self, state: int, rows: Tensor) -> Tensor:
-        """`rows` (n, hidden) of h(state), translated for the model's tail."""
+    def __call__(self, state: int, rows: Float[Tensor, "n hidden"]) -> Float[Tensor, "n hidden"]:
+        """`rows` of h(state), translated for the model's tail."""
         return _translate((self.weights[state], self.biases[state]), rows)
 
 
@@ -78,8 +79,8 @@ def obtain_tuned_lens(
 
     key = content_hash({"donor": fingerprint, "text": text, "settings": asdict(settings), "form": 1})
     path = folder / f"tuned-lens-{key.removeprefix('sha256:')[:32]}.safetensors"
-    if path.exists():
-        return _load(path, key, parts)
+    if found := _load(path, key, parts):
+        return found
     rows = read_training_rows(model, tokenizer, parts, text, settings)
     lens = fit_tuned_lens(model, parts, rows, settings, key, advance)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +99,8 @@ def builtin_text() -> str:
 @torch.no_grad()
 def read_training_rows(
     model: nn.Module, tokenizer: Any, parts: Parts, text: str, settings: TunedLensSettings
-) -> Tensor:
-    """h(0)..h(L) at `num_tokens` positions of `text`: (L+1, tokens, hidden) in float32, in random order.
+) -> Float32[Tensor, "states tokens hidden"]:
+    """h(0)..h(L), L+1 states, at `num_tokens` positions of `text`, in random order.
 
     Windows are spread evenly over the text and begin as the tokenizer begins every text (with BOS, if it has one).
     """
@@ -128,12 +129,12 @@ def read_training_rows(
 def fit_tuned_lens(
     model: nn.Module,
     parts: Parts,
-    rows: Tensor,
+    rows: Float32[Tensor, "states tokens hidden"],
     settings: TunedLensSettings,
     key: str,
     advance: Callable[[int], None] = lambda layers: None,
 ) -> TunedLens:
-    """The tuned lens of `rows`, (L+1, tokens, hidden) as read_training_rows gives them."""
+    """The tuned lens of `rows`, as read_training_rows returns them."""
     tail = _Tail(model, parts, next(model.parameters()).dtype)
     generator = torch.Generator().manual_seed(settings.seed)
     final = rows[-1]
@@ -157,7 +158,7 @@ class _Tail:
     parts: Parts
     dtype: torch.dtype
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Float[Tensor, "n hidden"]) -> Float32[Tensor, "n vocab"]:
         return run_tail(self.model, self.parts, rows.to(self.dtype)).float()
 
 
@@ -186,7 +187,7 @@ def _best(tail: _Tail, maps: Sequence[Map], source: Tensor, final: Tensor) -> Ma
     return maps[losses.index(min(losses))]
 
 
-def _translate(affine: Map, rows: Tensor) -> Tensor:
+def _translate(affine: Map, rows: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
     weight, bias = (tensor.to(rows.device) for tensor in affine)
     precise = rows.float()
     return (precise + precise @ weight + bias).to(rows.dtype)
@@ -206,17 +207,16 @@ def _bos(tokenizer: Any) -> int | None:
     return int(first) if first in tokenizer.all_special_ids else None
 
 
-def _load(path: Path, key: str, parts: Parts) -> TunedLens:
+def _load(path: Path, key: str, parts: Parts) -> TunedLens | None:
+    """The lens in this file of the cache; None where there is none, or it is damaged, so that it is fitted again."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             found = (file.metadata() or {}).get("key")
-            lens = TunedLens(file.get_tensor("weights"), file.get_tensor("biases"), key)
-    except SafetensorError as error:
-        what = f"damaged tuned lens: {error}."
-        raise CheckpointError(Problem(str(path), what, "Delete the file; it is fitted anew.")) from None
-    if found != key or len(lens.weights) != parts.num_layers:
-        what = "this tuned lens was fitted to another donor, text or settings."
-        raise CheckpointError(Problem(str(path), what, "Delete the file; it is fitted anew."))
-    return TunedLens(lens.weights.to(parts.device), lens.biases.to(parts.device), key)
+            weights, biases = file.get_tensor("weights"), file.get_tensor("biases")
+    except (FileNotFoundError, SafetensorError):
+        return None
+    if found != key or len(weights) != parts.num_layers:
+        return None
+    return TunedLens(weights.to(parts.device), biases.to(parts.device), key)

@@ -10,6 +10,7 @@ from hybridizer.core.bootstrap import (
     mean_samples,
     recentred,
     resampling_weights,
+    weight_blocks,
 )
 from hybridizer.trace.sensitivity import boundary_scores
 
@@ -83,3 +84,10 @@ def test_recentred_samples_have_the_estimate_as_their_mean_and_keep_their_spread
     samples = np.abs(np.random.default_rng(0).normal(0, 1, 500))
     assert recentred(samples, 0.1).mean() == pytest.approx(0.1)
     assert recentred(samples, 0.1).std() == pytest.approx(samples.std())
+
+
+@pytest.mark.parametrize("max_bytes", [1, 8 * 9 * 3, 10**9])
+def test_blocks_of_weights_are_the_rows_of_the_whole_matrix(max_bytes):
+    blocks = list(weight_blocks(9, 20, seed=3, max_bytes=max_bytes))
+    assert all(block.nbytes <= max(max_bytes, 8 * 9) for block in blocks)
+    assert (np.concatenate(blocks) == resampling_weights(9, 20, seed=3)).all()

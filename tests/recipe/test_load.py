@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from hybridizer.core.errors import InputError
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.load import MAX_FILE_BYTES, load_recipe
 from hybridizer.recipe.models import (
@@ -21,7 +20,6 @@ from hybridizer.recipe.models import (
     Recipe,
     Slice,
     Train,
-    read_allowed,
 )
 
 DIAL = "donors:\n  a: x\nlayout: {deep: a, shallow: a}\n"
@@ -250,15 +248,3 @@ def test_every_form_of_freeze_that_is_documented_loads(tmp_path: Path, written: 
     file.write_text(f"donors: {{a: x}}\n{layout}\ntrain:\n  data: [{{path: t}}]\n  tokens: 2M\n  freeze: {written}\n")
     train = load_recipe(file, ()).train
     assert train is not None and train.freeze == meant
-
-
-def test_what_a_donor_may_be_allowed_is_named_when_it_is_something_else() -> None:
-    assert read_allowed(["pickle", "vocabulary"], "--allow") == ("pickle", "vocabulary")
-    with pytest.raises(InputError) as caught:
-        read_allowed(["pickle", "foo", "remote-code"], "--allow")
-    assert str(caught.value) == (
-        "--allow: there is nothing called 'foo' to allow.\n"
-        "  Choose from pickle, remote_code, vocabulary, no_tokenizer.\n"
-        "--allow: there is nothing called 'remote-code' to allow.\n"
-        "  Choose from pickle, remote_code, vocabulary, no_tokenizer."
-    )

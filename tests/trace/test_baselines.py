@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hybridizer.core.errors import InputError
-from hybridizer.models.parts import find_parts
+from hybridizer.models.parts import Parts, find_parts
 from hybridizer.trace.baselines import score_activations, score_weights, signal_to_noise
 from support.toys import NUM_WORDS, fresh
 
@@ -44,6 +44,21 @@ def test_half_precision_weights_are_taken_in_float32():
     assert signal_to_noise(matrix(4, 4).bfloat16()) == pytest.approx(0.3, rel=0.02)
 
 
+def parts_of(layers, embedding=None):
+    """The parts of a model of these layers, as find_parts would give them."""
+    return Parts(
+        layers=tuple(layers),
+        layers_path="layers",
+        embedding=embedding or nn.Embedding(8, 2),
+        final_norm=None,
+        head=None,
+        batch_axis=-3,
+        time_axis=-2,
+        vocab_size=8,
+        tuple_sizes=(0,) * len(layers),
+    )
+
+
 class Weights(nn.Module):
     def __init__(self, *tensors):
         super().__init__()
@@ -61,7 +76,7 @@ def test_a_layer_is_the_median_over_its_matrices_and_every_expert_is_one():
         Weights(torch.ones(4, 4, dtype=torch.uint8)),
     )
     told = []
-    scores = score_weights(SimpleNamespace(layers=layers), told.append)
+    scores = score_weights(parts_of(layers), told.append)
     assert scores.values == (
         pytest.approx(0.3, rel=1e-5), pytest.approx((0.3 + 0.9375) / 2, rel=1e-5), pytest.approx(0.9375, rel=1e-5),
         None, None,
@@ -72,7 +87,7 @@ def test_a_layer_is_the_median_over_its_matrices_and_every_expert_is_one():
 
 def test_weights_that_are_not_in_memory_are_refused():
     with pytest.raises(InputError, match="left on disk by the device map"):
-        score_weights(SimpleNamespace(layers=(Weights(torch.empty(4, 4, device="meta")),)))
+        score_weights(parts_of((Weights(torch.empty(4, 4, device="meta")),)))
 
 
 class Turn(nn.Module):
@@ -106,10 +121,7 @@ class Turner(nn.Module):
 
 def scored(*layers, prompts=((1, 2, 3, 4), (5, 6)), **options):
     model = Turner(*layers)
-    parts = SimpleNamespace(
-        layers=tuple(model.layers), num_layers=len(layers), device="cpu", batch_axis=-3, time_axis=-2
-    )  # fmt: skip
-    return score_activations(model, parts, prompts, **options)
+    return score_activations(model, parts_of(model.layers, model.embedding), prompts, **options)
 
 
 def test_turned_states_by_hand():

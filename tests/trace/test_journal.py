@@ -5,7 +5,7 @@ import pytest
 
 from hybridizer.core.errors import InputError
 from hybridizer.trace.journal import TraceProgress
-from hybridizer.trace.readings import Reading, stack_readings
+from hybridizer.trace.readings import Reading, ReadingsTable
 
 READING = Reading(0, 7, (0.1, 0.2), (0.0, 1 / 3), None, (1.5, 0.0), 5.0, True, 0.25)
 
@@ -49,7 +49,7 @@ def test_a_journal_killed_while_starting_starts_again(tmp_path):
 def test_another_file_is_neither_continued_nor_overwritten(tmp_path, content):
     path = tmp_path / "j.jsonl"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="no journal of this trace"):
+    with pytest.raises(InputError, match="not the journal of this trace"):
         TraceProgress(path, "key")
     assert path.read_bytes() == content
 
@@ -71,8 +71,21 @@ def test_a_prompt_read_twice_is_damage(tmp_path):
 
 
 def test_readings_are_stacked_in_the_order_of_the_probes():
-    stacked = stack_readings([reading(1, hit=None, answer_prob=None), reading(0)])
+    table = ReadingsTable(2)
+    table.add([reading(1, hit=None, answer_prob=None)])
+    assert table.finished == {1}
+    table.add([reading(0)])
+    stacked = table.stack()
     assert stacked.num_prompts == 2
     assert stacked.js.tolist() == [[0.0, 1 / 3], [0.0, 1 / 3]]
     assert stacked.layer_js is None
     assert stacked.hit[0] == 1 and np.isnan(stacked.hit[1])
+
+
+def test_no_prompt_is_read_twice_or_never():
+    table = ReadingsTable(2)
+    table.add([reading(1)])
+    with pytest.raises(AssertionError, match="prompt 1 was read twice"):
+        table.add([reading(1)])
+    with pytest.raises(AssertionError, match="never read"):
+        table.stack()

@@ -192,7 +192,7 @@ def test_probes_that_cannot_show_competence_are_refused(targets, words):
 
 def traced(name, delta_js, per_prompt=True):
     js = np.tile(np.cumsum([0.1, *delta_js]), (N, 1))
-    seen = readings(js, np.arange(N) % 2, np.full(N, 0.4))
+    seen = readings(js, np.arange(N) % 2.0, np.full(N, 0.4))
     return TraceRun(name, record(delta_js), seen if per_prompt else replace(seen, js=None, layer_js=js))
 
 

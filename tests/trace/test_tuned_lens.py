@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hybridizer.core.errors import CheckpointError, InputError
+from hybridizer.core.errors import InputError
 from hybridizer.models.residual import read_last_rows
 from hybridizer.models.ridge import ridge_map
 from hybridizer.trace.divergence import kl_divergence
@@ -90,24 +90,27 @@ def test_the_same_seed_fits_the_same_bits(donor, tmp_path):
     assert torch.equal(a.weights, b.weights)
 
 
-def test_a_damaged_file_is_refused(donor, tmp_path):
-    obtain(donor, tmp_path / "cache")
+@pytest.mark.parametrize("num_bytes", [0, 5, -10])
+def test_a_damaged_file_is_fitted_again(donor, tmp_path, num_bytes):
+    first = obtain(donor, tmp_path / "cache")
     (path,) = (tmp_path / "cache").iterdir()
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="damaged tuned lens"):
-        obtain(donor, tmp_path / "cache")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:num_bytes])
+    assert torch.equal(obtain(donor, tmp_path / "cache").weights, first.weights)
+    assert path.read_bytes() == whole
 
 
-def test_a_file_under_a_wrong_name_is_refused(donor, tmp_path):
+def test_a_file_under_a_wrong_name_is_fitted_again(donor, tmp_path):
     obtain(donor, tmp_path / "cache")
     (path,) = (tmp_path / "cache").iterdir()
     with safe_open(path, "pt") as file:
         assert file.metadata()["key"].startswith("sha256:")
     obtain(donor, tmp_path / "cache", fingerprint="sha256:2")
     (other,) = set((tmp_path / "cache").iterdir()) - {path}
+    whole = other.read_bytes()
     other.write_bytes(path.read_bytes())
-    with pytest.raises(CheckpointError, match="fitted to another donor, text or settings"):
-        obtain(donor, tmp_path / "cache", fingerprint="sha256:2")
+    obtain(donor, tmp_path / "cache", fingerprint="sha256:2")
+    assert other.read_bytes() == whole
 
 
 def test_a_text_too_short_is_refused_with_both_numbers(donor, tmp_path):

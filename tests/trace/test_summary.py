@@ -1,0 +1,30 @@
+"""The summary of many prompts."""
+
+import tracemalloc
+
+import numpy as np
+
+from hybridizer.trace.readings import Readings
+from hybridizer.trace.record import RecordedDonor, RecordedProbes, RecordedSettings
+from hybridizer.trace.summary import summarise
+
+NUM_PROMPTS, NUM_LAYERS, NUM_RESAMPLES = 8000, 2, 1000
+
+
+def test_the_memory_of_a_summary_does_not_grow_with_the_number_of_prompts():
+    """The resampling weights alone would be 64 MB, and as much again for their integers and for each copy."""
+    generator = np.random.default_rng(0)
+    states = generator.random((NUM_PROMPTS, NUM_LAYERS + 1))
+    each = generator.random(NUM_PROMPTS)
+    readings = Readings(states, states, states, states, each, each.round(), each)
+    settings = RecordedSettings(
+        perturb="both", mask_ratio=0.3, mask_with="_", mask_token_id=1, mask_chosen_as="text", mask_positions=None,
+        noise_ratio=0.1, lens="plain", tuned_lens=None, epsilon=1e-10, tau=0.5, p_min=0.1, seed=0,
+        num_resamples=NUM_RESAMPLES, dtype="float32",
+    )  # fmt: skip
+    tracemalloc.start()
+    record = summarise(readings, RecordedDonor("a", "", "", NUM_LAYERS), RecordedProbes("p", "", NUM_PROMPTS), settings)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 48 * 2**20
+    assert record.accuracy_ci is not None and record.accuracy_ci[1] - record.accuracy_ci[0] < 0.03
