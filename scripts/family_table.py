@@ -1,4 +1,4 @@
-"""Try every causal-LM family that the installed transformers can build tiny, and write down what came of it.
+"""Splice every causal-LM family that the installed transformers can build tiny, and write a table of the results.
 
     python scripts/family_table.py               docs/families.md: which splices are exact, which are refused and why
     python scripts/family_table.py qwen3 jamba   the rows of these families, to the terminal
@@ -28,7 +28,7 @@ TABLE = ROOT / "docs" / "families.md"
 def read_class(family: str) -> dict[str, Any]:
     """What the family's config class assumes for absent keys, and which keys it computes from others.
 
-    Left out: keys that mean nothing to layers, keys of per-layer traits and of rotary positions, and null defaults.
+    Left out: keys that do not affect layers, keys of per-layer traits and of rotary positions, and null defaults.
     """
     from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -54,14 +54,14 @@ def read_class(family: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A default as transformers would write it into a config.json, where infinity is spelt out."""
+    """A default as transformers would write it into a config.json, where infinity is a dict."""
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return {"__float__": "Infinity"} if value == float("inf") else value
 
 
 def write_defaults() -> None:
-    """Write defaults.json, one line a family."""
+    """Write defaults.json, one line per family."""
     from support.tiny import FAMILIES
 
     lines = [f"{json.dumps(family)}: {json.dumps(read_class(family))}" for family in FAMILIES]
@@ -69,7 +69,7 @@ def write_defaults() -> None:
 
 
 def try_family(family: str, folder: Path) -> list[str]:
-    """One row of the table: the family, its kinds of layers, the keys that say them, and what came of each splice."""
+    """One row of the table: the family, its kinds of layers, the keys that encode them, the result of each splice."""
     from hybridizer.core.errors import HybridizerError
     from hybridizer.core.progress import SilentMonitor
     from hybridizer.donors.donor import Donor
@@ -88,7 +88,7 @@ def try_family(family: str, folder: Path) -> list[str]:
     assert isinstance(donor, Donor), "a folder needs no fetching"
     found = try_splices((first, second), folder)
     reasons = [error.problems[0].what for error in found.values() if error is not None]
-    for donor_folder in (first, second):  # where the donors lie is of no interest, and changes
+    for donor_folder in (first, second):  # their paths change from run to run
         reasons = [reason.replace(f" ({donor_folder})", "") for reason in reasons]
     results = ["exact" if error is None else "refused" for error in found.values()]
     kinds = ", ".join(dict.fromkeys(donor.structure.kinds))
@@ -101,7 +101,7 @@ def write_table(families: list[str]) -> str:
     rows = []
     for family in families:
         folder = Path(tempfile.mkdtemp(prefix="family-"))
-        os.environ["HYBRIDIZER_CACHE"] = str(folder / "cache")  # nothing of these donors is worth keeping
+        os.environ["HYBRIDIZER_CACHE"] = str(folder / "cache")  # removed with the donors
         try:
             rows.append(try_family(family, folder))
         finally:
@@ -124,7 +124,7 @@ the first to the end).
 **exact**: the files load with no missing, unexpected or mismatched tensor, and every layer computes bit for bit what it
 computes in its donor, given the same hidden state. **refused**: the plan stops, with the reason given. Anything else
 would be a bug, and this page would not exist. `layer_types` and `per_layer_config` are understood in every family;
-*further keys* are those in which the family, old or new, says something per layer.
+*further keys* are those in which the family, old or new, encodes something per layer.
 
 {len(rows)} families: {whole} exact in all four orders, {len(rows) - whole} refused in some or all. A family that is not
 listed is unknown: its layers are only accepted all together and in their places.
@@ -141,7 +141,7 @@ def format_row(row: list[str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the docstring of this file says."""
+    """Run the command line described above."""
     import transformers
 
     from support.tiny import FAMILIES

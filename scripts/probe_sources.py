@@ -36,6 +36,8 @@ class WordNet:
     """WordNet 3.0 as Debian ships it: synsets, and how often each sense and each word was tagged in its corpus."""
 
     def __init__(self, folder: Path = WORDNET) -> None:
+        if not folder.is_dir():
+            raise SystemExit(f"{folder} is missing: apt-get install wordnet-base")
         self.synsets = {
             (pos, line[:8]): _synset(line)
             for pos, name in FILES.items()

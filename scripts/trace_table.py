@@ -1,4 +1,4 @@
-"""Trace a tiny random model of every causal-LM family of the installed transformers, and write down what came of it.
+"""Trace a tiny random model of every causal-LM family of the installed transformers, and write a table of the results.
 
     python scripts/trace_table.py               docs/trace_families.md: which families trace exactly, which are refused
     python scripts/trace_table.py qwen3 jamba   the rows of these families, to the terminal
@@ -35,7 +35,7 @@ from hybridizer.trace.record import RecordedDonor  # noqa: E402
 from hybridizer.trace.tracer import trace_model  # noqa: E402
 from support.tiny import FAMILIES, make_tiny, tiny_tokenizer  # noqa: E402
 
-# Families that read to the right or need more than text: they belong into the table with the reason of their refusal.
+# Models that are not causal or need more than text: the table lists them with the reason of their refusal.
 OTHERS = ("bert", "roberta", "electra", "xmod", "rembert", "roformer", "bart", "pegasus", "trocr")
 
 HEAD = """# Families that LayerTracer traces
@@ -67,12 +67,12 @@ class Row:
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    asked = sys.argv[1:]
+    families = sys.argv[1:]
     rows = []
-    for row in try_families(asked or (*FAMILIES, *OTHERS)):
+    for row in try_families(families or (*FAMILIES, *OTHERS)):
         print(row.family, *(row.cells or ("REFUSED:", row.refused)), flush=True)
         rows.append(row)
-    if not asked:
+    if not families:
         TABLE.write_text(render(rows))
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from hybridizer.core.errors import DonorError, Problem
 
 WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
+_FIRST = "Run with a network once, or give a local folder (./ in front)."
+_AGAIN = "Run again with a network: complete files are kept."
 
 
 def find_snapshot(
@@ -14,9 +16,10 @@ def find_snapshot(
 ) -> Path | None:
     """The local folder of one snapshot; its name is the commit that `revision` (branch, tag, commit) stands for.
 
-    With `download` the hub is asked and missing files are fetched; without a network the cache answers. Without
-    `download` only the cache is looked at, and None says that the snapshot is not there. `extra` adds file patterns
-    (pickle weights, remote code) to those fetched. Raises DonorError for what cannot be had.
+    With `download`, files that are missing from the cache are fetched; without a network a complete snapshot in the
+    cache is used. Without `download` only the cache is read, and None means that the snapshot is not complete there.
+    `extra` adds file patterns (pickle weights, remote code) to those fetched. Raises DonorError when the snapshot
+    cannot be had.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -27,6 +30,8 @@ def find_snapshot(
         RevisionNotFoundError,
     )
 
+    # The base of the HTTP library's errors: which library that is depends on the version of huggingface_hub.
+    http_error = HfHubHTTPError.__mro__[1]
     wanted = f"{repository}@{revision}" if revision else repository
     try:
         return Path(
@@ -40,11 +45,46 @@ def find_snapshot(
         what, fix = "has no such revision", "Name a branch, a tag or a commit that exists."
     except RepositoryNotFoundError:
         what, fix = "is not on the hub, or is private", "Check the spelling; for a private model, `hf auth login`."
-    except LocalEntryNotFoundError:
+    except LocalEntryNotFoundError as error:
         if not download:
             return None
-        what = "is not in the local cache, and the hub could not be reached"
-        fix = "Run with a network once, or give a local folder (./ in front)."
-    except HfHubHTTPError as error:
-        what, fix = f"could not be fetched: {str(error).splitlines()[0]}", "Try again; finished files are kept."
+        held, fix = _describe_cached(repository, revision)
+        what = f"{held}, and {_describe_failure(error.__cause__)}"
+    except http_error as error:
+        what, fix = f"could not be fetched: {_first_line(error)}", _AGAIN
+    except OSError as error:
+        what, fix = f"could not be fetched: {error.strerror or _first_line(error)}", "Check permissions and the disk."
     raise DonorError(Problem(where, f"the model {wanted} {what}.", fix))
+
+
+def _describe_cached(repository: str, revision: str | None) -> tuple[str, str]:
+    """What the cache has of the repository, and what to do when it does not suffice."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    refs = folder / "refs"
+    names = {str(path.relative_to(refs)): path.read_text() for path in sorted(refs.rglob("*")) if path.is_file()}
+    commits = {path.name for path in (folder / "snapshots").glob("*")}
+    if not commits:
+        return "is not in the local cache", _FIRST
+    wanted = revision or "main"
+    if names.get(wanted, wanted) in commits:
+        return "is only partly in the local cache", _AGAIN
+    held = sorted(name for name, commit in names.items() if commit in commits) or sorted(commits)
+    what = f"is not in the local cache at revision {wanted} (revisions there: {', '.join(held)})"
+    return what, f"Run with a network once, or name a revision that is there: {repository}@{held[0]}."
+
+
+def _describe_failure(error: BaseException | None) -> str:
+    """Why the hub was of no help."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if isinstance(error, HfHubHTTPError):
+        return f"the hub answered with an error: {_first_line(error)}"
+    return "the hub could not be reached"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200].rstrip(".")

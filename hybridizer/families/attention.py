@@ -1,7 +1,7 @@
-"""How each family says which layers attend fully, through a window, linearly, or not at all.
+"""How the config of each family encodes which layers use full, sliding-window or linear attention, or none.
 
-`layer_types`, where a config has it, comes first in every family that knows it. What follows is what the family assumed
-before it had that list, or still assumes without it: the rule of transformers 5.23.
+`layer_types`, where a config has it, is read first in every family that supports it. The encodings after it are what
+the family used before it had that list, or still assumes without it: the rule of transformers 5.23.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _one_kind(layer: int, num_layers: int, config: Config) -> str:
     return SLIDING if window else FULL
 
 
-ONE_KIND = by_place("not at all: every layer attends alike", _one_kind)
+ONE_KIND = by_place("not at all: every layer has the same attention", _one_kind)
 
 
 def _exaone(layer: int, num_layers: int, config: Config) -> str:
@@ -115,7 +115,7 @@ _INKLING = _fixed("by a full layer after every 5", lambda i: HYBRID_SLIDING if (
 _DEEPSEEK_V4 = {0: SLIDING, 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
 _RECURRENT_GEMMA = {"recurrent": LINEAR, "attention": SLIDING}
 
-# Families that know `layer_types`, and what they assume without it.
+# Families that support `layer_types`, and what they assume without it.
 _WITHOUT_LIST: Mapping[str, tuple[Encoding, ...]] = {
     "afmoe": (sliding_unless_every("global_attn_every_n_layers", 4),),
     "axk2": (always(INDEXED),),
@@ -134,7 +134,7 @@ _WITHOUT_LIST: Mapping[str, tuple[Encoding, ...]] = {
     "gemma2": (_full_every(2),),
     "gemma3_text": (
         sliding_unless_every("sliding_window_pattern", 6),
-        sliding_unless_every("_sliding_window_pattern", 6),  # written by transformers 5, read by nothing
+        sliding_unless_every("_sliding_window_pattern", 6),  # transformers 5 writes it and never reads it
     ),
     "gemma3n_text": (_full_every(5),),
     "gemma4_text": (_full_every(6),),
@@ -185,7 +185,7 @@ _WITHOUT_LIST: Mapping[str, tuple[Encoding, ...]] = {
     "vaultgemma": (_full_every(2),),
     "zaya": (always(HYBRID),),
 }
-# Families that say it in their own way only.
+# Families with encodings of their own only.
 _OWN_WAY: Mapping[str, tuple[Encoding, ...]] = {
     "bamba": (Indexed("attn_layer_indices", FULL, LINEAR), always(LINEAR)),
     "falcon_h1": (always(HYBRID),),
@@ -212,7 +212,7 @@ KNOWN = frozenset({*_WITHOUT_LIST, *_OWN_WAY})
 
 
 def attention_of(family: str) -> Trait:
-    """The kind of mixing layer by layer, in the encodings of `family`; one kind for all where it has none."""
+    """The kind of attention of each layer, in the encodings of `family`; one kind for all where it has no encoding."""
     encodings = _OWN_WAY.get(family) or (LAYER_TYPES, *_WITHOUT_LIST.get(family, (ONE_KIND,)))
     trait = Trait("attention", encodings, shown=True)
     return replace(trait, rule=_ORDER_RULES[family]) if family in _ORDER_RULES else trait

@@ -1,7 +1,7 @@
-"""Why layers of several donors cannot live in one model.
+"""Why layers of several donors cannot be in one model.
 
-By principle rather than by list: one config describes all layers, so every key in which a donor's config differs from
-the host's is a problem, unless the key is known to mean nothing to layers or is carried per layer.
+One config describes all layers, so every key in which a donor's config differs from the host's is a problem, unless the
+key is known not to affect layers or has one value per layer.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _INFINITIES = ({"__float__": "Infinity"}, {"__float__": "-Infinity"})
 
 
 def check_compatible(host: Structure, sources: Sequence[Source]) -> list[Problem]:
-    """Everything in which the donors of these layers disagree with the host, naming both sides; empty when they agree.
+    """Every difference between the host and the donors of these layers, with both values; empty when there is none.
 
-    Vocabulary and tokenizer are not compared: layers do not see them.
+    Vocabulary and tokenizer are not compared: layers do not depend on them.
     """
     donors = {source.donor.where: source.donor for source in sources if source.donor.where != host.where}
     problems = []
@@ -50,14 +50,14 @@ def _compare_configs(host: Structure, donor: Structure) -> Iterator[Problem]:
 
 
 def _meaning(structure: Structure) -> dict[str, Any]:
-    """The config as layers see it: one name for one thing, rotary settings made comparable, the harmless left out."""
+    """The config keys that affect layers, each under one name, rotary settings in one form; harmless keys left out."""
     text = structure.text_config
     carried = {key for trait in read_traits(structure.text_family) for key in trait.keys}
     elsewhere = ROPE_KEYS | {*DEPTH_NAMES, *carried}
     flat = {
         key: value for key, value in _flatten(text) if key not in elsewhere and key.partition(".")[0] not in elsewhere
     }
-    if text.get("use_sliding_window") is False:  # version 4 keeps a size of window that version 5 writes as null
+    if text.get("use_sliding_window") is False:  # version 4 keeps a window size that version 5 writes as null
         flat["sliding_window"] = None
     named = unify(flat)
     meaning = {key: value for key, value in named.items() if not is_harmless(key)}
@@ -91,7 +91,7 @@ def _show(value: Any) -> str:
 
 
 def _compare_shapes(host: Structure, donor: Structure, layers: Sequence[int]) -> Iterator[Problem]:
-    """Layers of one kind, seen from both configs, need the same tensors in the same shapes."""
+    """Layers that both configs describe as one kind need the same tensors in the same shapes."""
     for layer in dict.fromkeys(layers):
         matching = _find_matching_layer(host, donor, layer)
         if matching is None:
@@ -102,11 +102,11 @@ def _compare_shapes(host: Structure, donor: Structure, layers: Sequence[int]) ->
             if ours.get(suffix) != theirs.get(suffix):
                 what = f"'{suffix}' of layer {layer} is {_show(theirs.get(suffix))}, and {_show(ours.get(suffix))} in "
                 what += f"layer {matching} of {host.where}, which is of the same kind."
-                yield Problem(donor.where, what, "Their configs do not say why: one of them is wrong.")
+                yield Problem(donor.where, what, "Their configs do not explain the difference: one of them is wrong.")
 
 
 def _find_matching_layer(host: Structure, donor: Structure, layer: int) -> int | None:
-    """A layer of the host that its config describes in the same words, or None."""
+    """A layer of the host with the same traits, or None."""
     for matching in range(host.num_layers):
         if all(host.traits[name][matching] == values[layer] for name, values in donor.traits.items()):
             return matching

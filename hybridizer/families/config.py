@@ -1,4 +1,4 @@
-"""The config of a model whose layers come from several donors: edited from the host's, never made anew."""
+"""The config of a model whose layers come from several donors: edited from the host's config."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hybridizer.families.traits import Trait
 
 
 def splice_config(host: Structure, sources: Sequence[Source]) -> dict[str, Any]:
-    """The host's config.json, edited so that output layer i is what `sources[i]` is in its donor.
+    """The host's config.json, edited so that output layer i has the traits that `sources[i]` has in its donor.
 
     The depth and every encoding of every per-layer trait are rewritten, all else is kept as it is on disk. Raises
-    PlanError, with everything that is wrong, when the family cannot have these layers in this order.
+    PlanError, with all problems, when the family cannot have these layers in this order.
     """
     checks = (_check_range, _check_bound, check_compatible, _check_chains)  # each relies on those before it
     problems = next((found for check in checks if (found := check(host, sources))), [])
@@ -41,11 +41,11 @@ def splice_config(host: Structure, sources: Sequence[Source]) -> dict[str, Any]:
 
 def _check_range(host: Structure, sources: Sequence[Source]) -> list[Problem]:
     if not sources:
-        return [Problem(host.where, "no layers were asked for.", "A model needs at least one layer.")]
+        return [Problem(host.where, "no layers were requested.", "A model needs at least one layer.")]
     return [
         Problem(
             source.donor.where,
-            f"layer {source.layer} asked of a donor with {source.donor.num_layers} layers.",
+            f"layer {source.layer} was requested, and the donor has {source.donor.num_layers} layers.",
             f"Give a layer inside 0..{source.donor.num_layers - 1}.",
         )
         for source in sources
@@ -61,7 +61,7 @@ def _is_identity(host: Structure, sources: Sequence[Source]) -> bool:
 
 
 def _check_bound(host: Structure, sources: Sequence[Source]) -> list[Problem]:
-    """The first model whose layers may not leave it, or whose config says things per layer that nobody explained."""
+    """The first model whose layers cannot be moved, or whose config has a per-layer list that is not in the tables."""
     if _is_identity(host, sources):
         return []
     for donor in (host, *(source.donor for source in sources)):
@@ -69,16 +69,14 @@ def _check_bound(host: Structure, sources: Sequence[Source]) -> list[Problem]:
             what = f"layers of '{donor.text_family}' cannot be moved: {reason}."
             fix = "Take donors of another family, or all layers of one model as they are."
             return [Problem(donor.where, what, fix)]
-        if unexplained := _unexplained_lists(donor):
-            what = (
-                f"`{unexplained[0]}` looks like a list over layers, and '{donor.text_family}' is not known to have one."
-            )
+        if unknown := _unknown_lists(donor):
+            what = f"`{unknown[0]}` looks like a per-layer list, and '{donor.text_family}' is not known to have one."
             return [Problem(f"{donor.where}/config.json", what, "Remove it if it has no effect.")]
     return []
 
 
 def _check_chains(host: Structure, sources: Sequence[Source]) -> list[Problem]:
-    """The first layer that would be parted from the one whose work it uses."""
+    """The first layer that would be separated from the layer whose result it uses."""
     for trait in read_traits(host.text_family):
         for place, source in enumerate(sources):
             if source.donor.traits[trait.name][source.layer] in trait.chained:
@@ -91,7 +89,7 @@ def _check_chains(host: Structure, sources: Sequence[Source]) -> list[Problem]:
     return []
 
 
-def _unexplained_lists(donor: Structure) -> list[str]:
+def _unknown_lists(donor: Structure) -> list[str]:
     explained = {key for trait in read_traits(donor.text_family) for key in trait.keys} | GLOBAL_LISTS
     return sorted(
         key
@@ -101,7 +99,7 @@ def _unexplained_lists(donor: Structure) -> list[str]:
 
 
 def _depth_edits(host: Structure, num_layers: int) -> dict[str, Any]:
-    """The depth under each of its names, and no draft layers where the draft head is left behind."""
+    """The depth under each of its names, and no draft layers where the draft head is left out."""
     text = host.text_config
     edits: dict[str, Any] = {name: num_layers for name in DEPTH_NAMES if isinstance(text.get(name), int)}
     if host.text_family == "longcat_flash" and "num_hidden_layers" in edits:
@@ -113,5 +111,7 @@ def _depth_edits(host: Structure, num_layers: int) -> dict[str, Any]:
 
 def _cannot_express(host: Structure, trait: Trait, values: Values, error: CannotExpress) -> Problem:
     order = ", ".join(map(str, values))
-    what = f"the {trait.name} of the layers would be {order}; family '{host.text_family}' says it {error}."
-    return Problem(host.where, what, "Choose layers in an order that the family can say, or another family of host.")
+    what = f"the {trait.name} of the layers would be {order}; family '{host.text_family}' encodes it {error}."
+    return Problem(
+        host.where, what, "Choose an order of layers that the family can encode, or a host of another family."
+    )

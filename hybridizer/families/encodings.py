@@ -1,7 +1,7 @@
-"""The ways in which a config.json says one thing about every layer: lists, letters, indices, overrides, rules.
+"""How a config.json encodes one value per layer: lists, letters, indices, overrides, rules.
 
-Every encoding reads values out of a config (`decode`) and says what to edit so that the config means other values
-(`encode`), or that it cannot. Which family uses which is written out in families.py.
+Every encoding reads values from a config (`decode`) and returns the edits that make the config mean other values
+(`encode`), or raises CannotExpress. families.py lists which family uses which.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Edits = dict[str, Any]
 Values = tuple[Any, ...]
 
 REMOVED: Final = object()
-# The value of a trait where a config is silent and the family decides: it can be kept silent, but not written down.
-UNSAID: Final = "left to the family"
+# The value of a trait that is absent from a config, so that the family decides: it can stay absent, not be written.
+UNSET: Final = "left to the family"
 
 
 class CannotExpress(Exception):
-    """A encoding, or a whole family, has no way to say these values in this order."""
+    """An encoding, or a whole family, cannot express these values in this order."""
 
 
 class Encoding(Protocol):
@@ -29,16 +29,16 @@ class Encoding(Protocol):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The config keys this encoding writes; dotted where the key sits in a nested dict."""
+        """The config keys this encoding writes; dotted where the key is in a nested dict."""
 
-    def said(self, config: Config) -> bool:
+    def is_used(self, config: Config) -> bool:
         """Whether this config uses the encoding."""
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
-        """One value per layer; None when the config does not use the encoding. Raises ValueError for nonsense."""
+        """One value per layer; None when the config does not use the encoding. Raises ValueError if it is invalid."""
 
     def encode(self, config: Config, values: Values) -> Edits:
-        """The edits that make this encoding say `values`. Raises CannotExpress."""
+        """The edits after which this encoding decodes to `values`. Raises CannotExpress."""
 
 
 def integer(config: Config, key: str, default: int) -> int:
@@ -66,14 +66,14 @@ def listed(config: Config, key: str, num_layers: int) -> list[Any] | None:
 
 
 def apply_edits(config: Config, edits: Edits) -> dict[str, Any]:
-    """A copy of `config` with the edits in place; a key whose edit is REMOVED is gone."""
+    """A copy of `config` with the edits in place; a key whose edit is REMOVED is removed."""
     return {key: value for key, value in {**config, **edits}.items() if value is not REMOVED}
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A list with one entry per layer. `names` translates from file to trait and back; `old_names` are names that
-    earlier versions wrote: they are understood, and written again where the file itself still uses them."""
+    """A list with one entry per layer. `names` maps values in the file to trait values; `old_names` are those that
+    earlier versions wrote: they are read, and written again where the file itself still uses them."""
 
     key: str
     names: Mapping[Any, Any] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Listed:
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def said(self, config: Config) -> bool:
+    def is_used(self, config: Config) -> bool:
         return bool(config.get(self.key))
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
@@ -101,7 +101,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Letters:
-    """A text with one letter per layer, as in Nemotron-H's `hybrid_override_pattern` "M-M*"."""
+    """A string with one letter per layer, as in Nemotron-H's `hybrid_override_pattern` "M-M*"."""
 
     key: str
     alphabet: Mapping[str, str]
@@ -110,7 +110,7 @@ class Letters:
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def said(self, config: Config) -> bool:
+    def is_used(self, config: Config) -> bool:
         return isinstance(config.get(self.key), str)
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
@@ -119,7 +119,7 @@ class Letters:
             return None
         if not isinstance(text, str) or set(text) - set(self.alphabet):
             known = " ".join(self.alphabet)
-            raise ValueError(f"`{self.key}` is {text!r}, where one letter per layer out of {known} is expected.")
+            raise ValueError(f"`{self.key}` is {text!r}, where one letter of {known} per layer is expected.")
         if len(text) != num_layers:
             raise ValueError(f"`{self.key}` has {len(text)} letters, and the model has {num_layers} layers.")
         return tuple(self.alphabet[letter] for letter in text)
@@ -127,7 +127,7 @@ class Letters:
     def encode(self, config: Config, values: Values) -> Edits:
         letters = {value: letter for letter, value in self.alphabet.items()}
         if unknown := sorted(set(values) - set(letters)):
-            raise CannotExpress(f"by one letter per layer, with no letter for {', '.join(map(str, unknown))}")
+            raise CannotExpress(f"by one letter per layer, which has no letter for {', '.join(map(str, unknown))}")
         return {self.key: "".join(letters[value] for value in values)}
 
 
@@ -144,7 +144,7 @@ class Indexed:
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def said(self, config: Config) -> bool:
+    def is_used(self, config: Config) -> bool:
         return config.get(self.key) is not None
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
@@ -160,7 +160,7 @@ class Indexed:
 
     def encode(self, config: Config, values: Values) -> Edits:
         if unknown := sorted(set(values) - {self.hit, self.miss}):
-            raise CannotExpress(f"by listing the {self.hit} layers, which leaves no room for {', '.join(unknown)}")
+            raise CannotExpress(f"by listing the {self.hit} layers, which cannot express {', '.join(unknown)}")
         return {self.key: [layer for layer, value in enumerate(values, self.first) if value == self.hit]}
 
 
@@ -174,7 +174,7 @@ class OneOrList:
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def said(self, config: Config) -> bool:
+    def is_used(self, config: Config) -> bool:
         return config.get(self.key) is not None
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
@@ -185,7 +185,7 @@ class OneOrList:
         return None if entries is None else tuple(entries)
 
     def encode(self, config: Config, values: Values) -> Edits:
-        if UNSAID in values:
+        if UNSET in values:
             raise CannotExpress(f"under `{self.key}`, which some of the donors leave out")
         uniform = values.count(values[0]) == len(values) and not isinstance(config.get(self.key), list)
         return {self.key: values[0] if uniform else list(values)}
@@ -193,7 +193,7 @@ class OneOrList:
 
 @dataclass(frozen=True)
 class Overrides:
-    """`per_layer_config`: a dict from layer (text, zero-padded) to the config keys that are different there.
+    """`per_layer_config`: a dict from layer (a string, zero-padded) to the config keys that differ in that layer.
 
     A value is the canonical JSON of one layer's overrides.
     """
@@ -204,7 +204,7 @@ class Overrides:
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def said(self, config: Config) -> bool:
+    def is_used(self, config: Config) -> bool:
         return config.get(self.key) is not None
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
@@ -219,7 +219,7 @@ class Overrides:
         return tuple(json.dumps(by_layer.get(str(layer), {}), sort_keys=True) for layer in range(num_layers))
 
     def encode(self, config: Config, values: Values) -> Edits:
-        if UNSAID in values:
+        if UNSET in values:
             raise CannotExpress(f"under `{self.key}`, which some of the donors leave out")
         overrides = {layer: entry for layer, value in enumerate(values) if (entry := json.loads(value))}
         digits = len(str(max(overrides, default=0)))
@@ -234,8 +234,8 @@ def _no_solution(config: Config, values: Values) -> Iterable[Edits]:
 class Computed:
     """A rule `value(layer, num_layers, config)`, with parameters under `keys` or with none at all.
 
-    `solve` proposes parameters for wanted values; the rule itself decides whether a proposal is right. A rule without
-    parameters and without proposals ties what it describes to the layer's place.
+    `solve` proposes parameters for the requested values; a proposal is accepted when the rule decodes it to them. A
+    rule without parameters and proposals makes the value depend on the layer's place alone.
     """
 
     keys: tuple[str, ...]
@@ -243,7 +243,7 @@ class Computed:
     value: Callable[[int, int, Config], Any]
     solve: Callable[[Config, Values], Iterable[Edits]] = _no_solution
 
-    def said(self, config: Config) -> bool:
+    def is_used(self, config: Config) -> bool:
         return any(config.get(key) is not None for key in self.keys)
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
@@ -258,13 +258,13 @@ class Computed:
     def _means(self, config: Config, values: Values) -> bool:
         try:
             return self.decode(config, len(values)) == values
-        except ValueError:  # parameters that were right for another depth
+        except ValueError:  # parameters that were valid for another depth
             return False
 
 
 @dataclass(frozen=True)
 class Nested:
-    """A encoding inside a nested dict: `Nested("linear_attn_config", Indexed(...))`."""
+    """An encoding inside a nested dict: `Nested("linear_attn_config", Indexed(...))`."""
 
     key: str
     inner: Encoding
@@ -273,8 +273,8 @@ class Nested:
     def keys(self) -> tuple[str, ...]:
         return tuple(f"{self.key}.{key}" for key in self.inner.keys)
 
-    def said(self, config: Config) -> bool:
-        return self.inner.said(self._inside(config))
+    def is_used(self, config: Config) -> bool:
+        return self.inner.is_used(self._inside(config))
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
         return self.inner.decode(self._inside(config), num_layers)

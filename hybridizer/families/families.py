@@ -1,8 +1,8 @@
 """What the layers of each causal-LM family of transformers 5.23 may differ in, and which of them cannot be moved.
 
 Made by reading every configuration_*.py for lists and rules over layers and every modeling_*.py for what depends on a
-layer's place; tests/families/test_families.py and scripts/family_table.py hold it against the real models. A family
-that is in none of the tables is unknown: its layers may not leave their model and their place.
+layer's place; tests/families/test_families.py and scripts/family_table.py compare it with the real models. A family
+that is in none of the tables is unknown: its layers cannot be moved.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from hybridizer.families import attention, mlp
 from hybridizer.families.encodings import (
-    UNSAID,
+    UNSET,
     Computed,
     Config,
     Encoding,
@@ -24,7 +24,7 @@ from hybridizer.families.encodings import (
 from hybridizer.families.rules import always, by_place, every, residual_scale
 from hybridizer.families.traits import Trait
 
-# Families whose layers are all alike, say nothing of their own in the config, and do not depend on their place.
+# Families whose layers are all alike, have no per-layer settings in the config, and do not depend on their place.
 _PLAIN_NAMES = """
     apertus arcee aria_text biogpt bitnet bloom codegen cohere ctrl dbrx doge ernie4_5 falcon flex_olmo gemma glm glm4
     gpt-sw3 gpt_bigcode gpt_neox gptj granite granitemoe granitemoeshared helium hunyuan_v1_dense hyperclovax internlm3
@@ -34,12 +34,12 @@ _PLAIN_NAMES = """
 PLAIN = frozenset(_PLAIN_NAMES.split())
 
 
-def _place(name: str, style: str, value: Callable[[int, int, Config], object], chained: str = "") -> Trait:
+def _by_place(name: str, style: str, value: Callable[[int, int, Config], object], chained: str = "") -> Trait:
     return Trait(name, (by_place(style, value),), chained=frozenset({chained} - {""}))
 
 
 def _one_or_list(key: str) -> Trait:
-    return Trait(f"`{key}`", (OneOrList(key), always(UNSAID)))
+    return Trait(f"`{key}`", (OneOrList(key), always(UNSET)))
 
 
 def _rope_theta(layer: int, num_layers: int, config: Config) -> float:
@@ -54,7 +54,7 @@ def _num_heads(layer: int, num_layers: int, config: Config) -> int:
     return integer(config, "num_attention_heads", 1)
 
 
-# `no_rope_layers` says 1 for a layer with rotary positions, whatever its name suggests.
+# `no_rope_layers` is 1 for a layer with rotary positions, despite its name.
 _ROPE = Trait(
     "rotary positions",
     (
@@ -64,11 +64,11 @@ _ROPE = Trait(
 )
 _ROPE_THETA = Trait("rope_theta", (Listed("layer_rope_theta"), by_place("by one `rope_theta`", _rope_theta)))
 _OVERRIDES = Trait("overrides", (Overrides(), always("{}")))
-_OWN_OVERRIDES = Trait("overrides", (Overrides(), always(UNSAID)))  # derived from the layer types
+_OWN_OVERRIDES = Trait("overrides", (Overrides(), always(UNSET)))  # derived from the layer types
 
 
 def _indexer(*encodings: Encoding) -> Trait:
-    """A "shared" layer reuses the choice of tokens that the last "full" layer before it made."""
+    """A "shared" layer reuses the token selection of the last "full" layer before it."""
     return Trait("indexer", (Listed("indexer_types"), *encodings), chained=frozenset({"shared"}))
 
 
@@ -78,7 +78,7 @@ def _glm_indexer(layer: int, num_layers: int, config: Config) -> str:
 
 
 _MORE: Mapping[str, tuple[Trait, ...]] = {
-    "diffllama": (_place("lambda_init", "by a function of the layer's place", lambda i, *_: i),),
+    "diffllama": (_by_place("lambda_init", "by a function of the layer's place", lambda i, *_: i),),
     "dots3_note_text": (_OWN_OVERRIDES,),
     "gemma3n_text": (_one_or_list("intermediate_size"), _one_or_list("activation_sparsity_pattern")),
     "gemma4_text": (_OWN_OVERRIDES,),
@@ -90,14 +90,16 @@ _MORE: Mapping[str, tuple[Trait, ...]] = {
         ),
     ),
     "gpt2": (
-        _place(
+        _by_place(
             "attention scale",
             "by the layer's place (`scale_attn_by_inverse_layer_idx`)",
             lambda i, _, config: i if config.get("scale_attn_by_inverse_layer_idx") else "alike",
         ),
     ),
     "gpt_neox_japanese": (
-        _place("attention bias", "by the last layer alone having one", lambda i, n, _: "yes" if i == n - 1 else "no"),
+        _by_place(
+            "attention bias", "by the last layer alone having one", lambda i, n, _: "yes" if i == n - 1 else "no"
+        ),
     ),
     "granite_swa": (_ROPE_THETA,),
     "granitemoe_swa": (_ROPE_THETA,),
@@ -105,7 +107,9 @@ _MORE: Mapping[str, tuple[Trait, ...]] = {
         _one_or_list(key) for key in ("num_experts", "moe_topk", "moe_intermediate_size", "num_shared_expert")
     ),
     "hy_v4": (
-        _indexer(by_place("by a full one at 0, 1, 5, 9, ...", lambda i, *_: "shared" if i and (i - 1) % 4 else "full")),
+        _indexer(
+            by_place("by full layers at 0, 1, 5, 9, ...", lambda i, *_: "shared" if i and (i - 1) % 4 else "full")
+        ),
     ),
     "laguna": (
         Trait(
@@ -118,30 +122,32 @@ _MORE: Mapping[str, tuple[Trait, ...]] = {
     ),
     "llama4_text": (_ROPE,),
     "minicpm3": (Trait("residual scale", (residual_scale(),)),),
-    "modernbert-decoder": (_place("first norm", "by layer 0 alone having none", lambda i, *_: "yes" if i else "no"),),
-    "rwkv": (_place("input norm", "by layer 0 alone having one", lambda i, *_: "no" if i else "yes"),),
+    "modernbert-decoder": (
+        _by_place("first norm", "by layer 0 alone having none", lambda i, *_: "yes" if i else "no"),
+    ),
+    "rwkv": (_by_place("input norm", "by layer 0 alone having one", lambda i, *_: "no" if i else "yes"),),
     "smollm3": (_ROPE,),
-    "zaya": (_place("router", "by layer 0 alone starting a chain", lambda i, *_: "next" if i else "first", "next"),),
+    "zaya": (_by_place("router", "by layer 0 alone starting a chain", lambda i, *_: "next" if i else "first", "next"),),
 }
 
 
 def read_traits(family: str) -> tuple[Trait, ...]:
-    """What layers of `family` may differ in: its own traits, and what transformers lets every family say."""
+    """What layers of `family` may differ in: its own traits, and those that transformers supports in every family."""
     own, mlp_trait = _MORE.get(family, ()), mlp.mlp_of(family)
     overrides = () if _OWN_OVERRIDES in own else (_OVERRIDES,)
     return (*own, attention.attention_of(family), *([mlp_trait] if mlp_trait else []), *overrides)
 
 
 def is_known(family: str) -> bool:
-    """Whether the tables were made with this family in view."""
+    """Whether the family is in one of the tables."""
     return family in PLAIN or family in attention.KNOWN or family in mlp.KNOWN or family in _MORE
 
 
 def why_bound(family: str, config: Config) -> str | None:
-    """Why layers of this model cannot leave the model and the place they were trained in; None when they can."""
+    """Why layers of this model cannot be moved to another place or model; None when they can."""
     reason = None
     if not is_known(family):
-        reason = "hybridizer does not know how its layers depend on their place"
+        reason = "the family is not in hybridizer's tables, so it is not known how its layers depend on their place"
     elif family in ("zamba", "zamba2"):
         reason = "its hybrid layers share one attention block"
     elif family == "inkling2_text":

@@ -1,4 +1,4 @@
-"""What the keys of a config mean to layers: nothing, the same as another key, or a default when absent."""
+"""How the keys of a config affect layers: not at all, as another name of a key, or by a default when absent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Names, versions, token ids, training, output switches: a layer computes the same whatever they say.
+# Names, versions, token ids, training, output switches: layers do not depend on them.
 _NOT_ABOUT_LAYERS = _words("""
     _name_or_path name_or_path transformers_version model_type architectures auto_map dtype torch_dtype use_cache
     attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled attn_impl
@@ -47,14 +47,14 @@ _HARMLESS = _NOT_ABOUT_LAYERS | _AT_THE_ENDS
 _HARMLESS_STARTS = ("mtp_", "summary_", "vision_", "audio_", "image_", "video_")
 _HARMLESS_ENDS = ("_token_id", "_token_index", "_loss_coef")
 
-# Lists that may happen to be as long as the model is deep, and are about the whole model.
+# Lists about the whole model, which may happen to have as many entries as the model has layers.
 GLOBAL_LISTS = _words("""
     architectures eos_token_id bos_token_id pad_token_id suppress_tokens begin_suppress_tokens bad_words_ids
     keys_to_ignore_at_inference mlp_multipliers ssm_multipliers time_step_limit
     mtp_layers_block_type mtp_layer_types mtp_mlp_layer_types mtp_local_layer_ids
 """)
 
-# One thing under two names, in one family or over the years; the second is the name used here.
+# Two names of one key, across families or versions; the second is the name used here.
 SAME_AS = {
     "n_embd": "hidden_size", "d_model": "hidden_size", "n_embed": "hidden_size",
     "n_head": "num_attention_heads", "n_heads": "num_attention_heads", "attention_heads": "num_attention_heads",
@@ -72,19 +72,19 @@ SAME_AS = {
 
 
 def unify(config: Config) -> dict[str, Any]:
-    """`config` with every key under the name used here, whose own value counts where there are both."""
+    """`config` with every key under the name used here, whose value is taken where both names are present."""
     return {SAME_AS.get(key, key): value for key, value in config.items() if SAME_AS.get(key) not in config}
 
 
 def is_harmless(key: str) -> bool:
-    """Whether layers compute the same whatever this key says; of a dotted key the last part counts."""
+    """Whether layers do not depend on this key; of a dotted key the last part decides."""
     key = key.rpartition(".")[2]
     return key in _HARMLESS or key.startswith(_HARMLESS_STARTS) or key.endswith(_HARMLESS_ENDS)
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a family assumes for absent keys, and which keys it computes from others whatever a file says.
+    """What a family assumes for absent keys, and which keys it computes from others, ignoring the file.
 
     `tied` is the assumption about `tie_word_embeddings`; None for an unknown family.
     """
@@ -94,7 +94,7 @@ class Assumptions:
     tied: bool | None
 
     def value_of(self, key: str, config: Config) -> Any:
-        """What `config` means by `key`, present or absent; None when it means nothing by it."""
+        """The value of `key` in `config`, or what the family assumes where it is absent, or None."""
         if key in config:
             return config[key]
         heads, width = config.get("num_attention_heads"), config.get("hidden_size")

@@ -1,4 +1,4 @@
-"""How each family says which layers have a dense MLP and which a mixture of experts."""
+"""How the config of each family encodes which layers have a dense MLP and which a mixture of experts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from hybridizer.families.traits import Trait
 
 MLP_TYPES = Listed("mlp_layer_types", names={"sparse": MOE})
 _FLAGS = Listed("moe_layer_freq", names={1: MOE, 0: DENSE})
-_DENSE_AT_FIRST = by_place("by a dense layer at the start", lambda layer, num_layers, config: MOE if layer else DENSE)
+_DENSE_FIRST_LAYER = by_place(
+    "by a dense layer at the start", lambda layer, num_layers, config: MOE if layer else DENSE
+)
 
 
 def _first_dense(default: int, key: str = "first_k_dense_replace") -> Encoding:
     return rules.first(key, default, DENSE, MOE)
 
 
-_SPELLINGS: Mapping[str, tuple[Encoding, ...]] = {
+_ENCODINGS: Mapping[str, tuple[Encoding, ...]] = {
     "afmoe": (_first_dense(1, "num_dense_layers"),),
     "axk1": (MLP_TYPES, _first_dense(1)),
     "axk2": (MLP_TYPES, _first_dense(1)),
@@ -41,22 +43,22 @@ _SPELLINGS: Mapping[str, tuple[Encoding, ...]] = {
     "inkling_text": (MLP_TYPES, _first_dense(0, "dense_mlp_idx")),
     "jamba": (rules.period("expert_layer_period", "expert_layer_offset", (2, 1), MOE, DENSE),),
     "kimi_linear": (MLP_TYPES, _first_dense(1)),
-    "laguna": (MLP_TYPES, _DENSE_AT_FIRST),
+    "laguna": (MLP_TYPES, _DENSE_FIRST_LAYER),
     "lfm2_moe": (_first_dense(2, "num_dense_layers"),),
     "llama4_text": (
         Indexed("moe_layers", MOE, DENSE),
         rules.every("interleave_moe_layer_step", 1, MOE, DENSE),
     ),
     "mellum": (MLP_TYPES, always(MOE)),
-    "mimo_v2_flash": (MLP_TYPES, _FLAGS, _DENSE_AT_FIRST),
+    "mimo_v2_flash": (MLP_TYPES, _FLAGS, _DENSE_FIRST_LAYER),
     "minimax_m3_vl_text": (MLP_TYPES, _FLAGS, always(MOE)),
     "qwen2_moe": (rules.sparse_step(()),),
     "qwen3_moe": (rules.sparse_step(()),),
     "qwen3_next": (rules.sparse_step(()),),
 }
-KNOWN = frozenset(_SPELLINGS)
+KNOWN = frozenset(_ENCODINGS)
 
 
 def mlp_of(family: str) -> Trait | None:
-    """Dense or mixture of experts layer by layer, in the encodings of `family`; None where all layers are alike."""
-    return Trait("mlp", _SPELLINGS[family], shown=True) if family in _SPELLINGS else None
+    """Dense or mixture of experts for each layer, in the encodings of `family`; None where all layers are alike."""
+    return Trait("mlp", _ENCODINGS[family], shown=True) if family in _ENCODINGS else None

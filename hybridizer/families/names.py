@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# The first number in a name is a place in a list; later ones (experts, codebooks) are inside it.
+# The first number in a name is the place in a list of layers; later ones (experts, codebooks) are inside a layer.
 _FIRST_NUMBER = re.compile(r"(?:^|\.)(\d{1,9})\.(?=.)")
 _OTHER_TOWERS = frozenset({"vision", "visual", "vision_tower", "vision_model", "audio", "audio_tower", "audio_model"})
 _DRAFT_HEADS = ("mtp.", "model.mtp.", "mtp_", "model.mtp_")
-# Recomputed by every reader; checkpoints of old torch and transformers carry them as tensors.
+# Recomputed when a model is loaded; checkpoints of old torch and transformers hold them as tensors.
 _RECOMPUTED = ("rotary_emb.inv_freq", ".masked_bias")
 
 EMBEDDINGS = (
@@ -77,13 +77,13 @@ def is_draft_head(name: str) -> bool:
 
 
 def is_recomputed(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether the tensor is a buffer (rotary frequencies, a causal mask) that every reader computes for itself."""
+    """Whether the tensor is a buffer (rotary frequencies, a causal mask) that is recomputed when a model is loaded."""
     causal_mask = name.endswith(("attn.bias", "attention.bias")) and len(shape) == 4
     return causal_mask or name.endswith(_RECOMPUTED)
 
 
 def pick(names: list[str], modules: tuple[str, ...], prefix: str = "") -> tuple[str, ...]:
-    """The weight and the bias, where present, of the first of `modules` that is there, under `prefix`."""
+    """The weight and, where present, the bias of the first of `modules` that exists under `prefix`."""
     for module in modules:
         found = [
             name

@@ -1,4 +1,4 @@
-"""Taking a checkpoint apart: from config.json and the names and shapes of its tensors to an `Structure`."""
+"""The structure of a checkpoint, read from config.json and the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from hybridizer.families.names import (
 )
 from hybridizer.families.structure import Extra, Structure
 
-# How families call the number of layers, the width, and the layers of a draft head.
+# The names of the number of layers, of the layers of a draft head, and of the decoder's part of a config.
 DEPTH_NAMES = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_blocks")
 DRAFT_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
 
 def read_structure(config: Mapping[str, Any], shapes: Shapes, where: str) -> Structure:
-    """Take a checkpoint apart. `config` is config.json as it is on disk, `shapes` every tensor's shape by name.
+    """The structure of one checkpoint. `config` is config.json as it is on disk, `shapes` every tensor's shape by name.
 
     Reads no weights and imports nothing heavy. Raises CheckpointError, naming `where`, when config and files contradict
-    each other: another number of layers, a layer that lacks what its like have, no embedding, a head that is missing.
+    each other: another number of layers, a layer without a tensor that layers of its kind have, no embedding, no head.
     """
     text_path, text, family, text_family = _read_family(config, where)
     num_layers = _read_depth(text, text_family, where)
@@ -76,7 +76,7 @@ def _read_family(config: Config, where: str) -> tuple[tuple[str, ...], Config, s
     """The path to the decoder's part of the config, that part, the model's family and the decoder's."""
     family = config.get("model_type") if isinstance(config, Mapping) else None
     if not isinstance(family, str) or not family:
-        fix = "transformers names the family there; take the config.json of the original model."
+        fix = "transformers reads the family from it; take the config.json of the original model."
         raise _contradiction(f"{where}/config.json", f"`model_type` is {family!r}, not a family's name.", fix)
     for key in TEXT_CONFIGS:
         text = config.get(key)
@@ -98,9 +98,9 @@ def _read_depth(text: Config, family: str, where: str) -> int:
         keys = sorted(key for trait in read_traits(family) for key in trait.keys)
         said = {key: len(text[key]) for key in keys if text.get(key) and isinstance(text[key], list | str)} or said
     if not said or len(set(said.values())) > 1 or min(said.values()) < 1:
-        found = " and ".join(f"`{name}` {value}" for name, value in said.items()) or "no key that says how many"
+        found = " and ".join(f"`{name}` {value}" for name, value in said.items()) or "no key holds it"
         raise _contradiction(
-            f"{where}/config.json", f"the number of layers: {found}.", "One number, at least 1, is needed: correct it."
+            f"{where}/config.json", f"the number of layers: {found}.", "Correct it: one number, at least 1."
         )
     num_layers: int = next(iter(said.values()))
     return num_layers
@@ -114,7 +114,7 @@ def _find_layers(
     fitting = {
         prefix: places
         for prefix, places in lists.items()
-        if len(places) >= num_layers  # before a billion layers are counted out
+        if len(places) >= num_layers  # before a set of a billion layers is made
         and places.keys() >= set(range(num_layers))
         and max(places) < num_layers + drafts
     }
@@ -122,9 +122,9 @@ def _find_layers(
         prefix, places = next(iter(fitting.items()))
         return prefix, tuple(places[place] for place in range(num_layers))
     found = ", ".join(f"{prefix}* ({_describe(places)})" for prefix, places in lists.items()) or "no list of layers"
-    what = f"the config says {num_layers} layers, and the files hold {found}."
+    what = f"the config has {num_layers} layers, and the files hold {found}."
     if len(fitting) > 1:
-        raise _contradiction(where, what, "Which list is the decoder cannot be told; this family is not supported.")
+        raise _contradiction(where, what, "It is ambiguous which list is the decoder; this family is not supported.")
     raise _contradiction(where, what, "Files and config are not of the same model, or files are missing.")
 
 
@@ -147,19 +147,19 @@ def _read_traits(text: Config, family: str, num_layers: int, where: str) -> dict
 def _check_siblings(
     layers: tuple[Mapping[str, str], ...], traits: Mapping[str, Values], shapes: Shapes, where: str
 ) -> None:
-    """Layers of one kind have the same tensors in the same shapes; anything else is a damaged or unusual checkpoint."""
-    models: dict[tuple[Any, ...], int] = {}
+    """Raise CheckpointError unless layers of one kind have the same tensors in the same shapes."""
+    first_of_kind: dict[tuple[Any, ...], int] = {}
     for layer, tensors in enumerate(layers):
-        model = models.setdefault(tuple(values[layer] for values in traits.values()), layer)
-        if lacking := sorted(layers[model].keys() ^ tensors.keys()):
-            owner, other = (model, layer) if lacking[0] in layers[model] else (layer, model)
+        first = first_of_kind.setdefault(tuple(values[layer] for values in traits.values()), layer)
+        if lacking := sorted(layers[first].keys() ^ tensors.keys()):
+            owner, other = (first, layer) if lacking[0] in layers[first] else (layer, first)
             what = f"layer {other} has no tensor '{lacking[0]}', and layer {owner}, of the same kind, has one."
             raise _contradiction(where, what, "The checkpoint is incomplete, or its config describes another model.")
         for suffix, name in tensors.items():
-            if shapes[name] != shapes[layers[model][suffix]]:
-                what = f"'{name}' has shape {shapes[name]}, and layer {model}, of the same kind, has "
-                what += f"{shapes[layers[model][suffix]]}."
-                raise _contradiction(where, what, "The config does not say in what the two differ; correct it.")
+            if shapes[name] != shapes[layers[first][suffix]]:
+                what = f"'{name}' has shape {shapes[name]}, and layer {first}, of the same kind, has "
+                what += f"{shapes[layers[first][suffix]]}."
+                raise _contradiction(where, what, "The config does not explain the difference; correct it.")
 
 
 def _find_ends(table: NameTable, prefix: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -172,7 +172,7 @@ def _find_ends(table: NameTable, prefix: str) -> tuple[tuple[str, ...], tuple[st
 
 
 def _read_tie(config: Config, text: Config, family: str, has_head: bool) -> bool:
-    """Whether head and embedding are one tensor: by the config, by what the family assumes, or by what is there."""
+    """Whether head and embedding are one tensor: by the config, by the family's default, or by the files."""
     said = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     assumed = read_assumptions(family).tied
     return bool(said) if said is not None else assumed if assumed is not None else not has_head
@@ -184,7 +184,7 @@ def _check_ends(embedding: tuple[str, ...], head: tuple[str, ...], tied: bool, w
         raise _contradiction(where, what, "The checkpoint is incomplete: take all of its files.")
     if not tied and not head:
         what = "`tie_word_embeddings` is false, and no tensor is an output head."
-        raise _contradiction(where, what, "A head would be made up at load: take a checkpoint that has one.")
+        raise _contradiction(where, what, "transformers would make a random head: take a checkpoint that has one.")
 
 
 def _explain(name: str, shapes: Shapes, prefix: str) -> Extra:

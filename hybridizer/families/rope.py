@@ -1,7 +1,7 @@
-"""Rotary positions as a config means them, whichever generation of transformers wrote it.
+"""The rotary settings of a config, whichever generation of transformers wrote it.
 
-Until version 4 a config said `rope_theta`, `rope_scaling` and family-specific keys; from version 5 on it says
-`rope_parameters`, nested by layer type where a family has several. Both come out here as the same plain dict.
+Until version 4 a config has `rope_theta`, `rope_scaling` and family-specific keys; from version 5 on it has
+`rope_parameters`, nested by layer type where a family has several. Both are read into the same plain dict.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _KEYS = """
 """
 ROPE_KEYS = frozenset(_KEYS.split())
 
-# What transformers 5.23 assumes where a config is silent, if it is not 10000 and the whole head.
+# What transformers 5.23 assumes for an absent key, where it is not 10000 and the whole head.
 _DEFAULT_THETA = {
     "apertus": 12e6, "bailing_hybrid": 6e6, "bitnet": 5e5, "cohere": 5e5, "cwm": 1e6, "ernie4_5": 5e5,
     "ernie4_5_moe": 5e5, "flex_olmo": 5e5, "gpt_oss": 150e3, "helium": 1e5, "hy_v3": 11158840.0, "lfm2": 1e6,
@@ -30,7 +30,7 @@ _DEFAULT_PARTIAL = {
     "stablelm": 0.25,
 }  # fmt: skip
 # Families whose layer types have rotary settings of their own: the old keys of both bases, and whether the scaling of
-# an old config is meant for sliding layers too.
+# an old config applies to sliding layers too.
 _BY_LAYER_TYPE = {
     "gemma3_text": (("rope_theta", 1e6), ("rope_local_base_freq", 1e4), False),
     "gemma3n_text": (("rope_theta", 1e6), ("rope_local_base_freq", 1e4), False),
@@ -38,7 +38,7 @@ _BY_LAYER_TYPE = {
     "olmo3": (("rope_theta", 5e5), ("rope_theta", 5e5), False),
 }
 _SAME_TYPE = {"su": "longrope", "mrope": "default"}
-# These stretch positions by how long the model's context is.
+# The scaling of these depends on the model's context length.
 _USES_CONTEXT = frozenset({"dynamic", "yarn", "longrope"})
 
 
@@ -59,7 +59,7 @@ def read_rope(config: Config, family: str) -> dict[str, Any]:
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    """A dict of settings; nonsense becomes a setting of its own, so that it equals nothing but itself."""
+    """A dict of settings; an invalid value becomes a setting of its own, so that it equals only itself."""
     return {} if value is None else dict(value) if isinstance(value, Mapping) else {"unreadable": value}
 
 

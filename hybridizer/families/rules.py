@@ -1,4 +1,4 @@
-"""Per-layer rules with parameters, as many families share them: every n-th layer, the first k, period and offset.
+"""Per-layer rules with parameters that many families share: every n-th layer, the first k, period and offset.
 
 Each function returns one `Computed` encoding. `default` is the parameter that transformers 5.23 assumes when the key is
 absent.
@@ -19,12 +19,12 @@ DENSE, MOE = "dense", "moe"
 
 
 def always(value: str) -> Computed:
-    """Every layer is `value`, and no key can say otherwise."""
+    """Every layer is `value`; no key changes it."""
     return Computed((), f"not at all: every layer is {value}", lambda layer, num_layers, config: value)
 
 
 def by_place(style: str, value: Callable[[int, int, Config], Any]) -> Computed:
-    """What follows from the layer's place alone, with no key to say otherwise; `style` explains it to people."""
+    """A value that depends on the layer's place alone; no key changes it. `style` describes it in messages."""
     return Computed((), style, value)
 
 
@@ -44,7 +44,7 @@ def every(key: str, default: int, hit: str, miss: str, from_first: bool = False)
 
 
 def sliding_unless_every(key: str, default: int) -> Computed:
-    """Every n-th layer attends fully, the others through a window."""
+    """Every n-th layer has full attention, the others a sliding window."""
     return every(key, default, FULL, SLIDING)
 
 
@@ -77,7 +77,7 @@ def period(period_key: str, offset_key: str, defaults: tuple[int, int], hit: str
 
 
 def window_from(key: str, default: int, flag: str | None) -> Computed:
-    """Layers from `key` on attend through the window, if there is one and the `flag` (where there is one) is set."""
+    """Layers from `key` on have a sliding window, if the config has one and the `flag` (where there is one) is set."""
 
     def value(layer: int, num_layers: int, config: Config) -> str:
         on = bool(config.get("sliding_window", 4096)) and (flag is None or bool(config.get(flag)))
@@ -134,7 +134,7 @@ def cycle(key: str, default: tuple[str, ...], names: dict[str, str]) -> Computed
     def value(layer: int, num_layers: int, config: Config) -> str:
         entries = config.get(key) or default
         if not isinstance(entries, list | tuple) or set(entries) - set(names):
-            raise ValueError(f"`{key}` is {entries!r}, where a list out of {', '.join(names)} is expected.")
+            raise ValueError(f"`{key}` is {entries!r}, where a list of names among {', '.join(names)} is expected.")
         return names[entries[layer % len(entries)]]
 
     def solve(config: Config, values: Values) -> Iterable[Edits]:
@@ -153,7 +153,7 @@ def runs(key: str, default: list[Any]) -> Computed:
         except (TypeError, ValueError, OverflowError):
             raise ValueError(f"`{key}` is {config.get(key)!r}, where [[names, repeats], ...] is expected.") from None
         if (total := sum(len(group) * count for group, count in groups)) != num_layers:
-            raise ValueError(f"`{key}` encodes out {total} layers, and the model has {num_layers}.")
+            raise ValueError(f"`{key}` gives {total} layers, and the model has {num_layers}.")
         names = [str(name) for group, count in groups for name in group * count]
         return names[layer]
 
@@ -164,10 +164,10 @@ def runs(key: str, default: list[Any]) -> Computed:
 
 
 def residual_scale() -> Computed:
-    """MiniCPM3 multiplies every branch by `scale_depth` / sqrt(number of layers): a change of depth moves the key.
+    """MiniCPM3 multiplies every branch by `scale_depth` / sqrt(number of layers): a change of depth changes the key.
 
     The values are rounded to float32, which is what torch multiplies float32 and bfloat16 tensors by; in float64 one
-    quotient in twelve could not be reached at another depth.
+    quotient in twelve could not be represented at another depth.
     """
     key = "scale_depth"
 

@@ -1,4 +1,4 @@
-"""The record of what one checkpoint is made of, and how its layers' tensors are named elsewhere."""
+"""The record of the structure of one checkpoint, and of where one output layer comes from."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hybridizer.families.names import Shapes
 
 _REASONS = {
     "model": "belongs to the whole model",
-    "draft": "draft head for multi-token prediction, trained behind another last layer",
-    "buffer": "a buffer that every reader recomputes",
+    "draft": "draft head for multi-token prediction, trained on the output of another last layer",
+    "buffer": "a buffer that is recomputed on loading",
 }
 
 
@@ -25,21 +25,21 @@ class Extra:
 
     @property
     def kept(self) -> bool:
-        """Whether a model made on this host needs the tensor."""
+        """Whether a model with this host needs the tensor."""
         return self.role == "model"
 
     @property
     def reason(self) -> str:
-        """Why it is kept or left out, for people."""
+        """Why it is kept or left out, for messages."""
         return _REASONS[self.role]
 
 
 @dataclass(frozen=True)
 class Structure:
-    """One checkpoint taken apart: where every tensor belongs and what its layers are.
+    """One checkpoint: where every tensor belongs and what its layers are.
 
     `layers[j]` maps a suffix ("self_attn.q_proj.weight") to the full tensor name in layer j. `traits` holds, for each
-    trait of the family, one value per layer; `kinds` puts those that people care for into words. `text_path` leads to
+    trait of the family, one value per layer; `kinds` are the shown ones as text. `text_path` is the path to
     the part of the config that describes the decoder: () or ("text_config",).
     """
 
@@ -71,7 +71,7 @@ class Structure:
 
     @property
     def tie_in_doubt(self) -> bool:
-        """The config ties head and embedding, and the files hold a head of their own: the bytes must decide."""
+        """Whether the config ties head and embedding although the files hold a head: the bytes must decide."""
         return self.tied and any(name.endswith(".weight") for name in self.head)
 
 

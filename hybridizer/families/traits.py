@@ -1,8 +1,8 @@
-"""What the layers of one model may differ in, and how the config says so for another order of layers.
+"""What the layers of one model may differ in, and how the config is rewritten for another order of layers.
 
-A *trait* is the kind of attention, a dense or a sparse MLP, rotary positions or none. A config may write one trait down
-in several encodings, old and new, for readers of several ages: all of those that a file uses are rewritten together,
-and whatever is written is read back before it is believed.
+A *trait* is the kind of attention, a dense or a sparse MLP, rotary positions or none. A config may hold one trait
+in several encodings, for old and new versions of transformers: all that a file uses are rewritten together, and what is
+written is read back and compared.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def _any_order(values: Values) -> str | None:
 
 @dataclass(frozen=True)
 class Trait:
-    """Something that layers of one family may differ in, and its encodings, those that readers obey first coming first.
+    """Something that layers of one family may differ in, and its encodings in the order in which they take precedence.
 
-    `shown` traits make up a layer's kind as people read it. Values in `chained` belong to layers that use what the
-    layer before them computed: they may only follow their own predecessor. `rule` says what is wrong with an order.
+    `shown` traits make up the kind of a layer in tables. Values in `chained` are of layers that use what the layer
+    before them computed: they may only follow their own predecessor. `rule` returns what is wrong with an order.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Trait:
         return frozenset(key for encoding in self.encodings for key in encoding.keys)
 
     def decode(self, config: Config, num_layers: int) -> Values:
-        """One value per layer. Raises ValueError when the config does not say, or says nonsense."""
+        """One value per layer. Raises ValueError when the config has no value, or an invalid one."""
         for encoding in self.encodings:
             values = encoding.decode(config, num_layers)
             if values is not None:
@@ -47,35 +47,35 @@ class Trait:
         raise ValueError(f"{keys} is missing, so the {self.name} of the layers is unknown.")
 
     def encode(self, config: Config, values: Values) -> dict[str, Any]:
-        """A copy of `config` that says `values`, in every encoding it already uses. Raises CannotExpress.
+        """A copy of `config` that means `values`, in every encoding it already uses. Raises CannotExpress.
 
-        A encoding that is too weak for the new order is taken out if a stronger one can say it: a config never says
-        two things.
+        An encoding that cannot express the new order is removed if another one can, so that a config never contradicts
+        itself.
         """
-        if complaint := self.rule(values):
-            raise CannotExpress(complaint)
+        if problem := self.rule(values):
+            raise CannotExpress(problem)
         edited, reasons = dict(config), []
         for encoding in self.encodings:
-            if encoding.said(config) and not _says(encoding, config, values):
+            if encoding.is_used(config) and not _means(encoding, config, values):
                 try:
                     edited = apply_edits(edited, encoding.encode(edited, values))
                 except CannotExpress as error:
                     reasons.append(str(error))
                     edited = _without(edited, encoding.keys)
-        if _says(self, edited, values):
+        if _means(self, edited, values):
             return edited
-        for encoding in reversed(self.encodings):  # the oldest encoding that suffices is understood by most readers
+        for encoding in reversed(self.encodings):  # the oldest encoding that suffices is read by most versions
             try:
                 attempt = apply_edits(edited, encoding.encode(edited, values))
             except CannotExpress as error:
                 reasons.append(str(error))
                 continue
-            if _says(self, attempt, values):
+            if _means(self, attempt, values):
                 return attempt
         raise CannotExpress(", or ".join(dict.fromkeys(reasons)))
 
 
-def _says(reader: Encoding | Trait, config: Config, values: Values) -> bool:
+def _means(reader: Encoding | Trait, config: Config, values: Values) -> bool:
     try:
         return reader.decode(config, len(values)) == values
     except ValueError:

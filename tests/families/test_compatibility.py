@@ -1,4 +1,4 @@
-"""Donors that disagree are refused with both sides named; donors that only seem to disagree are not."""
+"""Donors that differ are refused with both values named; donors that only seem to differ are not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def problems(donor: Structure, host: Structure | None = None) -> list[str]:
     return [str(problem) for problem in check_compatible(host, [Source(host, 0), Source(donor, 1)])]
 
 
-def test_like_donors_agree() -> None:
+def test_equal_configs_are_compatible() -> None:
     assert problems(llama("donor", num_layers=5)) == []
 
 
@@ -39,7 +39,7 @@ def test_like_donors_agree() -> None:
         ({"quantization_config": {"bits": 4}}, "`quantization_config.bits` is 4, and absent in host."),
     ],
 )
-def test_what_layers_see_must_agree(changes: dict[str, Any], words: str) -> None:
+def test_keys_that_affect_layers_must_agree(changes: dict[str, Any], words: str) -> None:
     found = problems(llama("donor", **changes))
     assert any(message.startswith(f"donor/config.json: {words}") for message in found), found
 
@@ -57,22 +57,22 @@ def test_what_layers_see_must_agree(changes: dict[str, Any], words: str) -> None
         {"hidden_size": None, "n_embd": WIDTH},
     ],
 )
-def test_what_layers_do_not_see_may_differ(changes: dict[str, Any]) -> None:
+def test_keys_that_do_not_affect_layers_may_differ(changes: dict[str, Any]) -> None:
     assert problems(llama("donor", **changes)) == []
 
 
-def test_all_differences_are_told_at_once() -> None:
+def test_all_differences_are_reported_at_once() -> None:
     assert len(problems(llama("donor", hidden_act="gelu", rms_norm_eps=1.0))) == 2
 
 
-def test_context_counts_where_rotary_positions_stretch_with_it() -> None:
+def test_the_context_length_counts_where_the_rotary_scaling_depends_on_it() -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0}
     host = llama("host", rope_scaling=scaling, max_position_embeddings=1024)
     donor = llama("donor", rope_scaling=scaling, max_position_embeddings=2048)
     assert any("max_position_embeddings` is 2048, and 1024 in host" in message for message in problems(donor, host))
 
 
-def test_old_and_new_rotary_settings_of_layer_types_are_the_same() -> None:
+def test_old_and_new_rotary_settings_per_layer_type_are_equal() -> None:
     types = ["sliding_attention", "full_attention", "full_attention"]
     old = {"model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4, "layer_types": types}
     scaling = {"rope_type": "linear", "factor": 8.0}
@@ -86,13 +86,13 @@ def test_old_and_new_rotary_settings_of_layer_types_are_the_same() -> None:
     assert problems(donor, host) == []
 
 
-def test_traits_are_carried_per_layer_and_need_not_agree() -> None:
+def test_per_layer_traits_need_not_agree() -> None:
     host = read_structure(llama_config(model_type="qwen3_moe", mlp_only_layers=[0, 1, 2]), llama_shapes(), "host")
     donor = read_structure(llama_config(model_type="qwen3_moe", mlp_only_layers=[0]), llama_shapes(), "donor")
     assert problems(donor, host) == []
 
 
-def test_experts_have_one_name_whatever_the_file_calls_them() -> None:
+def test_the_number_of_experts_is_compared_under_all_its_names() -> None:
     def moe(where: str, **changes: Any) -> Structure:
         return read_structure(llama_config(model_type="qwen3_moe", **changes), llama_shapes(), where)
 
@@ -101,12 +101,12 @@ def test_experts_have_one_name_whatever_the_file_calls_them() -> None:
     assert len(found) == 1 and "`num_local_experts` is 8, and 4 in host." in found[0]
 
 
-def test_infinities_are_read_in_both_spellings() -> None:
+def test_infinities_are_read_in_both_forms() -> None:
     host = llama("host", time_step_limit=[0.0, float("inf")])
     assert problems(llama("donor", time_step_limit=[0.0, {"__float__": "Infinity"}]), host) == []
 
 
-def test_families_must_be_the_same() -> None:
+def test_donors_of_two_families_are_refused() -> None:
     donor = read_structure(llama_config(model_type="mistral"), llama_shapes(), "donor")
     (message,) = problems(donor)
     assert message.startswith("donor: a donor of family 'mistral', and host is of family 'llama'.")
@@ -120,7 +120,7 @@ def test_shapes_are_compared_where_configs_agree() -> None:
     assert "'mlp.down_proj.weight' of layer 1 is (8, 17), and (8, 16) in layer 0 of host" in message
 
 
-def test_tensors_that_one_side_lacks_are_told() -> None:
+def test_tensors_that_one_side_lacks_are_reported() -> None:
     shapes = llama_shapes()
     shapes |= {f"model.layers.{layer}.self_attn.q_proj.bias": (WIDTH,) for layer in range(3)}
     (message,) = problems(read_structure(llama_config(), shapes, "donor"))

@@ -32,13 +32,13 @@ def test_identity_leaves_the_config_as_it_is() -> None:
     assert splice_config(host, [Source(host, layer) for layer in range(3)]) == host.config
 
 
-def test_depth_changes_under_every_name_and_nothing_else() -> None:
+def test_the_depth_changes_under_every_name_and_nothing_else_changes() -> None:
     host = llama("host", n_layer=3, keep="me")
     config = splice_config(host, [Source(host, layer) for layer in (0, 1, 1, 2, 2)])
     assert config == {**host.config, "num_hidden_layers": 5, "n_layer": 5}
 
 
-def test_the_host_is_not_touched() -> None:
+def test_the_host_config_is_not_changed() -> None:
     changes: dict[str, Any] = {"model_type": "qwen2", "rope_scaling": {"type": "linear", "factor": 2.0}}
     host = made("host", **changes)
     before = copy.deepcopy(host.config)
@@ -46,7 +46,7 @@ def test_the_host_is_not_touched() -> None:
     assert host.config == before
 
 
-def test_types_come_from_the_donor_layers() -> None:
+def test_layer_types_come_from_the_donor_layers() -> None:
     types = ["sliding_attention", "sliding_attention", "full_attention"]
     host = made("host", model_type="gemma2", layer_types=types)
     donor = made("donor", model_type="gemma2", layer_types=types[::-1])
@@ -55,7 +55,7 @@ def test_types_come_from_the_donor_layers() -> None:
     assert config["num_hidden_layers"] == 4
 
 
-def test_a_list_only_the_donor_has_is_added_in_the_hosts_way() -> None:
+def test_a_list_that_only_the_donor_has_is_added_in_the_encoding_of_the_host() -> None:
     host = made("host", model_type="qwen3_moe", mlp_only_layers=[])
     donor = made("donor", model_type="qwen3_moe", decoder_sparse_step=2)
     assert donor.traits["mlp"] == ("dense", "moe", "dense")
@@ -63,7 +63,7 @@ def test_a_list_only_the_donor_has_is_added_in_the_hosts_way() -> None:
     assert config["mlp_only_layers"] == [0, 2]
 
 
-def test_draft_layers_are_counted_out() -> None:
+def test_the_count_of_draft_layers_is_zero_when_they_are_left_out() -> None:
     changes = {"model_type": "deepseek_v3", "num_nextn_predict_layers": 1, "first_k_dense_replace": 0}
     host = read_structure(llama_config(**changes), llama_shapes(4), "host")
     assert splice_config(host, [Source(host, 0)])["num_nextn_predict_layers"] == 0
@@ -71,14 +71,14 @@ def test_draft_layers_are_counted_out() -> None:
     assert splice_config(without, [Source(without, 0)])["num_nextn_predict_layers"] == 1
 
 
-def test_both_counts_of_longcat_are_kept_in_step() -> None:
+def test_both_counts_of_longcat_change_together() -> None:
     counts = {"model_type": "longcat_flash", "num_layers": 3, "num_hidden_layers": 6}
     host = read_structure(llama_config() | counts, llama_shapes(), "host")
     config = splice_config(host, [Source(host, 0), Source(host, 1)])
     assert (config["num_layers"], config["num_hidden_layers"]) == (2, 4)
 
 
-def test_the_decoder_inside_a_composite_config_is_edited_there() -> None:
+def test_a_decoder_inside_a_composite_config_is_edited_in_place() -> None:
     config = {
         "model_type": "gemma3",
         "text_config": llama_config(model_type="gemma3_text"),
@@ -90,38 +90,38 @@ def test_the_decoder_inside_a_composite_config_is_edited_there() -> None:
     assert spliced["vision_config"] == {"depth": 9} and "num_hidden_layers" not in spliced
 
 
-def test_layers_that_are_not_there() -> None:
+def test_layers_that_the_donor_does_not_have_are_refused() -> None:
     host = llama("host")
     message = refused(host, (host, 3), (host, -1))
-    assert "host: layer 3 asked of a donor with 3 layers." in message and "layer -1" in message
+    assert "host: layer 3 was requested, and the donor has 3 layers." in message and "layer -1" in message
     assert "Give a layer inside 0..2." in message
-    assert "no layers were asked for" in refused(host)
+    assert "no layers were requested" in refused(host)
 
 
-def test_donors_that_do_not_agree() -> None:
+def test_donors_whose_configs_differ_are_refused() -> None:
     assert "`rms_norm_eps` is 0.1, and 1e-06 in host." in refused(llama("host"), (llama("donor", rms_norm_eps=0.1), 0))
 
 
-def test_an_order_that_the_family_cannot_say() -> None:
+def test_an_order_that_the_family_cannot_encode_is_refused() -> None:
     host = made("host", model_type="jamba", attn_layer_period=3, attn_layer_offset=1)
     message = refused(host, (host, 1), (host, 1), (host, 0))
     assert "the attention of the layers would be full_attention, full_attention, mamba" in message
     assert "by period and offset (`attn_layer_period`, `attn_layer_offset`)" in message
 
 
-def test_an_unknown_family_stays_in_its_place() -> None:
+def test_layers_of_an_unknown_family_cannot_be_moved() -> None:
     host = made("host", model_type="a_family_of_the_future")
     assert splice_config(host, [Source(host, layer) for layer in range(3)]) == host.config
-    assert "hybridizer does not know how its layers depend on their place" in refused(host, (host, 0))
+    assert "it is not known how its layers depend on their place" in refused(host, (host, 0))
 
 
-def test_an_unknown_list_as_long_as_the_model_is_not_guessed_at() -> None:
+def test_an_unknown_list_with_one_entry_per_layer_is_refused() -> None:
     host = llama("host", layer_magic=[1, 2, 3])
-    assert "`layer_magic` looks like a list over layers" in refused(host, (host, 0), (host, 2))
+    assert "`layer_magic` looks like a per-layer list" in refused(host, (host, 0), (host, 2))
     assert splice_config(host, [Source(host, layer) for layer in range(3)]) == host.config
 
 
-def test_layers_that_use_the_one_before_them_stay_behind_it() -> None:
+def test_a_layer_that_uses_the_one_before_it_can_only_follow_it() -> None:
     types = {"indexer_types": ["full", "shared", "shared"], "first_k_dense_replace": 0}
     host, donor = (made(where, model_type="glm_moe_dsa", **types) for where in ("host", "donor"))
     assert splice_config(host, [Source(host, 0), Source(host, 1), Source(donor, 0)])["indexer_types"] == [
@@ -141,7 +141,7 @@ def test_layers_that_use_the_one_before_them_stay_behind_it() -> None:
     own=hostile_changes(2),
     order=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2)), min_size=1, max_size=5),
 )
-def test_whatever_is_written_means_what_was_asked(
+def test_the_written_config_means_the_requested_layers(
     family: str, shared: dict[str, Any], own: dict[str, Any], order: list[tuple[int, int]]
 ) -> None:
     try:

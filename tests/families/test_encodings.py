@@ -1,4 +1,4 @@
-"""Every encoding: what it writes, it reads back; what it cannot say, it does not say; nonsense in a file is named."""
+"""Every encoding reads back what it writes, refuses what it cannot express, and reports invalid values in a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hybridizer.families import rules
 from hybridizer.families.encodings import (
-    UNSAID,
+    UNSET,
     CannotExpress,
     Encoding,
     Indexed,
@@ -22,7 +22,7 @@ from hybridizer.families.encodings import (
     apply_edits,
 )
 
-SPELLINGS: dict[str, tuple[Encoding, tuple[Any, ...]]] = {
+ENCODINGS: dict[str, tuple[Encoding, tuple[Any, ...]]] = {
     "list": (Listed("layer_types"), ("full_attention", "mamba")),
     "list of flags": (Listed("flags", names={1: "rope", 0: "no rope"}), ("rope", "no rope")),
     "letters": (Letters("pattern", {"M": "mamba", "*": "full", "-": "mlp"}), ("mamba", "full", "mlp")),
@@ -40,18 +40,18 @@ SPELLINGS: dict[str, tuple[Encoding, tuple[Any, ...]]] = {
     "cycle": (rules.cycle("block_types", ("a",), {"a": "attention", "r": "rg-lru"}), ("attention", "rg-lru")),
     "runs": (rules.runs("attention_types", [[["global", "local"], 12]]), ("global", "local")),
 }
-# These can say every order of their values; the others refuse most.
+# These can express every order of their values; the others refuse most.
 COMPLETE = {
     *("list", "list of flags", "letters", "indices", "indices from 1", "one or list"),
     *("overrides", "sparse step", "cycle", "runs"),
 }
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("name", ENCODINGS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_what_is_written_is_read_back(name: str, data: st.DataObject) -> None:
-    encoding, alphabet = SPELLINGS[name]
+def test_values_that_are_encoded_decode_to_the_same_values(name: str, data: st.DataObject) -> None:
+    encoding, alphabet = ENCODINGS[name]
     values = tuple(data.draw(st.lists(st.sampled_from(alphabet), min_size=1, max_size=9)))
     try:
         edited = apply_edits({}, encoding.encode({}, values))
@@ -65,7 +65,7 @@ def test_what_is_written_is_read_back(name: str, data: st.DataObject) -> None:
     ("name", "values", "edits"),
     [
         ("every", ("sliding", "full", "sliding", "full"), {"n": 2}),
-        ("every", ("sliding", "sliding"), {}),  # the default of 4 says so already
+        ("every", ("sliding", "sliding"), {}),  # the default of 4 means this already
         ("every from the first", ("full", "sliding", "full"), {"n": 2}),
         ("first", ("dense", "dense", "moe"), {"k": 2}),
         ("period", ("mamba", "full", "mamba", "mamba", "full"), {"p": 3, "o": 1}),
@@ -80,8 +80,8 @@ def test_what_is_written_is_read_back(name: str, data: st.DataObject) -> None:
         ("overrides", ("{}", '{"head_dim": 32}'), {"per_layer_config": {"1": {"head_dim": 32}}}),
     ],
 )
-def test_rules_find_their_parameters(name: str, values: tuple[str, ...], edits: dict[str, Any]) -> None:
-    found = SPELLINGS[name][0].encode({}, values)
+def test_a_rule_is_encoded_by_its_parameters(name: str, values: tuple[str, ...], edits: dict[str, Any]) -> None:
+    found = ENCODINGS[name][0].encode({}, values)
     assert edits.items() <= found.items() if edits else found == {}
 
 
@@ -95,13 +95,13 @@ def test_rules_find_their_parameters(name: str, values: tuple[str, ...], edits: 
         ("window from", ("sliding_attention", "full_attention")),
         ("letters", ("moe",)),
         ("indices", ("sliding",)),
-        ("overrides", (UNSAID, "{}")),
-        ("one or list", (64, UNSAID)),
+        ("overrides", (UNSET, "{}")),
+        ("one or list", (64, UNSET)),
     ],
 )
-def test_orders_beyond_a_spelling_are_refused(name: str, values: tuple[str, ...]) -> None:
+def test_orders_that_an_encoding_cannot_express_are_refused(name: str, values: tuple[str, ...]) -> None:
     with pytest.raises(CannotExpress):
-        SPELLINGS[name][0].encode({}, values)
+        ENCODINGS[name][0].encode({}, values)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_orders_beyond_a_spelling_are_refused(name: str, values: tuple[str, ...]
         ("list", {"layer_types": "full_attention"}, "a list with one entry per layer"),
         ("list", {"layer_types": [{}, {}]}, "holds {}"),
         ("letters", {"pattern": "M"}, "1 letters"),
-        ("letters", {"pattern": "M?"}, "one letter per layer out of M"),
-        ("letters", {"pattern": 7}, "one letter per layer"),
+        ("letters", {"pattern": "M?"}, "one letter of M"),
+        ("letters", {"pattern": 7}, "per layer is expected"),
         ("indices", {"full_attn_idxs": [2]}, "layers 0..1"),
         ("indices", {"full_attn_idxs": "01"}, "layers 0..1"),
         ("indices from 1", {"inner": {"full_layers": [0]}}, "layers 1..2"),
@@ -123,14 +123,14 @@ def test_orders_beyond_a_spelling_are_refused(name: str, values: tuple[str, ...]
         ("first", {"k": [1]}, "a whole number"),
         ("period", {"p": 2, "o": 2}, "outside"),
         ("sparse step", {"mlp_only_layers": 3}, "`mlp_only_layers` is 3"),
-        ("cycle", {"block_types": ["x"]}, "a list out of a, r"),
+        ("cycle", {"block_types": ["x"]}, "a list of names among a, r"),
         ("runs", {"attention_types": [1]}, "[[names, repeats], ...]"),
-        ("runs", {"attention_types": [[["global"], 3]]}, "encodes out 3 layers"),
+        ("runs", {"attention_types": [[["global"], 3]]}, "gives 3 layers"),
     ],
 )
-def test_nonsense_is_named(name: str, config: dict[str, Any], words: str) -> None:
+def test_an_invalid_value_is_reported_with_its_key(name: str, config: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError) as caught:
-        SPELLINGS[name][0].decode(config, 2)
+        ENCODINGS[name][0].decode(config, 2)
     assert words in str(caught.value)
 
 
@@ -148,7 +148,7 @@ def test_a_single_value_stays_single_where_it_can() -> None:
     assert encoding.encode({"moe_topk": [1, 2]}, (4, 4)) == {"moe_topk": [4, 4]}
 
 
-def test_residual_scale_survives_every_change_of_depth_to_the_last_bit_of_float32() -> None:
+def test_the_residual_scale_is_equal_in_float32_after_every_change_of_depth() -> None:
     encoding = rules.residual_scale()
     for old_depth in range(1, 80, 3):
         values = encoding.decode({"scale_depth": 1.4}, old_depth)

@@ -156,7 +156,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.filterwarnings("ignore")
-def test_both_generations_can_give_layers_to_one_model(name: str, tmp_path: Path) -> None:
+def test_donors_with_configs_of_both_generations_are_compatible(name: str, tmp_path: Path) -> None:
     old = PUBLISHED[name]
     CONFIG_MAPPING[old["model_type"]].from_dict(dict(old)).save_pretrained(tmp_path)
     new = json.loads((tmp_path / "config.json").read_text())

@@ -16,12 +16,12 @@ FAMILIES = """
 
 
 @pytest.mark.parametrize("family", FAMILIES.split())
-def test_the_table_is_current(family: str) -> None:
+def test_the_stored_defaults_are_those_of_the_installed_transformers(family: str) -> None:
     script = load_script("family_table")
     assert json.loads(script.DEFAULTS.read_text())[family] == script.read_class(family)
 
 
-def test_absent_keys_mean_what_the_family_assumes() -> None:
+def test_an_absent_key_has_the_default_of_the_family() -> None:
     assert read_assumptions("qwen3").value_of("head_dim", {}) == 128
     assert read_assumptions("llama").value_of("head_dim", {"hidden_size": 64, "num_attention_heads": 4}) == 16
     assert read_assumptions("llama").value_of("num_key_value_heads", {"num_attention_heads": 4}) == 4
@@ -31,6 +31,6 @@ def test_absent_keys_mean_what_the_family_assumes() -> None:
     assert read_assumptions("a_family_of_the_future").value_of("head_dim", {}) is None
 
 
-def test_harmless_keys_are_known_by_their_last_part() -> None:
+def test_a_dotted_key_is_harmless_by_its_last_part() -> None:
     assert is_harmless("attn_config.attn_pdrop") and is_harmless("image_token_id") and is_harmless("eos_token_id")
     assert not is_harmless("attn_config.clip_qkv") and not is_harmless("rms_norm_eps")

@@ -1,4 +1,4 @@
-"""Taking checkpoints apart: what is found where, and that damage and contradictions are named, never guessed over."""
+"""Reading checkpoints: where every tensor belongs, and that damage and contradictions are reported, never guessed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_tensor_has_its_place() -> None:
     assert structure.kinds == ("full_attention",) * 3
 
 
-def test_names_without_a_module_around_them_are_found() -> None:
+def test_tensor_names_without_the_prefix_of_a_module_are_read() -> None:
     shapes = {name.removeprefix("model."): shape for name, shape in llama_shapes().items()}
     structure = read_structure(llama_config(), shapes, "alpha")
     assert (structure.layer_prefix, structure.final_norm, structure.embedding) == (
@@ -44,7 +44,7 @@ def test_names_without_a_module_around_them_are_found() -> None:
     )
 
 
-def test_kinds_put_attention_and_mlp_into_words() -> None:
+def test_kinds_name_attention_and_mlp() -> None:
     config = llama_config(model_type="qwen3_next", num_experts=4, mlp_only_layers=[0], full_attention_interval=3)
     shapes = llama_shapes()
     shapes["model.layers.0.mlp.only_dense.weight"] = (1,)
@@ -53,7 +53,7 @@ def test_kinds_put_attention_and_mlp_into_words() -> None:
     assert kinds == ("linear_attention+dense", "linear_attention+moe", "full_attention+moe")
 
 
-def test_draft_layers_behind_the_last_are_left_out_with_a_reason() -> None:
+def test_draft_layers_after_the_last_layer_are_left_out_with_a_reason() -> None:
     config = llama_config(model_type="deepseek_v3", num_nextn_predict_layers=1, first_k_dense_replace=0)
     shapes = llama_shapes(4) | {"mtp.norm.weight": (WIDTH,)}
     structure = read_structure(config, shapes, "alpha")
@@ -81,16 +81,18 @@ def test_recomputed_buffers_are_left_out_and_global_tensors_kept() -> None:
     ("config_says", "head_there", "tied", "in_doubt"),
     [(True, False, True, False), (True, True, True, True), (None, True, True, True), (None, False, True, False)],
 )
-def test_ties(config_says: bool | None, head_there: bool, tied: bool, in_doubt: bool) -> None:
+def test_a_tie_follows_the_config_and_the_files(
+    config_says: bool | None, head_there: bool, tied: bool, in_doubt: bool
+) -> None:
     shapes = llama_shapes()
     if not head_there:
         del shapes["lm_head.weight"]
-    config = llama_config(model_type="gemma", tie_word_embeddings=config_says)  # gemma ties unless told otherwise
+    config = llama_config(model_type="gemma", tie_word_embeddings=config_says)  # gemma ties by default
     structure = read_structure(config, shapes, "alpha")
     assert (structure.tied, structure.tie_in_doubt) == (tied, in_doubt)
 
 
-def test_a_silent_config_of_an_unknown_family_ties_where_there_is_no_head() -> None:
+def test_an_unknown_family_without_the_key_is_tied_where_there_is_no_head() -> None:
     config = llama_config(model_type="a_family_of_the_future", tie_word_embeddings=None)
     shapes = llama_shapes()
     assert not read_structure(config, shapes, "alpha").tied
@@ -98,36 +100,36 @@ def test_a_silent_config_of_an_unknown_family_ties_where_there_is_no_head() -> N
     assert read_structure(config, shapes, "alpha").tied
 
 
-def test_config_and_files_of_different_depth() -> None:
+def test_config_and_files_of_different_depth_are_refused() -> None:
     message = refused(llama_config(4), llama_shapes(3))
-    assert "alpha: the config says 4 layers, and the files hold model.layers.* (3 layers)" in message
-    assert "the config says 2 layers" in refused(llama_config(2), llama_shapes(3))
+    assert "alpha: the config has 4 layers, and the files hold model.layers.* (3 layers)" in message
+    assert "the config has 2 layers" in refused(llama_config(2), llama_shapes(3))
 
 
-def test_a_hole_in_the_layers() -> None:
+def test_a_missing_layer_is_named() -> None:
     shapes = {name: shape for name, shape in llama_shapes().items() if ".layers.1." not in name}
     assert "(2 layers without 1)" in refused(llama_config(), shapes)
 
 
-def test_no_layers_at_all() -> None:
+def test_files_without_layers_are_refused() -> None:
     assert "no list of layers" in refused(llama_config(), {"lm_head.weight": (2, 2)})
 
 
-def test_two_lists_of_layers() -> None:
+def test_two_lists_of_the_right_length_are_refused() -> None:
     shapes = llama_shapes() | llama_shapes(stem="other.")
     message = refused(llama_config(), shapes)
     assert "model.layers.* (3 layers), other.layers.* (3 layers)" in message
-    assert "cannot be told" in message
+    assert "It is ambiguous" in message
 
 
-def test_a_layer_that_lacks_what_its_like_have() -> None:
+def test_a_layer_that_lacks_a_tensor_of_its_kind_is_refused() -> None:
     shapes = llama_shapes()
     del shapes["model.layers.1.mlp.down_proj.weight"]
     message = refused(llama_config(), shapes)
     assert "layer 1 has no tensor 'mlp.down_proj.weight', and layer 0, of the same kind, has one." in message
 
 
-def test_a_layer_of_another_shape_than_its_like() -> None:
+def test_a_layer_of_another_shape_than_its_kind_is_refused() -> None:
     shapes = llama_shapes() | {"model.layers.2.mlp.down_proj.weight": (WIDTH, 17)}
     message = refused(llama_config(), shapes)
     assert (
@@ -136,13 +138,13 @@ def test_a_layer_of_another_shape_than_its_like() -> None:
     )
 
 
-def test_an_untied_model_without_a_head() -> None:
+def test_an_untied_model_without_a_head_is_refused() -> None:
     shapes = llama_shapes()
     del shapes["lm_head.weight"]
     assert "no tensor is an output head" in refused(llama_config(), shapes)
 
 
-def test_a_model_without_an_embedding() -> None:
+def test_a_model_without_an_embedding_is_refused() -> None:
     shapes = llama_shapes()
     del shapes["model.embed_tokens.weight"]
     assert "no tensor is an embedding" in refused(llama_config(), shapes)
@@ -154,23 +156,23 @@ def test_a_model_without_an_embedding() -> None:
         ({"model_type": ""}, "`model_type` is ''"),
         ({"model_type": 3}, "`model_type` is 3"),
         ({"num_hidden_layers": 0}, "`num_hidden_layers` 0"),
-        ({"num_hidden_layers": "3"}, "no key that says how many"),
+        ({"num_hidden_layers": "3"}, "no key holds it"),
         ({"n_layer": 4}, "`num_hidden_layers` 3 and `n_layer` 4"),
         ({"layer_types": ["full_attention"] * 2}, "`layer_types` has 2 entries, and the model has 3 layers."),
     ],
 )
-def test_configs_that_contradict_themselves(changes: dict[str, Any], words: str) -> None:
+def test_configs_that_contradict_themselves_are_refused(changes: dict[str, Any], words: str) -> None:
     message = refused(llama_config(**changes), llama_shapes())
     assert message.startswith("alpha/config.json: ") and words in message
 
 
-def test_a_config_that_is_no_dict() -> None:
+def test_a_config_that_is_not_a_dict_is_refused() -> None:
     assert "not a family's name" in refused([], llama_shapes())
 
 
 @settings(max_examples=250, deadline=None)
 @given(family=st.sampled_from(FAMILIES), changes=hostile_changes(4))
-def test_hostile_configs_are_read_or_refused(family: str, changes: dict[str, Any]) -> None:
+def test_any_config_is_read_or_refused(family: str, changes: dict[str, Any]) -> None:
     try:
         structure = read_structure(llama_config(**{"model_type": family, **changes}), llama_shapes(), "alpha")
     except CheckpointError:
@@ -178,7 +180,7 @@ def test_hostile_configs_are_read_or_refused(family: str, changes: dict[str, Any
     assert structure.num_layers == len(structure.layers) == len(structure.kinds) == 3
 
 
-def test_nothing_heavy_is_imported() -> None:
+def test_reading_a_config_imports_no_heavy_library() -> None:
     code = (
         "import sys, hybridizer.families.config;"
         "print(sorted({'torch', 'numpy', 'transformers', 'safetensors', 'pydantic'} & set(sys.modules)))"

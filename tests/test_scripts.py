@@ -1,0 +1,56 @@
+"""Every script runs from a fresh clone: their imports and calls are not seen by the type checker."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.lines import make_donor
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "bench_cli": ("--rounds", "1"),
+    "bench_memory": ("--only", "smol-12  none     bfloat16 float32   1 x 1 x 512 rank 64"),
+    "bench_splice": ("--gb", "0.05", "--rounds", "1", "--cache", "warm"),
+    "bench_tokenise": ("--tokenizer", "donor", "--megabytes", "0.1", "--rounds", "1", "--seq-len", "64"),
+    "bench_trace": ("--workdir", "out", "--only", "time", "--prompts", "2", "--plain-prompts", "1",
+                    "--layer-prompts", "1"),
+    "bench_train": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
+                    "--threads", "1"),
+    "family_table": ("llama",),
+    "quickstart_texts": ("out",),
+    "trace_table": ("llama",),
+}  # fmt: skip
+NEED_SOURCES = {"build_probes_en", "build_probes_zh"}  # Debian's WordNet and packages of word lists
+SHARED = {"probe_sources", "smollm2"}
+
+
+def run(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_every_script_is_run_by_a_test_here():
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == {*SMALL, *NEED_SOURCES, *SHARED}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SMALL)
+def test_a_script_runs_with_its_smallest_setting(tmp_path, script):
+    make_donor(tmp_path / "donor")
+    result = run(tmp_path, script, *SMALL[script])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "refused" not in result.stdout, result.stdout
+
+
+@pytest.mark.parametrize("script", sorted(NEED_SOURCES))
+def test_a_script_whose_sources_are_missing_says_how_to_install_them(tmp_path, script):
+    if Path("/usr/share/wordnet").is_dir():
+        pytest.skip("WordNet is installed here: the script would write into the package")
+    result = run(tmp_path, script)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "install" in result.stderr
