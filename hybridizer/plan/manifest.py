@@ -17,7 +17,7 @@ FILE_NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class TensorOrigin:
-    """An output tensor: its dtype and shape, the `donor:tensor` texts it was made from, and how it was made.
+    """An output tensor: its dtype and shape, the `donor:tensor` names it was made from, and how it was made.
 
     `kind` is that of its source in the plan, such as "copy"; `method` is the same in words, training included.
     """
@@ -35,9 +35,9 @@ class TensorOrigin:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`files` maps every other file of the folder to its sha256 in hex; `tools` names versions of what wrote them.
+    """`files` maps every other file of the folder to its sha256 in hex; `tools` are versions of packages.
 
-    `training` is the record of what trained, None where nothing did. Its `frozen_sha256` maps every frozen tensor to
+    `training` is the record of the training, None without one. Its `frozen_sha256` maps every frozen tensor to
     the hash that it had before the first step, after the last, and in its donor.
     """
 
@@ -93,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a model folder. Raises VerificationError when there is none, or when it is damaged."""
     path = folder / FILE_NAME
     if not path.is_file():
-        what = f"there is no {FILE_NAME}: this folder is not a model that hybridize finished."
+        what = f"there is no {FILE_NAME}: this folder is not a finished model of hybridize."
         raise VerificationError(Problem(str(folder), what, "Build it again, or give the model/ folder of a run."))
     try:
         return read_record(path, Manifest, SCHEMA, str(path), "Build it again with this version.")
