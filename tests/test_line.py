@@ -256,8 +256,8 @@ def test_check_reports_every_problem_with_its_line(bench):
     result = hybridize("check", "bad.yaml", code=2)
     assert "bad.yaml:3: './nowhere' is not there" in result.stderr
     result = hybridize("check", "bad.yaml", "--set", "donors.b=b", code=2)
-    assert "bad.yaml:7: layers 2..9 asked of donor 'a', which has 4 layers (0..3)." in result.stderr
-    assert "bad.yaml:8: layers 7 asked of donor 'a', which has 4 layers (0..3)." in result.stderr
+    assert "bad.yaml:7: layers 2..9 requested of donor 'a', which has 4 layers (0..3)." in result.stderr
+    assert "bad.yaml:8: layers 7 requested of donor 'a', which has 4 layers (0..3)." in result.stderr
 
 
 def test_init_writes_a_recipe_that_checks_once_its_donors_exist(bench):

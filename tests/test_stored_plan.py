@@ -128,7 +128,7 @@ def test_a_text_that_changed_after_planning_is_refused_before_training(bench):
     hybridize("plan", "x.yaml")
     with (bench / "text.jsonl").open("a") as file:
         file.write('\n{"text": "one more"}')
-    assert "changed since it was planned" in hybridize("build", "runs/x/plan.json", code=2).stderr
+    assert "its content changed after planning" in hybridize("build", "runs/x/plan.json", code=2).stderr
 
 
 def test_a_donor_that_changed_after_planning_is_refused(bench):

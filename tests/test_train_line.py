@@ -172,9 +172,7 @@ def test_a_hub_that_does_not_know_the_dataset_is_named_at_the_line(bench):
         recipe = recipe_of(bench, train={"data": [{"hub": "org/other"}]})
         command = [sys.executable, "-m", "hybridizer", "plan", recipe]
         result = subprocess.run(command, env=online, capture_output=True, text=True)
-    assert (
-        result.returncode == 2 and "x.yaml:11: `org/other`: the hub does not say which commit 'main'" in result.stderr
-    )
+    assert result.returncode == 2 and "x.yaml:11: `org/other`: the commit of 'main' is not known" in result.stderr
 
 
 def test_a_text_that_changes_between_plan_and_training_is_refused(bench, monkeypatch):
@@ -186,7 +184,7 @@ def test_a_text_that_changes_between_plan_and_training_is_refused(bench, monkeyp
     splice_for_training = build._splice_for_training
     monkeypatch.setattr(build, "_splice_for_training", change)
     recipe = recipe_of(bench)
-    assert "text.jsonl: changed since it was planned" in hybridize("build", recipe, code=2).stderr
+    assert "text.jsonl: its content changed after planning" in hybridize("build", recipe, code=2).stderr
     assert not (bench / "runs/x/training/log.jsonl").exists()
     monkeypatch.undo()
     monkeypatch.chdir(bench)

@@ -1,6 +1,6 @@
 """Which tokens the model sees at which step: a pure function of sources, weights, seed and step.
 
-Nothing is read ahead of time and nothing is consumed: the state of the data is the number of the next step.
+Nothing is read ahead and nothing is consumed: the state of the data is the number of the next step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one source gave: the tokens it has for training, those taken, and how often it was gone through."""
+    """How much of one source is used: the tokens it has for training, those taken, and the number of epochs."""
 
     name: str
     tokens: int
@@ -48,9 +48,9 @@ class Drawn:
 class Batch:
     """Rows of one micro-batch: int64 tensors of shape (rows, tokens), tokens being at most the sequence length.
 
-    `position_ids` restart at 0 where a document begins: that is what keeps documents apart. `targets` hold the next
-    token, and IGNORED at the last token of each piece, on padding, and on a repeated prefix: what follows it there is
-    the middle of a document, which nothing could predict.
+    `position_ids` restart at 0 where a document begins, which isolates documents from each other. `targets` hold the
+    next token, and IGNORED at the last token of each piece, on padding, and on a repeated prefix: what follows it there
+    is the middle of a document, which cannot be predicted.
     """
 
     input_ids: Tensor
@@ -86,7 +86,7 @@ class TrainingData:
     def batches(self, step: int, rank: int = 0, num_ranks: int = 1, micro_batch_size: int | None = None) -> list[Batch]:
         """The micro-batches of one step for one of `num_ranks` processes, `micro_batch_size` rows each at most.
 
-        Every process gets the same number of rows; when rows run out in the last step, empty ones fill up.
+        Every process gets the same number of rows; empty rows fill up the last step.
         """
         assert self.settings.global_batch_size % num_ranks == 0, "rows that no process takes would be lost"
         per_rank = self.settings.global_batch_size // num_ranks
@@ -160,7 +160,7 @@ class TrainingData:
 
 
 def heldout_documents(token_file: TokenFile, share: float) -> npt.NDArray[np.bool_]:
-    """True for the documents of `token_file` that are held out: decided by their text alone, the same in every run."""
+    """True for the documents of `token_file` that are held out: chosen by their text alone, the same in every run."""
     return token_file.keys < np.uint64(int(share * 2**64)) if share > 0 else np.zeros(len(token_file.keys), bool)
 
 
@@ -180,7 +180,7 @@ def _training_pieces(source: Source, offsets: npt.NDArray[np.int64], settings: T
         train = ~heldout_documents(token_file, settings.heldout_ratio)
         num_prefix = len(token_file.prefix)
         if settings.seq_len - num_prefix < MIN_PIECE:
-            what = f"rows of {settings.seq_len} tokens have no room beside the {num_prefix} that begin each."
+            what = f"rows of {settings.seq_len} tokens have no room beside the {num_prefix} prefix tokens of each."
             raise RecipeError(Problem("train.seq_len", what, f"Give at least {num_prefix + MIN_PIECE}."))
         pieces.append(cut_documents(begins[train] + offset, (ends - begins)[train], settings.seq_len, num_prefix))
     found = np.concatenate(pieces)
@@ -188,12 +188,12 @@ def _training_pieces(source: Source, offsets: npt.NDArray[np.int64], settings: T
         what = (
             f"nothing to train on: no document of two tokens or more outside the held-out {settings.heldout_ratio:g}."
         )
-        raise InputError(Problem(source.name, what, "Give more text, or lower the held-out share."))
+        raise InputError(Problem(source.name, what, "Give more text, or lower `heldout_ratio`."))
     return found
 
 
 def _take(name: str, pieces: Pieces, budget: int, generator: np.random.Generator) -> tuple[Pieces, Drawn]:
-    """Whole pieces of at least `budget` tokens, gone through as often as needed, shuffled anew each time."""
+    """Whole pieces of at least `budget` tokens, repeated as often as needed, shuffled again for each epoch."""
     available = int(pieces[:, 1].sum())
     epochs = -(-budget // available)
     order = np.concatenate([generator.permutation(len(pieces)) for _ in range(max(epochs, 1))])

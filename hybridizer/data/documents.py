@@ -1,6 +1,6 @@
-"""Files of text, one document after the other, with every record that cannot be used counted and named.
+"""Files of text, one document after the other, with every unusable record counted and located.
 
-A `.txt` or `.md` file is one document; `.jsonl` holds one a line in a named field; `.parquet` one a row in a named
+A `.txt` or `.md` file is one document; `.jsonl` holds one per line in a named field; `.parquet` one per row in a named
 column. Each may be compressed (.gz, .bz2, .xz, and .zst: from Python 3.14 on, or with the package `backports.zstd`).
 """
 
@@ -62,7 +62,7 @@ def find_files(pattern: str, folder: Path) -> tuple[Path, ...]:
 
 
 def read_documents(path: Path, text_field: str, max_bytes: int, bad: BadRecords) -> Iterator[str]:
-    """The documents of one file, in order; what is empty, not UTF-8, too long, or lacks the field goes to `bad`.
+    """The documents of one file, in order; unusable ones are added to `bad`.
 
     `max_bytes` limits one document in UTF-8. Raises InputError when the file as a whole cannot be read: damaged
     compression, damaged Parquet.
@@ -73,9 +73,9 @@ def read_documents(path: Path, text_field: str, max_bytes: int, bad: BadRecords)
 
 
 def look_for_document(name: str, paths: Sequence[Path], text_field: str, max_bytes: int) -> Problem | None:
-    """None if the files hold a usable document, else what is wrong with them, the fields of their records named.
+    """None if the files hold a usable document; otherwise the problem, which names the fields of their records.
 
-    Reads up to the first document, or to MAX_LOOKED_AT records that are none, which proves nothing and gives None.
+    Reads up to the first document, or up to MAX_LOOKED_AT unusable records, after which the answer is None, too.
     Raises InputError for a file that cannot be read.
     """
     bad = BadRecords()
@@ -87,14 +87,14 @@ def look_for_document(name: str, paths: Sequence[Path], text_field: str, max_byt
     left_out = ", ".join(f"{count} {reason}" for reason, count in bad.counts.items()) or "nothing"
     fix = "Look at the files."
     if set(bad.fields) & CHAT_FIELDS:
-        fix = f"These are chat records ({', '.join(bad.fields)}): write each as one text, by the chat template."
+        fix = f"These are chat records ({', '.join(bad.fields)}): write each as one text, with the chat template."
     elif bad.fields:
         fix = f"Name one of the fields of its records as `field`: {', '.join(bad.fields)}."
     return Problem(name, f"no usable document; left out: {left_out}.", fix)
 
 
 def usable(text: str, where: str, max_bytes: int, bad: BadRecords) -> bool:
-    """Whether `text` can be trained on; if not, it goes to `bad`: empty, too long, not to be written as UTF-8."""
+    """Whether `text` can be trained on; if not, it is added to `bad`: empty, too long, not valid as UTF-8."""
     if not text.strip():
         bad.add("empty", where)
     elif len(text) * 4 > max_bytes and len(text.encode(errors="replace")) > max_bytes:
@@ -107,7 +107,7 @@ def usable(text: str, where: str, max_bytes: int, bad: BadRecords) -> bool:
 
 
 def file_kind(path: Path) -> str:
-    """How the file is read, as its suffixes: ".jsonl", ".txt.gz". Equal bytes of two kinds hold other documents."""
+    """How the file is read, as its suffixes: ".jsonl", ".txt.gz". Equal bytes are other documents in another kind."""
     compression = path.suffix.lower() if path.suffix.lower() in _openers() else ""
     return _kind(path) + compression
 
@@ -189,7 +189,7 @@ def _decoded(data: bytes, where: str, bad: BadRecords) -> str | None:
 
 
 def _encodable(text: str) -> bool:
-    """Whether `text` has no lone surrogates, which JSON escapes can smuggle in and no tokenizer takes."""
+    """Whether `text` has no lone surrogates, which JSON escapes can contain and no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -198,7 +198,7 @@ def _encodable(text: str) -> bool:
 
 
 def _kind(path: Path) -> str:
-    """The suffix that says how records lie in the file, compression looked through."""
+    """The suffix that names the format of the records, without that of the compression."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in _openers() else path.suffix.lower()
 
 
@@ -206,7 +206,7 @@ def _kind_problem(path: Path) -> Problem | None:
     known = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
     if _kind(path) not in known:
         fix = f"Give {', '.join(known)}, or one of these compressed with {', '.join(_openers())}."
-        return Problem(str(path), f"'{_kind(path) or path.name}' is no kind of text file known here.", fix)
+        return Problem(str(path), f"'{_kind(path) or path.name}' is not a known kind of text file.", fix)
     needed = {
         ".parquet": ("pyarrow", find_spec("pyarrow") is not None),
         ".zst": (zstd.PACKAGE, zstd.is_installed()),

@@ -29,7 +29,7 @@ def pin_dataset(dataset: str, revision: str | None) -> str:
         commit = HfApi().dataset_info(dataset, revision=revision).sha
     except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        what = f"the hub does not say which commit '{revision or 'main'}' is: {reason}"
+        what = f"the commit of '{revision or 'main'}' is not known: {reason}"
         fix = "Check the name and your network, or give `revision` as a commit of 40 hex digits."
         raise DonorError(Problem(dataset, what, fix)) from error
     return str(commit)
@@ -38,7 +38,7 @@ def pin_dataset(dataset: str, revision: str | None) -> str:
 def stream_texts(dataset: str, config: str | None, split: str, revision: str | None, text_field: str) -> Iterator[Any]:
     """The values of `text_field` in a hub dataset, one record after the other, without downloading all of it.
 
-    Values are given as they are: the caller sorts out what is no text. Raises InputError when `datasets` is not
+    Values are passed on unchanged: the caller sorts out what is not text. Raises InputError when `datasets` is not
     installed or has no such column, DonorError when the dataset cannot be opened.
     """
     try:

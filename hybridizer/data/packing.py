@@ -1,7 +1,7 @@
-"""Best-fit packing: pieces of documents into rows of exactly the training length, with as little padding as can be.
+"""Best-fit packing: pieces of documents into rows of exactly the training length, with as little padding as possible.
 
 Only documents longer than a row are cut, into full rows and a rest. Every piece after the first begins with the tokens
-that the tokenizer puts before any text (BOS, mostly), as models see them at the start of all they read: gemma-3-270m
+that the tokenizer puts before any text (BOS, mostly), as at the start of every text: gemma-3-270m
 needs 1.234 nats per token for the second half of a window without them, 0.893 with them. Source of the method: arXiv
 2404.10830, which packs a whole corpus at once; we pack a window of pieces at a time, so that memory stays bounded and
 the order stays close to the shuffled one.
@@ -103,9 +103,9 @@ def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 
 
 def padded_rows(pieces: Pieces, row_tokens: int, global_batch_size: int, generator: np.random.Generator) -> Packed:
-    """One piece a row: for models whose layers cannot keep documents apart inside a row.
+    """One piece per row: for models whose layers cannot isolate documents inside a row.
 
-    Pieces of like length share a step, so that cutting its rows to the longest leaves little padding: each window of
+    Pieces of similar length share a step, so that cutting its rows to the longest leaves little padding: each window of
     WINDOW_PIECES is sorted by length, and its steps are shuffled.
     """
     order: list[int] = []

@@ -54,7 +54,7 @@ def _no_document(name: str, token_files: Sequence[TokenFile]) -> Problem:
     for token_file in token_files:
         counts.update(token_file.bad.counts)
     left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    fix = "Look at the files, and at `field`, which names where the text is."
+    fix = "Check the files, and `field`, which names the field with the text."
     return Problem(name, f"no usable document; left out: {left_out or 'nothing'}.", fix)
 
 

@@ -1,4 +1,4 @@
-"""Tokenised documents on disk: one folder for a large file or a group of small ones, written once, read as memory maps.
+"""Tokenised documents on disk: one folder per large file or group of small files, written once, memory-mapped.
 
 tokens.npy   token ids of all documents, one after the other (uint16 or uint32)
 ends.npy     where each document ends in it (int64)
@@ -36,18 +36,18 @@ Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 
 class Encoder(Protocol):
-    """Text to token ids, many documents at a time and on all cores, with the special tokens that documents get."""
+    """Text to token ids, many documents at a time and on all cores, special tokens included."""
 
     @property
     def vocab_size(self) -> int: ...
     @property
     def identity(self) -> str:
-        """A hash of everything that decides which ids a text gets."""
+        """A hash of everything that decides the ids of a text."""
         ...
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        """The ids that every text begins with, whatever it says."""
+        """The ids that every text begins with, whatever its content."""
         ...
 
     def encode(self, texts: list[str]) -> list[list[int]]: ...
@@ -57,7 +57,7 @@ class Encoder(Protocol):
 class TokenFile:
     """The documents of one file, or of several small ones, as memory maps.
 
-    `prefix` are the ids that every document begins with. `bad` says what was left out and why.
+    `prefix` are the ids that every document begins with. `bad` lists what was left out and why.
     """
 
     folder: Path
@@ -129,7 +129,7 @@ def cached_token_file(folder: Path, write: Callable[[Path], None], monitor: Moni
 
 
 def _documents_of(path: Path, entry: DataEntry, bad: BadRecords) -> Iterator[str]:
-    """The documents of one file; one that has none at all is itself a bad record."""
+    """The documents of one file; a file without any is itself a bad record."""
     found = 0
     for text in read_documents(path, entry.field, entry.max_document_bytes, bad):
         found += 1
@@ -147,7 +147,7 @@ def write_token_file(
     monitor: Monitor,
     total_bytes: int,
 ) -> None:
-    """Tokenise `texts` into `folder`: complete under its name or not there. `total_bytes` only scales the progress."""
+    """Tokenise `texts` into `folder`: complete or not there. `total_bytes` only scales the progress."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with new_folder(folder) as partial:
@@ -169,7 +169,7 @@ def open_token_file(folder: Path) -> TokenFile:
         found = (len(tokens), len(ends), len(keys), len(sizes), int(ends[-1]) if len(ends) else 0)
         count, documents = record["num_tokens"], record["num_documents"]
         if found != (count, documents, documents, documents, count):
-            raise _damaged(folder, f"holds {found}, its record says {count} tokens in {documents} documents")
+            raise _damaged(folder, f"holds {found}, its record has {count} tokens in {documents} documents")
         bad = BadRecords(record["bad_counts"], record["bad_listed"])
         return TokenFile(folder, record["source"], tokens, ends, keys, sizes, bad, tuple(record["prefix"]))
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
@@ -208,7 +208,7 @@ def _write_arrays(folder: Path, texts: Iterable[str], encoder: Encoder, task: An
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of documents of about BATCH_CHARACTERS: enough to keep every core busy, little enough to hold."""
+    """Lists of documents of about BATCH_CHARACTERS: enough for all cores, few enough for memory."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -223,5 +223,5 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def _damaged(folder: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        Problem(str(folder), f"damaged token cache: {what}.", "Run the command again: the folder is made again.")
+        Problem(str(folder), f"damaged token cache: {what}.", "Run the command again: the folder is written again.")
     )

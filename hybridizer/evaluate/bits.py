@@ -1,4 +1,4 @@
-"""Bits per document: what a model needs to write down each token of a text, given those before it."""
+"""Bits per document: -log2 of the probability of each token, given those before it, summed."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class Window:
 def score_documents(
     model: nn.Module, parts: Parts, text: TextSet, context: int, advance: Callable[[int], None] = lambda tokens: None
 ) -> Array:
-    """The bits of each document, float64 (documents,): the sum of -log2 p over its tokens but the first.
+    """The bits of each document, float64 (documents,): the sum of -log2 p over its tokens except the first.
 
     Documents longer than `context` go through in windows that overlap by half, each beginning with the text's prefix,
-    see `cut_windows`. Rows of one length share a batch, so that nothing is padded, and no figure depends on its
-    neighbours whatever the kind of layer. Token losses are float32, sums float64. `advance` gets the tokens of each
+    see `cut_windows`. Rows of one length share a batch, so that nothing is padded and no figure depends on its
+    neighbours, for any kind of layer. Token losses are float32, sums float64. `advance` gets the tokens of each
     batch; their sum is `num_scored_tokens`.
 
-    The end token that the tokenizer puts behind a document counts, and so does what it puts before it, but for the
-    first token: a tokenizer that begins with the text itself leaves that token free, before and after training alike.
+    The end token after a document counts, and so do the tokens of the tokenizer's prefix, except the first token: with
+    a tokenizer without a prefix the first token of the text is free, before and after training alike.
     Raises InputError for token ids that the model has no embedding for, RunError where a loss is not finite.
     """
     _refuse_unknown_tokens(parts, text)
@@ -96,7 +96,7 @@ def num_scored_tokens(text: TextSet, context: int) -> int:
 def _windows(text: TextSet, context: int) -> Iterator[Window]:
     num_prefix = len(text.prefix)
     if context - num_prefix < LEAST_TOKENS:
-        what = f"windows of {context} tokens have no room beside the {num_prefix} that begin every text."
+        what = f"windows of {context} tokens have no room beside the {num_prefix} prefix tokens of every text."
         raise InputError(Problem("evaluate.context", what, f"Give at least {num_prefix + LEAST_TOKENS}."))
     for number, document in enumerate(text.documents):
         yield from cut_windows(number, len(document.tokens), context, num_prefix)

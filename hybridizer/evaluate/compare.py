@@ -1,4 +1,4 @@
-"""Before and after: bits per byte of the same documents by two models, with intervals that know of the pairing."""
+"""Before and after: bits per byte of the same documents by two models, with paired intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hybridizer.evaluate.scores import Scores, TextScores
 SCHEMA = "hybridizer.scores/1"
 NUM_RESAMPLES = 2000
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no difference shown"
-LEAST_DOCUMENTS = 6  # five that all move one way do so by chance once in 16 times, more often than 5%
+LEAST_DOCUMENTS = 6  # five changes of one sign have a probability of 1/16, more than 5%
 FEW_DOCUMENTS = 10
 
 
@@ -25,8 +25,8 @@ class Comparison:
 
     `change` is after less before: negative is better. Intervals are 95%, by the bootstrap over documents, the same
     resamples on both sides; None for one document. `verdict` is "better" or "worse" where the interval of the change
-    lies on one side of 0 and there are LEAST_DOCUMENTS, else "no difference shown". `caveat` says why the intervals
-    deserve little trust, None where they deserve it. They speak of other documents like these, not of other runs.
+    lies on one side of 0 and there are LEAST_DOCUMENTS, else "no difference shown". `caveat` is why the intervals
+    are unreliable, None where they are not. They cover other documents like these, not other training runs.
     """
 
     num_documents: int
@@ -43,7 +43,7 @@ class Comparison:
 def compare_bits(
     before: Sequence[float], after: Sequence[float], num_bytes: Sequence[int], seed: int = 0
 ) -> Comparison:
-    """The comparison of two lists of bits, one figure a document, in the same order as the documents' `num_bytes`."""
+    """The comparison of two lists of bits, one figure per document, in the same order as the documents' `num_bytes`."""
     bits, size = np.array([before, after], np.float64), np.array(num_bytes, np.float64)
     count = len(size)
     assert bits.shape == (2, count) and count, (bits.shape, count)
@@ -115,7 +115,7 @@ def _caveat(count: int) -> str | None:
     if count == 1:
         return "one document has no interval"
     if count < LEAST_DOCUMENTS:
-        return f"{count} documents cannot show a difference at 95%, whichever way they move"
+        return f"{count} documents cannot show a difference at 95%, whatever their changes"
     if count < FEW_DOCUMENTS:
         return f"only {count} documents: the intervals are too narrow"
     return None

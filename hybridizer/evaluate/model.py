@@ -1,4 +1,4 @@
-"""Everything that is scored of one loaded model: bits of every text, and what it writes."""
+"""The scores of one loaded model: bits of every text, and samples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def score_model(
 ) -> Scores:
     """The scores of `model`, which `identity` names, where it is and in the precision it was loaded in.
 
-    Samples come first: a prompt that does not fit is found before the long work. Raises what `continue_prompts` and
+    Samples come first: a prompt that does not fit is reported before the long work. Raises what `continue_prompts` and
     `score_documents` raise.
     """
     with monitor.task("continue prompts", num_prompts(texts, settings), "prompts") as advance:
@@ -42,7 +42,7 @@ def score_model(
 
 
 def default_device() -> torch.device:
-    """The accelerator of this machine, else the CPU."""
+    """The accelerator of this machine, or the CPU."""
     return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
         "cpu"
     )

@@ -56,7 +56,7 @@ def evaluate(
 
 
 def compare_runs(before: Scores, after: Scores, *, seed: int) -> dict[str, Any]:
-    """The record of schema "hybridizer.scores/1": both on every text with intervals, and every sample side by side."""
+    """The record of schema "hybridizer.scores/1": both on every text, with intervals, and their samples."""
     from hybridizer.evaluate.compare import compare_scores
 
     return compare_scores(before, after, seed)

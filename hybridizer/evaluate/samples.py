@@ -1,4 +1,4 @@
-"""What a model writes: greedy continuations of the beginnings of documents and of a recipe's own prompts."""
+"""Samples of a model: greedy continuations of the beginnings of documents and of a recipe's prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def continue_prompts(
     A document is cut after PROMPT_TOKENS, or in its middle where that comes first. A continuation is the most probable
     token each time, at most `settings.new_tokens` of them, up to the end token or the model's longest input. It is raw:
     no chat template, no sampling, none of the penalties that a generation config may ask for, so that it shows the
-    model and not its settings. `advance` is told of each prompt. Raises InputError for prompts that do not fit.
+    model, not its settings. `advance` is called for each prompt. Raises InputError for prompts that do not fit.
     """
     room, samples = max_tokens(model.config), []
     if problems := unfit_prompts(tokenizer, room, settings.prompts):
@@ -44,9 +44,9 @@ def continue_prompts(
 
 
 def unfit_prompts(tokenizer: Any, room: int | None, prompts: Sequence[str]) -> dict[int, Problem]:
-    """What is wrong with which of `prompts`: no token, or none of the `room` of the model left for an answer.
+    """The problem of each of `prompts` that has one, by index: no token, or no room left for an answer.
 
-    `room` is in tokens, None where the model is endless.
+    `room` is the model's longest input in tokens, None for a model without a limit.
     """
     problems = {}
     for index, prompt in enumerate(prompts):
@@ -72,7 +72,7 @@ def _prompts(tokenizer: Any, texts: Sequence[TextSet], settings: Evaluate) -> It
 
 
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens of a prompt, without an end that the tokenizer may set."""
+    """The tokens of a prompt, without an end token that the tokenizer may add."""
     ids = list(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
     return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
 

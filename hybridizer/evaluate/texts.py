@@ -31,7 +31,7 @@ class Document:
 
 @dataclass(frozen=True)
 class TextSet:
-    """Documents that are scored together. `role` is "in-domain" (what training is for) or "general" (what it may cost).
+    """Documents that are scored together. `role` is "in-domain" (held out of training) or "general" (other text).
 
     `documents` are those taken of the `documents_available`, which hold `tokens_available`; `documents_trained` more
     were left out because training sees the same text. `prefix` are the tokens that the tokenizer puts before any text:
@@ -66,9 +66,9 @@ class TextSet:
 def heldout_texts(
     sources: Sequence[Source], share: float, monitor: Monitor, max_tokens: int = MAX_TOKENS
 ) -> tuple[TextSet, ...]:
-    """The documents of each source that training with `heldout_ratio` = `share` never sees, one set a source.
+    """The documents of each source that training with `heldout_ratio` = `share` never sees, one set per source.
 
-    Up to `max_tokens` of each, see `_take`. A source without a held-out document is noted to `monitor` and has no set.
+    Up to `max_tokens` of each, see `_take`. A source without held-out documents is noted to `monitor` and gives no set.
     """
     found = []
     for source in sources:
@@ -77,13 +77,13 @@ def heldout_texts(
             found.append(text)
             continue
         total = sum(token_file.num_documents for token_file in source.token_files)
-        what = f"{source.name}: no figure in domain: none of its {total:,} documents is held out at {share:g}"
-        monitor.note(f"{what}; raise train.heldout_ratio, or give the text as more documents")
+        what = f"{source.name}: no in-domain figure: none of its {total:,} documents is held out at {share:g}"
+        monitor.note(f"{what}; raise train.heldout_ratio, or split the text into more documents")
     return tuple(found)
 
 
 def general_text(name: str, source: Source, trained: Keys, max_tokens: int = MAX_TOKENS) -> TextSet:
-    """The documents of `source` but for those whose text training sees, given by their keys (`trained_keys`).
+    """The documents of `source` except those whose text training sees, given by their keys (`trained_keys`).
 
     Up to `max_tokens` of them, see `_take`. Raises InputError when nothing is left to score.
     """
@@ -111,7 +111,7 @@ def _take(
     """The chosen documents, equal texts once, in the order of their keys until there are `max_tokens`; None for none.
 
     The document that reaches the limit is cut there, its bytes counted in proportion to its tokens, so that one long
-    document costs no more than was asked for.
+    document takes no more than `max_tokens`.
     """
     lengths = [np.diff(token_file.ends, prepend=0) for token_file in token_files]
     usable = [pick & (length >= LEAST_TOKENS) for pick, length in zip(chosen, lengths, strict=True)]

@@ -1,4 +1,4 @@
-"""Merge methods of mergekit, by name: what each takes (known without importing mergekit), and how one is run.
+"""Merge methods of mergekit by name: the parameters of each, known without importing mergekit.
 
 Source of the table: the specifications that mergekit 0.1.5 registers; a test compares the two.
 """
@@ -13,8 +13,8 @@ from typing import Any, Literal
 from hybridizer.core.errors import nearest
 
 REQUIRED = object()  # stands where a parameter has no default
-# What a parameter may be, by its name. Beyond, mergekit extrapolates (t), or keeps a share of the weights that cannot
-# be. Weights, `lambda`, `r` and `alpha` may be any number: task arithmetic subtracts, too.
+# The range of a parameter, by its name. Outside it mergekit extrapolates (t), or the value is not a share. Weights,
+# `lambda`, `r` and `alpha` may be any number: task arithmetic also subtracts.
 RANGES: Mapping[str, tuple[float, float]] = {
     "t": (0, 1), "density": (0, 1), "gamma": (0, 1), "select_topk": (0, 1), "epsilon": (0, 1), "eps": (0, 1),
     "tol": (0, 1), "max_iter": (1, math.inf),
@@ -68,7 +68,7 @@ METHODS: Mapping[str, Method] = {
 def check_blend(
     method: str, shared: Mapping[str, Any], per_source: Sequence[Mapping[str, Any]], base: int | None
 ) -> list[tuple[str, str]]:
-    """Everything wrong with asking for `method` with these parameters: (what is wrong, what to do) for each.
+    """Every problem of a blend by `method` with these parameters, as pairs (what is wrong, what to do).
 
     `per_source` has one mapping for each source, in order; `base` is the index of the base among them.
     """
@@ -83,7 +83,7 @@ def check_blend(
     if spec.base == "required" and base is None:
         found.append((f"'{method}' needs a base, none given.", "Name one source's donor as `base`."))
     if spec.base == "ignored" and base is not None:
-        found.append((f"'{method}' has no use for a base.", "Remove `base`."))
+        found.append((f"'{method}' does not use a base.", "Remove `base`."))
     found += _check_values(f"'{method}'", shared, spec.shared, spec.ranges)
     for index, parameters in enumerate(per_source):
         if index == base and parameters:
@@ -109,7 +109,7 @@ def _check_values(
 
 
 def _missed_range(value: float, limits: tuple[float, float] | None) -> str | None:
-    """What `value` should have been, where it is outside `limits` or not finite."""
+    """What was expected, if `value` is outside `limits` or not finite; None otherwise."""
     low, high = limits or (-math.inf, math.inf)
     if math.isfinite(value) and low <= value <= high:
         return None

@@ -1,4 +1,4 @@
-"""Do the donors of a plan fit together? What layers share is structure's to say; here: vocabulary, ties, dtypes."""
+"""Whether the donors of a plan fit together: vocabulary, tied embeddings, dtypes. Layers are compared by families/."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def find_incompatibilities(
     where: Mapping[str, str],
     convert: bool,
 ) -> tuple[list[Problem], list[str]]:
-    """Every reason why layers of `guests` cannot live in a model of `host`, and what only deserves a warning.
+    """Problems that prevent layers of `guests` from being used in a model of `host`, and warnings.
 
-    `guests` gives the layers that are taken of each donor but the host, `where` the line of each donor in the recipe.
+    `guests` gives the layers taken from each donor except the host, `where` the line of each donor in the recipe.
     With `convert` all weights get one dtype anyway.
     """
     problems: list[Problem] = []

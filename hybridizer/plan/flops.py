@@ -1,7 +1,7 @@
-"""What one training token costs in floating-point operations, from sizes alone, and what a device can give.
+"""Floating-point operations per training token, from sizes alone.
 
 With N parameters in matrices and a trained share t, training the shallow part costs (4 + 2t)N, the deep part (2 + 4t)N,
-everything 6N; attention over the context comes on top.
+everything 6N; attention over the context is added.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def count_token_flops(
     context: float,
     adapters: Sequence[int] | None = None,
 ) -> TokenFlops:
-    """The cost of one token under `choice`.
+    """The operations per token under `choice`.
 
-    `layer_parameters` are the matrix parameters that work on a token in each layer (of experts, those chosen);
+    `layer_parameters` are the matrix parameters used per token in each layer (of experts, the chosen ones);
     `attention_widths` are heads x head size in each, 0 without attention; `context` the mean number of tokens that a
     token attends to: half the row length for causal attention, half the mean document length when documents are packed.
     Activation gradients stop below the first trained layer. With `adapters`, the parameters of each layer's, those of
@@ -54,5 +54,5 @@ def count_token_flops(
 
 
 def full_training(choice: FreezeChoice) -> FreezeChoice:
-    """The choice that trains everything in the same model: what a freeze is compared with."""
+    """The choice that trains everything in the same model, for comparison."""
     return FreezeChoice(choice.num_layers, choice.boundary, (), False, False, False)

@@ -1,4 +1,4 @@
-"""A recipe's layout, counted out: which donor layers make each output layer."""
+"""A recipe's layout -> the donor layers of each output layer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LayerSource:
 def lay_out(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:
     """The source of every output layer, shallow to deep. `depths` is the number of layers of each donor.
 
-    Raises RecipeError with every layer that was asked of a donor and is not there, each at its line.
+    Raises RecipeError with every requested layer that its donor does not have, each at its line.
     """
     if recipe.layout.slices:
         return _by_slices(recipe, depths)
@@ -45,7 +45,7 @@ def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, 
         path: KeyPath = ("layout", "slices", index)
         blend = piece.blend
         if blend is None:
-            assert piece.donor is not None, "the door lets no slice pass without the one or the other"
+            assert piece.donor is not None, "checked when the recipe was loaded"
             layers = _count_out(piece.donor, piece.layers, path, recipe, depths, problems)
             sources += [LayerSource((Part(piece.donor, layer),)) for layer in layers]
             continue
@@ -83,26 +83,27 @@ def warn_of_pairs(recipe: Recipe) -> list[str]:
 
 def _count_out(
     donor: str,
-    asked: tuple[int, ...] | None,
+    requested: tuple[int, ...] | None,
     path: KeyPath,
     recipe: Recipe,
     depths: Mapping[str, int],
     problems: list[Problem],
 ) -> tuple[int, ...]:
     depth = depths[donor]
-    if asked is None:
+    if requested is None:
         return tuple(range(depth))
-    if any(layer >= depth for layer in asked):
-        what = f"layers {format_layers(asked)} asked of donor '{donor}', which has {depth} layers (0..{depth - 1})."
+    if any(layer >= depth for layer in requested):
+        found = f"which has {depth} layers (0..{depth - 1})."
+        what = f"layers {format_layers(requested)} requested of donor '{donor}', {found}"
         fix = f"Give layers inside 0..{depth - 1}, or leave `layers` out to take all."
         problems.append(Problem(recipe.locate((*path, "layers")), what, fix))
-    return asked
+    return requested
 
 
 def _by_dial(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:
     layout = recipe.layout
     shallow, deep = _sides(layout)
-    assert isinstance(layout.boundary, (int, float)), "strategies are resolved before layers are counted out"
+    assert isinstance(layout.boundary, (int, float)), "strategies are resolved before the layout"
     ends = {name: first_deep_layer(layout.boundary, depths[name]) for name in (shallow, deep)}
     problems = [
         Problem(
@@ -120,7 +121,7 @@ def _by_dial(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ..
 
 
 def _sides(layout: Layout) -> tuple[str, str]:
-    assert layout.shallow is not None and layout.deep is not None, "the door fills both in when there are no slices"
+    assert layout.shallow is not None and layout.deep is not None, "checked when the recipe was loaded"
     return layout.shallow, layout.deep
 
 

@@ -27,8 +27,8 @@ from hybridizer.recipe.models import Recipe
 def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -> Plan:
     """The plan of `recipe`, whose donors are open and whose layout names donors and numbers. No weight is read.
 
-    Raises RecipeError for layers that are not there and blends that mergekit would misread, PlanError for donors that
-    cannot be joined; each with all its problems at once, at their lines of the recipe.
+    Raises RecipeError for layers that do not exist and blends with wrong parameters, PlanError for donors that do not
+    fit together; each with all its problems at once, at their lines of the recipe.
     """
     sources = lay_out(recipe, {name: donor.structure.num_layers for name, donor in donors.items()})
     _check_blends(recipe)
@@ -36,7 +36,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     host = donors[recipe.layout.host]
     used = list_used(sources, donors)
     target = SAFETENSORS_NAMES.get(recipe.output.dtype)
-    warnings = _check_joins(recipe, host, donors, used, target)
+    warnings = _check_donors_fit(recipe, host, donors, used, target)
     firsts = [source.parts[0] for source in sources]
     config = splice_config(host.structure, [Source(donors[part.donor].structure, part.layer) for part in firsts])
     if target is not None:
@@ -89,7 +89,7 @@ def _check_kinds(recipe: Recipe, sources: Sequence[LayerSource], donors: Mapping
             raise PlanError(Problem(recipe.locate(("layout", "slices")), what, fix))
 
 
-def _check_joins(
+def _check_donors_fit(
     recipe: Recipe, host: Donor, donors: Mapping[str, Donor], used: Mapping[str, set[int]], target: str | None
 ) -> list[str]:
     guests = {name: sorted(layers) for name, layers in used.items() if layers and name != host.name}
@@ -153,7 +153,7 @@ def _short(donor: Donor) -> str:
 
 
 def set_config_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Let every place where `config` names a dtype name `dtype`, in the encoding it uses (`dtype` or `torch_dtype`)."""
+    """Set `dtype` wherever `config` names a dtype, under the key it uses (`dtype` or `torch_dtype`)."""
     found = False
     for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("dtype", "torch_dtype"):

@@ -24,7 +24,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class TensorOrigin:
-    """An output tensor: its dtype and shape, the `donor:tensor` texts it was made from, and how it was made.
+    """An output tensor: its dtype and shape, the `donor:tensor` names it was made from, and how it was made.
 
     `kind` is that of its source in the plan, such as "copy"; `method` is the same in words, training included.
     """
@@ -42,9 +42,9 @@ class TensorOrigin:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`files` maps every other file of the folder to its sha256 in hex; `tools` names versions of what wrote them.
+    """`files` maps every other file of the folder to its sha256 in hex; `tools` are versions of packages.
 
-    `training` is the record of what trained, None where nothing did. Its `frozen_sha256` maps every frozen tensor to
+    `training` is the record of the training, None without one. Its `frozen_sha256` maps every frozen tensor to
     the hash that it had before the first step, after the last, and in its donor.
     """
 
@@ -104,7 +104,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     if not path.is_file():
-        what = f"there is no {FILE_NAME}: this folder is not a model that hybridize finished."
+        what = f"there is no {FILE_NAME}: this folder is not a finished model of hybridize."
         raise VerificationError(Problem(str(folder), what, "Build it again, or give the model/ folder of a run."))
     try:
         value = parse_object(path.read_bytes(), str(path), _REBUILD)

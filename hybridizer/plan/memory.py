@@ -1,4 +1,4 @@
-"""What a training will cost before it is run: parameters, operations a token, and memory by part, from sizes alone."""
+"""Estimated cost of a training before it runs: parameters, operations per token, memory by part, from sizes alone."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from hybridizer.plan.freeze import FreezeChoice
 # and shapes (scripts/bench_memory.py). On CUDA living tensors are what is counted.
 HEAP_SPREAD = {"cpu": 0.35, "cuda": 0.0}
 ADAPTED_SPREAD = {"cpu": 0.6, "cuda": 0.0}  # adapters free a block beside each that is kept: 0.38 to 0.8 was measured
-LARGE_ELEMENTS = 2**23  # 32 MiB of float32: such a block never lies in the heap, but comes from the system alone
+LARGE_ELEMENTS = 2**23  # 32 MiB of float32: such a block is never in the heap, it is mapped
 PROCESS_BYTES = {"cpu": 410_000_000, "cuda": 0}  # python, torch 2.13, transformers 5.23 and a model's code
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One decoder layer: all its parameters, and those in matrices that work on a token (of experts, the chosen ones).
+    """One decoder layer: all its parameters, and those in matrices used per token (of experts, the chosen ones).
 
-    `kept_width` is how many numbers a token leaves behind for the backward pass, `trained_width` how many more when the
+    `kept_width` is how many numbers are kept per token for the backward pass, `trained_width` how many more when the
     layer trains; `attention_width` is heads x head size, 0 without attention. `large_parameters` are those in tensors
     of at least LARGE_ELEMENTS. A low-rank adapter of rank r on each of the `num_linears` linear modules has r times
-    `adapter_width` parameters, and the layer leaves `adapted_width` more numbers behind than one that is frozen, and
-    `dropout_width` more than those where the adapters drop out.
+    `adapter_width` parameters, and the layer keeps `adapted_width` more numbers than a frozen one, and `dropout_width`
+    more again if the adapters have dropout.
     """
 
     parameters: int
@@ -42,8 +42,8 @@ class LayerShape:
 class ModelShape:
     """A causal language model in numbers; `stored_bytes` are those of a parameter in the checkpoint.
 
-    `stateful_layers` carry state along a row: what their scans compute and keep depends on the kernels, and is priced
-    nowhere here.
+    `stateful_layers` carry state along a row: the operations and memory of their scans depend on the kernels and are
+    not estimated here.
     """
 
     width: int
@@ -117,7 +117,7 @@ class Estimate:
     full_memory: Memory
 
     def sentence(self) -> str:
-        """What freezing saves here, said plainly."""
+        """What freezing saves, for the reader."""
         compute = 1 - self.token_flops.total / self.full_token_flops.total
         memory = 1 - self.memory.total / self.full_memory.total
         states = 1 - self.trained_parameters / (self.trained_parameters + self.frozen_parameters)
@@ -129,7 +129,7 @@ class Estimate:
 
 
 def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate:
-    """What training under `choice` costs, which `selectors.with_adapters` made where adapters train.
+    """What training under `choice` costs, from `freeze.with_adapters` where adapters train.
 
     Memory is within 15% of what scripts/bench_memory.py measures for models of attention layers; operations are exact
     for matrices and count attention's two products.
@@ -147,9 +147,9 @@ def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate
 
 
 def _parameters(shape: ModelShape, choice: FreezeChoice, rank: int, large: bool = True) -> tuple[int, int]:
-    """Trained and frozen parameters, without those in `large` tensors if so asked; a tied table counts once.
+    """Trained and frozen parameters, without those in large tensors if not `large`; a tied tensor counts once.
 
-    With adapters of a `rank` they train, and all that is there without them is frozen.
+    With adapters of `rank` above 0 only the adapters train; everything else is frozen.
     """
     table = shape.width * shape.vocabulary
     if not large and table >= LARGE_ELEMENTS:
@@ -170,7 +170,7 @@ def _parameters(shape: ModelShape, choice: FreezeChoice, rank: int, large: bool 
 def model_token_flops(shape: ModelShape, choice: FreezeChoice, context: float, adapter_rank: int = 0) -> TokenFlops:
     """The cost of one token of this model under `choice`, which attends to `context` tokens on average.
 
-    With adapters of `adapter_rank` in the layers that train, those alone train.
+    With an `adapter_rank` above 0 only the adapters in the layers that train are trained.
     """
     matrices = [layer.matrix_parameters for layer in shape.layers]
     attention = [layer.attention_width for layer in shape.layers]
@@ -210,14 +210,14 @@ def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     loss += run.product_bytes * table if run.product_bytes != held else 0  # the head, cast
     if choice.frozen_head:
         return loss
-    # Its gradient is made with the loss, in float32, and handed on in the head's precision.
+    # Its gradient is made with the loss, in float32, and passed on in the head's precision.
     return loss + 4 * table + (run.compute_bytes * table if run.compute_bytes < 4 else 0)
 
 
 def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tuple[int, int]:
     """Bytes kept for the backward pass by all layers from the lowest trained one on, and by the largest of them.
 
-    Recomputed layers keep the stream before each, and one layer at a time has everything.
+    With gradient checkpointing each layer keeps its input, and one layer at a time keeps everything.
     """
     lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=len(shape.layers))
     kept = [
@@ -231,7 +231,7 @@ def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tupl
 
 
 def _trained_width(layer: LayerShape, run: RunShape) -> int:
-    """How many more numbers of a token a layer keeps when it trains, or its adapters do."""
+    """How many more numbers per token a layer keeps when it or its adapters train."""
     if not run.adapter_rank:
         return layer.trained_width
     dropped = layer.dropout_width if run.adapter_dropout else 0

@@ -81,7 +81,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Fresh:
-    """A new tensor that no donor has. `init` names how it starts, "zero" or an initialiser, drawn from `seed`."""
+    """A new tensor that no donor has. `init` names its initialisation, "zero" or an initialiser, drawn from `seed`."""
 
     init: str
     seed: int
@@ -101,8 +101,8 @@ class Fresh:
 class Bridge:
     """A tensor of a linear map from the residual stream of `from_donor`'s layers into that of `to_donor`'s.
 
-    `init` names how it starts ("ridge", "orthogonal"); `calibration` is the sha256 of the text it is fitted on, None
-    where it is not fitted; `seed` is that of the draw.
+    `init` names its initialisation ("ridge", "orthogonal"); `calibration` is the sha256 of the text it is fitted on,
+    None where it is not fitted; `seed` is that of the draw.
     """
 
     from_donor: str
@@ -114,7 +114,7 @@ class Bridge:
 
     @property
     def origins(self) -> tuple[Origin, ...]:
-        """No tensor: the donors are named, and the map is none of theirs."""
+        """No tensor: the donors are named, but the map comes from neither."""
         return ()
 
     def describe(self, blends: Sequence[BlendUse]) -> str:

@@ -16,7 +16,7 @@ SCHEMA = "hybridizer.plan/2"
 
 @dataclass(frozen=True)
 class DonorPin:
-    """What a plan keeps of a donor: how the user named it, and what it was. Only the fingerprint enters the hash."""
+    """What a plan records of a donor: the user's name for it, and its content. Only the fingerprint is in the hash."""
 
     reference: str
     revision: str | None
@@ -27,7 +27,7 @@ class DonorPin:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """An output tensor: what it is called, its safetensors dtype and shape, and the one source it is made from."""
+    """An output tensor: its name, safetensors dtype and shape, and the one source it is made from."""
 
     name: str
     dtype: str
@@ -37,7 +37,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One output layer as a reader sees it. `sources` are `donor@fingerprint layer` texts, `parameters` a count."""
+    """One output layer, for tables. `sources` are `donor@fingerprint layer` texts, `parameters` a count."""
 
     layer: int
     sources: tuple[str, ...]
@@ -49,7 +49,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Why the layout is what it is: a sentence for each choice that traces made, warnings, the ranking as JSON."""
+    """The reasons for the layout: a sentence per choice made from traces, warnings, the ranking as JSON."""
 
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class Plan:
 
 
 def donor_layers(rows: Sequence[LayerRow]) -> list[tuple[int, ...]]:
-    """For each source of a run of like rows, its donor layers in order."""
+    """For each source of a run of similar rows, its donor layers in order."""
     columns = zip(*(row.sources for row in rows), strict=True)
     return [tuple(int(source.rpartition(" ")[2]) for source in column) for column in columns]
 
@@ -127,7 +127,7 @@ def read_plan(value: Mapping[str, Any], where: str) -> Plan:
     plan = read_record(fields, Plan, SCHEMA, where, "Plan again with this version.")
     plan = replace(plan, config=_decode_infinities(plan.config))
     if plan.hash != value.get("hash"):
-        what = f"its content hashes to {plan.hash}, it says {value.get('hash')}."
+        what = f"its content hashes to {plan.hash}, and its `hash` is {value.get('hash')}."
         raise CheckpointError(Problem(where, what, "The file was edited or damaged; plan again."))
     return plan
 
@@ -157,7 +157,7 @@ def _decode_infinities(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataPin:
-    """One source of training text as the hash sees it: its settings, and the sha256 of each of its files in order.
+    """One source of training text as it is in the hash: its settings, and the sha256 of each of its files in order.
 
     A hub dataset has no files; its commit is among the settings, as `content`.
     """

@@ -1,4 +1,4 @@
-"""The numbers of a model that is planned and not yet built, from its config and the shapes of its tensors alone."""
+"""The sizes of a model that is planned but not built, from its config and the shapes of its tensors alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATEFUL_ATTENTION = {"hybrid", "hybrid_sliding"}
 WITHOUT_SCORES = STATEFUL | {"moe", "mlp"}
 # Activations of gated networks that training.fused runs without keeping their results.
 FUSED_ACTIVATIONS = {"silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh"}
-ROUTERS = {"gate", "router", "wg"}  # modules of their own in transformers 5, which adapters leave alone
+ROUTERS = {"gate", "router", "wg"}  # modules of their own in transformers 5, which get no adapters
 _GATED_NAMES = {"gate_proj", "up_proj", "down_proj"}
 _PLACE = re.compile(r"(?<=\.)\d+(?=\.)")
 _HEAD_NORM = re.compile(r"(^|\.)(q|k|query|key)_?(layer)?_?norm\.weight$")
@@ -30,7 +30,7 @@ _HEAD_NORM = re.compile(r"(^|\.)(q|k|query|key)_?(layer)?_?norm\.weight$")
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts: how many there are in a layer, and how many of them work on a token."""
+    """A mixture of experts: how many a layer has, and how many are used per token."""
 
     count: int
     chosen: int
@@ -98,7 +98,7 @@ def layer_shape(
 
 
 def _is_linear(suffix: str) -> bool:
-    """Whether a matrix is the weight of a plain linear module, as far as its name tells: biases and routers are not."""
+    """Whether a matrix is the weight of a plain linear module, by its name: biases and routers are not."""
     module, _, kind = suffix.rpartition(".")
     return kind == "weight" and module.rpartition(".")[2] not in ROUTERS
 
@@ -123,7 +123,7 @@ def _experts(text: Mapping[str, Any], layer: int) -> Experts | None:
 
 
 def _routed(tensors: Shapes, experts: Experts | None) -> set[str]:
-    """The tensors of which a token uses the chosen experts' share: stacked over experts, or one of so many alike."""
+    """Tensors of which a token uses the chosen experts' share: stacked over experts, or one of many equal ones."""
     if experts is None:
         return set()
     alike = Counter(_PLACE.sub("*", suffix, count=1) for suffix in tensors)
@@ -132,7 +132,7 @@ def _routed(tensors: Shapes, experts: Experts | None) -> set[str]:
 
 
 def _output_width(suffix: str, tensors: Shapes) -> int:
-    """How wide a matrix's result is: its first axis, or the last where its bias says so (as in GPT-2)."""
+    """The width of a matrix's output: its first axis, or the last where that is the bias's length (as in GPT-2)."""
     shape = tensors[suffix]
     bias = tensors.get(suffix.removesuffix("weight") + "bias")
     return shape[-1] if bias == shape[-1:] and bias != shape[:1] else shape[0]

@@ -14,7 +14,7 @@ from hybridizer.recipe.load import read_recipe_values
 from hybridizer.recipe.models import Recipe
 
 FILE_NAME = "plan.json"
-_MAX_START_BYTES = 4096  # the schema is the first key; a file of gigabytes is not read to find out what it is
+_MAX_START_BYTES = 4096  # the schema is the first key; so a file of gigabytes is not read whole
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class StoredPlan:
 
 
 def write_stored_plan(path: Path, plan: Plan, recipe: Mapping[str, Any]) -> None:
-    """Write the plan with the values of its resolved recipe. `file_hash` is over all else, names and notes included."""
+    """Write the plan with the values of its resolved recipe. `file_hash` covers all else, notes included."""
     value = {**plan.to_json(), "recipe": recipe}
     write_json(path, {**value, "file_hash": content_hash(value)})
 
@@ -54,7 +54,7 @@ def read_stored_plan(path: Path) -> StoredPlan:
     recipe, file_hash = value.pop("recipe", None), value.pop("file_hash", None)
     plan = read_plan(value, str(path))
     if not isinstance(recipe, dict) or file_hash != _hash(value, recipe):
-        what = "its recipe, or what it says beside the plan, is not what was stored."
+        what = "its recipe, or a note in it, is not what was stored."
         raise CheckpointError(Problem(str(path), what, "The file was edited or damaged; plan again."))
     try:
         return StoredPlan(path, plan, read_recipe_values(recipe, path))

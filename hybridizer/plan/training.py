@@ -21,7 +21,7 @@ from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.models import HUB_KEYS, DataEntry, Recipe, Train, plain
 from hybridizer.recipe.tree import KeyPath
 
-# Packages that serve a tracker, where they are called otherwise than it.
+# Packages of a tracker, where their names differ from the tracker's.
 _TRACKED_BY = {"tensorboard": ("tensorboard", "tensorboardX")}
 # Weights of losses on the choice of experts, as families name them in their configs.
 ROUTER_LOSSES = ("router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha", "moe_loss_weight", "router_z_loss_coef")
@@ -34,10 +34,10 @@ _ELSEWHERE = {
 
 
 def pin_datasets(recipe: Recipe) -> Recipe:
-    """The recipe with every hub dataset at the commit that its branch or tag is now; asked of the hub this once.
+    """The recipe with every hub dataset at the commit that its branch or tag names now; the hub is asked once.
 
     A folder that stands for a dataset, relative to the recipe, gets its whole path. Raises RecipeError at the lines of
-    datasets that the hub does not know, and of folders with a revision, which they do not have.
+    datasets that the hub does not have, and of folders with a revision.
     """
     if recipe.train is None:
         return recipe
@@ -60,7 +60,7 @@ def pin_datasets(recipe: Recipe) -> Recipe:
 
 
 def check_texts(recipe: Recipe, plan: Plan) -> None:
-    """Return if the texts still hold what `plan` was made of. Raises InputError that names the first that does not."""
+    """Return if the texts have the content that was planned. Raises InputError naming the first that has not."""
     assert recipe.train is not None and plan.train is not None, "called for plans that train"
     problems: list[Problem] = []
     found = _pin_data(recipe, recipe.train, True, problems)
@@ -68,16 +68,18 @@ def check_texts(recipe: Recipe, plan: Plan) -> None:
         raise InputError(*problems)
     for entry, pin, planned in zip(recipe.train.data, found, plan.train.data, strict=True):
         if pin != planned:
-            what = "changed since it was planned: its bytes are others now."
-            raise InputError(Problem(entry.name, what, "Start again, and leave the texts alone while it runs."))
+            what = "its content changed after planning."
+            raise InputError(
+                Problem(entry.name, what, "Run the command again, and do not change the texts while it runs.")
+            )
 
 
 def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> Plan:
-    """`plan` with its training, where the recipe asks for one; the layout is settled, `host` gives embedding and head.
+    """`plan` with its training, if the recipe has one; the layout is resolved, `host` gives embedding and head.
 
-    With `pin` the texts are hashed, without they are only looked for. Raises RecipeError, at lines of the recipe, for
-    layers that are not there, a choice that freezes everything, rows longer than the model takes, packages that are
-    not installed, and text files that are missing or of a kind unknown.
+    With `pin` the texts are hashed; without, only their existence is checked. Raises RecipeError, at lines of the
+    recipe, for layers that do not exist, a choice that freezes everything, rows longer than the model takes, packages
+    that are not installed, and text files that are missing or of an unknown kind.
     """
     train = recipe.train
     if train is None:
@@ -173,7 +175,7 @@ def _missing_packages(recipe: Recipe, train: Train) -> Iterator[Problem]:
         (("train", "trackers"), f"the tracker {name}", _TRACKED_BY.get(name, (name,))) for name in train.trackers
     ]
     if train.lora is not None:
-        needed.append((("train", "lora"), "a training of low-rank adapters", ("peft",)))
+        needed.append((("train", "lora"), "training low-rank adapters", ("peft",)))
     if train.optimizer == "adamw8bit":
         needed.append((("train", "optimizer"), "adamw8bit", ("bitsandbytes",)))
     hubs = [index for index, entry in enumerate(train.data) if entry.hub is not None]
@@ -184,7 +186,7 @@ def _missing_packages(recipe: Recipe, train: Train) -> Iterator[Problem]:
 
 
 def _boundary(recipe: Recipe, plan: Plan) -> int:
-    """The first deep layer of the output; the midpoint, as in arXiv 2605.11416, where slices say no boundary."""
+    """The first deep layer of the output; for slices, which have none, the midpoint as in arXiv 2605.11416."""
     layout = recipe.layout
     if layout.slices or layout.shallow is None:
         return first_deep_layer(0.5, len(plan.layers))
@@ -193,7 +195,7 @@ def _boundary(recipe: Recipe, plan: Plan) -> int:
 
 
 def _pin_data(recipe: Recipe, train: Train, pin: bool, problems: list[Problem]) -> tuple[DataPin, ...]:
-    """What pins every source; sources and general texts that are not there are added to `problems`."""
+    """The pin of every source; sources and general texts that do not exist are added to `problems`."""
     pins: list[DataPin] = []
     for index, entry in enumerate(train.data):
         with _collecting(problems, recipe.locate(("train", "data", index))):
@@ -218,9 +220,9 @@ def _collecting(problems: list[Problem], where: str) -> Iterator[None]:
 def _pin_entry(recipe: Recipe, entry: DataEntry, pin: bool) -> DataPin:
     common = {"weight": entry.weight, "field": entry.field, "max_document_bytes": entry.max_document_bytes}
     if entry.path is None:
-        assert entry.hub is not None, "checked at the door"
-        asked = {key: getattr(entry, key) for key in HUB_KEYS if key != "revision"}
-        return DataPin({**common, **asked, "content": pin_dataset(entry.hub, entry.revision) if pin else ""})
+        assert entry.hub is not None, "checked when the recipe was loaded"
+        hub = {key: getattr(entry, key) for key in HUB_KEYS if key != "revision"}
+        return DataPin({**common, **hub, "content": pin_dataset(entry.hub, entry.revision) if pin else ""})
     files = find_files(entry.path, recipe.folder)
     if problem := look_for_document(entry.path, files, entry.field, entry.max_document_bytes):
         raise InputError(problem)

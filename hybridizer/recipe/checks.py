@@ -1,6 +1,6 @@
 """Rules that hold between keys: names that must be donors, keys that exclude each other, blends whose sides must match.
 
-They read the plain values, right or wrong, so that a mistake in one place does not hide a mistake in another.
+They read the plain values before validation, so that a mistake in one place does not hide a mistake in another.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _check_default_name(name: str) -> Iterator[Finding]:
     try:
         read_name(name)
     except RecipeError as error:
-        what = f"there is no `name`, and the file's own will not do: {error.problems[0].what}"
+        what = f"there is no `name`, and the file's name cannot be used: {error.problems[0].what}"
         yield Finding((), what, "Add `name`: letters, digits, - and _.")
 
 
@@ -83,7 +83,9 @@ def _check_names(
                 what = "`deep` is auto, which is also a donor's name."
                 yield Finding(path, what, "Give the donor another name.")
         elif isinstance(name, str) and name and donors and name not in donors:
-            yield Finding(path, f"{name_of(path)} names '{clip(name)}', which is no donor here.", nearest(name, donors))
+            yield Finding(
+                path, f"{name_of(path)} names '{clip(name)}', which is not a donor here.", nearest(name, donors)
+            )
 
 
 def _check_dial(layout: Mapping[str, Any], tree: Tree) -> Iterator[Finding]:
@@ -91,12 +93,13 @@ def _check_dial(layout: Mapping[str, Any], tree: Tree) -> Iterator[Finding]:
     if "slices" in layout and dial:
         places = ", ".join(f"`{key}` at {locate(tree.places, ('layout', key))}" for key in dial)
         fix = f"Keep one way: delete `slices`, or delete {' and '.join(f'`{key}`' for key in dial)}."
-        yield Finding(("layout", "slices"), f"`slices` says the layout in full, and so does the dial: {places}.", fix)
+        what = f"`slices` gives the layout in full, and other keys give it too: {places}."
+        yield Finding(("layout", "slices"), what, fix)
     elif "slices" not in layout:
         missing = [key for key in ("deep", "shallow") if key not in layout]
         if len(missing) == 2:
             fix = "Add `deep` and `shallow`, each with a donor's name, or list the layers in full under `slices`."
-            yield Finding(("layout",), "`layout` does not say which donor gives which layer.", fix)
+            yield Finding(("layout",), "`layout` does not assign donors to layers.", fix)
         elif missing:
             what = f"`layout` has `{dial[0]}` and no `{missing[0]}`."
             yield Finding(("layout",), what, f"Add `{missing[0]}` with a donor's name; it may be the same donor.")
@@ -107,7 +110,7 @@ def _check_slice(path: KeyPath, piece: Mapping[str, Any]) -> Iterator[Finding]:
         what = f"{name_of(path)} has both `donor` and `blend`."
         yield Finding((*path, "blend"), what, "Make two entries of it, or move the donor into the blend's `sources`.")
     elif "blend" in piece and "layers" in piece:
-        what = f"{name_of(path)} has `layers` beside `blend`, where they do nothing."
+        what = f"{name_of(path)} has `layers` beside `blend`, where they have no effect."
         yield Finding((*path, "layers"), what, "Give each of the blend's sources its own `layers`.")
     elif "donor" not in piece and "blend" not in piece:
         yield Finding(path, f"{name_of(path)} names no donor.", "Add `donor` with a donor's name, or a `blend`.")
@@ -134,7 +137,7 @@ def _check_base(
     num_named = [source.get("donor") for _, source in sources].count(base)
     if isinstance(base, str) and sources and num_named != 1:
         what = f"`base` is '{clip(base)}', the donor of {num_named or 'none'} of the blend's sources."
-        yield Finding((*path, "blend", "base"), what, "Let it be the donor of exactly one source.")
+        yield Finding((*path, "blend", "base"), what, "Name the donor of exactly one source.")
 
 
 def _check_total(pieces: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Finding]:
@@ -152,14 +155,14 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(("evaluate",), what, "Add `train`, or delete `evaluate`.")
     side = train.get("freeze", "deep")
     if train and "slices" in layout and side in ("deep", "shallow"):
-        said = f"`freeze` is {side}" if "freeze" in train else "`freeze` is left out, which means deep"
-        what = f"{said}, and a layout by `slices` has no boundary that says which layers those are."
+        found = f"`freeze` is {side}" if "freeze" in train else "`freeze` is left out, which means deep"
+        what = f"{found}, and a layout by `slices` has no boundary to choose those layers by."
         yield Finding(
             ("train", "freeze") if "freeze" in train else ("train",), what, "List the layers: freeze: 15..29."
         )
     for part in ("embedding", "final_norm", "head"):
         if "lora" in train and train.get(part) == "train":
-            what = f"`{part}` is to train, and with `lora` only adapters on layers do."
+            what = f"`{part}` is set to train, and with `lora` only adapters on layers train."
             yield Finding(("train", part), what, f"Delete `{part}`, or delete `lora`.")
     data = train.get("data")
     for index, entry in enumerate(data if isinstance(data, list) else []):
@@ -175,7 +178,7 @@ def _check_source(path: KeyPath, entry: Mapping[str, Any]) -> Iterator[Finding]:
     elif "path" in entry:
         for key in HUB_KEYS:
             if key in entry:
-                what = f"{name_of((*path, key))} is for hub datasets, and does nothing for the files of `path`."
+                what = f"{name_of((*path, key))} is for hub datasets, and has no effect on the files of `path`."
                 yield Finding((*path, key), what, "Delete the line.")
 
 

@@ -1,4 +1,4 @@
-"""The kinds of value that recipe keys take and pydantic has no word for, each with its part of the JSON Schema."""
+"""The kinds of value of recipe keys that pydantic does not have, each with its part of the JSON Schema."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ AUTO = "auto"
 STRATEGIES = (AUTO, "knee", "midpoint", "s-maximal", "task-particle")
 SIDES = ("deep", "shallow", "none")
 MAX_LEARNING_RATE = 0.1  # five times the size of a weight: one step replaces what was learned
-# No separators, no signs that a shell or a file system takes for its own, no dot or blank at either end.
+# No separators, no characters that are special to a shell or a file system, no dot or blank at either end.
 _SIGNS = r'/\\:*?"<>|\x00-\x1f\x7f'
 _NAME = re.compile(rf"[^.\- {_SIGNS}]([^{_SIGNS}]{{0,98}}[^. {_SIGNS}])?")
 _DONOR_NAME = re.compile(r"\w([\w-]{0,62}\w)?")
 _FINGERPRINT = r"sha256:[0-9a-f]{64}"
-# Editors' \w knows ASCII only; theirs is the wider net: no blanks, and of ASCII punctuation only - and _.
+# Editors' \w covers only ASCII; their pattern allows more: no blanks, and of ASCII punctuation only - and _.
 _DONOR_NAME_FOR_EDITORS = r"^[^\s!-,./:-@\[-\^`{-~]{1,64}$"
 
 
-def _at_door(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _as_validator(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """`read` as a validator of pydantic's: its RecipeError becomes an error that `messages.rewrite` reads back."""
 
     def validate(value: Any) -> Any:
@@ -61,7 +61,7 @@ def _at_door(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _refusal(what: str, fix: str) -> RecipeError:
-    # Without a place: the door knows the path, and the tree knows where that path was written.
+    # Without a place: the validation has the path, and the tree the place where it was written.
     return RecipeError(Problem("", what, fix))
 
 
@@ -83,7 +83,7 @@ def _read_donor_name(value: str) -> str:
 def _read_fingerprint(value: str) -> str:
     if not re.fullmatch(_FINGERPRINT, value):
         raise _refusal(
-            f"{show(value)} is no fingerprint.", "Copy it from donors.json of a run: sha256: and 64 hex digits."
+            f"{show(value)} is not a fingerprint.", "Copy it from donors.json of a run: sha256: and 64 hex digits."
         )
     return value
 
@@ -98,7 +98,7 @@ def read_boundary(value: object) -> Boundary:
         raise _refusal(f"`boundary` takes a number, found the text '{clip(value)}'.", "Write it without the quotes.")
     if isinstance(value, str) and value[:1].isalpha():
         if value not in STRATEGIES:
-            raise _refusal(f"there is no boundary strategy '{clip(value)}'.", nearest(value, STRATEGIES))
+            raise _refusal(f"there is not a boundary strategy '{clip(value)}'.", nearest(value, STRATEGIES))
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _refusal(f"`boundary` takes a share of the depth or a layer, found {show(value)}.", fix)
@@ -107,7 +107,7 @@ def read_boundary(value: object) -> Boundary:
     if value < 1 and isinstance(value, int):
         raise _refusal(f"a boundary at layer {value} leaves the shallow donor no layer.", fix)
     if value >= MAX_LAYERS:
-        raise _refusal(f"a boundary at layer {value}; no layer past {MAX_LAYERS - 1} is taken.", fix)
+        raise _refusal(f"a boundary at layer {value}; the limit is layer {MAX_LAYERS - 1}.", fix)
     return value
 
 
@@ -163,7 +163,7 @@ _COUNT_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*[kKmMgGbBt
 _BELOW_ONE = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
 _SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 
-# Strict where pydantic would convert: "3" is not 3, and 1 is not true. Messages read the bounds off these.
+# Strict where pydantic would convert: "3" is not 3, and 1 is not true. Messages take the bounds from these.
 Switch: TypeAlias = Annotated[bool, Strict()]
 Seed: TypeAlias = Annotated[int, Strict(), Ge(0), Le(2**32 - 1)]
 NonNegativeInt: TypeAlias = Annotated[int, Strict(), Ge(0)]
@@ -176,7 +176,7 @@ RatioBelowOne: TypeAlias = Annotated[float, Strict(), Ge(0), Lt(1), AllowInfNan(
 
 LearningRate: TypeAlias = Annotated[
     Positive,
-    AfterValidator(_at_door(_check_learning_rate)),
+    AfterValidator(_as_validator(_check_learning_rate)),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": MAX_LEARNING_RATE}),
 ]
 
@@ -184,45 +184,45 @@ Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, strict=True)]
 Name: TypeAlias = Annotated[
     str,
     Strict(),
-    AfterValidator(_at_door(read_name)),
+    AfterValidator(_as_validator(read_name)),
     WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"}),
 ]
 DonorName: TypeAlias = Annotated[
     str,
     Strict(),
-    AfterValidator(_at_door(_read_donor_name)),
+    AfterValidator(_as_validator(_read_donor_name)),
     WithJsonSchema({"type": "string", "pattern": _DONOR_NAME_FOR_EDITORS}),
 ]
 Fingerprint: TypeAlias = Annotated[
     str,
     Strict(),
-    AfterValidator(_at_door(_read_fingerprint)),
+    AfterValidator(_as_validator(_read_fingerprint)),
     WithJsonSchema({"type": "string", "pattern": f"^{_FINGERPRINT}$"}),
 ]
 Layers: TypeAlias = Annotated[
     tuple[int, ...],
-    PlainValidator(_at_door(_read_layers)),
+    PlainValidator(_as_validator(_read_layers)),
     _either(_LAYER, _LAYERS_TEXT, {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}}),
 ]
 BoundaryValue: TypeAlias = Annotated[
     Boundary,
-    PlainValidator(_at_door(read_boundary)),
+    PlainValidator(_as_validator(read_boundary)),
     _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": 9999}, {"enum": list(STRATEGIES)}),
 ]
 Size: TypeAlias = Annotated[
-    int, PlainValidator(_at_door(parse_size)), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)
+    int, PlainValidator(_as_validator(parse_size)), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)
 ]
 Count: TypeAlias = Annotated[
-    int, PlainValidator(_at_door(parse_count)), _either({"type": "integer", "minimum": 1}, _COUNT_TEXT)
+    int, PlainValidator(_as_validator(parse_count)), _either({"type": "integer", "minimum": 1}, _COUNT_TEXT)
 ]
 Pair: TypeAlias = Annotated[
     tuple[float, float],
-    PlainValidator(_at_door(_read_pair)),
+    PlainValidator(_as_validator(_read_pair)),
     WithJsonSchema({"type": "array", "items": _BELOW_ONE, "minItems": 2, "maxItems": 2}),
 ]
 Freeze: TypeAlias = Annotated[
     str | tuple[int, ...],
-    PlainValidator(_at_door(_read_freeze)),
+    PlainValidator(_as_validator(_read_freeze)),
     _either(
         {"enum": list(SIDES)},
         _LAYER,
@@ -252,7 +252,7 @@ class NotAKey:
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
         def validate(value: Any, info: ValidationInfo) -> Any:
-            if info.context == AT_DOOR:
+            if info.context == FROM_RECIPE:
                 raise PydanticCustomError("unexpected_keyword_argument", "not a key")
             return value
 
@@ -262,7 +262,8 @@ class NotAKey:
         return {"not": {}}
 
 
-AT_DOOR: Mapping[str, bool] = {"at_door": True}  # the context of a validation whose values come from a recipe's text
+# The context of a validation whose values come from a recipe's text.
+FROM_RECIPE: Mapping[str, bool] = {"from_recipe": True}
 
 
 def _sort_parameters(parameters: Mapping[str, ParameterValue]) -> Parameters:
@@ -270,6 +271,6 @@ def _sort_parameters(parameters: Mapping[str, ParameterValue]) -> Parameters:
 
 
 _Parameter: TypeAlias = Annotated[
-    ParameterValue, PlainValidator(_at_door(_read_parameter)), _either({"type": "number"}, {"type": "boolean"})
+    ParameterValue, PlainValidator(_as_validator(_read_parameter)), _either({"type": "number"}, {"type": "boolean"})
 ]
 SortedParameters: TypeAlias = Annotated[Parameters, WrittenAs(dict[str, _Parameter], _sort_parameters)]

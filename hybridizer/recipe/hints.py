@@ -1,4 +1,4 @@
-"""What an unknown key most likely means: earlier names of our keys, and the names that other trainers give them."""
+"""Hints for unknown keys: earlier names of our keys, and the names that other trainers use."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ RENAMED: Mapping[str, tuple[str, str]] = {
 
 
 def hint(key: str, section: KeyPath, known: Collection[str]) -> str:
-    """The sentence that helps whoever wrote `key` in `section`, whose keys are `known`: what it is called here.
+    """A hint for an unknown `key` in `section`, whose keys are `known`: the name that is used here.
 
     Names listed above come first: by letters alone `epochs` is close to `eps`. A key of another section is given with
     its whole path.

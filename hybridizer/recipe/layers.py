@@ -1,4 +1,4 @@
-"""Lists of layers as people write them, `0..14, 20`, and as the code takes them, a tuple of numbers."""
+"""Lists of layers as they are written, `0..14, 20`, and as the code uses them, a tuple of numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.tree import show
 
-# Far above any model that exists, and low enough that a slip of the keyboard cannot fill the memory.
+# Far above any model that exists, and low enough that a typing mistake cannot fill the memory.
 MAX_LAYERS = 10_000
 _ONE = re.compile(r"[0-9]{1,9}")
 _RANGE = re.compile(r"([0-9]{1,9})\s*\.\.\s*([0-9]{1,9})")
@@ -57,7 +57,7 @@ def count(ranges: Sequence[range]) -> int:
 
 
 def expand(ranges: Sequence[range]) -> tuple[int, ...]:
-    """`ranges` counted out, in order."""
+    """The layers of `ranges`, in order."""
     return tuple(layer for one in ranges for layer in one)
 
 
@@ -100,7 +100,7 @@ def _read_text(text: str, where: str) -> range:
 
 def _check_limit(layers: range, where: str) -> range:
     if layers[-1] >= MAX_LAYERS:
-        raise _refusal(where, f"layer {layers[-1]} asked for; no layer past {MAX_LAYERS - 1} is taken.", _FORMS)
+        raise _refusal(where, f"layer {layers[-1]} requested; the limit is layer {MAX_LAYERS - 1}.", _FORMS)
     return layers
 
 

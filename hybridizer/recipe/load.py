@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from hybridizer.core.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.checks import check
 from hybridizer.recipe.dump import to_yaml
-from hybridizer.recipe.fields import AT_DOOR
+from hybridizer.recipe.fields import FROM_RECIPE
 from hybridizer.recipe.messages import rewrite
 from hybridizer.recipe.models import Recipe
 from hybridizer.recipe.overrides import apply
@@ -127,7 +127,7 @@ def _expand_donors(values: dict[str, Any]) -> None:
 
 def _validate(values: dict[str, Any]) -> tuple[Recipe | None, list[Finding]]:
     try:
-        return _door().validate_python(values, context=AT_DOOR), []
+        return _door().validate_python(values, context=FROM_RECIPE), []
     except ValidationError as error:
         return None, rewrite(error)
 

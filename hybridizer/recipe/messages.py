@@ -1,4 +1,4 @@
-"""pydantic's errors in our words: each says what was asked, what was found, and what to do next."""
+"""pydantic's errors as messages for a reader: what was requested, what was found, and what to do next."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def rewrite(error: ValidationError) -> list[Finding]:
-    """What pydantic found in a recipe, in our words; a kind that has none here is a KeyError, and a bug."""
+    """The errors of pydantic in a recipe as findings; a kind of error without a message here is a KeyError, a bug."""
     findings = []
     for one in error.errors(include_url=False):
         path = one["loc"]
-        told = _Error(path, one["input"], one.get("ctx", {}), Recipe, name_of(path), _dotted(path))
+        found = _Error(path, one["input"], one.get("ctx", {}), Recipe, name_of(path), _dotted(path))
         if not _follows(one):
-            findings.append(Finding(path, *_WORDS[one["type"]](told)))
+            findings.append(Finding(path, *_WORDS[one["type"]](found)))
     return findings
 
 
@@ -36,7 +36,7 @@ def _follows(error: ErrorDetails) -> bool:
 
 
 def make_section(section: type, values: Mapping[str, Any], where: str, name: Callable[[str], str]) -> Any:
-    """The section of `values`, by its keys, that come from elsewhere than a recipe, where a key is called `name` of it.
+    """The section made of `values`, which do not come from a recipe; messages use `name` of a key for the key.
 
     Raises InputError at `where` with every value that the section does not take.
     """
@@ -46,8 +46,8 @@ def make_section(section: type, values: Mapping[str, Any], where: str, name: Cal
         problems = []
         for one in error.errors(include_url=False):
             called = name(str(one["loc"][0]))
-            told = _Error(one["loc"], one["input"], one.get("ctx", {}), section, called, called)
-            problems.append(Problem(where, *_WORDS[one["type"]](told)))
+            found = _Error(one["loc"], one["input"], one.get("ctx", {}), section, called, called)
+            problems.append(Problem(where, *_WORDS[one["type"]](found)))
         raise InputError(*problems) from None
 
 
@@ -58,7 +58,7 @@ def _dotted(path: KeyPath) -> str:
 
 @dataclass(frozen=True)
 class _Error:
-    """What one of pydantic's errors tells: the path below the class `root`, the value there, and how to call it."""
+    """One of pydantic's errors: the path below the class `root`, the value there, and its names in a message."""
 
     path: KeyPath
     value: Any
@@ -153,7 +153,7 @@ def _too_few(error: _Error) -> Words:
 
 
 def _refused(error: _Error) -> Words:
-    # A reader that says what the value must be does not know what it is called.
+    # A reader of values does not have the name of the key.
     what = error.context["what"]
     return f"{error.full_name} {what}" if what.startswith("must be ") else what, error.context["fix"]
 

@@ -1,9 +1,9 @@
-"""What a recipe may say: one class per section, with the name, default, constraint and description of every key.
+"""The sections of a recipe: one class per section, with the name, default, constraint and description of every key.
 
-Messages, the JSON Schema, the starter recipe and the trace options of the command line are read off these classes. A
-new key is a line here, the code that uses it, and its test. Layers, sizes and counts are held as numbers, whatever form
-they were written in; building a section in Python checks its values as loading a recipe does (pydantic's
-ValidationError). What a recipe cannot know without opening a donor (its depth, its shapes) is left to the plan.
+Messages, the JSON Schema, the starter recipe and the trace options of the command line are generated from these
+classes. A new key is a line here, the code that uses it, and its test. Layers, sizes and counts are held as numbers,
+whatever form they were written in; building a section in Python checks its values as loading a recipe does (pydantic's
+ValidationError). What depends on a donor (its depth, its shapes) is checked by the plan.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ Allowed = Literal["pickle", "remote_code", "vocabulary", "no_tokenizer"]
 
 # Built at first use, and then only the root with everything inside it: a third of the time of one by one.
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
-HUB_KEYS = ("split", "config", "revision", "max_documents")  # they say nothing about files
+HUB_KEYS = ("split", "config", "revision", "max_documents")  # they have no effect on files
 
 
 def _sort_allowed(allow: tuple[str, ...]) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ class DonorEntry:
 
     source: Text = Field(description="a folder, a GGUF file, a hub id with @revision, or pkg:package/file")
     allow: Annotated[tuple[Allowed, ...], AfterValidator(_sort_allowed)] = Field(
-        default=(), description="what is let pass for this donor and refused otherwise"
+        default=(), description="what is allowed for this donor and refused otherwise"
     )
     fingerprint: Fingerprint | None = Field(
         default=None,
@@ -187,11 +187,11 @@ class Layout:
     """Which donor gives which layer: by the dial (deep, shallow, boundary) or in full (slices), never both.
 
     A float boundary is a share of the depth, above 0 and below 1; an int one is the first layer of the deep side, at
-    least 1. With slices the boundary says nothing.
+    least 1. With slices the boundary has no effect.
     """
 
     host: Text = Field(
-        default="",  # the only donor, which loading fills in
+        default="",  # the only donor, filled in by loading
         description="the donor that gives embeddings, final norm, head and tokenizer",
     )
     deep: Text | None = Field(
@@ -211,12 +211,12 @@ class Layout:
 
     @property
     def unused_keys(self) -> tuple[str, ...]:
-        """The keys that say nothing beside the others."""
+        """The keys that have no effect beside the others."""
         return ("deep", "shallow", "boundary") if self.slices else ("slices",)
 
     @property
     def needs_trace(self) -> bool:
-        """Whether donors must be traced before the layers can be counted out."""
+        """Whether donors must be traced before the layout is known."""
         return self.deep == AUTO or (isinstance(self.boundary, str) and self.boundary != "midpoint")
 
 
@@ -232,11 +232,12 @@ class Output:
 
 @dataclass(frozen=True, config=_CONFIG)
 class Trace:
-    """How donors are traced, where `deep` or `boundary` asks for it or this section is there.
+    """How donors are traced, if `deep` or `boundary` needs it or this section is present.
 
     perturb: "context" (arXiv 2605.11416), "layer" (arXiv 2604.20556), or "both". tau, p_min: the task particle is the
     first layer where the target's probability rises to p_min or more, by a ratio of tau or more. [ours] 0.5 is a
-    doubling within one layer; below 0.1 a token is one guess among many. All but `batch_size` decide the numbers.
+    doubling within one layer; below 0.1 a token is one guess among many. All keys except `batch_size` affect the
+    result.
     """
 
     probes: Text = Field(
@@ -246,7 +247,7 @@ class Trace:
         default="context", description="what is disturbed: tokens of the context, the output of a layer, or both"
     )
     mask_ratio: Ratio = Field(default=0.3, description="the share of context tokens that is masked")
-    mask_with: Text = Field(default="auto", description="the token put there, a text or an id; auto chooses one")
+    mask_with: Text = Field(default="auto", description="the mask token, as text or id; auto chooses one")
     noise_ratio: Positive = Field(
         default=0.1, description="the norm of the noise on a layer's output, as a share of the residual stream's"
     )
@@ -257,12 +258,12 @@ class Trace:
     tau: Ratio = Field(default=0.5, description="the least ratio by which a task particle rises")
     p_min: Ratio = Field(default=0.1, description="the least probability of a task particle")
     epsilon: Positive = Field(
-        default=1e-10, description="added to probabilities so that ratios stay finite; below any that matters"
+        default=1e-10, description="added to probabilities so that ratios stay finite; smaller than any of interest"
     )
     num_resamples: PositiveInt = Field(
         default=2000, description="the number of bootstrap samples of the prompts behind every interval"
     )
-    dtype: Dtype = Field(default="float32", description="the precision that donors are traced in; keep: their own")
+    dtype: Dtype = Field(default="float32", description="the precision that donors are traced in; keep: as stored")
     batch_size: PositiveInt = Field(default=64, description="the most prompts in one batch; does not change the result")
 
 
@@ -282,9 +283,7 @@ class DataEntry:
     )
     weight: Positive = Field(default=1.0, description="its share of the tokens, beside the others")
     field: Text = Field(default="text", description="the JSONL field or Parquet column that holds the text")
-    max_document_bytes: Size = Field(
-        default=10_000_000, description="longer documents are left out, counted and listed"
-    )
+    max_document_bytes: Size = Field(default=10_000_000, description="longer documents are left out and counted")
     split: Text = Field(default="train", description="the split of a hub dataset")
     config: Text | None = Field(default=None, description="the configuration of a hub dataset", examples=["default"])
     revision: Text | None = Field(
@@ -294,12 +293,12 @@ class DataEntry:
 
     @property
     def name(self) -> str:
-        """What the source is called in messages and records."""
+        """The name of the source in messages and records."""
         return self.path or self.hub or "nothing"
 
     @property
     def unused_keys(self) -> tuple[str, ...]:
-        """The keys that say nothing beside the others."""
+        """The keys that have no effect beside the others."""
         return HUB_KEYS if self.path is not None else ()
 
 
@@ -324,71 +323,71 @@ class Train:
     tokens: Count = Field(description="how many tokens to train on, such as 2M", examples=["2M"])
     freeze: Freeze = Field(
         default="deep",
-        description="what stays as it is: deep, shallow, none, or a list of layers such as [0, 15..29]",
+        description="what is frozen: deep, shallow, none, or a list of layers such as [0, 15..29]",
     )
     embedding: Part = Field(default="side", description="train or freeze it; side: as the first layer")
     final_norm: Part = Field(default="side", description="train or freeze it; side: as the last layer")
     head: Part = Field(default="side", description="train or freeze it; side: as the last layer")
     lora: Lora | None = Field(default=None, description="train low-rank adapters in place of whole matrices")
-    seq_len: AtLeastTwo = Field(default=1024, description="tokens in a row")
-    packed: Switch = Field(default=True, description="several documents in a row, kept apart")
-    global_batch_size: PositiveInt = Field(default=8, description="rows in one optimizer step")
+    seq_len: AtLeastTwo = Field(default=1024, description="tokens per row")
+    packed: Switch = Field(default=True, description="several documents per row, isolated from each other")
+    global_batch_size: PositiveInt = Field(default=8, description="rows per optimizer step")
     micro_batch_size: NonNegativeInt = Field(default=0, description="rows in memory at a time; 0: all of a step")
     heldout_ratio: RatioBelowOne = Field(
-        default=0.02, description="the share of documents kept out of training, to measure on"
+        default=0.02, description="the share of documents held out of training, for evaluation"
     )
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw", description="adamw, or adamw8bit, which needs bitsandbytes"
     )
-    lr: LearningRate = Field(default=3e-5, description="the highest learning rate")
-    betas: Pair = Field(default=(0.9, 0.95), description="the decay of the optimizer's two averages")
-    eps: Positive = Field(default=1e-8, description="what the optimizer adds before it divides")
-    weight_decay: NonNegative = Field(default=0.1, description="decay of matrices, not of vectors")
-    max_grad_norm: NonNegative = Field(default=1.0, description="the most a gradient's norm may be; 0: any")
+    lr: LearningRate = Field(default=3e-5, description="the peak learning rate, at most 0.1")
+    betas: Pair = Field(default=(0.9, 0.95), description="AdamW's two decay rates")
+    eps: Positive = Field(default=1e-8, description="AdamW's epsilon")
+    weight_decay: NonNegative = Field(default=0.1, description="weight decay of matrices; vectors have none")
+    max_grad_norm: NonNegative = Field(default=1.0, description="gradients are clipped to this norm; 0: not clipped")
     schedule: Literal["cosine", "wsd", "constant"] = Field(
-        default="cosine", description="how the rate runs: cosine, wsd (warm-up, stable, decay) or constant"
+        default="cosine", description="the learning rate schedule: cosine, wsd (warm-up, stable, decay) or constant"
     )
     warmup_ratio: Ratio = Field(default=0.1, description="the share of steps that warm up")
-    min_lr_ratio: Ratio = Field(default=0.1, description="the last rate, as a share of the highest")
+    min_lr_ratio: Ratio = Field(default=0.1, description="the final learning rate, as a share of the peak")
     decay_ratio: Ratio = Field(default=0.2, description="the share of steps that decay, for wsd")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="what computes; auto: bfloat16 where the device has it"
+        default="auto", description="the compute dtype; auto: bfloat16 where the device has hardware for it"
     )
     gradient_checkpointing: Switch = Field(
-        default=False, description="gradient checkpointing: less memory, a third more compute"
+        default=False, description="recompute activations: less memory, a third more compute"
     )
     compile: Switch = Field(default=False, description="compile the layers with torch.compile")
-    max_steps: PositiveInt | None = Field(default=None, description="stop after so many steps", examples=[1000])
-    max_minutes: Positive | None = Field(default=None, description="stop after so many minutes", examples=[60])
-    checkpoint_minutes: NonNegative = Field(default=5.0, description="how often the state is saved; 0: every step")
+    max_steps: PositiveInt | None = Field(default=None, description="stop after this many steps", examples=[1000])
+    max_minutes: Positive | None = Field(default=None, description="stop after this many minutes", examples=[60])
+    checkpoint_minutes: NonNegative = Field(default=5.0, description="minutes between checkpoints; 0: every step")
     divergence: Literal["stop", "warn", "off"] = Field(
-        default="stop", description="what a loss that rises and stays does: stop, warn or off; NaN always stops"
+        default="stop", description="if the loss rises and stays high: stop, warn or off; NaN always stops"
     )
     trackers: tuple[Tracker, ...] = Field(default=(), description="accelerate's trackers, such as tensorboard")
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class TextEntry:
-    """A text to measure on, one document a record as in training data."""
+    """A text to evaluate on, one document per record as in training data."""
 
-    name: Text = Field(description="what the text is called in tables", examples=["news"])
+    name: Text = Field(description="the name of the text in tables", examples=["news"])
     path: Text = Field(description="a file or a glob", examples=["heldout/news.jsonl"])
     field: Text = Field(default="text", description="the JSONL field or Parquet column that holds the text")
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class Evaluate:
-    """What is measured before and after training, besides the documents held out of the training data."""
+    """What is evaluated before and after training, besides the documents held out of the training data."""
 
     bits_per_byte: tuple[TextEntry, ...] = Field(
         default=(),
-        description="general texts, to see what was forgotten; held-out training text is always measured",
+        description="general texts, to measure forgetting; held-out training text is always evaluated",
         examples=[[{"name": "news", "path": "heldout/news.jsonl"}]],
     )
-    max_tokens: Count = Field(default=100_000, description="the most tokens of one text")
-    context: AtLeastTwo = Field(default=1024, description="tokens in one window")
+    max_tokens: Count = Field(default=100_000, description="the most tokens per text")
+    context: AtLeastTwo = Field(default=1024, description="tokens per window")
     prompts: tuple[Text, ...] = Field(default=(), description="prompts to continue before and after")
-    new_tokens: PositiveInt = Field(default=40, description="the tokens of a continuation")
+    new_tokens: PositiveInt = Field(default=40, description="tokens per continuation")
 
 
 def _name_donors(donors: Mapping[str, DonorEntry]) -> tuple[DonorEntry, ...]:
@@ -403,10 +402,10 @@ _SEVERAL_NEED_A_HOST: JsonDict = {
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(**_CONFIG, json_schema_extra=_SEVERAL_NEED_A_HOST))
 class Recipe:
-    """A recipe for one hybrid model. Two are equal when they ask for the same, wherever their files lie."""
+    """A recipe for one hybrid model. Two are equal if they have the same content, wherever their files are."""
 
     name: Name = Field(
-        default="",  # the file's own, which loading fills in
+        default="",  # the file's name, filled in by loading
         description="the name of the run and its folder; the file's name if left out",
         examples=["my-hybrid"],
     )

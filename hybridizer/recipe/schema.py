@@ -24,7 +24,7 @@ def json_schema() -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """A key that may be left out may not be null: in the sections None stands for what was left out."""
+    """An optional key may not be null: None in a section means that the key was left out."""
 
     def nullable_schema(self, schema: Any) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])

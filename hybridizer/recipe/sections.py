@@ -1,4 +1,4 @@
-"""What can be read off a section class: its keys, what each may hold, and a section as the plain values of a recipe."""
+"""What a section class contains: its keys, their kinds and bounds, and a section as the plain values of a recipe."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def holds_many(field: FieldInfo) -> bool:
 
 
 def choices_of(field: FieldInfo) -> tuple[str, ...]:
-    """The words that `field` or each of its entries takes, where only some do."""
+    """The choices of `field` or of each of its entries, if only some words are allowed."""
     return tuple(word for kind in _kinds(field.annotation) if get_origin(kind) is Literal for word in get_args(kind))
 
 
@@ -81,14 +81,14 @@ def number_kind(field: FieldInfo) -> type:
 
 
 def fill_in(section: Section, **values: Any) -> Section:
-    """`section` with these values, which are known to be right: nothing is checked again, as `replace` would."""
+    """`section` with these values, which are known to be right: unlike `replace`, it does not validate again."""
     made = copy(section)
     vars(made).update(values)
     return made
 
 
 def plain(section: Any) -> dict[str, Any]:
-    """The section as a recipe would hold it: what is None, or says nothing beside another key, is left out."""
+    """The section as a recipe would hold it: keys that are None or unused beside another key are left out."""
     unused = getattr(section, "unused_keys", ())
     values = {key: getattr(section, key) for key in keys_of(type(section)) if key not in unused}
     return {key: _plain_value(key, value) for key, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Sizes in bytes and counts as people write them: 5GB, 2GiB; 2M, 500k."""
+"""Sizes in bytes and counts as they are written: 5GB, 2GiB; 2M, 500k."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ MAX_SHOWN = 60
 
 
 class Finding(NamedTuple):
-    """Something wrong with the value at `path`: `what` was asked and found, and the `fix`."""
+    """Something wrong with the value at `path`: `what` is wrong, and the `fix`."""
 
     path: KeyPath
     what: str
@@ -22,7 +22,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Tree:
-    """What one recipe text and its overrides say, before anything is known to make sense.
+    """The content of one recipe text and its overrides, before it is checked.
 
     `places` maps each path to "file:line" or to the override's text, in the order they were read. `problems` holds what
     the reading itself refused, and `refused` the paths of those values, so that nothing is reported twice.
@@ -42,7 +42,7 @@ def locate(places: Mapping[KeyPath, str], path: KeyPath) -> str:
 
 
 def name_of(path: KeyPath) -> str:
-    """How a message calls the value at `path`: "the recipe", "`layout`", "entry 2 of `slices`"."""
+    """The name of the value at `path` in a message: "the recipe", "`layout`", "entry 2 of `slices`"."""
     if not path:
         return "the recipe"
     last = path[-1]
@@ -50,7 +50,7 @@ def name_of(path: KeyPath) -> str:
 
 
 def show(value: object) -> str:
-    """How a message calls a value that was found: "'0.5'", "the number 3", "true", "a list", "a section"."""
+    """A value as a message shows it: "'0.5'", "the number 3", "true", "a list", "a section"."""
     if isinstance(value, str):
         return f"'{clip(value)}'"
     if isinstance(value, bool):
@@ -61,6 +61,6 @@ def show(value: object) -> str:
 
 
 def clip(text: str) -> str:
-    """`text` on one line, without signs that a terminal acts on, short enough to be read inside a message."""
+    """`text` on one line, without control characters, short enough for a message."""
     line = "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
     return line if len(line) <= MAX_SHOWN else line[: MAX_SHOWN - 3] + "..."

@@ -132,7 +132,7 @@ def test_every_piece_of_a_long_document_begins_as_texts_do(tmp_path):
 
 
 def test_rows_without_room_beside_the_prefix_are_refused(tmp_path):
-    with pytest.raises(RecipeError, match="no room beside the 1 that begin each"):
+    with pytest.raises(RecipeError, match="no room beside the 1 prefix tokens of each"):
         data_of(token_file_of(TEXTS, tmp_path, encoder=BeginningEncoder()), seq_len=2)
 
 

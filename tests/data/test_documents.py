@@ -176,7 +176,7 @@ def test_a_pattern_without_a_file_and_a_file_of_unknown_kind_are_refused(tmp_pat
         find_files("*.txt", tmp_path)
     (tmp_path / "a.pdf").write_text("x")
     (tmp_path / "a.csv.gz").write_text("x")
-    with pytest.raises(InputError, match=r"'\.pdf' is no kind of text file") as caught:
+    with pytest.raises(InputError, match=r"'\.pdf' is not a known kind of text file") as caught:
         find_files("*", tmp_path)
     assert len(caught.value.problems) == 2
 

@@ -129,7 +129,7 @@ def test_damaged_arrays_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="damaged token cache"):
         open_token_file(token_file.folder)
     np.save(token_file.folder / "ends.npy", np.array([2, 5]))
-    with pytest.raises(CheckpointError, match="its record says 6 tokens in 2 documents"):
+    with pytest.raises(CheckpointError, match="its record has 6 tokens in 2 documents"):
         open_token_file(token_file.folder)
 
 

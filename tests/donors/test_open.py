@@ -203,5 +203,5 @@ def test_layers_of_a_gguf_file_are_checked_before_it_is_dequantised(bench):
     layout = {"slices": [{"donor": "a", "layers": "2..4"}]}
     recipe = write_recipe(bench / "x.yaml", donors={"a": "x.gguf"}, layout=layout)
     stderr = hybridize("check", recipe, code=2).stderr
-    assert "layers 2..4 asked of donor 'a', which has 2 layers (0..1)" in stderr
+    assert "layers 2..4 requested of donor 'a', which has 2 layers (0..1)" in stderr
     assert "not looked into yet" in hybridize("check", recipe, "--set", "layout.slices.0.layers=0..1").stdout

@@ -14,7 +14,7 @@ SIZES = np.array([100, 300, 50, 220, 400, 90, 180, 60, 500, 140, 75, 310])
 
 
 def draw(count, change, seed, noise=0.05):
-    """Documents of very different difficulty, and what a model that is `change` bits a byte off makes of them."""
+    """Documents of very different difficulty, and what a model that is `change` bits per byte off makes of them."""
     generator = np.random.default_rng(seed)
     size = np.ceil(generator.lognormal(6, 0.7, count))
     before = size * generator.normal(1.0, 0.25, count)
@@ -57,8 +57,8 @@ def test_without_a_change_a_verdict_is_rare():
     ("count", "verdict", "caveat"),
     [
         (1, "no difference shown", "one document has no interval"),
-        (2, "no difference shown", "2 documents cannot show a difference at 95%, whichever way they move"),
-        (5, "no difference shown", "5 documents cannot show a difference at 95%, whichever way they move"),
+        (2, "no difference shown", "2 documents cannot show a difference at 95%, whatever their changes"),
+        (5, "no difference shown", "5 documents cannot show a difference at 95%, whatever their changes"),
         (6, "better", "only 6 documents: the intervals are too narrow"),
         (9, "better", "only 9 documents: the intervals are too narrow"),
         (10, "better", None),

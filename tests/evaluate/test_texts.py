@@ -28,7 +28,7 @@ def source_of(texts, folder, name="a"):
 
 
 def words(text_set):
-    """The documents of a set as text; all end with the end token but for one that is cut."""
+    """The documents of a set as text; all end with the end token except one that is cut."""
     return [bytes(token for token in document.tokens if token != END).decode() for document in text_set.documents]
 
 
@@ -98,7 +98,7 @@ def test_a_source_without_held_out_documents_is_noted_and_has_no_set(tmp_path):
     found = heldout_texts(sources, 0.1, monitor)
     assert [(text.name, text.role) for text in found] == [("many", "in-domain")]
     (note,) = monitor.notes
-    assert note.startswith("a: no figure in domain: none of its 1 documents is held out at 0.1; raise")
+    assert note.startswith("a: no in-domain figure: none of its 1 documents is held out at 0.1; raise")
 
 
 def test_documents_of_one_token_cannot_be_scored(tmp_path):

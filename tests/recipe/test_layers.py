@@ -44,7 +44,7 @@ def test_reads_every_spelling(value: object, layers: tuple[int, ...]) -> None:
         ("0-3", "'0-3' is not a range of layers.\n  Write it as 0..3."),
         ("0 to 3", "'0 to 3' is not a range of layers.\n  Write it as 0..3."),
         ("٣", "'٣' is not a layer or a range"),
-        (f"0..{MAX_LAYERS}", f"layer {MAX_LAYERS} asked for; no layer past {MAX_LAYERS - 1}"),
+        (f"0..{MAX_LAYERS}", f"layer {MAX_LAYERS} requested; the limit is layer {MAX_LAYERS - 1}"),
         (f"0..{'9' * 5000}", "is not a layer or a range"),
         ([f"0..{MAX_LAYERS - 1}", 0], f"{MAX_LAYERS + 1} layers in one list; {MAX_LAYERS} is the limit."),
         (["0..9999"] * 20_000, "200000000 layers in one list"),

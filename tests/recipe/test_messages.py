@@ -44,14 +44,14 @@ layout:
             "recipe.yaml:9: the recipe has no key `frozen`.\n"
             "  Known here: donors, evaluate, layout, name, output, seed, trace, train.",
         ),
-        ("host: instruct", "host: instuct", "recipe.yaml:5: `host` names 'instuct', which is no donor here.\n"
+        ("host: instruct", "host: instuct", "recipe.yaml:5: `host` names 'instuct', which is not a donor here.\n"
          "  Did you mean 'instruct'?"),
         ("  host: instruct\n", "", "recipe.yaml:4: `layout` has no `host`, and there are 2 donors.\n"
          "  Add `host`, the donor that gives embeddings, final norm, head and tokenizer: instruct, domain."),
         ("  shallow: domain\n", "", "recipe.yaml:4: `layout` has `deep` and no `shallow`.\n"
          "  Add `shallow` with a donor's name; it may be the same donor."),
         ("  deep: instruct\n  shallow: domain\n", "",
-         "recipe.yaml:4: `layout` does not say which donor gives which layer.\n"
+         "recipe.yaml:4: `layout` does not assign donors to layers.\n"
          "  Add `deep` and `shallow`, each with a donor's name, or list the layers in full under `slices`."),
         ("0.5", "'0.5'", "recipe.yaml:8: `boundary` takes a number, found the text '0.5'.\n"
          "  Write it without the quotes."),
@@ -77,7 +77,7 @@ layout:
          "  Put it in quotes to make it text: '3.1'."),
         ("output:", "name: true\noutput:", "recipe.yaml:9: `name` takes text, found true.\n"
          "  Put it in quotes to make it text: 'true'."),
-        ("0.5", "10000", "recipe.yaml:8: a boundary at layer 10000; no layer past 9999 is taken.\n"
+        ("0.5", "10000", "recipe.yaml:8: a boundary at layer 10000; the limit is layer 9999.\n"
          "  Write a share of the depth such as 0.5, or the first deep layer such as 15."),
         ("donors/domain", "{allow: [pickle]}", "recipe.yaml:3: `domain` has no `source`.\n"
          "  Add `source`: a folder, a GGUF file, a hub id with @revision, or pkg:package/file."),
@@ -117,15 +117,15 @@ def test_mistakes_with_the_dial(refuse, old: str, new: str, message: str) -> Non
         ("{donor: b, layers: 15..16}", "{donor: b, layers: 15..17}",
          "recipe.yaml:14: the number of layers differs: 3 in entry 1 of `sources`, 2 in entry 0.\n"
          "  Give every source of the blend equally many."),
-        ("base: a", "base: c", "recipe.yaml:10: `base` names 'c', which is no donor here.\n  Known here: a, b."),
+        ("base: a", "base: c", "recipe.yaml:10: `base` names 'c', which is not a donor here.\n  Known here: a, b."),
         ("{donor: a, layers: 15..16}", "{donor: b, layers: 0..1}",
          "recipe.yaml:10: `base` is 'a', the donor of none of the blend's sources.\n"
-         "  Let it be the donor of exactly one source."),
+         "  Name the donor of exactly one source."),
         ("{donor: b, layers: 15..16}", "{donor: a, layers: 15..16}",
          "recipe.yaml:10: `base` is 'a', the donor of 2 of the blend's sources.\n"
-         "  Let it be the donor of exactly one source."),
+         "  Name the donor of exactly one source."),
         ("{donor: b, layers: 15..16}", "{donor: c, layers: 15..16}",
-         "recipe.yaml:14: `donor` names 'c', which is no donor here.\n  Known here: a, b."),
+         "recipe.yaml:14: `donor` names 'c', which is not a donor here.\n  Known here: a, b."),
         ("    - {donor: a, layers: 0..14}", "    - {donor: a, layers: 0..5999}\n    - {donor: b, layers: 0..5999}",
          "recipe.yaml:6: the slices list 12004 layers in all; 10000 is the limit.\n  List fewer layers."),
         ("          - {donor: b, layers: 15..16}\n", "", "recipe.yaml:12: `sources` lists 1, and needs at least 2.\n"
@@ -134,13 +134,13 @@ def test_mistakes_with_the_dial(refuse, old: str, new: str, message: str) -> Non
          "a number, true or false; got 'half'.\n"
          "  Write a number without quotes."),
         ("    - blend:", "    - layers: 3\n      blend:",
-         "recipe.yaml:8: entry 1 of `slices` has `layers` beside `blend`, where they do nothing.\n"
+         "recipe.yaml:8: entry 1 of `slices` has `layers` beside `blend`, where they have no effect.\n"
          "  Give each of the blend's sources its own `layers`."),
         ("    - blend:", "    - donor: a\n      blend:",
          "recipe.yaml:9: entry 1 of `slices` has both `donor` and `blend`.\n"
          "  Make two entries of it, or move the donor into the blend's `sources`."),
         ("  host: a\n", "  host: a\n  deep: a\n  boundary: 3\n",
-         "recipe.yaml:8: `slices` says the layout in full, and so does the dial: `deep` at recipe.yaml:6, "
+         "recipe.yaml:8: `slices` gives the layout in full, and other keys give it too: `deep` at recipe.yaml:6, "
          "`boundary` at recipe.yaml:7.\n  Keep one way: delete `slices`, or delete `deep` and `boundary`."),
         (SLICES.partition("  slices:")[2], " []\n", "recipe.yaml:6: `slices` lists nothing, and needs at least 1.\n"
          "  It takes the output layers from shallow to deep, in full."),
@@ -162,7 +162,8 @@ def test_only_the_source_that_differs_is_named(refuse) -> None:
 def test_a_file_name_that_can_name_no_run(refuse) -> None:
     (problem,) = refuse(RECIPE, name="a:b.yaml")
     assert str(problem) == (
-        "a:b.yaml:1: there is no `name`, and the file's own will not do: the name 'a:b' cannot be a folder's name.\n"
+        "a:b.yaml:1: there is no `name`, and the file's name cannot be used: "
+        "the name 'a:b' cannot be a folder's name.\n"
         "  Add `name`: letters, digits, - and _."
     )
 
@@ -207,13 +208,13 @@ TRAIN = f"{RECIPE}train:\n  data: [{{path: a.txt}}]\n  tokens: 2M\n"
         ("path: a.txt", "weight: 1", "recipe.yaml:12: entry 0 of `data` has neither `path` nor `hub`.\n"
          "  Give one of the two: where the text comes from."),
         ("path: a.txt", "path: a.txt, split: test",
-         "recipe.yaml:12: `split` is for hub datasets, and does nothing for the files of `path`.\n"
+         "recipe.yaml:12: `split` is for hub datasets, and has no effect on the files of `path`.\n"
          "  Delete the line."),
         ("  tokens: 2M\n", "", "recipe.yaml:11: `train` has no `tokens`.\n"
          "  Add `tokens`: how many tokens to train on, such as 2M."),
         ("  deep: instruct\n  shallow: domain\n  boundary: 0.5\n", "  slices: [{donor: domain}]\n",
-         "recipe.yaml:9: `freeze` is left out, which means deep, and a layout by `slices` has no boundary that says "
-         "which layers those are.\n  List the layers: freeze: 15..29."),
+         "recipe.yaml:9: `freeze` is left out, which means deep, and a layout by `slices` has no boundary to choose "
+         "those layers by.\n  List the layers: freeze: 15..29."),
         ("2M", "2M\nevaluate:\n  bits_per_byte: [{name: a, path: x}, {name: a, path: y}]",
          "recipe.yaml:15: a second text is called 'a'.\n  Give every text a name of its own."),
         ("train:\n  data: [{path: a.txt}]\n  tokens: 2M", "evaluate:\n  context: 8",

@@ -70,7 +70,7 @@ def test_replacing_one_copy_of_an_alias_leaves_the_other(load) -> None:
         ("layuot.boundary=2", "--set layuot.boundary=2: the recipe has no key `layuot`.\n  Did you mean 'layout'?"),
         ("output.dtype=fp16", "--set output.dtype=fp16: `dtype` cannot be 'fp16'"),
         ("output.shards=1", "--set output.shards=1: `output` has no key `shards`."),
-        ("layout.host=c", "--set layout.host=c: `host` names 'c', which is no donor here."),
+        ("layout.host=c", "--set layout.host=c: `host` names 'c', which is not a donor here."),
         ("seed.x=1", "--set seed.x=1: `seed` is the number 4 and has no `x` inside.\n  Set `seed` as a whole."),
         ("seed=[1", "--set seed=[1: a bracket that opens here and never closes."),
         ("seed=.inf", "--set seed=.inf: `seed`: .inf is not a finite number."),

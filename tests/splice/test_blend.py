@@ -86,7 +86,7 @@ def test_a_random_method_depends_on_seed_and_tensor_name_and_leaves_the_global_g
         ("slerp", {"t": 0.5}, [{}, {}], None, "'slerp' needs a base, none given."),
         ("slerp", {"t": 0.5}, [{}, {}, {}], 0, "blends 2 sources, 3 given"),
         ("linear", {}, [{"weight": 1.0}, {"wieght": 1.0}], None, "source 1 of 'linear' has no parameter 'wieght'."),
-        ("linear", {}, [{"weight": 1.0}], 0, "'linear' has no use for a base."),
+        ("linear", {}, [{"weight": 1.0}], 0, "'linear' does not use a base."),
         ("ties", {"normalize": 1}, [{}, {"weight": 1.0}], 0, "takes true or false as 'normalize', found 1."),
         ("ties", {}, [{"weight": 1.0}, {"weight": 1.0}], 0, "source 0 is the base of 'ties'"),
     ],
