@@ -23,9 +23,7 @@ def test_the_memory_of_a_summary_does_not_grow_with_the_number_of_prompts():
         num_resamples=NUM_RESAMPLES, dtype="float32",
     )  # fmt: skip
     tracemalloc.start()
-    record = summarise(
-        readings, RecordedDonor("a", "", "", NUM_LAYERS), RecordedProbes("p", "", NUM_PROMPTS), settings
-    )
+    record = summarise(readings, RecordedDonor("a", "", "", NUM_LAYERS), RecordedProbes("p", "", NUM_PROMPTS), settings)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 48 * 2**20
