@@ -1,4 +1,4 @@
-"""A finished model folder, loaded through transformers the way a user would, and asked what it computes."""
+"""Loads a finished model folder with transformers as a user would, and runs the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOAD_FAULTS = (OSError, *MODEL_FAULTS)
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded model with what the loader had to say: names it missed, did not expect, or found in another shape."""
+    """A loaded model and the tensor names that the loader reported as missing, unexpected, or of another shape."""
 
     model: Any
     missing: tuple[str, ...]
@@ -28,7 +28,7 @@ class Loaded:
 
 @contextmanager
 def without_logs() -> Iterator[None]:
-    """No log lines of transformers inside the block: what they tell comes back as values and errors."""
+    """Suppress the log lines of transformers inside the block: what they report is returned as values and errors."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -44,7 +44,7 @@ def load_reporting(folder: Path, *, remote_code: bool = False) -> Loaded:
     from transformers import AutoModelForCausalLM
 
     try:
-        with without_bars(), without_logs(), library_faults():  # the table of missing names comes back in the report
+        with without_bars(), without_logs(), library_faults():  # missing names are returned in the report
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", local_files_only=True, trust_remote_code=remote_code, output_loading_info=True
             )
@@ -69,9 +69,9 @@ def compute_logits(model: Any, ids: Sequence[int]) -> Any:
 
 
 def generate_text(folder: Path, model: Any, prompt: str, num_tokens: int, *, remote_code: bool = False) -> str | None:
-    """What the model answers to `prompt`, greedily, `num_tokens` at most; None when the folder has no tokenizer.
+    """The greedy continuation of `prompt`, at most `num_tokens`; None when the folder has no tokenizer.
 
-    The prompt goes through the chat template where there is one. Raises VerificationError when the tokenizer, its
+    The chat template is applied to the prompt where there is one. Raises VerificationError when the tokenizer, its
     template or the generation config does not work.
     """
     import torch

@@ -1,4 +1,4 @@
-"""What libraries raise on damaged input, as exceptions that can be named."""
+"""Converts what libraries raise on damaged input into RuntimeError."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def library_faults() -> Iterator[None]:
-    """Turn what is raised outside the usual tree inside the block into RuntimeError, with its own words.
+    """Convert exceptions outside the usual hierarchy, raised inside the block, into RuntimeError with the same message.
 
     A panic in a Rust library (tokenizers, safetensors) is a BaseException, tokenizers raises bare Exceptions, and so
     does the validation of configs in huggingface_hub.
