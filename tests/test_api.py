@@ -94,6 +94,7 @@ def test_every_public_name_is_listed_and_there_and_no_other_is():
             setattr(hybridizer, verb, None)
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_functions_and_their_results(tmp_path):
     (tmp_path / "user.py").write_text(
         "import hybridizer.plan.make\nfrom hybridizer import build, plan, trace\n"

@@ -140,6 +140,7 @@ def changes(old: Any, new: Any, where: str) -> Iterator[str]:
         yield f"{where}: {old!r} -> {new!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPUTE)
 def test_not_one_bit_of_the_golden_numbers_changed(name, tmp_path):
     if name in ARITHMETIC and platform.machine() not in ("x86_64", "AMD64"):

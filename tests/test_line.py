@@ -225,6 +225,7 @@ def test_verify_finds_a_model_that_was_touched(bench, damage, says):
     assert says in hybridize("verify", "runs/x/model", "--no-load", code=1).stderr
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_no_model_and_the_next_one_succeeds(bench):
     recipe = recipe_of(bench, {"host": "a", "slices": [{"donor": "a"}] * 60})
     command = [sys.executable, "-m", "hybridizer", "build", str(recipe), "--no-load"]

@@ -82,6 +82,7 @@ def test_a_plan_that_was_taken_out_of_its_run_makes_a_run_of_its_own(bench):
     assert (bench / "saved.json").read_bytes() == RunFolder(bench / "runs/x").plan.read_bytes()
 
 
+@pytest.mark.slow
 def test_what_the_plan_chose_by_a_trace_is_neither_traced_nor_chosen_again(bench, monkeypatch):
     (bench / "probes.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in PROBES))
     write_text(bench / "text.jsonl")

@@ -8,6 +8,7 @@ import pytest
 
 from hybridizer.trace.boundary import STRATEGIES
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.marks import slow_except
 
 PROBES = [{"prompt": f"the opposite of {word} is ", "target": "abcd"[i % 4]} for i, word in enumerate(
     ["hot", "cold", "up", "down", "left", "right", "in", "out", "day", "night"])]  # fmt: skip
@@ -165,6 +166,7 @@ def test_what_a_recipe_leaves_open_is_settled_with_a_reason_and_recorded():
     hybridize("build", "x.yaml")
 
 
+@pytest.mark.slow
 def test_a_boundary_that_the_trace_does_not_support_is_kept_with_a_warning():
     texts = [hybridize_json("plan", auto_recipe(deep="a", boundary=b))["warnings"] for b in (1, 2, 3)]
     scores = {row["b"]: row for row in json.loads(Path("runs/x/traces/a.json").read_text())["boundary"]}
@@ -191,6 +193,7 @@ def plan_depths(boundary, **sections):
     return hybridize_json("check", recipe)["layers"], len(plan["layers"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", [0.5, "midpoint", 0.2, 0.1, 3])
 def test_a_trace_does_not_change_the_depth_of_a_model_whose_donors_have_different_depths(boundary):
     make_donor(Path("six"), seed=3, num_hidden_layers=6)
@@ -199,7 +202,7 @@ def test_a_trace_does_not_change_the_depth_of_a_model_whose_donors_have_differen
     assert without == traced == (depth, depth)
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {"midpoint", "task-particle"}))
+@pytest.mark.parametrize("strategy", slow_except(sorted(STRATEGIES.keys() - {"midpoint", "task-particle"}), "auto"))
 def test_check_knows_the_depth_that_a_strategy_will_give(strategy):
     make_donor(Path("six"), seed=3, num_hidden_layers=6)
     checked, planned = plan_depths(strategy, trace={"probes": "p.jsonl"})

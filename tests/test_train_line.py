@@ -83,6 +83,7 @@ def test_what_is_frozen_keeps_the_donors_bytes_and_what_trains_moves(bench):
     assert proofs_of("verify", "runs/x").keys() == proofs.keys()
 
 
+@pytest.mark.slow
 def test_auto_trains_in_bfloat16_only_where_the_processor_has_it_and_proves_the_same(bench, bfloat16_cpu):
     proofs = proofs_of("build", recipe_of(bench, train={"precision": "auto"}))
     record = json.loads((bench / "runs/x/training/training.json").read_text())
@@ -94,6 +95,7 @@ def test_auto_trains_in_bfloat16_only_where_the_processor_has_it_and_proves_the_
     assert proofs["frozen"].startswith(f"{len(built) - len(moved)} tensors hash as before training")
 
 
+@pytest.mark.slow
 def test_what_was_learned_and_what_was_forgotten_is_in_the_records_and_in_the_summary(bench):
     texts = [f"tale {i} of a dog " + "that dug and dug " * (i % 5 + 1) for i in range(30)]
     documents = (bench / "text.jsonl").read_text().splitlines()
@@ -132,6 +134,7 @@ def test_a_frozen_tensor_that_changed_afterwards_fails_verification(bench):
     assert "the frozen tensor 'model.layers.3.mlp.up_proj.weight' is not what it was before training" in stderr
 
 
+@pytest.mark.slow
 def test_a_second_build_trains_nothing_and_a_lost_model_is_exported_again(bench):
     recipe = recipe_of(bench)
     hybridize("build", recipe)
@@ -144,6 +147,7 @@ def test_a_second_build_trains_nothing_and_a_lost_model_is_exported_again(bench)
     assert (bench / "runs/x/training/log.jsonl").read_bytes() == log
 
 
+@pytest.mark.slow
 def test_a_hub_dataset_is_asked_for_its_commit_once_and_rebuilt_offline_from_the_resolved_recipe(bench):
     (bench / "set").mkdir()
     shutil.move(bench / "text.jsonl", bench / "set/train.jsonl")
@@ -283,6 +287,7 @@ def test_weights_are_rounded_to_the_asked_precision_once_at_the_end(bench):
     assert trained_names(bench) == {name for name in built if name.startswith(SHALLOW)}
 
 
+@pytest.mark.slow
 def test_stacked_experts_are_taken_apart_again(bench):
     make_donor(bench / "moe", "mixtral", seed=3)
     layout = {"host": "moe", "deep": "moe", "shallow": "moe"}
@@ -338,6 +343,7 @@ def test_nothing_says_that_a_tied_table_trains_where_adapters_do(bench):
         assert not any("tied" in note for note in notes), notes
 
 
+@pytest.mark.slow
 def test_a_probe_tells_the_time(bench):
     expected = hybridize_json("plan", recipe_of(bench), "--probe")["expected"]
     assert expected["run_seconds"] == pytest.approx(expected["step_seconds"] * 8)
@@ -380,6 +386,7 @@ def test_check_finds_what_cannot_train(bench, change, message):
     assert message in stderr and ("x.yaml:" in stderr or "--set train" in stderr or "--set evaluate" in stderr), stderr
 
 
+@pytest.mark.slow
 def test_recurrent_layers_train_on_packed_rows(bench):
     make_donor(bench / "m", "mamba2", seed=3)
     layout = {"host": "m", "deep": "m", "shallow": "m"}
@@ -388,6 +395,7 @@ def test_recurrent_layers_train_on_packed_rows(bench):
     hybridize("verify", "runs/x")
 
 
+@pytest.mark.slow
 def test_another_training_in_the_same_folder_is_refused_with_the_difference(bench):
     recipe = recipe_of(bench, train={"max_steps": 2})
     hybridize("build", recipe)
@@ -401,6 +409,7 @@ def test_another_training_in_the_same_folder_is_refused_with_the_difference(benc
     assert (record["steps"], record["stopped_by"]) == (4, "steps")
 
 
+@pytest.mark.slow
 def test_a_run_that_exploded_goes_on_with_a_lower_rate_from_its_last_good_state(bench):
     settings = {"schedule": "constant", "warmup_ratio": 0, "max_grad_norm": 0, "checkpoint_minutes": 0}
     recipe = recipe_of(bench, train=settings)
@@ -487,6 +496,7 @@ def test_a_training_is_complete_where_its_limits_let_it_go_no_further(record, li
     assert is_complete({"steps": 10, "seconds": 121.0, **record}, train_section(**limits)) is complete
 
 
+@pytest.mark.slow
 def test_another_splice_does_not_take_the_place_of_what_was_trained_from(bench):
     recipe = recipe_of(bench)
     hybridize("build", recipe)
@@ -580,6 +590,7 @@ def test_a_tracker_that_does_not_exist_is_told_from_its_nearest(bench):
     assert set(get_args(Tracker)) == {kind.value for kind in LoggerType} - {"all"}
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_do_not_share_a_training(bench):
     recipe = recipe_of(bench, train={"tokens": 40_000})
     first = start(bench, recipe, "--no-load")
@@ -607,6 +618,7 @@ def start(bench, *arguments, **options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_training_and_loses_nothing(bench):
     recipe = recipe_of(bench)
     limit = 700_000  # bytes a file: room for the spliced model, none for a checkpoint
@@ -627,6 +639,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_found_before_the_first_step(ben
     assert "the output needs 37" in stderr and not (bench / "runs/x/training").exists(), stderr
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_anywhere_ends_with_the_same_bytes(bench):
     train = {"tokens": 12_000, "checkpoint_minutes": 0.0}
     hybridize("build", recipe_of(bench, "whole", train=train), "--no-load")
@@ -649,6 +662,7 @@ def test_a_build_that_is_killed_anywhere_ends_with_the_same_bytes(bench):
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sharding", "family"), [({}, "llama"), (FSDP2, "llama"), (FSDP2, "bamba")], ids=["ddp", "fsdp2", "fsdp2-hybrid"]
 )

@@ -1,20 +1,21 @@
 """Prompts into batches of one length, so that no batch needs padding.
 
-Padding would have to be hidden from every family in its own way, and state-space layers read it all the same.
+Padding would have to be masked for each family in its own way, and state-space layers read it regardless.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Bounds the activations of one batch whatever the length of the prompts.
+# Limits the activations of one batch for prompts of any length.
 MAX_BATCH_TOKENS = 2048
 
 
 def make_batches(lengths: Sequence[int], batch_size: int) -> list[tuple[int, ...]]:
     """Indices into `lengths`, every index once: batches of equal length, at most `batch_size` prompts each.
 
-    Long prompts come in smaller batches (MAX_BATCH_TOKENS). Longest first, so that a device too small fails at once.
+    Long prompts are put into smaller batches (MAX_BATCH_TOKENS). Longest first, so that a device that is too small
+    fails at once.
     """
     by_length: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""A finished model folder, loaded through transformers the way a user would, and asked what it computes."""
+"""Loads a finished model folder with transformers as a user would, and runs the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GENERATION_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded model with what the loader had to say: names it missed, did not expect, or found in another shape."""
+    """A loaded model and the tensor names that the loader reported as missing, unexpected, or of another shape."""
 
     model: Any
     missing: tuple[str, ...]
@@ -33,7 +33,7 @@ class Loaded:
 
 @contextmanager
 def without_logs() -> Iterator[None]:
-    """No log lines of transformers inside the block: what they tell comes back as values and errors."""
+    """Suppress the log lines of transformers inside the block: what they report is returned as values and errors."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -49,7 +49,11 @@ def load_reporting(folder: Path, *, remote_code: bool = False) -> Loaded:
     from transformers import AutoModelForCausalLM
 
     fix = "Compare its config.json and tensors with those of the donors, and report it if they agree."
-    with reporting_faults(folder, "transformers does not load it", fix), without_bars():
+    with (
+        reporting_faults(folder, "transformers does not load it", fix),
+        without_bars(),
+        without_logs(),
+    ):  # missing names are returned in the report
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, trust_remote_code=remote_code, output_loading_info=True
         )
@@ -93,7 +97,7 @@ def compute_logits(model: Any, ids: Sequence[int], folder: Path) -> Any:
 
 
 def generate_text(folder: Path, model: Any, prompt: str, num_tokens: int, *, remote_code: bool = False) -> str | None:
-    """What the model answers to `prompt`, greedily, `num_tokens` at most; None when the folder has no tokenizer.
+    """The greedy continuation of `prompt`, at most `num_tokens`; None when the folder has no tokenizer.
 
     The prompt goes through the chat template where there is one, which gets 20 seconds and may give 4096 tokens, fewer
     where the model takes fewer. Generation ends after a minute with the tokens that there are. Raises

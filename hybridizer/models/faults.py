@@ -1,4 +1,4 @@
-"""What libraries raise on damaged input, as exceptions that can be named."""
+"""Converts what libraries raise on damaged input into RuntimeError."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def library_faults() -> Iterator[None]:
-    """Turn what is raised outside the usual tree inside the block into RuntimeError, with its own message.
+    """Convert exceptions outside the usual hierarchy, raised inside the block, into RuntimeError with the same message.
 
     A panic in a Rust library (tokenizers, safetensors) is a BaseException, and tokenizers raises bare Exceptions.
     Errors of chat templates (jinja2) and of config validation (huggingface_hub) derive directly from Exception.

@@ -1,4 +1,4 @@
-"""Greedy generation through transformers, with the cache each family brings and nothing of a model's own taste."""
+"""Greedy generation through transformers, with each family's own cache and a neutral generation config."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @torch.no_grad()
 def continue_greedily(model: Any, ids: Sequence[int], num_tokens: int, end: int | None) -> list[int]:
-    """The most probable next token, `num_tokens` times at most and not beyond the token `end`, which is left out.
+    """Greedily generated token ids: at most `num_tokens`, stopping before the token `end`.
 
-    transformers fills what a call leaves open from the model's generation config (penalties, suppressed tokens, least
-    lengths), so a neutral one stands in for it meanwhile.
+    transformers takes defaults from the model's generation config (penalties, suppressed tokens, minimum lengths), so
+    it is replaced by a neutral one during the call.
     """
     if num_tokens < 1:
         return []

@@ -23,10 +23,10 @@ def load_causal_lm(
     device_map: str | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Any]:
-    """The model (in eval mode, parameters without gradients) and the tokenizer in a local folder. Never asks a network.
+    """The model (in eval mode, parameters without gradients) and the tokenizer in a local folder. Uses no network.
 
     `dtype` "auto" keeps the checkpoint's own. Raises DonorError when transformers cannot load the folder, when its
-    weights are no safetensors, and when the checkpoint lacks tensors, which transformers would fill at random.
+    weights are not safetensors, and when the checkpoint lacks tensors, which transformers would initialise randomly.
     """
     from transformers import AutoModelForCausalLM
 
@@ -35,15 +35,17 @@ def load_causal_lm(
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
         )
-    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if lost:
-        what = f"{len(lost)} tensors are missing or of the wrong shape and would be random: {', '.join(lost[:5])}."
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if missing:
+        what = (
+            f"{len(missing)} tensors are missing or of the wrong shape and would be random: {', '.join(missing[:5])}."
+        )
         raise DonorError(Problem(str(folder), what, "Repair the checkpoint, or its config.json."))
     return model.eval().requires_grad_(False), load_tokenizer(folder, trust_remote_code)
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in a local folder. Never asks a network. Raises DonorError when transformers cannot load it."""
+    """The tokenizer in a local folder. Uses no network. Raises DonorError when transformers cannot load it."""
     from transformers import AutoTokenizer
 
     with _loading(folder, "the tokenizer"):
@@ -51,7 +53,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
 
 def read_max_tokens(folder: Path, trust_remote_code: bool = False) -> int | None:
-    """`max_tokens` of the model in a local folder, whose weights are not read. Raises DonorError as loading does."""
+    """`max_tokens` of the model in a local folder, without reading weights. Raises DonorError as loading does."""
     from transformers import AutoConfig
 
     with _loading(folder, "the config"):
@@ -72,7 +74,7 @@ def _loading(folder: Path, what: str) -> Iterator[None]:
 
 
 def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """The model that this config.json describes, with random weights in `dtype`: for what weights do not decide.
+    """The model that this config.json describes, with random weights in `dtype`: where values do not matter.
 
     Raises DonorError when transformers cannot build it.
     """
@@ -80,7 +82,7 @@ def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module
 
     try:
         with tempfile.TemporaryDirectory() as folder, library_faults():
-            # reading a file is how old encodings are understood
+            # transformers converts old config encodings only when it reads a file
             (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
             read = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model: nn.Module = AutoModelForCausalLM.from_config(read, dtype=dtype, trust_remote_code=False)
@@ -91,7 +93,7 @@ def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module
 
 
 def as_checkpoint(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` of `model`, as its checkpoint names and shapes them: what the loader stacked or renamed is undone.
+    """`tensors` of `model` under the names and shapes of its checkpoint: undoes what the loader stacked or renamed.
 
     All tensors that were made from one of the checkpoint's must be among them.
     """

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary of any size without ever holding all logits.
+"""Cross-entropy over a vocabulary of any size without materialising all logits.
 
 Logits exist for a few hundred tokens at a time. The loss is the root of the graph, so its gradient is known up to one
 factor while the logits are at hand: the backward pass only multiplies, and no product is computed twice.
@@ -37,12 +37,12 @@ def cross_entropy_sum(
     targets: Int64[Tensor, "tokens"],
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Float32[Tensor, ""]:
-    """Sum over tokens of -ln p(target), a float32 scalar in nats; tokens whose target is -100 count nothing.
+    """Sum over tokens of -ln p(target), a float32 scalar in nats; tokens whose target is -100 are ignored.
 
-    `hidden` (tokens, width) goes through `head` -> (tokens, vocabulary), whatever that does: a bare `nn.Linear` takes a
-    faster path, a head with biases, scales or soft-caps is differentiated chunk by chunk by autograd. `parameters` are
-    those of the head; they get gradients if they require them. Softmax and sum are in float32 whatever comes in. The
-    same input gives the same bits. `targets` is (tokens,) of int64. At most `chunk_bytes` of float32 logits exist.
+    `head` maps `hidden` to logits (tokens, vocabulary): a bare `nn.Linear` takes a faster path, a head with biases,
+    scales or soft-caps is differentiated chunk by chunk by autograd. `parameters` are those of the head; they get
+    gradients if they require them. Softmax and sum are in float32 for inputs of any precision. The same input gives the
+    same bits. At most `chunk_bytes` of float32 logits exist at once.
     """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
     loss: Tensor
@@ -62,9 +62,9 @@ def token_losses(
     targets: Int64[Tensor, "tokens"],
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Float32[Tensor, "tokens"]:
-    """-ln p(target) of each token, float32 (tokens,) in nats: what `cross_entropy_sum` sums, without gradients.
+    """-ln p(target) of each token in nats: what `cross_entropy_sum` sums, without gradients.
 
-    `hidden` (tokens, width), `targets` (tokens,) of int64; at most `chunk_bytes` of float32 logits exist.
+    At most `chunk_bytes` of float32 logits exist at once.
     """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
     chunk_tokens = max(1, chunk_bytes // (4 * _vocabulary(head, hidden)))
@@ -73,7 +73,7 @@ def token_losses(
 
 
 class _LinearLoss(torch.autograd.Function):
-    """The loss behind `hidden @ weight.T`, softmax in place, gradients written out by hand."""
+    """The loss of the logits `hidden @ weight.T`: softmax in place, gradients written out by hand."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:
@@ -108,7 +108,7 @@ class _LinearLoss(torch.autograd.Function):
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The loss behind any head function, by autograd within each chunk."""
+    """The loss of the logits of any head function, by autograd within each chunk."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, chunk_bytes: int, *parameters: Tensor) -> Tensor:
@@ -144,9 +144,9 @@ class _HeadLoss(torch.autograd.Function):
 def _softmax_(
     logits: Float32[Tensor, "tokens vocabulary"], target: Int64[Tensor, "tokens 1"]
 ) -> Float32[Tensor, "tokens"]:
-    """Replace `logits` (tokens, vocabulary) by their softmax; -ln p(target) of each token, finite for any logits.
+    """Replace `logits` by their softmax; return -ln p(target) of each token, finite for any logits.
 
-    -ln p is taken from the largest entry, which never underflows, and not from p(target), which does.
+    -ln p is computed from the largest entry, which never underflows, and not from p(target), which does.
     """
     top, wanted = logits.amax(-1), logits.gather(-1, target)[:, 0]
     torch.softmax(logits, -1, out=logits)
@@ -161,7 +161,7 @@ def _vocabulary(head: Head, hidden: Float[Tensor, "tokens width"]) -> int:
 def _add_product_(
     total: Float32[Tensor, "rows columns"], left: Float[Tensor, "rows inner"], right: Float[Tensor, "inner columns"]
 ) -> None:
-    """Add `left @ right` to the float32 `total`: in place where they are float32, without a second table."""
+    """Add `left @ right` to the float32 `total`: in place where they are float32, without a second matrix."""
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, out=total)  # addmm_ would not be seen by FLOP counters
     else:
@@ -169,6 +169,6 @@ def _add_product_(
 
 
 def _take_scaled(ctx: Any, factor: Float32[Tensor, ""]) -> list[Tensor | None]:
-    """The gradients that wait in `ctx`, times `factor`. They leave it: autograd copies a gradient that others hold."""
+    """The gradients stored in `ctx`, times `factor`. `ctx` drops them: autograd copies shared gradients."""
     grads, ctx.grads = ctx.grads, None
     return [None if grad is None else grad.mul_(factor) for grad in grads]

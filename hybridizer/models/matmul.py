@@ -1,8 +1,8 @@
-"""Matrix products of bfloat16 tensors where the processor has none: in float32, rounded once, as the hardware would.
+"""Matrix products of bfloat16 tensors on processors without bfloat16 instructions: in float32, rounded once.
 
-A processor without bfloat16 instructions emulates them, three times slower than it multiplies in float32 (measured in
-docs/log.md). The operands here are widened, which is exact, multiplied in float32 and rounded to bfloat16: what the
-instructions do, which also add up in float32. What is kept for the backward pass stays in bfloat16.
+Such a processor emulates the instructions, three times slower than it multiplies in float32 (measured in docs/log.md).
+The operands here are upcast, which is exact, multiplied in float32 and rounded to bfloat16, as the instructions do,
+which also accumulate in float32. Tensors saved for the backward pass stay in bfloat16.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ def matmul_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 class UpcastMatmul(TorchDispatchMode):
-    """While it lasts, matrix products and attention of bfloat16 tensors on a CPU compute in float32, both passes.
+    """Inside the block, matrix products and attention of bfloat16 tensors on a CPU compute in float32, in both passes.
 
-    Every operation inside passes through Python, about 20 microseconds each: made for large tensors. Convolutions stay
-    as they are, for they are no slower in bfloat16.
+    Every operation inside passes through Python, about 20 microseconds each: meant for large tensors. Convolutions are
+    left alone: they are as fast in bfloat16.
     """
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run `func`, its operands widened and its results rounded where it is a product of bfloat16 tensors."""
+        """Run `func`, with operands upcast and results rounded where it is a product of bfloat16 tensors."""
         kwargs = kwargs or {}
         if func not in _PRODUCTS or not _is_low(args[0]):
             return func(*args, **kwargs)
-        result = func(*map(_widened, args), **{key: _widened(value) for key, value in kwargs.items()})
+        result = func(*map(_upcast, args), **{key: _upcast(value) for key, value in kwargs.items()})
         if func is _ATTENTION:
             return result[0].bfloat16(), result[1]  # the sum of exponentials is float32 in every precision
         return result.bfloat16() if isinstance(result, Tensor) else tuple(part.bfloat16() for part in result)
@@ -59,5 +59,5 @@ def _is_low(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.bfloat16 and value.device.type == "cpu"
 
 
-def _widened(value: Any) -> Any:
+def _upcast(value: Any) -> Any:
     return value.float() if _is_low(value) else value

@@ -1,8 +1,8 @@
 """The next-token loss of a causal language model, taken from the input of its head so that no full logits exist.
 
-The model runs by its own code. A hook at the head takes the hidden states and hands an empty slice on; the chunked loss
-does the rest. Families whose logits are more than `head(hidden)` (scaled, soft-capped) go through their own code there
-as well, which is recognised by comparing, not by name.
+The model runs its own code. A hook at the head takes the hidden states and passes an empty slice on; the chunked loss
+does the rest. Families whose logits are more than `head(hidden)` (scaled, soft-capped) use their own code there as
+well. They are recognised by comparing logits, not by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hybridizer.models.wrapping import Forward, replaced_forward
 
 @runtime_checkable
 class TrainableParts(ModelParts, Protocol):
-    """Parts whose layers may give tuples: `tuple_sizes[i]` is 0 where layer i gives the bare tensor."""
+    """Parts whose layers may return tuples: `tuple_sizes[i]` is 0 where layer i returns a bare tensor."""
 
     @property
     def tuple_sizes(self) -> tuple[int, ...]: ...
@@ -36,10 +36,10 @@ class CausalLMLoss(nn.Module):
         """Raises InputError when the model has no head module, or its logits do not come from one."""
         super().__init__()
         if parts.head is None or not list(parts.head.parameters()):
-            what = "the output head is no module with weights of its own, so its input cannot be read."
+            what = "the output head is not a module with weights of its own, so its input cannot be read."
             raise InputError(Problem(type(model).__name__, what, "Take a model with an output head module."))
         self.model, self._parts, self._chunk_bytes = model, parts, chunk_bytes
-        # The name under which accelerate and transformers look for what FSDP is to spread as one unit.
+        # accelerate and transformers read from this attribute which modules FSDP wraps as one unit.
         self._no_split_modules = sorted({type(layer).__name__ for layer in parts.layers})
         self.bare_head = self._is_bare_head(parts.head)
 
@@ -53,7 +53,7 @@ class CausalLMLoss(nn.Module):
         hidden = self.hidden(input_ids, position_ids).flatten(0, 1)
         flat = targets.flatten()
         counted = flat != IGNORED
-        if 10 * int(counted.sum()) < 9 * len(flat):  # padding: not worth a head's work, and worth a copy
+        if 10 * int(counted.sum()) < 9 * len(flat):  # padding: a copy costs less than the head
             hidden, flat = hidden[counted], flat[counted]
         assert self._parts.head is not None
         parameters = list(self._parts.head.parameters())
@@ -72,7 +72,7 @@ class CausalLMLoss(nn.Module):
     def hidden(
         self, input_ids: Int[Tensor, "rows tokens"], position_ids: Int[Tensor, "rows tokens"] | None = None
     ) -> Float[Tensor, "rows tokens width"]:
-        """What the head is given, (rows, tokens, width); without `position_ids` the model counts for itself."""
+        """The input of the head; without `position_ids` the model numbers the positions itself."""
         assert self._parts.head is not None
         taken: list[Tensor] = []
 
@@ -95,7 +95,7 @@ class CausalLMLoss(nn.Module):
         return head
 
     def _tail(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
-        """The logits (tokens, vocabulary) that the model's own code makes of `hidden` (tokens, width) at its head."""
+        """The logits that the model's own code computes when `hidden` is the input of its head."""
         assert self._parts.head is not None
         hook = self._parts.head.register_forward_pre_hook(lambda _module, _args: (hidden[None],))
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
@@ -108,7 +108,7 @@ class CausalLMLoss(nn.Module):
 
     @torch.no_grad()
     def _is_bare_head(self, head: nn.Module) -> bool:
-        """Whether the logits are what the head gives, bit for bit. Raises InputError when the head is not reached."""
+        """Whether the logits equal the output of the head bit for bit. Raises InputError if the head is not reached."""
         weight = next(head.parameters())
         width = weight.shape[-1]
         probe = torch.linspace(-3, 3, 2 * width, device=weight.device).view(2, width).to(weight.dtype)
@@ -124,7 +124,7 @@ class CausalLMLoss(nn.Module):
 
 @contextmanager
 def _layers_skipped(parts: TrainableParts) -> Iterator[None]:
-    """While it lasts, every layer hands on what it is given without running."""
+    """Inside the block, every layer returns its input without running."""
 
     def skip(size: int) -> Forward:
         def forward(*args: Any, **kwargs: Any) -> Any:

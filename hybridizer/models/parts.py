@@ -1,7 +1,7 @@
-"""Causal language models through transformers: loading one from a folder, and finding its parts by watching it run.
+"""Finds the parts of a causal language model by recording the module calls of two short runs.
 
-No family is known by name here. The decoder layers are the chain of modules that hands the residual stream on;
-where its batch and time axes lie, and what comes after the last layer, is read off two short runs of the model.
+No family is listed by name here. The decoder layers are the chain of modules that pass the residual stream on; its
+batch and time axes, and what follows the last layer, are derived from the shapes of both runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hybridizer.core.errors import DonorError, Problem
 
-# What a model's own code may throw on an input it does not take. Bugs of ours show in the tests, not here.
+# What a model's own code may raise on an input that it does not accept. Our own bugs are left to the tests.
 MODEL_FAULTS = (
     ArithmeticError,
     AssertionError,
@@ -33,11 +33,11 @@ MODEL_FAULTS = (
 
 @dataclass(frozen=True)
 class Parts:
-    """Where one causal LM keeps what tracing needs.
+    """The parts of one causal LM that tracing needs.
 
-    The residual stream is the tensor that each of `layers` takes and gives, usually (batch, time, hidden); families
+    The residual stream is the tensor that each of `layers` takes and returns, usually (batch, time, hidden); families
     with several parallel streams have further axes. `batch_axis` and `time_axis` count from the end (-3 and -2).
-    `tuple_sizes[i]` is 0 where layer i gives the bare tensor, else the length of the tuple whose first item it is.
+    `tuple_sizes[i]` is 0 where layer i returns a bare tensor, else the length of the tuple whose first item it is.
     """
 
     layers: tuple[nn.Module, ...]
@@ -57,12 +57,12 @@ class Parts:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in: the embedding's device; the CPU where accelerate keeps the embedding on call."""
+        """The device for token ids: that of the embedding; the CPU where accelerate offloads the embedding."""
         return _device(next(self.embedding.parameters()))
 
     @property
     def last_device(self) -> torch.device:
-        """Where the last layer's output is, by the same rule."""
+        """The device of the last layer's output, by the same rule."""
         return _device(next(self.layers[-1].parameters()))
 
 
@@ -75,10 +75,10 @@ def run_model(model: nn.Module, ids: Int[Tensor, "batch time"]) -> Float[Tensor,
 
 @torch.no_grad()
 def find_parts(model: nn.Module) -> Parts:
-    """The parts of `model`, found by running it on 3 x 11 and on 2 x 7 arbitrary tokens and watching every module.
+    """The parts of `model`, found by running it on 3 x 11 and on 2 x 7 arbitrary tokens with a hook on every module.
 
     Raises DonorError, with the reason, for a model that does not run on token ids alone, whose layers are not called
-    one after the other exactly once, or that lets a position see tokens to its right.
+    one after the other exactly once, or in which a position attends to tokens to its right.
     """
     name = type(model).__name__
     embedding = _embedding(model)
@@ -107,7 +107,7 @@ def find_parts(model: nn.Module) -> Parts:
 
 
 def arbitrary_ids(model: nn.Module, num_rows: int, num_tokens: int) -> Int64[Tensor, "rows tokens"]:
-    """Token ids (num_rows, num_tokens) to try a model with: all different where the vocabulary allows, none special."""
+    """Token ids for a trial run: all different where the vocabulary is large enough, none special."""
     special = set(_special_ids(model.config))
     weight = next(_embedding(model).parameters())
     size = len(weight)
@@ -121,11 +121,11 @@ def _device(weight: Tensor) -> torch.device:
 
 
 def agree(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> bool:
-    """Whether two runs gave the same tensor but for rounding: most elements within sqrt(eps) of the typical size.
+    """Whether two tensors are equal up to rounding: most elements differ by at most sqrt(eps) of the typical magnitude.
 
     sqrt(eps) is 3e-4 in float32 and 0.09 in bfloat16: rounding grows over the layers (1e-6 was measured over 18 in
-    float32), and a wrong number is as large as a right one. Most, because one token that rounding sends to another
-    expert must not condemn a mixture of experts.
+    float32), and a wrong number is as large as a right one. Most, because in a mixture of experts rounding may route
+    single tokens to another expert.
     """
     scale = b.float().square().mean().sqrt()
     error = (a.float() - b.float()).abs().median()
@@ -139,7 +139,7 @@ def _embedding(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a module: the floating tensors it took first and gave first; `tuple_size` as in Parts."""
+    """One call of a module: its first floating-point argument and result; `tuple_size` as in Parts."""
 
     module: nn.Module
     taken: Tensor | None
@@ -162,7 +162,7 @@ def _watched(model: nn.Module, ids: Tensor, watch: _Watch) -> Tensor:
 
 @contextmanager
 def _watching(model: nn.Module, watch: _Watch) -> Iterator[None]:
-    """Record every module call into `watch`, and take all hooks off again."""
+    """Record every module call inside the block into `watch`."""
     member_of = {
         id(member): path
         for path, modules in model.named_modules()
@@ -220,13 +220,13 @@ def _find_axes(long: torch.Size, short: torch.Size) -> tuple[int, int] | None:
 
 
 def _same_start(long: Float[Tensor, "..."], short: Float[Tensor, "..."], batch_axis: int, time_axis: int) -> bool:
-    """Whether the positions both runs share hold the same numbers, so that later tokens had no influence."""
+    """Whether the positions that both runs share have equal values, so that later tokens had no influence."""
     start = long.narrow(batch_axis, 0, short.shape[batch_axis]).narrow(time_axis, 0, short.shape[time_axis])
     return agree(start, short)
 
 
 def _find_tail(watch: _Watch, last: Tensor, logits: Tensor) -> tuple[nn.Module | None, nn.Module | None]:
-    """The module that takes the last layer's output without changing its shape, and the one that makes logits of it."""
+    """The module that takes the last layer's output and keeps its shape, and the one that computes logits from it."""
     takers = [call for call in watch.order if call.taken is last and not isinstance(call.module, nn.Dropout)]
     norm = next((call.module for call in takers if call.given.shape == last.shape), None)
     makers = [
@@ -236,7 +236,7 @@ def _find_tail(watch: _Watch, last: Tensor, logits: Tensor) -> tuple[nn.Module |
 
 
 def _special_ids(config: Any) -> Iterator[int]:
-    """Every id that a config names as some `..._token_id`: placeholders for images and the like are refused as text."""
+    """Every id under a config key like `..._token_id`: models reject placeholders of images and the like as text."""
     for key, value in config.to_dict().items():
         if key.endswith(("_token_id", "_token_index")):
             yield from value if isinstance(value, list) else [value]
@@ -248,7 +248,7 @@ def _refusal(name: str, reason: str) -> DonorError:
 
 @runtime_checkable
 class ModelParts(Protocol):
-    """Where a causal language model keeps its parts; a family without a final norm or a head module has None there."""
+    """The parts of a causal language model; None for a family without a final norm or a head module."""
 
     @property
     def embedding(self) -> nn.Module: ...

@@ -1,4 +1,4 @@
-"""Library calls without their progress bars: the monitor already says what is going on."""
+"""Suppresses the progress bars of libraries: the monitor already reports progress."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager, redirect_stderr
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Draw none of the bars that tqdm would start inside the block, whichever module imported it, and however.
+    """Suppress every tqdm bar that is started inside the block, however tqdm was imported.
 
-    tqdm draws on sys.stderr as it stands when a bar starts. Loggers keep the stream they were made with, so import the
-    library before the block and its log still shows; so do errors.
+    tqdm writes to sys.stderr as it is when a bar starts. Loggers keep the stream that they were created with: import a
+    library before the block to keep its log. Errors are not suppressed.
     """
     with redirect_stderr(io.StringIO()):
         yield

@@ -1,7 +1,7 @@
-"""The residual stream of a running model: read after every layer, or put in place of what a layer gives.
+"""The residual stream of a running model: read after every layer, or substituted for a layer's output.
 
-Two small pieces of surgery that restore what they touched. The model's own code does all the rest: embeddings, masks
-and rotary tables before the layers; final norm, head, scaling and soft-capping after them.
+Both restore the model afterwards. Everything else is the model's own code: embeddings, masks and rotary tables before
+the layers; final norm, head, scaling and soft-capping after them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from hybridizer.models.wrapping import Forward, replaced_forward
 
 
 class _LastLayerReached(Exception):
-    """Thrown after the last layer to end a run whose norm, head and logits nobody reads."""
+    """Raised after the last layer to end a run whose norm, head and logits are not needed."""
 
 
 def read_outputs(
     model: nn.Module, parts: Parts, ids: Int[Tensor, "batch time"], keep: Callable[[Any], Any]
 ) -> list[Any]:
-    """`keep` of what enters layer 0 (the embedding output) and of what layers 0..L-1 give: L+1 items.
+    """`keep` applied to the input of layer 0 (the embedding output) and to the outputs of layers 0..L-1: L+1 items.
 
-    The run over `ids` (batch, time) ends after the last layer. `keep` sees each output whole, tuples as tuples.
+    The run over `ids` ends after the last layer. `keep` gets each output as it is, tuples as tuples.
     """
     kept: list[Any] = []
 
@@ -54,15 +54,15 @@ def read_outputs(
 def read_last_rows(
     model: nn.Module, parts: Parts, ids: Int[Tensor, "batch time"]
 ) -> list[Float[Tensor, "batch *streams hidden"]]:
-    """The embedding output and the output of every layer, at the last position: L+1 tensors (batch, ..., hidden).
+    """The embedding output and the output of every layer, at the last position: L+1 tensors.
 
-    In the model's dtype, where the layers are.
+    In the model's dtype, on the devices of the layers.
     """
     return read_outputs(model, parts, ids, lambda output: last_rows(parts, output))
 
 
 def last_rows(parts: Parts, output: Any) -> Float[Tensor, "batch *streams hidden"]:
-    """The last position of a layer's output as (batch, ..., hidden), copied so that the rest can be freed."""
+    """The last position of a layer's output, copied so that the rest can be freed."""
     hidden = first_floating(output)
     assert hidden is not None
     row = hidden.select(parts.time_axis, -1)
@@ -71,10 +71,10 @@ def last_rows(parts: Parts, output: Any) -> Float[Tensor, "batch *streams hidden
 
 
 def run_tail(model: nn.Module, parts: Parts, rows: Float[Tensor, "n *streams hidden"]) -> Float[Tensor, "n vocabulary"]:
-    """The logits (n, vocab) the model itself computes when its last layer gives `rows` (n, ..., hidden).
+    """The logits that the model computes when `rows` are the output of its last layer.
 
     The model runs over n arbitrary one-token texts with every layer replaced by those rows, so that the family's own
-    code, whatever it is, leads from the residual stream to the logits.
+    code computes the logits from the residual stream.
     """
     axis = parts.batch_axis + 1 if parts.batch_axis < parts.time_axis else parts.batch_axis
     stream = rows.to(parts.last_device).movedim(0, axis).unsqueeze(parts.time_axis)
@@ -84,18 +84,18 @@ def run_tail(model: nn.Module, parts: Parts, rows: Float[Tensor, "n *streams hid
 
 
 def bare_outputs(parts: Parts, stream: Float[Tensor, "..."]) -> list[Any]:
-    """`stream` as the output of every layer, in the shape each gives it: alone, or with None beside it in a tuple."""
+    """`stream` as the output of every layer, in the layer's own form: bare, or in a tuple filled up with None."""
     return [(stream, *[None] * (size - 1)) if size else stream for size in parts.tuple_sizes]
 
 
 def with_hidden(output: Any, hidden: Float[Tensor, "..."]) -> Any:
-    """A layer's output with its hidden states exchanged for `hidden`."""
+    """A layer's output with `hidden` in place of its hidden states."""
     return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
 
 
 @contextmanager
 def replaced(parts: Parts, outputs: Sequence[Any]) -> Iterator[None]:
-    """While it lasts, layer i gives outputs[i] without running, for the first len(outputs) layers."""
+    """Inside the block, layer i returns outputs[i] without running, for the first len(outputs) layers."""
     layers = parts.layers[: len(outputs)]
     with replaced_forward({layer: _giving(output) for layer, output in zip(layers, outputs, strict=True)}):
         yield

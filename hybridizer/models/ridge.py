@@ -10,7 +10,7 @@ Map = tuple[Float[Tensor, "width width"], Float[Tensor, "width"]]
 
 
 def ridge_map(source: Float[Tensor, "rows width"], target: Float[Tensor, "rows width"], ridge: float) -> Map:
-    """The (weight, bias) for which source + source @ weight + bias comes closest to target in squares, pulled to 0."""
+    """The (weight, bias) that fit source + source @ weight + bias to target: least squares with a ridge."""
     centre, aim = source.mean(dim=0), target.mean(dim=0)
     x = source - centre
     gram = x.T @ x

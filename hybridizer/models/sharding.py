@@ -1,4 +1,4 @@
-"""Tensors that are sharded over processes (torch's DTensor, as FSDP2 makes them), and plain ones, treated alike."""
+"""The same functions for tensors sharded over processes (DTensor, as FSDP2 creates them) and for plain ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def local_part(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    """What this process holds of `tensor`: all of it, or its shard."""
+    """The part of `tensor` that this process holds: all of it, or its shard."""
     part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return part
 

@@ -1,4 +1,4 @@
-"""Another forward pass for modules of a model, for as long as a block lasts: the one place that sets `forward`."""
+"""Replaces the forward pass of modules inside a block: the one place that sets `forward`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Forward: TypeAlias = Callable[..., Any]
 
 @contextmanager
 def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """While it lasts, every layer keeps only its input and runs again in the backward pass.
+    """Activation checkpointing inside the block: every layer saves only its input and runs again in the backward pass.
 
-    Every layer, frozen ones too: activation gradients cross those, and they hold as much. Never the reentrant kind,
-    which gives a frozen prefix no gradients at all.
+    Every layer, frozen ones too: activation gradients pass through those, and they save as much. Never reentrant
+    checkpointing, which computes no gradients behind a frozen prefix.
     """
     with wrapped_forward(layers, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
         yield
@@ -27,7 +27,7 @@ def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """While it lasts, every layer runs through torch.compile: one graph for each kind of layer, frozen or trained.
+    """Inside the block, every layer runs through torch.compile: one graph for each kind of layer, frozen or trained.
 
     Entered before `recomputing`, which would hide the layers' code from the compiler.
     """
@@ -37,14 +37,14 @@ def compiled(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def wrapped_forward(modules: Sequence[nn.Module], wrap: Callable[[Forward], Forward]) -> Iterator[None]:
-    """While it lasts, every module runs what `wrap` makes of its forward pass; one that is listed twice, once."""
+    """Inside the block, every module runs `wrap(forward)` instead of `forward`; one listed twice is wrapped once."""
     with replaced_forward({module: wrap(module.forward) for module in modules}):
         yield
 
 
 @contextmanager
 def replaced_forward(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """While it lasts, every module of `forwards` runs the forward pass given for it.
+    """Inside the block, every module of `forwards` runs the forward pass given for it.
 
     Afterwards each has the one it had: its class's, or one of its own, which accelerate's hooks set.
     """

@@ -1,6 +1,6 @@
-"""Other people's measures of a layer, for a user to compare with the trace: one number a layer each.
+"""Measures of a layer from other papers, to compare with the trace: one number per layer each.
 
-snr                Spectrum, arXiv 2406.06623: how far the weights' singular values stand out of noise
+snr                Spectrum, arXiv 2406.06623: how far the weights' singular values are above the noise
 block-influence    ShortGPT, arXiv 2403.03853: how much the layer turns the residual stream, over all positions
 angular-distance   arXiv 2403.17887: by what angle it turns it at the last position
 """
@@ -33,7 +33,7 @@ class LayerScores:
     """One measure of every layer: `values[l]` for layers l = 0..L-1, None where it is not defined.
 
     `intervals` are bootstrap 95% intervals over the prompts, None where no prompt is involved or only one.
-    `high_means` says in words what a large value says of a layer.
+    `high_means` describes in words what a large value means.
     """
 
     name: str
@@ -62,10 +62,10 @@ def signal_to_noise(weight: Float[Tensor, "rows columns"]) -> float | None:
 def score_weights(parts: Parts, advance: Callable[[int], None] = lambda layers: None) -> LayerScores:
     """Spectrum's signal-to-noise ratio of each layer: the median over its weight matrices [ours].
 
-    A mean would be one matrix's: in SmolLM2-135M a single one makes that of layer 27 fifteen, others are at 0.3.
-    The paper ranks each kind of matrix by itself and never joins them. A stack of experts counts as so many matrices;
-    vectors are left out, and a depthwise kernel has no ratio. A layer without a matrix that has a ratio gets None.
-    Raises InputError for weights that are not in memory.
+    A mean would be dominated by one matrix: in SmolLM2-135M a single one raises that of layer 27 to 15, others are at
+    0.3. The paper ranks each kind of matrix separately and does not combine them. A stack of experts counts as so many
+    matrices; vectors are left out, and a depthwise kernel has no ratio. A layer without a matrix that has a ratio gets
+    None. Raises InputError for weights that are not in memory.
     """
     if any(parameter.is_meta for layer in parts.layers for parameter in layer.parameters()):
         what = "some weights were left on disk by the device map, and singular values need them all."
@@ -150,8 +150,8 @@ def _stream(parts: Parts, output: object) -> Float[Tensor, "batch time features"
 def _angles(a: Float[Tensor, "*batch features"], b: Float[Tensor, "*batch features"]) -> Float64[Tensor, "*batch"]:
     """The angles in radians between vectors, in float64.
 
-    By half the angle's tangent, which is right for small angles too: arccos of a cosine in float32 knows no angle
-    between 0 and 0.0003. A zero vector is at a right angle to everything, as in a cosine similarity of 0.
+    From the tangent of half the angle, which is accurate for small angles too: arccos of a cosine in float32 gives no
+    angle between 0 and 0.0003. A zero vector is at a right angle to everything, as in a cosine similarity of 0.
     """
     a, b = (
         x.double() / x.double().norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny) for x in (a, b)

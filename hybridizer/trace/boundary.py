@@ -1,9 +1,9 @@
 """Where the boundary goes: one function per strategy, and one dictionary of them.
 
 A boundary b is the first deep layer: it makes layers 0..b-1 of a donor shallow and b..L-1 deep. S(b) is the mean dJS of
-the first minus that of the second; S(b) > 0 says that the shallow side is the sensitive one, which is what licenses
-freezing the deep one (arXiv 2605.11416). Whatever strategy chose it, a boundary comes with a warning where the trace
-does not say so.
+the first minus that of the second; S(b) > 0 means that the shallow side is the more sensitive one, which supports
+freezing the deep one (arXiv 2605.11416). A boundary that the trace does not support comes with a warning, whatever
+strategy chose it.
 
 A new strategy is a function here, an entry in STRATEGIES, and its name in recipe.STRATEGIES, which recipes are checked
 against; the two are compared at import.
@@ -31,24 +31,24 @@ class Boundary:
     warning: str | None
 
 
-def choose_boundary(asked: str | float, record: TraceRecord) -> Boundary:
-    """The boundary of the donor traced in `record`, as a recipe or a user asks for it.
+def choose_boundary(choice: str | float, record: TraceRecord) -> Boundary:
+    """The boundary of the donor traced in `record`, as a recipe or a user requests it.
 
-    `asked` is the name of a strategy, a share of the depth (a float between 0 and 1), or b itself (an int). Raises
+    `choice` is the name of a strategy, a share of the depth (a float between 0 and 1), or b itself (an int). Raises
     InputError for an unknown name, a number outside its range, a donor of a single layer, which no boundary splits, and
     a strategy for which the record has no evidence.
     """
     if not record.boundary:
-        what = f"{record.donor.reference} has a single layer, and a boundary needs one on either side."
+        what = f"{record.donor.reference} has a single layer, and a boundary needs one on each side."
         raise InputError(Problem("boundary", what, "Take a donor of two layers or more."))
-    if isinstance(asked, str):
-        if asked not in STRATEGIES:
-            raise InputError(Problem("boundary", f"there is no strategy '{asked}'.", nearest(asked, STRATEGIES)))
-        name, (layer, reason) = asked, STRATEGIES[asked](record)
-    elif isinstance(asked, int):
-        name, (layer, reason) = "layer", fixed(record, asked)
+    if isinstance(choice, str):
+        if choice not in STRATEGIES:
+            raise InputError(Problem("boundary", f"there is no strategy '{choice}'.", nearest(choice, STRATEGIES)))
+        name, (layer, reason) = choice, STRATEGIES[choice](record)
+    elif isinstance(choice, int):
+        name, (layer, reason) = "layer", fixed(record, choice)
     else:
-        name, (layer, reason) = "share", share(record, asked)
+        name, (layer, reason) = "share", share(record, choice)
     return Boundary(layer, name, reason, _warning(record, layer))
 
 
@@ -58,28 +58,28 @@ def auto_layer(record: TraceRecord) -> int | None:
 
 
 def midpoint(record: TraceRecord) -> tuple[int, str]:
-    """Half of the layers, a half rounded up: the split of arXiv 2605.11416, whatever the trace says."""
+    """Half of the layers, a half rounded up: the split of arXiv 2605.11416, whatever the trace shows."""
     num_layers = len(record.layers)
     layer = first_deep_layer(0.5, num_layers)
     return layer, f"The midpoint of {num_layers} layers, as in arXiv 2605.11416; {_score(record, layer)}."
 
 
-def share(record: TraceRecord, asked: float) -> tuple[int, str]:
-    """`asked` of the depth, rounded, at least one layer on each side. Raises InputError outside (0, 1)."""
-    if not 0 < asked < 1:
-        what = f"{asked} is not a share of the depth between 0 and 1."
+def share(record: TraceRecord, choice: float) -> tuple[int, str]:
+    """`choice` of the depth, rounded, at least one layer on each side. Raises InputError outside (0, 1)."""
+    if not 0 < choice < 1:
+        what = f"{choice} is not a share of the depth between 0 and 1."
         raise InputError(Problem("boundary", what, "Give a share such as 0.5, or a layer such as 15."))
-    layer = first_deep_layer(asked, len(record.layers))
-    return layer, f"{asked:.0%} of {len(record.layers)} layers, as asked; {_score(record, layer)}."
+    layer = first_deep_layer(choice, len(record.layers))
+    return layer, f"{choice:.0%} of {len(record.layers)} layers, as requested; {_score(record, layer)}."
 
 
-def fixed(record: TraceRecord, asked: int) -> tuple[int, str]:
+def fixed(record: TraceRecord, choice: int) -> tuple[int, str]:
     """b as given. Raises InputError where it leaves one side empty."""
     num_layers = len(record.layers)
-    if not 1 <= asked < num_layers:
-        what = f"layer {asked} leaves one side of {record.donor.reference} empty: it has {num_layers} layers."
+    if not 1 <= choice < num_layers:
+        what = f"layer {choice} leaves one side of {record.donor.reference} empty: it has {num_layers} layers."
         raise InputError(Problem("boundary", what, f"Give a layer inside 1..{num_layers - 1}."))
-    return asked, f"{asked} shallow layers of {num_layers}, as asked; {_score(record, asked)}."
+    return choice, f"{choice} shallow layers of {num_layers}, as requested; {_score(record, choice)}."
 
 
 def s_maximal(record: TraceRecord) -> tuple[int, str]:
@@ -110,7 +110,7 @@ def knee(record: TraceRecord) -> tuple[int, str]:
 
     With C(b) the share of all dJS that the first b layers have, it maximises C(b) - b / L, the smallest b among equals
     [ours; the definition of a knee is that of Kneedle, Satopaa et al. 2011]. That difference is S(b) times b (L - b),
-    up to a factor that is the same for all b: S(b) weighted against lonely layers at the ends. Raises InputError for
+    up to a factor that is the same for all b: S(b) weighted against single layers at the ends. Raises InputError for
     a donor without any sensitivity, which has no knee.
     """
     if sum(row.delta_js for row in record.layers) <= 0:
@@ -124,10 +124,10 @@ def knee(record: TraceRecord) -> tuple[int, str]:
 def auto(record: TraceRecord) -> tuple[int, str]:
     """The knee if S is positive there beyond doubt, else the b of the largest S if that is, else the midpoint.
 
-    Ours. Only boundaries with a quarter of the layers or more on either side are looked at: for SmolLM2-135M both knee
-    and largest S lie at layer 2 of 30, where one layer's spike makes them, and next to nothing is left to train.
-    "Beyond doubt": the 95% interval of S(b) lies above 0. That interval does not know that b was searched for, so it is
-    too sure by some; the midpoint is the one b that no search chose, which is why it is the last resort.
+    Ours. Only boundaries with a quarter of the layers or more on each side are considered: for SmolLM2-135M both knee
+    and largest S are at layer 2 of 30, because of a spike in one layer, which leaves almost nothing to train.
+    "Beyond doubt": the 95% interval of S(b) lies above 0. That interval does not account for the search over b, so
+    it is somewhat too narrow; the midpoint is the one b that no search chose, which is why it is the fallback.
     """
     quarter = math.ceil(len(record.layers) / 4)
     inner = range(quarter, len(record.layers) - quarter + 1)

@@ -1,4 +1,4 @@
-"""The journal of a trace: its readings on disk, batch by batch, so that one that was cut off loses a batch at most."""
+"""The journal of a trace: its readings on disk after every batch, so that an interruption loses at most one batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lens: what the model would say next if its last layer had given this residual stream.
+"""The logit lens: the next-token distribution if this residual stream were the output of the last layer.
 
 P(s) = softmax(head(norm(h(s)))) of each state s of the residual stream (0 is the embedding output, l + 1 the output of
 layer l), by the model's own code from the last layer to the logits (arXiv 2605.11416).
@@ -22,7 +22,7 @@ from hybridizer.trace.divergence import log2_softmax
 
 @runtime_checkable
 class Translator(Protocol):
-    """What a tuned lens does to a state of the residual stream before the model's tail reads it."""
+    """Maps a state of the residual stream to the basis of the last one, before the model's tail reads it."""
 
     def __call__(self, state: int, rows: Float[Tensor, "n *streams hidden"]) -> Float[Tensor, "n *streams hidden"]: ...
 
@@ -59,9 +59,9 @@ class Lens:
 
 @torch.no_grad()
 def check_lens(model: nn.Module, parts: Parts) -> None:
-    """Prove on a short run that the lens at the last layer is the model's own next-token distribution.
+    """Check on a short run that the lens at the last layer is the model's own next-token distribution.
 
-    Given its own h(L) and other token ids in a run of the same shape, the model must compute its own logits bit for
+    With its own h(L) and other token ids in a run of the same shape, the model must compute the same logits bit for
     bit; the lens, which reads single positions, must agree up to rounding. Raises DonorError where either fails.
     """
     name = type(model).__name__
@@ -77,7 +77,7 @@ def check_lens(model: nn.Module, parts: Parts) -> None:
     if not torch.isfinite(own).any(dim=-1).all():
         raise _refusal(name, f"its logits are not numbers in {own.dtype}")
     if not torch.equal(own, again):
-        raise _refusal(name, "its logits depend on more than what the last layer gives, so that no lens can be exact")
+        raise _refusal(name, "its logits depend on more than the output of the last layer, so no lens can be exact")
     if not agree(rows, own[:, -1]):
         raise _refusal(name, "its logits at one position depend on other positions after the last layer")
 

@@ -1,6 +1,6 @@
-"""Which context tokens are masked, and what stands in their place.
+"""Which context tokens are masked, and which token replaces them.
 
-arXiv 2605.11416 masks a share of the context tokens and leaves open which, and with what; both are settings here.
+arXiv 2605.11416 masks a share of the context tokens without specifying which, and with what; both are settings here.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class MaskToken:
 def choose_mask_token(tokenizer: Any, mask_with: str = AUTO) -> MaskToken:
     """The token named by `mask_with`: an id in digits, the text of a token, or "auto".
 
-    "auto" takes the tokenizer's mask, unknown or padding token, the first there is; for a tokenizer with none of
-    them the first of FILLERS that is one token. Raises InputError for a text that is not exactly one token.
+    "auto" takes the tokenizer's mask, unknown or padding token, the first that exists; for a tokenizer without them the
+    first of FILLERS that is one token. Raises InputError for a text that is not exactly one token.
     """
     if mask_with == AUTO:
         return _default_mask_token(tokenizer)
@@ -53,8 +53,8 @@ def choose_mask_token(tokenizer: Any, mask_with: str = AUTO) -> MaskToken:
 def draw_positions(ids: Sequence[int], special: frozenset[int], share: float, seed: int, index: int) -> tuple[int, ...]:
     """The positions to mask in prompt number `index`, ascending: `share` of its context tokens, rounded, at least one.
 
-    Context tokens [ours]: all but special tokens (which carry no content and hold up attention) and the last token,
-    whose residual stream is the one that is read. Drawn per prompt, so that batches and resuming change nothing.
+    Context tokens [ours]: all except special tokens (which carry no content and serve as attention sinks) and the last
+    token, whose residual stream is read. Drawn per prompt, independent of batches and of resuming.
     """
     context = [position for position, token in enumerate(ids[:-1]) if token not in special]
     count = min(len(context), max(1, math.floor(share * len(context) + 0.5))) if share > 0 else 0
@@ -68,12 +68,12 @@ def mask(ids: Sequence[int], positions: Sequence[int], token: MaskToken) -> list
 
 
 def read_positions(path: Path, lengths: Sequence[int]) -> list[tuple[int, ...]]:
-    """Given positions, one list a prompt, from a JSON file; `lengths` are the prompts' numbers of tokens.
+    """Positions from a JSON file, one list per prompt; `lengths` are the prompts' numbers of tokens.
 
     Raises InputError for a file of another form, another number of lists, and positions that a prompt does not have.
     """
     lists = read_json(path)
-    fix = "Write one list of token positions a prompt, in file order, such as [[1, 3], [2]]."
+    fix = "Write one list of token positions per prompt, in file order, such as [[1, 3], [2]]."
     if not isinstance(lists, list) or not all(isinstance(item, list) for item in lists):
         raise InputError(Problem(str(path), "this is not a JSON list of lists.", fix))
     if len(lists) != len(lengths):

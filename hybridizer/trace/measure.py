@@ -1,4 +1,4 @@
-"""One batch of prompts through the model, clean and perturbed, and every layer of it through the lens."""
+"""Runs one batch of prompts through the model, clean and perturbed, and reads every layer through the lens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hybridizer.trace.perturbation import can_reuse_prefix, disturbed_finals
 from hybridizer.trace.prompts import Prompt
 from hybridizer.trace.readings import Reading
 
-# About this many bytes of logits are held at once, clean ones and perturbed ones each, whatever the number of prompts.
+# About this many bytes of logits are held at once, for clean and for perturbed runs each, for any number of prompts.
 LENS_BYTES = 32 * 2**20
 
 # The L+1 states at the last position, the embedding output first.
@@ -27,7 +27,7 @@ Hidden = list[Float[Tensor, "batch *streams hidden"]]
 
 @dataclass(frozen=True)
 class Meter:
-    """Measures batches of prompts of one length, the way `settings` ask; `seed` is that of the noise."""
+    """Measures batches of prompts of one length as `settings` specify; `seed` is that of the noise."""
 
     lens: Lens
     settings: Trace
@@ -50,7 +50,7 @@ class Meter:
         return can_reuse_prefix(self.lens.model, self.lens.parts)
 
     def _run(self, indices: Sequence[int], prompts: Sequence[Prompt]) -> tuple[Hidden, Hidden | None, Hidden | None]:
-        """The clean run, the masked run, and the last states of the runs disturbed at each state, where asked for."""
+        """The clean run, the masked run, and the last states of the runs disturbed at each state, where requested."""
         model, parts = self.lens.model, self.lens.parts
         ids = torch.tensor([prompt.ids for prompt in prompts], device=parts.device)
         masked = None

@@ -1,8 +1,8 @@
-"""The layer perturbation: disturb what one layer gives, and watch the model's final distribution (arXiv 2604.20556).
+"""The layer perturbation: disturb the output of one layer and measure the final distribution (arXiv 2604.20556).
 
-Ours, where the paper is silent: the disturbance is Gaussian noise on the output of the layer at every position, scaled
-to `noise_ratio` of the norm that the residual stream has there. A prompt meets the same draw of noise at every layer,
-so that layers differ by the layer and not by the luck of the draw.
+Ours, where the paper leaves it open: the disturbance is Gaussian noise on the output of the layer at every position,
+scaled to `noise_ratio` of the norm of the residual stream there. A prompt gets the same noise at every layer, so that
+layers differ by the layer and not by the draw.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hybridizer.models.residual import last_rows, read_outputs, replaced, with_h
 def unit_noise(shape: Sequence[int], batch_axis: int, seeds: Sequence[int]) -> Float32[Tensor, "..."]:
     """Noise in the shape of a residual stream, float32, of norm 1 at every position.
 
-    Each prompt has a seed of its own, so that neither its batch nor the device that runs it changes its noise.
+    Each prompt has a seed of its own, so that its noise does not depend on its batch or on the device.
     """
     one = list(shape)
     one[batch_axis] = 1
@@ -70,9 +70,9 @@ def disturbed_finals(
 
 @torch.no_grad()
 def can_reuse_prefix(model: nn.Module, parts: Parts) -> bool:
-    """Whether a run that starts from the clean states after any layer ends where the full run does.
+    """Whether a run that starts from the clean states after any layer gives the same final states as the full run.
 
-    It does not where layers hand each other more than the residual stream, such as shared keys and values.
+    It does not where layers pass on more than the residual stream, such as shared keys and values.
     """
     ids = arbitrary_ids(model, 2, 5)
     outputs = read_outputs(model, parts, ids, lambda output: output)
@@ -95,7 +95,7 @@ def _hidden(output: Any) -> Tensor:
 
 @contextmanager
 def _disturbed(parts: Parts, outputs: Sequence[Any], state: int, changed: Tensor, reuse_prefix: bool) -> Iterator[None]:
-    """While it lasts, state `state` is `changed`: what enters layer 0, or what layer `state` - 1 gives."""
+    """Inside the block, state `state` is `changed`: the input of layer 0, or the output of layer `state` - 1."""
     if state == 0:
         hook = parts.layers[0].register_forward_pre_hook(_enter(changed), with_kwargs=True)
     elif not reuse_prefix:

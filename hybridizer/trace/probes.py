@@ -1,8 +1,8 @@
-"""Probe sets: prompts, each with the word that should come next where that is known.
+"""Probe sets: prompts, each with the expected next word where that is known.
 
-A probe file is JSON Lines in UTF-8, one object a line: {"prompt": "...", "target": "..."}; `target` may be left out.
+A probe file is JSON Lines in UTF-8, one object per line: {"prompt": "...", "target": "..."}; `target` may be left out.
 Two sets of 500 antonym and synonym prompts are built in, made by scripts/build_probes_en.py and build_probes_zh.py.
-Such prompts are the diet of arXiv 2605.11416 and 2604.20556, which take theirs from the AntSynNET pairs.
+arXiv 2605.11416 and 2604.20556 use such prompts too, made from the AntSynNET pairs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ProbeError(InputError):
 
 @dataclass(frozen=True)
 class Probe:
-    """One prompt, and the text that should follow it (None where nobody said)."""
+    """One prompt, and the text that should follow it; None where none is given."""
 
     prompt: str
     target: str | None = None
@@ -50,10 +50,10 @@ class ProbeSet:
 
 @dataclass(frozen=True)
 class TargetCheck:
-    """What one tokenizer makes of the targets: `token_ids[i]` is probe i's target as one token, or None.
+    """The targets in one tokenizer: `token_ids[i]` is probe i's target as one token, or None.
 
-    None has one of three causes, counted apart: the probe has no target (`num_without`), the target is several
-    tokens or merges with the end of the prompt (`num_several`), or the tokenizer does not know it (`num_unknown`).
+    None has one of three causes, counted separately: the probe has no target (`num_without`), the target is several
+    tokens or merges with the end of the prompt (`num_several`), or its token is the unknown token (`num_unknown`).
     """
 
     token_ids: tuple[int | None, ...]
@@ -81,7 +81,7 @@ def builtin_probes(name: str) -> ProbeSet:
 
 
 def read_probes(path: Path) -> ProbeSet:
-    """The probes in a JSON Lines file; blank lines and a byte-order mark are passed over.
+    """The probes in a JSON Lines file; blank lines and a byte-order mark are skipped.
 
     Raises ProbeError with every problem of the file, each with its line: not UTF-8, not JSON, an unknown or
     repeated key, a prompt or target that is missing, empty or no text, a file without a probe.
@@ -98,7 +98,7 @@ def read_probes(path: Path) -> ProbeSet:
 def check_targets(probes: Sequence[Probe], tokenizer: Any) -> TargetCheck:
     """Which targets are exactly one token for this tokenizer, and which token.
 
-    The target is tokenised where it will stand: after its prompt, because a word at the start of a text and the
+    The target is tokenised in its place after the prompt, because a word at the start of a text and the
     same word after a space are different tokens almost everywhere. It counts as single when prompt and target
     together are the prompt's tokens plus one. Works for tokenizers without mask, unknown or padding token.
     """
@@ -108,7 +108,7 @@ def check_targets(probes: Sequence[Probe], tokenizer: Any) -> TargetCheck:
 
 
 def continuation(probe: Probe) -> str:
-    """The target as it follows the prompt: with a space between, unless one is there or the scripts take none.
+    """The target as it follows the prompt: after a space, unless there is one or the script uses none.
 
     So a user may write "cold" for " cold" after "The opposite of hot is". No space goes in after white space, an
     opening quote or bracket, or before a script that is written without spaces (Chinese, Japanese, Thai, ...).
@@ -153,7 +153,7 @@ def _parse(name: str, data: bytes) -> tuple[Probe, ...]:
     if problems:
         raise ProbeError(*_shortened(name, problems))
     if not probes:
-        raise ProbeError(Problem(name, "the file holds no probe.", 'Write one {"prompt": "..."} a line.'))
+        raise ProbeError(Problem(name, "the file holds no probe.", 'Write one {"prompt": "..."} per line.'))
     return tuple(probes)
 
 
@@ -167,7 +167,7 @@ def _decode(name: str, data: bytes) -> str:
 
 
 def _problems(where: str, line: str, probes: list[Probe]) -> Iterator[Problem]:
-    """Yield what is wrong with one line; where nothing is, append its probe."""
+    """Yield the problems of one line; append its probe to `probes` where there are none."""
     try:
         pairs = json.loads(line, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
@@ -189,7 +189,7 @@ def _problems(where: str, line: str, probes: list[Probe]) -> Iterator[Problem]:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as its pairs, so that a repeated key is still there to be seen."""
+    """A JSON object as its pairs, so that repeated keys are found."""
 
 
 def _key_problems(where: str, pairs: _Pairs) -> Iterator[Problem]:
@@ -197,7 +197,7 @@ def _key_problems(where: str, pairs: _Pairs) -> Iterator[Problem]:
         if key not in {"prompt", "target"}:
             yield Problem(where, f"unknown key '{key}'.", nearest(key, ("prompt", "target")))
         elif count > 1:
-            yield Problem(where, f"the key '{key}' stands {count} times.", "Keep one.")
+            yield Problem(where, f"the key '{key}' occurs {count} times.", "Keep one.")
 
 
 def _text_problems(where: str, key: str, value: Any) -> Iterator[Problem]:
@@ -209,7 +209,7 @@ def _text_problems(where: str, key: str, value: Any) -> Iterator[Problem]:
         yield Problem(where, f"'{key}' is empty.", "Give it some text, or leave the target out.")
     elif any("\ud800" <= character <= "\udfff" for character in value):
         yield Problem(
-            where, f"'{key}' holds half of a surrogate pair, which is no character.", "Write the whole character."
+            where, f"'{key}' holds half of a surrogate pair, which is not a character.", "Write the whole character."
         )
 
 

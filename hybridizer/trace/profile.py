@@ -1,12 +1,12 @@
 """Two traces of one model, before and after training: did the deep side keep its profile?
 
-The profile of a side is dJS over its layers. A layer that is frozen computes what it did, yet its profile can move:
-what comes in is new, and the lens reads every layer by the model's own final norm and head, so that its JS and P tell
-of the layer as the model now uses it. target_prob moves besides because the target is the model's own answer.
+The profile of a side is dJS over its layers. A frozen layer computes the same function, yet its profile can change: its
+input changes, and the lens reads every layer through the model's own final norm and head, so that its JS and P describe
+the layer as the model now uses it. target_prob also changes because the target is the model's own answer.
 
 The criterion is ours. `delta_js_moved` is how far dJS moved, as a mean of absolute values over the deep layers;
-`delta_js_spread` how far these layers lay from their own mean before. At moved = spread the old profile tells no more
-of the new one than a flat line does. Of the spread, SmolLM2-135M moved by 0.05, 0.15 and 0.40 when its shallow half got
+`delta_js_spread` how far these layers lay from their own mean before. At moved = spread the old profile predicts the
+new one no better than a constant. Of the spread, SmolLM2-135M moved by 0.05, 0.15 and 0.40 when its shallow half got
 noise of 1%, 3% and 10% of its weights, and by 1.0 when its deep half was shuffled (100 prompts). The profile is kept
 where moved is at most half the spread, not kept where it is more, each with its whole 95% interval over prompts, else
 undecided. It does not compare with the shallow side, which little training moves little, nor with the noise of the
@@ -30,7 +30,7 @@ from hybridizer.trace.sensitivity import boundary_scores, delta_js
 SCHEMA = "hybridizer.profile/2"
 KEPT_SHARE = 0.5
 KEPT, NOT_KEPT, UNDECIDED = "kept", "not kept", "undecided"
-_FREE = ("tuned_lens",)  # the key of maps that are fitted to each model anew
+_FREE = ("tuned_lens",)  # the key of maps that are fitted to each model separately
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class SideChange:
 class ProfileChange:
     """What training did to a trace of n prompts. `boundary` is the first deep layer, and S is S(boundary).
 
-    `verdict` is of the deep side, see the module; `sentence` says it with its numbers. Every `x_ci` is a 95% interval
+    `verdict` is of the deep side, see the module; `sentence` states it with its numbers. Every `x_ci` is a 95% interval
     by the bootstrap over prompts, the same resamples before and after; None for a single prompt.
     """
 

@@ -32,7 +32,8 @@ def prepare_prompts(
 ) -> list[Prompt]:
     """The prompts in file order; masked where `mask_token` is given, at positions drawn with `seed` or given.
 
-    Raises InputError for prompts of no token, prompts with nothing to mask, and a file of positions that does not fit.
+    Raises InputError for prompts without tokens, prompts without maskable tokens, and a file of positions that does not
+    fit.
     """
     encoded = [tuple(tokenizer(probe.prompt)["input_ids"]) for probe in probes.probes]
     _refuse_short(probes, encoded, least=2 if mask_token and positions is None and settings.mask_ratio > 0 else 1)
@@ -44,7 +45,7 @@ def prepare_prompts(
 
 
 def check_fit(prompts: Sequence[Prompt], probes: ProbeSet, num_embeddings: int, max_tokens: int | None) -> None:
-    """Raise InputError for prompts longer than the model takes, and for a tokenizer that is not the model's."""
+    """Raise InputError for prompts that are too long for the model, and for a tokenizer that does not fit it."""
     problems = []
     for number, prompt in enumerate(prompts, start=1):
         where = f"{probes.name}: prompt {number}"

@@ -5,11 +5,11 @@
     competence  = (above_chance(accuracy) + above_chance(target_prob)) / 2
     above_chance(x) = max(0, (x - chance) / (1 - chance)), chance = the share of the commonest target among the probes
 
-All of it is ours, for these reasons. A model that ignores its input is perfectly stable, so stability must not buy back
-what competence lacks: a product, not a sum. A model that always says the commonest word is right as often as `chance`,
-so that much is worth nothing. Accuracy alone knows no confidence and moves in steps of 1/n; probability alone rewards a
-sharp model for being sharp: the mean of both. What this costs: dJS of a layer is a few hundredths of a bit, so that
-competence decides between donors that differ in it, and stability between those that do not. The parts are shown.
+All of it is ours, for these reasons. A model that ignores its input is perfectly stable, so stability must not make up
+for missing competence: a product, not a sum. A model that always gives the commonest word is right as often as
+`chance`, so that share counts as 0. Accuracy alone ignores confidence and changes in steps of 1/n; probability alone
+favours sharp models: the mean of both. The drawback: dJS of a layer is a few hundredths of a bit, so that competence
+decides between donors that differ in it, and stability between those that do not. The parts are shown.
 
 Both are measured on the same prompts for all donors, competence on those whose target is one token for every donor.
 Intervals are 95%, by the bootstrap over prompts, the same resamples for all donors. Overlap means a tie.
@@ -50,7 +50,7 @@ class Candidate:
 class RankedDonor:
     """One donor: `score` and its parts, 0..1, each with its 95% interval.
 
-    `tied_with` names the donors whose score interval overlaps this one's: their order says nothing.
+    `tied_with` names the donors whose score interval overlaps this one's: their order has no meaning.
     """
 
     donor: str
@@ -71,7 +71,7 @@ class RankedDonor:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Donors, best first. `n` prompts stand behind stability and `answered_n` of them behind competence.
+    """Donors, best first. Stability is measured on `n` prompts, competence on `answered_n` of them.
 
     `boundaries` are those whose deep sides were ranked, by donor; empty where other layers were.
     """
@@ -89,8 +89,8 @@ class Ranking:
         return {"schema": SCHEMA, **to_jsonable(self)}
 
 
-def rank(traces: Sequence[TraceRun], probes: ProbeSet, asked: str | float, *, seed: int) -> Ranking:
-    """The traced donors, best first, by the layers from the boundary on that `asked` gives each of them.
+def rank(traces: Sequence[TraceRun], probes: ProbeSet, choice: str | float, *, seed: int) -> Ranking:
+    """The traced donors, best first, by the layers from the boundary on that `choice` gives each of them.
 
     Raises InputError for traces without the context perturbation, and what `choose_boundary` and `rank_donors` raise.
     """
@@ -99,7 +99,7 @@ def rank(traces: Sequence[TraceRun], probes: ProbeSet, asked: str | float, *, se
         if traced.readings.js is None:
             what = "this trace has the layer perturbation alone; ranking needs the context perturbation."
             raise InputError(Problem(f"trace of '{traced.donor}'", what, "Trace with --perturb context, or both."))
-        boundaries[traced.donor] = boundary = choose_boundary(asked, traced.record)
+        boundaries[traced.donor] = boundary = choose_boundary(choice, traced.record)
         deep = range(boundary.layer, len(traced.record.layers))
         candidates.append(Candidate(traced.donor, traced.readings, deep))
     ranking = rank_donors(candidates, [probe.target for probe in probes.probes], seed=seed)
@@ -147,7 +147,7 @@ def chance_level(targets: Sequence[str | None]) -> float:
     if len(counts) < 2:
         what = "no probe has a target that every donor could give" if not counts else "every probe has the same target"
         fix = "Give probes with different one-token targets; by stability alone a random model would rank first."
-        raise InputError(Problem("probes", f"{what}, so nothing tells competence from chance.", fix))
+        raise InputError(Problem("probes", f"{what}, so that competence cannot be distinguished from chance.", fix))
     return max(counts.values()) / len(targets)
 
 
@@ -209,9 +209,9 @@ def _check(candidates: Sequence[Candidate], targets: Sequence[str | None]) -> No
             what = f"'{candidate.donor}' was traced on {n} prompts, and there are {len(targets)} probes."
             problems.append(Problem("donors", what, "Trace all donors on the same probes."))
         if not candidate.layers or min(candidate.layers) < 0 or max(candidate.layers) >= num_layers:
-            what = f"layers {candidate.layers} asked of '{candidate.donor}', which has layers 0..{num_layers - 1}."
+            what = f"layers {candidate.layers} requested of '{candidate.donor}', which has layers 0..{num_layers - 1}."
             problems.append(Problem("donors", what, "Give layers that the donor has."))
     if not candidates:
-        problems.append(Problem("donors", "there is no donor to rank.", "Name at least one."))
+        problems.append(Problem("donors", "no donor is given.", "Name at least one."))
     if problems:
         raise InputError(*problems)

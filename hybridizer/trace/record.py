@@ -1,4 +1,4 @@
-"""The record of one trace, "hybridizer.trace/2": a contract, because other programs read it.
+"""The record of one trace, "hybridizer.trace/2": a stable format that other programs read.
 
 Layers are counted from 0: `layers[l]` is layer l, 0..L-1, with the figures of its output; the embedding output, which
 comes before layer 0, is a field of its own. A boundary b, 1..L-1, is the first deep layer. (The papers count layers
@@ -157,7 +157,7 @@ class BoundaryFigure:
 class BestBoundary:
     """The b with the largest S(b); support: the share of bootstrap samples in which it is this b.
 
-    `s_ci` is that of this b alone and does not know that b was chosen: where support is small, read it with care.
+    `s_ci` is that of this b alone and does not account for the choice of b: where support is small, it is too narrow.
     """
 
     b: int
@@ -199,7 +199,7 @@ class TraceRecord:
 class TraceRun:
     """One traced donor: its name, its record, the readings that every other figure can be computed from.
 
-    `baselines` are other measures of its layers, where they were asked for.
+    `baselines` are other measures of its layers, where they were requested.
     """
 
     donor: str

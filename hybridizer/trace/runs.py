@@ -26,14 +26,14 @@ from hybridizer.trace.record import SCHEMA, RecordedDonor, TraceRun, read_trace_
 if TYPE_CHECKING:
     from hybridizer.trace.baselines import LayerScores
 
-_NO_NUMBER = {"probes", "batch_size"}  # the name of the probes, whose content counts, and what changes no result
+_NO_NUMBER = {"probes", "batch_size"}  # the probes' content is hashed, not their name; batches change no result
 _RECORD, _READINGS, _JOURNAL = "record.json", "readings.npz", "journal.jsonl"
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)  # what numpy.load raises
 
 
 @dataclass(frozen=True)
 class TraceRequest:
-    """What to trace with: the probes that `settings` name, the seed of everything random, and what no recipe says.
+    """What to trace with: the probes that `settings` name, the seed, and settings that recipes do not have.
 
     `device_map` is accelerate's, None for this device; `mask_positions` is a file of positions in place of drawn ones.
     """
@@ -45,7 +45,7 @@ class TraceRequest:
     mask_positions: Path | None = None
 
     def key(self, donor: Donor) -> str:
-        """What the numbers and the form of the record depend on, as a hash: all but batch size and device."""
+        """A hash of what the numbers and the form of the record depend on: everything except batch size and device."""
         positions = read_json(self.mask_positions) if self.mask_positions else None
         settings = {key: value for key, value in asdict(self.settings).items() if key not in _NO_NUMBER}
         parts = [SCHEMA, donor.fingerprint, self.probes.sha256, settings, self.seed, positions, __version__]
@@ -53,7 +53,7 @@ class TraceRequest:
 
 
 def request_from_section(section: Trace | None, seed: int, folder: Path) -> TraceRequest:
-    """The request that a recipe's `trace` section makes; a probe file in it counts from the recipe's `folder`."""
+    """The request of a recipe's `trace` section; the path of a probe file is relative to the recipe's `folder`."""
     settings = section or Trace()
     path = folder / settings.probes
     return TraceRequest(load_probes(str(path) if path.is_file() else settings.probes), settings, seed)
@@ -110,7 +110,7 @@ def check_prompts(donor: Donor, request: TraceRequest) -> tuple[int | None, ...]
 
 
 def _write_run(folder: Path, run: TraceRun) -> None:
-    """Write a trace into the existing `folder`; the record last, so that a trace is whole or not there."""
+    """Write a trace into the existing `folder`; the record last, so that a trace is complete or absent."""
     import numpy as np
 
     buffer = io.BytesIO()
@@ -137,7 +137,7 @@ def _read_run(folder: Path, name: str, reference: str) -> TraceRun:
 
 
 def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tuple[LayerScores, ...]:
-    """Other people's measures of each layer of `donor`, on the weights and on the request's prompts, unmasked."""
+    """Measures of each layer of `donor` from other papers, on the weights and on the request's prompts, unmasked."""
     from hybridizer.trace.baselines import score_activations, score_weights
 
     model, tokenizer, parts = _load(donor, request)

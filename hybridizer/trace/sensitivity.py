@@ -1,4 +1,4 @@
-"""What the divergences and probabilities of one trace say about layers and boundaries: plain functions of arrays.
+"""Measures of layers and boundaries from the divergences and probabilities of one trace: plain functions of arrays.
 
 Sources: layer sensitivity of arXiv 2605.11416, task particle of arXiv 2604.20556; the boundary score is our reading of
 the appendix of the first.
@@ -19,7 +19,7 @@ from jaxtyping import Float64, Int64
 def delta_js(js: Float64[np.ndarray, "*batch states"]) -> Float64[np.ndarray, "*batch states-1"]:
     """dJS of layers 0..L-1 from JS of the L+1 states: |JS of the layer's output - JS of its input|.
 
-    Applied to means over prompts, never to single prompts: the mean of absolute differences is another, larger number.
+    Applied to means over prompts, not to single prompts: the mean of absolute differences is larger.
     """
     return np.abs(np.diff(js, axis=-1))
 

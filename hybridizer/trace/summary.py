@@ -1,4 +1,4 @@
-"""From readings to the figures of a record: plain functions of arrays, no model in sight."""
+"""From readings to the figures of a record: plain functions of arrays, without a model."""
 
 from __future__ import annotations
 
@@ -154,13 +154,13 @@ def _layers(
 
 
 def _states(readings: Readings, js: Array, samples: _Samples) -> list[EmbeddingFigures]:
-    """What can be said of every state, the embedding output first."""
+    """The figures of every state, the embedding output first."""
     n = readings.num_prompts
     prob_ci = intervals(samples.target_prob, n)
     js_ci = intervals(samples.js, n)
-    knows = bool(readings.kl_uniform.sum() > 0)  # a model that answers evenly has nothing to be explained
-    explained = 1 - readings.kl.sum(axis=0) / readings.kl_uniform.sum() if knows else None
-    explained_ci = intervals(1 - samples.kl / samples.kl_uniform[:, None], n) if knows else None
+    varies = bool(readings.kl_uniform.sum() > 0)  # nothing to explain in uniform answers
+    explained = 1 - readings.kl.sum(axis=0) / readings.kl_uniform.sum() if varies else None
+    explained_ci = intervals(1 - samples.kl / samples.kl_uniform[:, None], n) if varies else None
     layer_ci = None if samples.layer_js is None else intervals(samples.layer_js, n)
     return [
         EmbeddingFigures(

@@ -49,11 +49,11 @@ def trace_model(
     """Trace `model` on `probes`; see TraceRecord for every figure and its unit. The run is named by the reference.
 
     Statistics are float32 or better whatever the dtype of the weights, and within 1e-4 for any `batch_size`. `seed` is
-    that of masks, noise and bootstrap; what `settings` say of probes, lens and dtype is not read here, where all three
-    are given. With a `journal`, finished batches are kept there and a trace that was cut off goes on with the prompts
-    that are missing; `advance` is told of prompts as they finish, those found in the journal included.
+    that of masks, noise and bootstrap; `settings.probes`, `.lens` and `.dtype` are not read here: all three are
+    arguments. With a `journal`, finished batches are kept there and an interrupted trace resumes with the missing
+    prompts; `advance` gets the number of prompts that finished, those found in the journal included.
 
-    Raises InputError for prompts that make no sense, DonorError for a model whose lens is not exact or that computes
+    Raises InputError for prompts that cannot be used, DonorError for a model whose lens is not exact or that computes
     NaN, RunError when a device runs out of memory.
     """
     check_lens(model, parts)
@@ -80,7 +80,7 @@ def trace_model(
 
 
 def _pending(prompts: Sequence[Prompt], finished: frozenset[int], batch_size: int) -> Iterator[tuple[int, ...]]:
-    """The batches still to run: planned over all prompts, so that a resumed trace meets the batches it would have."""
+    """The batches still to run: planned over all prompts, so that a resumed trace runs the same batches."""
     for batch in make_batches([len(prompt.ids) for prompt in prompts], batch_size):
         missing = tuple(index for index in batch if index not in finished)
         if missing:
@@ -110,7 +110,7 @@ def _used_settings(
     mask_positions: Path | None,
     tuned_lens: TunedLens | None,
 ) -> RecordedSettings:
-    """The settings that had an effect, those that had none as None."""
+    """The settings that had an effect; None for those that had none."""
     positions = content_hash(read_json(mask_positions)) if mask_token and mask_positions else None
     return RecordedSettings(
         perturb=settings.perturb,

@@ -2,7 +2,7 @@
 
 Source: arXiv 2303.08112. As there, a map is trained on the divergence KL(P(L) || lens(h(s))). Ours: training starts
 from the ridge solution that maps h(s) to h(L), which does most of the work, and of identity (the plain lens), ridge and
-trained map the one that is best on held-out tokens is kept, so that a tuned lens is never the worse one there.
+trained map the best on held-out tokens is kept, so that a tuned lens is never worse than the plain one there.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class TunedLensSettings:
 
 @dataclass(frozen=True)
 class TunedLens:
-    """h(s) -> h(s) + h(s) @ weights[s] + biases[s] for states s = 0..L-1; computed in float32, given back in h's dtype.
+    """h(s) -> h(s) + h(s) @ weights[s] + biases[s] for states s = 0..L-1; computed in float32, returned in h's dtype.
 
     State 0 is the embedding output, state l + 1 the output of layer l; that of the last layer needs no map.
-    weights (L, hidden, hidden), biases (L, hidden), float32. `key` says which donor, text and settings they fit.
+    weights (L, hidden, hidden), biases (L, hidden), float32. `key` is a hash of donor, text and settings.
     """
 
     weights: Float32[Tensor, "layers hidden hidden"]
@@ -73,7 +73,8 @@ def obtain_tuned_lens(
 ) -> TunedLens:
     """The tuned lens of the donor with this `fingerprint` for `text`: from `folder` if there, else fitted and kept.
 
-    `advance` is told of every layer fitted. Raises InputError for a text too short, or several residual streams.
+    `advance` gets 1 for every layer that is fitted. Raises InputError for a text too short, or several residual
+    streams.
     """
     from safetensors.torch import save
 

@@ -249,6 +249,7 @@ def test_a_damaged_gguf_file_is_refused_or_converted(bench):
     assert ended["CheckpointError"] > CASES / 2
 
 
+@pytest.mark.slow
 def test_a_damaged_pickle_is_refused_or_converted(bench):
     tensors = load_file("a/model.safetensors")
     (bench / "a/model.safetensors").unlink()

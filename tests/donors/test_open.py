@@ -70,6 +70,7 @@ def test_a_file_inside_a_package_is_found_without_importing_the_package(bench, m
         donor(bench, "pkg:no_such_thing/x.gguf")
 
 
+@pytest.mark.slow
 def test_a_hub_model_is_resolved_to_a_commit_and_read_offline_afterwards(bench):
     recipe = write_recipe(bench / "x.yaml", donors={"a": "org/tiny@v1"}, layout={"deep": "a", "shallow": "a"})
     command = [sys.executable, "-m", "hybridizer", "plan", str(recipe), "--json"]

@@ -79,5 +79,5 @@ def test_padding_is_left_out_without_changing_the_loss():
 def test_a_model_without_a_head_that_has_weights_is_refused():
     model = tiny_model("llama").eval()
     for head in (None, torch.nn.Identity()):
-        with pytest.raises(InputError, match="no module with weights of its own"):
+        with pytest.raises(InputError, match="not a module with weights of its own"):
             CausalLMLoss(model, dataclasses.replace(find_parts(model), head=head))

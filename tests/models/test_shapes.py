@@ -44,6 +44,7 @@ def test_every_checked_module_has_shapes_to_check(request):
         assert "from jaxtyping import" in path.read_text(), name
 
 
+@pytest.mark.slow
 def test_outside_of_a_test_run_nothing_is_checked_or_slowed_down():
     """The functions are the ones in the source, without a wrapper, and the checker is not even imported."""
     code = (

@@ -146,6 +146,7 @@ def test_estimating_the_cost_of_a_plan_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_time_of_a_run_is_that_of_a_probed_step(plan):
     found = expect_time(plan, SETTINGS, 2, "cpu", num_steps=50)
     assert found.run_seconds == pytest.approx(50 * found.step_seconds)

@@ -178,6 +178,7 @@ def test_every_key_is_described(validator) -> None:
             assert value.get("description"), key
 
 
+@pytest.mark.slow
 def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
     dial = VALUES | {"layout": {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}}
     keys = {key for section in [validator.schema, *validator.schema["$defs"].values()] for key in section["properties"]}

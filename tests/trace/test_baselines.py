@@ -75,14 +75,14 @@ def test_a_layer_is_the_median_over_its_matrices_and_every_expert_is_one():
         Weights(torch.ones(4)),
         Weights(torch.ones(4, 4, dtype=torch.uint8)),
     )
-    told = []
-    scores = score_weights(parts_of(layers), told.append)
+    reported = []
+    scores = score_weights(parts_of(layers), reported.append)
     assert scores.values == (
         pytest.approx(0.3, rel=1e-5), pytest.approx((0.3 + 0.9375) / 2, rel=1e-5), pytest.approx(0.9375, rel=1e-5),
         None, None,
     )  # fmt: skip
     assert scores.intervals == (None,) * 5
-    assert (scores.name, scores.source, sum(told)) == ("snr", "Spectrum, arXiv 2406.06623", 5)
+    assert (scores.name, scores.source, sum(reported)) == ("snr", "Spectrum, arXiv 2406.06623", 5)
 
 
 def test_weights_that_are_not_in_memory_are_refused():
@@ -154,9 +154,9 @@ def test_the_interval_is_over_prompts():
             turned = hidden @ Turn(math.pi / 2).turn
             return torch.where(torch.arange(len(hidden))[:, None, None] % 2 == 0, hidden, turned)
 
-    told = []
-    influence, distance = scored(Sometimes(), prompts=[(1,)] * 64, advance=told.append)
-    assert sum(told) == 64
+    reported = []
+    influence, distance = scored(Sometimes(), prompts=[(1,)] * 64, advance=reported.append)
+    assert sum(reported) == 64
     assert distance.values[0] == 0.25
     assert distance.intervals[0] == pytest.approx((0.25 - 0.061, 0.25 + 0.061), abs=0.012)
     assert influence.intervals[0] == pytest.approx((0.5 - 0.122, 0.5 + 0.122), abs=0.024)

@@ -33,6 +33,9 @@ def candidate(name, traced, layers):
     return Candidate(name, traced.readings, layers)
 
 
+pytestmark = pytest.mark.slow  # a toy donor is trained first
+
+
 @pytest.fixture(scope="module")
 def traces():
     """Traces of a donor that learnt the task, and of three impostors made from it."""

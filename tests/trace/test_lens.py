@@ -80,7 +80,7 @@ def test_a_model_whose_tail_reads_more_than_the_last_layer_is_refused(tmp_path):
     embedded = []
     model.model.embed_tokens.register_forward_hook(lambda _m, _a, output: embedded.append(output))
     norm.register_forward_hook(lambda _m, _a, output: output + embedded[-1])
-    with pytest.raises(DonorError, match="depend on more than what the last layer gives"):
+    with pytest.raises(DonorError, match="depend on more than the output of the last layer"):
         check_lens(model, parts)
 
 

@@ -4,6 +4,7 @@ import torch
 from hybridizer.models.parts import arbitrary_ids, first_floating
 from hybridizer.models.residual import last_rows, read_last_rows, read_outputs
 from hybridizer.trace.perturbation import can_reuse_prefix, disturb, disturbed_finals, unit_noise
+from support.marks import slow_except
 from support.traced_donors import FAMILIES, load_tiny
 
 SHARING = {"gemma3n_text"}  # later layers read keys and values of earlier ones
@@ -24,7 +25,7 @@ def test_disturbance_has_the_norm_asked_for():
     assert disturb(hidden.bfloat16(), unit_noise(hidden.shape, -3, [0, 1]), 0.25).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_except(FAMILIES, "llama", "gemma3n_text"))
 def test_starting_after_the_disturbed_layer_gives_what_the_full_run_gives(family, tmp_path):
     model, _, parts = load_tiny(family, tmp_path)
     ids = arbitrary_ids(model, 2, 6)

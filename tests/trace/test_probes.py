@@ -100,7 +100,7 @@ def test_a_byte_order_mark_is_passed_over(probe_file):
         ('{"prompt": "  "}', "'prompt' is empty"),
         ('{"prompt": "a", "target": ""}', "'target' is empty"),
         ('{"prompt": "a", "targets": "b"}', "unknown key 'targets'.\n  Did you mean 'target'?"),
-        ('{"prompt": "a", "prompt": "b"}', "'prompt' stands 2 times"),
+        ('{"prompt": "a", "prompt": "b"}', "'prompt' occurs 2 times"),
         ('{"prompt": "a\\ud800"}', "half of a surrogate pair"),
     ],
 )

@@ -164,7 +164,7 @@ def test_the_json_is_the_contract():
 @pytest.mark.parametrize(
     ("donors", "words"),
     [
-        ([], "there is no donor to rank"),
+        ([], "no donor is given"),
         ([candidate("a"), candidate("a")], "'a' is named 2 times"),
         ([candidate("a", n=39)], "'a' was traced on 39 prompts, and there are 40 probes"),
         ([candidate("a", layers=range(3, 5))], "which has layers 0..3"),

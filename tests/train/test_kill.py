@@ -9,6 +9,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from support.train_runs import SETTINGS, bytes_of, run
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +22,7 @@ def start(folder, precision):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_bits(tmp_path):
     precision = "bfloat16"  # the harder one: masters and parameters differ
     straight, _ = run(tmp_path / "straight", replace(SETTINGS, precision=precision))

@@ -9,6 +9,7 @@ from hybridizer.core.errors import InputError, RunError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.models.matmul import UpcastMatmul
 from hybridizer.train.freeze import plan_freeze, tensor_sha256
+from support.marks import slow_except
 from support.sections import train_section
 from support.train_models import plain_model, tiny_model
 from support.train_runs import SETTINGS, bytes_of, data_in, run, run_model
@@ -273,7 +274,7 @@ def test_layers_that_carry_state_train_on_packed_rows_and_on_others(tmp_path, pa
     assert notes == ([expected] if packed else [])
 
 
-@pytest.mark.parametrize("model_type", ["mamba", "jamba"])
+@pytest.mark.parametrize("model_type", slow_except(["mamba", "jamba"], "mamba"))
 @pytest.mark.parametrize(
     ("stored", "precision"), [(torch.bfloat16, "float32"), (torch.float32, "bfloat16"), (torch.bfloat16, "bfloat16")]
 )
@@ -289,6 +290,7 @@ def test_code_that_takes_a_weight_without_calling_its_module_computes_in_every_p
     assert all(parameters[name].dtype == stored for name in frozen)
 
 
+@pytest.mark.slow
 def test_two_threads_give_the_same_bits_every_time(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -337,6 +339,7 @@ def test_what_leaks_over_whole_rows_only_is_found_as_well(tmp_path):
     assert notes == ["modules that would mix the documents of a row, and run each by itself: 1"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # both are torch's own, on the way to its compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("recompute", [False, True])

@@ -16,6 +16,7 @@ def losses_of(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_two_processes_give_the_losses_of_one(tmp_path, precision):
     processes = start_ranks(tmp_path / "two", precision)
@@ -28,6 +29,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, precision):
     assert outputs[0][0].split()[-1] == outputs[1][0].split()[-1], "the ranks ended with different weights"
 
 
+@pytest.mark.slow
 def test_fsdp2_saves_the_same_full_tensors_as_one_process(tmp_path):
     precision = "bfloat16"  # the harder one: spread parameters and spread masters differ
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}

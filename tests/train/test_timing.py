@@ -14,6 +14,7 @@ SETTINGS = train_section(freeze="deep", seq_len=32, global_batch_size=2, precisi
 REQUEST = DryRunRequest(CONFIG, "float32", SETTINGS, boundary=2, steps=2, cpu=True)
 
 
+@pytest.mark.slow
 def test_a_probe_takes_real_steps_in_a_process_of_its_own_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     found = dry_run(REQUEST)
@@ -23,11 +24,13 @@ def test_a_probe_takes_real_steps_in_a_process_of_its_own_and_leaves_nothing(tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_error_in_the_probe_arrives_as_what_it_is():
     with pytest.raises(RecipeError, match="Give a boundary inside"):
         dry_run(replace(REQUEST, boundary=9))
 
 
+@pytest.mark.slow
 def test_a_probe_that_dies_says_what_to_lower(monkeypatch):
     monkeypatch.setattr(module, "_answer", dying)
     with pytest.raises(RunError, match="Lower `micro_batch_size`"):
@@ -50,6 +53,7 @@ def test_rows_are_full_and_packed_ones_hold_two_documents():
         assert data.num_tokens(1) == 64
 
 
+@pytest.mark.slow
 def test_a_config_that_cannot_be_built_is_refused():
     with pytest.raises(DonorError, match="cannot build this model"):
         dry_run(replace(REQUEST, config={**CONFIG, "model_type": "no_such_family"}))
