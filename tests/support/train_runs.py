@@ -1,4 +1,4 @@
-"""Small training runs over byte tokens, in this process or, run as a program, in one that a test may kill."""
+"""Small training runs over byte tokens, in this process or, run as a program, in a process that a test may kill."""
 
 import hashlib
 import sys
@@ -55,8 +55,8 @@ def bytes_of(model):
     return digest.hexdigest()
 
 
-class SpeakingMonitor(SilentMonitor):
-    """Writes a line after every step, so that another process knows how far this one is."""
+class StepPrinter(SilentMonitor):
+    """Writes a line after every step, so that another process can follow the progress."""
 
     @contextmanager
     def task(self, label, total, unit):
@@ -70,5 +70,5 @@ class SpeakingMonitor(SilentMonitor):
 if __name__ == "__main__":
     settings = replace(SETTINGS, precision=sys.argv[2])
     dropout = float(sys.argv[3]) if len(sys.argv) > 3 else 0.1
-    trained, _ = run(Path(sys.argv[1]), settings, monitor=SpeakingMonitor(), dropout=dropout)
+    trained, _ = run(Path(sys.argv[1]), settings, monitor=StepPrinter(), dropout=dropout)
     sys.stdout.write(bytes_of(trained) + "\n")
