@@ -1,4 +1,4 @@
-"""Donors that were converted to safetensors, kept so that it is done once: found by content, mended where damaged."""
+"""A cache of donors converted to safetensors: found by the content of the originals, made again where damaged."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError
 from hybridizer.core.records import content_hash, write_json
 
-FORMAT: Final = 2  # of what is written; counted up whenever that changes
+FORMAT: Final = 2  # version of what is written; increased with every change of it
 RECORD_NAME: Final = "conversion.json"
 
 
 def find_converted(
     kind: str, originals: Mapping[str, Path], tools: Iterable[str], convert: Callable[[Path], None] | None
 ) -> Path | None:
-    """The folder that `originals` were converted to, by `convert` (which fills the folder it is given) if need be.
+    """The folder with the converted `originals`; where it is missing, `convert` fills the folder that it is given.
 
-    A conversion is known by the content of every original and by the versions of `tools`, the packages that shape it.
-    One whose files are not what they were when it was made is done again. None where it would have to be done and
-    `convert` is None.
+    The cache key is the content of every original and the versions of `tools`, the packages that affect the result. A
+    conversion whose files changed since it was made is made again. None where it is missing and `convert` is None.
     """
     target = cache_folder() / kind / _key(originals, tools)
-    if _is_whole(target):
+    if _is_intact(target):
         return target
     if convert is None:
         return None
@@ -65,8 +64,8 @@ def _fingerprint(folder: Path) -> str:
     return fingerprint_files(dict(sorted(_list(folder).items())), cache_folder())
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether every file is there and has the content it was written with. Costs a look at sizes and times."""
+def _is_intact(folder: Path) -> bool:
+    """Whether every file has the content it was written with. Reads sizes and times; contents are hashed once."""
     record_file = folder / RECORD_NAME
     if folder.is_symlink() or not record_file.is_file():
         return False

@@ -1,4 +1,4 @@
-"""A donor that can be read, as the donors stage hands it to the plan."""
+"""A donor that is open for reading: what `open_donor` returns."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hybridizer.families.structure import Structure
 
 @dataclass(frozen=True)
 class Donor:
-    """A donor's files, what they hold, and what pins it.
+    """A donor's files, their content, and what pins it.
 
     `reference` is the user's text; `revision` the commit a hub reference was resolved to; `fingerprint` is
-    `sha256:<hex>` over the content of `pinned_files`, None where it was not asked for. `tokenizer_files` are the
-    tokenizer, template, generation and licence files by name. `allow` is what the recipe lets pass for this donor.
+    `sha256:<hex>` over the content of `pinned_files`, None where it was not requested. `tokenizer_files` are the
+    tokenizer, template, generation and licence files by name. `allow` is what the recipe permits for this donor.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Files of a donor's folder, read only after a look at what they are: no pipe, no link to elsewhere, strict JSON."""
+"""Small files of a donor's folder, checked before they are read: no pipes, no links out of it, strict JSON."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ TOKENIZER_FILE_PATTERNS = (
     "vocab.txt", "merges.txt", "*.model", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja", "generation_config.json", "LICENSE*", "NOTICE*",
 )  # fmt: skip
-MAX_BYTES = 100_000_000  # of one file that is no weight file; the largest tokenizer.json of 2026 has 34 million
+MAX_BYTES = 100_000_000  # of one file without weights; the largest tokenizer.json of 2026 has 34 million
 
 _MAX_DEPTH = 40
 _MAX_INTEGER = 10**38  # tokenizers write 10**30 for "no limit"; beyond 10**308 no float holds it
-_RESTORE = "Download the file again, or restore it from where it came."
+_RESTORE = "Download the file again, or restore it from its source."
 
 
 def list_companions(folder: Path, patterns: tuple[str, ...] = TOKENIZER_FILE_PATTERNS) -> dict[str, Path]:
-    """The files in `folder` that go with the weights, by their name relative to it, in the order of the patterns.
+    """The files in `folder` that belong with the weights, by their name relative to it, in the order of the patterns.
 
     Raises CheckpointError for a folder, a pipe or a device in place of one of them, for a link that leaves the folder,
     and for a file larger than MAX_BYTES.
     """
-    here = sorted(folder.iterdir())  # not glob, which passes over broken links
+    here = sorted(folder.iterdir())  # not glob, which skips broken links
     templates = folder / "additional_chat_templates"
     names = {path.name: path for path in here}
     if templates.is_dir():
@@ -48,12 +48,12 @@ def list_companions(folder: Path, patterns: tuple[str, ...] = TOKENIZER_FILE_PAT
 
 
 def check_companion(folder: Path, path: Path) -> None:
-    """Raise CheckpointError unless `path` is a file of moderate size inside `folder`, or a hub cache's own link."""
+    """Raise CheckpointError unless `path` is a file of moderate size inside `folder`, or a link of a hub cache."""
     try:
         target = path.resolve(strict=True)
         status = target.stat()
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "a link that leads back to itself"
+        reason = error.strerror if isinstance(error, OSError) else "a link that points to itself"
         _refuse(path, f"cannot be read: {reason}.", _RESTORE)
     root = folder.resolve()
     blobs = root.parents[1] / "blobs" if len(root.parents) > 1 and root.parent.name == "snapshots" else root
@@ -68,12 +68,12 @@ def check_companion(folder: Path, path: Path) -> None:
 
 
 def refuse_special_files(folder: Path) -> None:
-    """Raise CheckpointError for a pipe, a socket or a device in `folder`: reading one could wait for ever."""
+    """Raise CheckpointError for a pipe, a socket or a device in `folder`: reading one could block forever."""
     for path in folder.iterdir():
         try:
             mode = path.stat().st_mode
         except OSError:
-            continue  # a broken link, which whoever needs the file will report
+            continue  # a broken link, which is reported where the file is needed
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             _refuse(path, "not a regular file but a pipe, a socket or a device.", "Remove it from the donor's folder.")
 
@@ -81,7 +81,7 @@ def refuse_special_files(folder: Path) -> None:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in the file `path`, read strictly: see `parse_object`. Infinities are allowed.
 
-    Raises CheckpointError also for what is valid JSON and no honest setting: nesting deeper than 40 levels, integers
+    Raises CheckpointError also for valid JSON that is not a plausible setting: nesting deeper than 40 levels, integers
     of more than 38 digits, NaN.
     """
     try:

@@ -16,10 +16,10 @@ from hybridizer.models.faults import library_faults
 from hybridizer.models.quiet import without_bars
 
 _ORIGINAL = "Use the original safetensors checkpoint, or a GGUF of an architecture transformers supports."
-_REFETCH = "Fetch the file again. If it stays so, ask whoever converted it."
+_REFETCH = "Download the file again. If the error stays, report it to the author of the file."
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
-# What a header may say that changes what the model computes, and the config fields that may hold it. transformers
-# passes over what its table for an architecture does not list, and the default of its config class stays.
+# Header keys that change what the model computes, and the config fields that may hold them. transformers ignores keys
+# that its table for an architecture does not list, so that the default of its config class stays.
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "block_count": ("num_hidden_layers",),
     "embedding_length": ("hidden_size",),
@@ -40,7 +40,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "rope.scaling.factor": ("factor",),
     "rope.scaling.attn_factor": ("attention_factor",),
 }
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # values that change nothing, wherever they go
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # values that change nothing
     "rope.scaling.type": ("none",),
     "rope.scaling.factor": (0.0, 1.0),
     "rope.scaling.attn_factor": (0.0, 1.0),
@@ -54,13 +54,13 @@ _DEBRIS = ("_name_or_path", "_model_name_or_path", "is_local", "local_files_only
 def dequantise_gguf(header: GgufHeader, folder: Path) -> None:
     """Write the model of a GGUF file into the existing `folder` as config, float32 safetensors, and tokenizer files.
 
-    float32 holds every dequantised value exactly (block scales are float16, products of them are not). The configs are
-    written so that transformers 4 and 5 read the same model in them. Raises CheckpointError for an architecture that
+    float32 holds every dequantised value exactly (block scales are float16, products of them are not). The configs
+    describe the same model to transformers 4 and 5. Raises CheckpointError for an architecture that
     transformers does not read, for a damaged file, and where anything in the file (a tensor, a setting that changes
-    the result) would be lost, or anything in the model would be made up.
+    the result) would be lost, or a tensor of the model would keep random values.
     """
     _check_data(header)
-    with tempfile.TemporaryDirectory() as alone:  # files beside the original are not part of it, and would be read
+    with tempfile.TemporaryDirectory() as alone:  # files beside the original would be read, and are not part of it
         link = Path(alone) / "model.gguf"
         link.symlink_to(header.path.resolve())
         model = _load(header, link)
@@ -77,7 +77,7 @@ def _refuse(path: Path, what: str, fix: str = _REFETCH) -> NoReturn:
 
 
 def _check_data(header: GgufHeader) -> None:
-    """Every tensor fills its place in the file, and none lies on another."""
+    """Raise CheckpointError unless every tensor is inside the file and none overlaps another."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     end = 0
@@ -88,11 +88,11 @@ def _check_data(header: GgufHeader) -> None:
         if tensor.shape[-1] % per_block:
             _refuse(header.path, f"rows of '{tensor.name}', {tensor.shape[-1]} wide, are not whole blocks.")
         if tensor.begin < end:
-            _refuse(header.path, f"the tensor '{tensor.name}' lies on the one before it.")
+            _refuse(header.path, f"the tensor '{tensor.name}' overlaps the one before it.")
         end = tensor.begin + tensor.num_elements // per_block * block_bytes
         if end > header.num_bytes:
             what = f"the tensor '{tensor.name}' would end at byte {end}, and the file ends at {header.num_bytes}."
-            _refuse(header.path, what, "The file was cut short: fetch it again.")
+            _refuse(header.path, what, "The file was cut short: download it again.")
 
 
 def _load(header: GgufHeader, link: Path) -> Any:
@@ -115,9 +115,9 @@ def _load(header: GgufHeader, link: Path) -> Any:
     except LOAD_FAULTS as error:
         what = f"transformers cannot read this GGUF file: {type(error).__name__}: {str(error)[:300]}"
         raise CheckpointError(Problem(str(header.path), what, _ORIGINAL)) from error
-    made_up = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
-    if made_up:
-        what = f"it gives no value, or one of the wrong shape, for {len(made_up)} tensors: {', '.join(made_up[:5])}."
+    missing = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
+    if missing:
+        what = f"it gives no value, or one of the wrong shape, for {len(missing)} tensors: {', '.join(missing[:5])}."
         _refuse(header.path, what)
     _check_all_read(header, model, sorted(str(key) for key in info["unexpected_keys"]))
     return model
@@ -126,8 +126,8 @@ def _load(header: GgufHeader, link: Path) -> Any:
 def _check_all_read(header: GgufHeader, model: Any, unexpected: list[str]) -> None:
     """Raise CheckpointError when the file holds more numbers than the model took from it.
 
-    transformers passes over tensors that it has no name for (`rope_freqs.weight` is one, the scaling of Llama 3.1), so
-    numbers are counted: each format keeps them all, whatever it calls, splits or permutes.
+    transformers ignores tensors that it has no name for (such as `rope_freqs.weight`, the scaling of Llama 3.1), so
+    numbers are counted: renaming, splitting and permuting tensors keeps their count.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     held = sum(tensor.num_elements for tensor in header.tensors.values())
@@ -153,19 +153,19 @@ def _name_unread(header: GgufHeader, model: Any) -> list[str]:
 
 
 def _check_settings(header: GgufHeader, config: Any) -> None:
-    """Raise CheckpointError when the config that transformers made says other than the file in what is computed."""
+    """Raise CheckpointError when the config that transformers made differs from the header in what is computed."""
     rope = list(_flatten(getattr(config, "rope_parameters", None) or {}))
     for setting, fields in _SETTINGS.items():
-        said = header.setting(setting)
-        if said is None or said in _NEUTRAL.get(setting, ()):
+        in_file = header.setting(setting)
+        if in_file is None or in_file in _NEUTRAL.get(setting, ()):
             continue
         found = [getattr(config, name, None) for name in fields] + [value for key, value in rope if key in fields]
-        if not any(_same(said, value) for value in found):
+        if not any(_same(in_file, value) for value in found):
             known = [value for value in found if value is not None]
-            has = f"the config made of it has {known[0]!r}" if known else "transformers passes over it"
-            _refuse(header.path, f"`{header.architecture}.{setting}` is {said!r}, and {has}.", _ORIGINAL)
+            has = f"the config made of it has {known[0]!r}" if known else "transformers ignores it"
+            _refuse(header.path, f"`{header.architecture}.{setting}` is {in_file!r}, and {has}.", _ORIGINAL)
     if not any(header.setting(name) for name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")):
-        _refuse(header.path, "its header does not say the epsilon of the norms; a default would be a guess.")
+        _refuse(header.path, "its header has no epsilon for the norms; a default would be a guess.")
 
 
 def _flatten(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -176,10 +176,10 @@ def _flatten(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _same(said: Any, found: Any) -> bool:
-    if isinstance(said, (int, float)) and isinstance(found, (int, float)):
-        return math.isclose(said, found, rel_tol=1e-6)
-    return bool(said == found)
+def _same(in_file: Any, found: Any) -> bool:
+    if isinstance(in_file, (int, float)) and isinstance(found, (int, float)):
+        return math.isclose(in_file, found, rel_tol=1e-6)
+    return bool(in_file == found)
 
 
 def _save_model(model: Any, folder: Path) -> None:
@@ -189,7 +189,7 @@ def _save_model(model: Any, folder: Path) -> None:
     settings = model.config.to_dict()
     settings.pop("quantization_config", None)
     config = AutoConfig.for_model(**settings)
-    with torch.device("meta"):  # a frame without the loader's traces, for the tensors that are there already
+    with torch.device("meta"):  # a model without the loader's settings, for the loaded tensors
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
@@ -237,7 +237,7 @@ def _for_both_generations(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name_class_for_both(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` without what only this machine needs; transformers 4 does not know the class TokenizersBackend."""
+    """`config` without machine-specific keys, and with a tokenizer class that transformers 4 has as well."""
     config = {key: value for key, value in config.items() if key not in _DEBRIS}
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -1,6 +1,6 @@
-"""The header of a GGUF file, read by hand: what it says of the model, and where its tensors lie.
+"""The header of a GGUF file, read without a library: metadata of the model, and the place of its tensors.
 
-It is believed only where the file's own size and its other entries bear it out, before a library reads it.
+It is checked against the file's size and against itself before a library reads the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_DIMENSIONS, _MOST_ELEMENTS = 4, 1 << 48
 _LONGEST_CONTEXT = 1 << 24  # tokens; the longest of 2026 is 10 million
 _DEFAULT_ALIGNMENT = 32
 _LAYER = re.compile(r"blk\.(\d{1,9})\.")
-_REFETCH = "Fetch the file again."
+_REFETCH = "Download the file again."
 
 
 class _Malformed(Exception):
@@ -34,7 +34,7 @@ class _Malformed(Exception):
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor as the header lists it: its shape in torch's order, its ggml type, where it begins in the file."""
+    """One tensor as the header lists it: its shape in torch's order, its ggml type, and the byte at which it begins."""
 
     name: str
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
             raise _Malformed("it is not a regular file")
         with path.open("rb") as file:
             return _read(path, file, status.st_size)
@@ -87,20 +87,20 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
 
 def count_layers(header: GgufHeader) -> int:
-    """The number of layers, in which metadata and tensors agree.
+    """The number of layers, equal in metadata and tensors.
 
-    Raises CheckpointError when they do not, when the header does not say what is needed to build the model
-    (transformers would take its own defaults: 32 layers, 32 heads), and for sizes that no model has.
+    Raises CheckpointError when it is not, when the header lacks a key that is needed to build the model (transformers
+    would use its defaults: 32 layers, 32 heads), and for implausible sizes.
     """
     path = header.path
     if header.architecture is None:
-        _refuse(path, "its header does not say `general.architecture`, the family of the model.")
+        _refuse(path, "its header has no `general.architecture`, the family of the model.")
     needed = ["block_count", "embedding_length"]
     if any(".attn_" in name for name in header.tensors):
         needed.append("attention.head_count")
     for name in needed:
         if header.setting(name) is None:
-            _refuse(path, f"its header does not say `{header.architecture}.{name}`; a default would be a guess.")
+            _refuse(path, f"its header has no `{header.architecture}.{name}`; a default would be a guess.")
     widest = max((size for tensor in header.tensors.values() for size in tensor.shape), default=0)
     for key, value in header.metadata.items():
         if not key.startswith(f"{header.architecture}.") or not isinstance(value, int):
@@ -119,7 +119,9 @@ def count_layers(header: GgufHeader) -> int:
 
 
 def _refuse(path: Path, what: str) -> NoReturn:
-    raise CheckpointError(Problem(str(path), what, f"{_REFETCH} If it stays so, ask whoever converted it."))
+    raise CheckpointError(
+        Problem(str(path), what, f"{_REFETCH} If the error stays, report it to the author of the file.")
+    )
 
 
 def _read(path: Path, file: BinaryIO, num_bytes: int) -> GgufHeader:
@@ -141,7 +143,7 @@ def _read(path: Path, file: BinaryIO, num_bytes: int) -> GgufHeader:
     for _ in range(num_keys):
         key, value = _read_entry(file, num_bytes)
         if key in keys:
-            raise _Malformed(f"its header says {shorten(key)} twice")
+            raise _Malformed(f"its header has the key {shorten(key)} twice")
         keys.add(key)
         if value is not None:
             metadata[key] = value

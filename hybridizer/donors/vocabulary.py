@@ -1,4 +1,4 @@
-"""Do two donors read and write the same tokens? Told from their tokenizer files, without a tokenizer library."""
+"""Whether two donors have the same tokens, by their tokenizer files; no tokenizer library is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hybridizer.donors.files import read_object
 
 FAST_NAME = "tokenizer.json"
 _OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.json")
-_RESTORE = "Restore the file from where the donor came, or take the tokenizer files of the model it was made from."
+_RESTORE = "Restore the file from the donor's source, or take the tokenizer files of the model it was made from."
 _LARGEST_ID = 1 << 31
 
 
@@ -38,8 +38,8 @@ def has_tokenizer(donor: Donor) -> bool:
 def compare_vocabularies(host: Donor, donor: Donor) -> str | None:
     """One sentence that names the first difference between the two vocabularies; None when they agree.
 
-    They agree when every token both know has one id, neither has regular tokens the other lacks, and both merge in the
-    same order. Special tokens that only one side has do no harm, since the host's tokenizer is the one that is kept.
+    They agree when every token in both has one id, neither has regular tokens the other lacks, and both merge in the
+    same order. Special tokens that only one side has are harmless, since the host's tokenizer is kept.
     Donors of which one has no tokenizer files are compared by the size of the vocabulary alone.
     """
     if donor.structure.vocab_size != host.structure.vocab_size:
@@ -75,7 +75,7 @@ def _content(files: Mapping[str, Path], name: str) -> bytes | None:
 
 
 def check_tokenizer_files(files: Mapping[str, Path]) -> None:
-    """Raise CheckpointError for tokenizer files that no tokenizer can be loaded from, whatever the reason.
+    """Raise CheckpointError for tokenizer files that no tokenizer can be loaded from.
 
     JSON is read strictly; vocabularies must map text to whole numbers. Missing companions are named: merges.txt beside
     the vocab.json of a byte-level tokenizer.
@@ -103,7 +103,7 @@ def _is_byte_pair(files: Mapping[str, Path]) -> bool:
 def read_vocabulary(files: Mapping[str, Path]) -> Vocabulary | None:
     """The vocabulary that these files make; None where it is in a binary file, or there is none.
 
-    Raises CheckpointError for files that do not hold what their names promise.
+    Raises CheckpointError for files that do not have the content that their names stand for.
     """
     if FAST_NAME in files:
         return _read_fast(files[FAST_NAME])
@@ -149,7 +149,7 @@ def _read_fast_merges(path: Path, merges: Any) -> tuple[tuple[str, ...], ...] | 
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else merge for merge in merges]
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or not all(isinstance(part, str) for part in pair) or len(pair) != 2:
-            _refuse(path, f"`model.merges` holds {shorten(pair)}, which are not two tokens.")
+            _refuse(path, f"`model.merges` holds {shorten(pair)}, which is not two tokens.")
     return tuple(tuple(pair) for pair in pairs)
 
 
@@ -157,7 +157,7 @@ def _read_merges(path: Path) -> tuple[tuple[str, ...], ...]:
     lines = [line for line in _read_text(path).split("\n") if line.strip() and not line.startswith("#version")]
     pairs = [tuple(line.rstrip("\r").split(" ")) for line in lines]
     if wrong := next((pair for pair in pairs if len(pair) != 2), None):
-        _refuse(path, f"the line {shorten(' '.join(wrong))} are not two tokens.")
+        _refuse(path, f"the line {shorten(' '.join(wrong))} is not two tokens.")
     return tuple(pairs)
 
 
@@ -199,11 +199,11 @@ def _first_difference(host: str, ours: Vocabulary, donor: str, theirs: Vocabular
     for owner, regular, other, other_all in sides:
         missing = [token for token in regular if token not in other_all]
         if missing:
-            return f"'{owner}' knows {len(missing)} tokens that '{other}' does not, {missing[0]!r} for one."
+            return f"'{owner}' has {len(missing)} tokens that '{other}' lacks, such as {missing[0]!r}."
     if ours.merges is None or theirs.merges is None or ours.merges == theirs.merges:
         return None
     place = next(
         (place for place, (a, b) in enumerate(zip(ours.merges, theirs.merges, strict=False)) if a != b),
         min(len(ours.merges), len(theirs.merges)),
     )
-    return f"'{donor}' and the host '{host}' merge tokens by other rules, from rule {place} on."
+    return f"'{donor}' and the host '{host}' have different merge rules, from rule {place} on."

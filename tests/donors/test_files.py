@@ -1,4 +1,4 @@
-"""The small files of a donor: what is damaged, foreign or dangerous is named, and what is good counts in full."""
+"""The small files of a donor: damaged, foreign and dangerous ones are refused with the reason, valid ones are read."""
 
 import json
 import os
@@ -80,7 +80,7 @@ DAMAGES = [
     (replace_by(Path.mkdir), "a file was expected, this is a folder"),
     (replace_by(os.mkfifo), "not a regular file"),
     (replace_by(lambda path: path.symlink_to("/etc/hostname")), "is a link to /etc/hostname, outside"),
-    (replace_by(lambda path: path.symlink_to(path.name)), "a link that leads back to itself|Too many levels"),
+    (replace_by(lambda path: path.symlink_to(path.name)), "a link that points to itself|Too many levels"),
     (replace_by(lambda path: path.symlink_to("nowhere")), "No such file"),
 ]
 JSON_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -88,7 +88,7 @@ JSON_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generat
 
 @pytest.mark.parametrize("name", JSON_FILES)
 @pytest.mark.parametrize(("damage", "says"), DAMAGES)
-def test_a_damaged_json_file_is_refused_whichever_it_is(bench, name, damage, says):
+def test_every_kind_of_damaged_json_file_is_refused(bench, name, damage, says):
     damage(bench / "a" / name)
     found = refusal(bench)
     assert name in found and any(words in found for words in says.split("|")), found
@@ -102,8 +102,8 @@ def test_a_damaged_json_file_is_refused_whichever_it_is(bench, name, damage, say
         ({"vocab": {"a": True}}, "the number True"),
         ({"vocab": "abc"}, "must map tokens to numbers"),
         ({"vocab": [["a"]]}, "must list pairs"),
-        ({"merges": [["a"]]}, "which are not two tokens"),
-        ({"merges": ["a b c"]}, "which are not two tokens"),
+        ({"merges": [["a"]]}, "which is not two tokens"),
+        ({"merges": ["a b c"]}, "which is not two tokens"),
         ({"merges": "ab"}, "must be a list"),
         ({"vocab": None}, "must map tokens to numbers"),
     ],
@@ -127,11 +127,11 @@ def slow_tokenizer(folder, merges="#version: 0.2\n\u0120 a\n"):
         (folder / "merges.txt").write_text(merges)
 
 
-def test_a_slow_tokenizer_is_read_and_its_missing_merges_are_named(bench):
+def test_a_slow_tokenizer_is_read_and_its_missing_merges_are_reported(bench):
     slow_tokenizer(bench / "a")
     assert set(donor(bench).tokenizer_files) >= {"vocab.json", "merges.txt"}
     (bench / "a/merges.txt").write_text("a\n")
-    assert "are not two tokens" in refusal(bench)
+    assert "is not two tokens" in refusal(bench)
     (bench / "a/merges.txt").write_bytes(b"\xff\xfe")
     assert "not UTF-8 text at byte 0" in refusal(bench)
     (bench / "a/merges.txt").unlink()
@@ -139,7 +139,7 @@ def test_a_slow_tokenizer_is_read_and_its_missing_merges_are_named(bench):
 
 
 @pytest.mark.parametrize("slow", [True, False])
-def test_other_merges_are_another_vocabulary(bench, slow):
+def test_different_merges_are_a_different_vocabulary(bench, slow):
     shutil.copytree("a", "b")
     layout = {"host": "a", "deep": "a", "shallow": "b"}
     recipe = write_recipe(bench / "x.yaml", donors={"a": "a", "b": "b"}, layout=layout)
@@ -149,7 +149,7 @@ def test_other_merges_are_another_vocabulary(bench, slow):
     else:
         change_model(bench / "a/tokenizer.json", merges=[])
         change_model(bench / "b/tokenizer.json", merges=[["a", "b"]])
-    assert "merge tokens by other rules, from rule 0 on" in hybridize("check", recipe, code=2).stderr
+    assert "have different merge rules, from rule 0 on" in hybridize("check", recipe, code=2).stderr
     if slow:
         shutil.copyfile("a/merges.txt", "b/merges.txt")
         (bench / "b/added_tokens.json").write_text('{"a": 7}')
@@ -195,20 +195,20 @@ EIGHT_BIT_FLOATS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnu
 
 @pytest.mark.parametrize("dtype", [*INTEGERS, *EIGHT_BIT_FLOATS], ids=str)
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
-def test_weights_that_are_no_plain_numbers_are_refused(bench, dtype, name):
+def test_integer_and_8_bit_weights_are_refused(bench, dtype, name):
     as_dtype(bench / "a", name, dtype)
     found = refusal(bench)
     assert f"the tensor '{name}'" in found and "quantised weights" in found
 
 
-def test_buffers_may_be_whole_numbers(bench):
+def test_buffers_may_be_integers(bench):
     tensors = load_file("a/model.safetensors")
     tensors["model.position_ids"] = torch.arange(8)[None]
     tensors["model.layers.0.self_attn.causal_mask"] = torch.ones(1, 1, 4, 4, dtype=torch.uint8)
     save_file(tensors, "a/model.safetensors", metadata={"format": "pt"})
     try:
         donor(bench)
-    except CheckpointError as error:  # llama has no such buffers; that they are no weights is what is claimed here
+    except CheckpointError as error:  # llama has no such buffers; the claim is that they are not taken for weights
         assert "quantised" not in str(error)
 
 
@@ -217,17 +217,17 @@ def test_buffers_may_be_whole_numbers(bench):
     "auto_map",
     [{"AutoTokenizer": ["evil.Slow", "evil.Fast"]}, {"AutoModel": "other/repo--evil.Model"}, ["evil.A", None]],
 )
-def test_code_of_the_checkpoint_is_refused_in_each_config(bench, name, auto_map):
+def test_remote_code_is_refused_in_every_config(bench, name, auto_map):
     edit(bench / "a" / name, auto_map=auto_map)
-    assert f"its {name} asks to run code that comes with the checkpoint (evil.py)" in refusal(bench)
+    assert f"its {name} requires running code that comes with the checkpoint (evil.py)" in refusal(bench)
     edit(bench / "a" / name, auto_map=None, text={"deep": [{"auto_map": auto_map}]})
-    assert "asks to run code" in refusal(bench)
+    assert "requires running code" in refusal(bench)
     donor(bench, allow=("remote_code",)) if name == "tokenizer_config.json" else None
 
 
-def test_nothing_asks_whether_code_may_run(bench, monkeypatch):
-    asked = []
-    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "n")
+def test_no_load_prompts_for_permission_to_run_code(bench, monkeypatch):
+    prompts = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": prompts.append(prompt) or "n")
     (bench / "a/evil.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
     content = {**json.loads((bench / "a/config.json").read_text()), "model_type": "evil"}
     content["auto_map"] = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
@@ -239,7 +239,7 @@ def test_nothing_asks_whether_code_may_run(bench, monkeypatch):
         load_tokenizer(bench / "a")
     with pytest.raises((DonorError, VerificationError)):
         generate_text(bench / "a", None, "x", 1)
-    assert asked == [] and not (bench / "ran").exists()
+    assert prompts == [] and not (bench / "ran").exists()
 
 
 def test_links_inside_the_folder_and_into_a_hub_cache_are_followed(bench):
@@ -279,7 +279,7 @@ def test_a_pipe_in_place_of_a_gguf_file_is_refused(bench):
     assert "not a regular file" in refusal(bench, text="x.gguf")
 
 
-def test_the_main_module_is_no_package(bench):
+def test_a_module_that_is_not_a_package_is_refused(bench):
     for text in ("pkg:__main__/x.gguf", "pkg:sys/x.gguf", "pkg:json.decoder/x.gguf"):
         assert text in refusal(bench, text=text)
 

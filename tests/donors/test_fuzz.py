@@ -1,7 +1,7 @@
-"""Damaged donors end in a donor or in an error that says what is wrong: no traceback, no hang, no flood of memory.
+"""A damaged donor is opened or refused with a reason: no traceback, no hang, bounded memory.
 
-HYBRIDIZER_FUZZ_CASES sets how many cases of each kind are tried (100 unless it is set), HYBRIDIZER_FUZZ_SEED the first
-of their seeds. A case is known by its seed alone.
+HYBRIDIZER_FUZZ_CASES sets how many cases of each kind are tried (default 100), HYBRIDIZER_FUZZ_SEED the first
+of their seeds. A case depends on its seed alone.
 """
 
 import json
@@ -101,7 +101,7 @@ def damage_value(value, generator):
 
 
 def damage_json(data, generator):
-    """JSON text with something wrong in its letters, or in its values."""
+    """JSON text with damaged characters or values."""
     choice = generator.random()
     if choice < 0.1:
         return generator.choice(NASTY_TEXTS)
@@ -119,7 +119,7 @@ class Hang(BaseException):
 
 @contextmanager
 def limited():
-    """No more than SECONDS for what is inside."""
+    """Raise Hang when the block takes more than SECONDS."""
 
     def stop(*_):
         raise Hang
@@ -137,7 +137,7 @@ def try_all(kind, attempt):
     """Run `attempt` with each seed; a table of how the cases ended, after asserting that each ended well."""
     ended, bad = Counter(), []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    warnings.simplefilter("ignore")  # of libraries, about what was damaged
+    warnings.simplefilter("ignore")  # of libraries, about damaged files
     for seed in range(FIRST, FIRST + CASES):
         try:
             with limited():

@@ -1,4 +1,4 @@
-"""What a GGUF file says is what its conversion holds: nothing made up, nothing lost, or it is refused."""
+"""The conversion of a GGUF file holds what the file holds: nothing invented, nothing lost, or it is refused."""
 
 import json
 
@@ -46,11 +46,11 @@ def drop(key):
     return lambda settings, tensors: settings.pop(key) if key in settings else tensors.pop(key)
 
 
-def say(key, value):
+def set_key(key, value):
     return lambda settings, tensors: settings.update({key: value})
 
 
-def hold(name, *shape):
+def add_tensor(name, *shape):
     return lambda settings, tensors: tensors.update({name: np.ones(shape, np.float32)})
 
 
@@ -60,26 +60,29 @@ def hold(name, *shape):
         (rename("blk.1.ffn_up.weight", "blk.1.ffn_upp.weight"), "1 tensors: model.layers.1.mlp.up_proj.weight"),
         (drop("blk.0.attn_norm.weight"), "1 tensors: model.layers.0.input_layernorm.weight"),
         (drop("output_norm.weight"), "model.norm.weight"),
-        (drop("llama.block_count"), "does not say `llama.block_count`"),
-        (drop("llama.attention.head_count"), "does not say `llama.attention.head_count`"),
-        (drop("llama.embedding_length"), "does not say `llama.embedding_length`"),
-        (drop("llama.attention.layer_norm_rms_epsilon"), "the epsilon of the norms"),
-        (say("llama.block_count", 3), r"`block_count` is 3, and it holds layers 0..1"),
-        (say("llama.block_count", 1), r"`block_count` is 1, and it holds layers 0..1"),
-        (say("llama.block_count", 10**9), r"`llama.block_count` is 1000000000, and no tensor is as wide"),
-        (say("llama.rope.dimension_count", 2**31), "no tensor is as wide"),
-        (say("llama.rope.scaling.factor", 4.0), "`llama.rope.scaling.factor` is 4.0"),
-        (say("llama.attention.scale", 0.5), "`llama.attention.scale` is 0.5, and transformers passes over it"),
-        (say("llama.logit_scale", 0.5), "`llama.logit_scale` is 0.5"),
-        (say("llama.attention.layer_norm_epsilon", 0.5), "`llama.attention.layer_norm_epsilon` is 0.5, and the config"),
-        (say("llama.attention.sliding_window", 8), "`llama.attention.sliding_window` is 8"),
-        (hold("rope_freqs.weight", HIDDEN // HEADS // 2), "not read, among them rope_freqs.weight"),
-        (hold("blk.0.attn_q.bias", HIDDEN), "not read, among them blk.0.attn_q.bias"),
-        (hold("blk.2.attn_norm.weight", HIDDEN), r"`block_count` is 2, and it holds layers 0..2"),
-        (hold("blk.0.attn_q.weight", HIDDEN, HIDDEN * 2), "GGUF"),
+        (drop("llama.block_count"), "has no `llama.block_count`"),
+        (drop("llama.attention.head_count"), "has no `llama.attention.head_count`"),
+        (drop("llama.embedding_length"), "has no `llama.embedding_length`"),
+        (drop("llama.attention.layer_norm_rms_epsilon"), "no epsilon for the norms"),
+        (set_key("llama.block_count", 3), r"`block_count` is 3, and it holds layers 0..1"),
+        (set_key("llama.block_count", 1), r"`block_count` is 1, and it holds layers 0..1"),
+        (set_key("llama.block_count", 10**9), r"`llama.block_count` is 1000000000, and no tensor is as wide"),
+        (set_key("llama.rope.dimension_count", 2**31), "no tensor is as wide"),
+        (set_key("llama.rope.scaling.factor", 4.0), "`llama.rope.scaling.factor` is 4.0"),
+        (set_key("llama.attention.scale", 0.5), "`llama.attention.scale` is 0.5, and transformers ignores it"),
+        (set_key("llama.logit_scale", 0.5), "`llama.logit_scale` is 0.5"),
+        (
+            set_key("llama.attention.layer_norm_epsilon", 0.5),
+            "`llama.attention.layer_norm_epsilon` is 0.5, and the config",
+        ),
+        (set_key("llama.attention.sliding_window", 8), "`llama.attention.sliding_window` is 8"),
+        (add_tensor("rope_freqs.weight", HIDDEN // HEADS // 2), "not read, among them rope_freqs.weight"),
+        (add_tensor("blk.0.attn_q.bias", HIDDEN), "not read, among them blk.0.attn_q.bias"),
+        (add_tensor("blk.2.attn_norm.weight", HIDDEN), r"`block_count` is 2, and it holds layers 0..2"),
+        (add_tensor("blk.0.attn_q.weight", HIDDEN, HIDDEN * 2), "GGUF"),
     ],
 )
-def test_what_would_be_made_up_or_lost_is_refused(bench, change, says):
+def test_a_file_whose_conversion_would_invent_or_lose_something_is_refused(bench, change, says):
     write_gguf(bench / "x.gguf", change)
     with pytest.raises(CheckpointError, match=says) as caught:
         donor(bench)
@@ -87,16 +90,16 @@ def test_what_would_be_made_up_or_lost_is_refused(bench, change, says):
     assert not any((bench / "cache/gguf").glob("*")) if (bench / "cache/gguf").exists() else True
 
 
-def test_values_that_change_nothing_are_let_pass(bench):
-    write_gguf(bench / "x.gguf", say("llama.rope.scaling.type", "none"))
+def test_settings_that_change_nothing_are_accepted(bench):
+    write_gguf(bench / "x.gguf", set_key("llama.rope.scaling.type", "none"))
     assert donor(bench).structure.num_layers == LAYERS
 
 
-def test_files_beside_a_gguf_file_are_no_part_of_it(bench):
+def test_files_beside_a_gguf_file_are_not_read(bench):
     write_gguf(bench / "x.gguf")
     clean = (donor(bench).folder / "tokenizer_config.json").read_bytes()
     (bench / "y").mkdir()
-    write_gguf(bench / "y/x.gguf", say("llama.context_length", 65))
+    write_gguf(bench / "y/x.gguf", set_key("llama.context_length", 65))
     (bench / "y/tokenizer_config.json").write_text(
         json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", None]}, "eos_token": "a"})
     )
@@ -110,7 +113,7 @@ def test_a_file_without_a_tokenizer_gives_a_donor_without_one(bench):
     assert set(donor(bench).tokenizer_files) == {"generation_config.json"}
 
 
-def test_both_generations_of_transformers_find_their_spelling(bench):
+def test_configs_have_the_keys_of_both_generations_of_transformers(bench):
     write_gguf(bench / "x.gguf")
     folder = donor(bench).folder
     config = json.loads((folder / "config.json").read_text())
@@ -144,7 +147,7 @@ def test_a_damaged_conversion_is_made_again(bench, damage):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_another_version_of_the_converter_converts_again(bench, monkeypatch):
+def test_another_version_of_the_converter_makes_another_conversion(bench, monkeypatch):
     write_gguf(bench / "x.gguf")
     first = donor(bench).folder
     monkeypatch.setattr(converted, "_version", lambda tool: "99")

@@ -29,7 +29,7 @@ def refusal(path):
     return str(caught.value)
 
 
-def test_scalars_and_texts_are_read_and_arrays_passed_over(tmp_path):
+def test_scalars_and_texts_are_read_and_arrays_are_skipped(tmp_path):
     path = gguf(
         tmp_path / "m.gguf",
         entry("general.architecture", STRING, text("llama")),
@@ -44,7 +44,7 @@ def test_scalars_and_texts_are_read_and_arrays_passed_over(tmp_path):
     }  # fmt: skip
 
 
-def test_what_the_package_writes_is_read(tmp_path):
+def test_a_header_written_by_the_package_gguf_is_read(tmp_path):
     from gguf import GGUFWriter
 
     writer = GGUFWriter(tmp_path / "m.gguf", "llama")
@@ -86,6 +86,6 @@ def test_every_truncation_is_refused(tmp_path):
         refusal(tmp_path / "cut.gguf")
 
 
-def test_paths_that_hold_no_file_are_refused(tmp_path):
+def test_a_path_that_is_not_a_file_is_refused(tmp_path):
     assert "there is no such file" in refusal(tmp_path / "missing.gguf")
     assert "it is not a regular file" in refusal(tmp_path)

@@ -1,4 +1,4 @@
-"""Every way to name a donor, and every donor that is refused."""
+"""Donors are opened from every kind of reference, or refused with the reason."""
 
 import json
 import os
@@ -39,13 +39,13 @@ def edit_config(folder, **changes):
 
 
 @pytest.mark.parametrize("name", ["with blank", "plus+sign", "at@v2", "多语言", "ünï-çødé", "q'uote\"s", "per%20cent"])
-def test_a_folder_of_any_name_is_read_planned_and_built(bench, name):
+def test_a_folder_of_any_name_is_planned_and_built(bench, name):
     shutil.move("a", name)
     recipe = write_recipe(bench / "x.yaml", donors={"a": name}, layout={"deep": "a", "shallow": "a"})
     assert hybridize_json("build", recipe)["proofs"]
 
 
-def test_the_fingerprint_follows_content_and_not_place(bench):
+def test_the_fingerprint_depends_on_content_and_not_on_the_folder(bench):
     first = donor(bench).fingerprint
     shutil.copytree("a", "elsewhere")
     assert donor(bench, "elsewhere").fingerprint == first
@@ -75,11 +75,11 @@ def test_a_hub_model_is_resolved_to_a_commit_and_read_offline_afterwards(bench):
     recipe = write_recipe(bench / "x.yaml", donors={"a": "org/tiny@v1"}, layout={"deep": "a", "shallow": "a"})
     command = [sys.executable, "-m", "hybridizer", "plan", str(recipe), "--json"]
     environment = {**os.environ, "HF_HOME": str(bench / "hf")}
-    with serve_repository("org/tiny", bench / "a") as (endpoint, asked):
+    with serve_repository("org/tiny", bench / "a") as (endpoint, requested):
         online = {**environment, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
         checked = subprocess.run([*command[:3], "check", str(recipe)], env=online, capture_output=True, text=True)
         assert "not looked into yet, since `hybridize plan` fetches them: a" in checked.stdout, checked.stderr
-        assert not any("resolve" in path for path in asked)
+        assert not any("resolve" in path for path in requested)
         fetched = subprocess.run(command, env=online, capture_output=True, text=True)
         assert fetched.returncode == 0, fetched.stderr
     offline = {**environment, "HF_HUB_OFFLINE": "1"}
@@ -91,7 +91,7 @@ def test_a_hub_model_is_resolved_to_a_commit_and_read_offline_afterwards(bench):
     assert pin["fingerprint"] == donor(bench).fingerprint
 
 
-def test_a_hub_model_that_is_not_there_is_told_apart_from_a_wrong_revision(bench):
+def test_a_model_that_is_not_on_the_hub_and_a_wrong_revision_have_different_messages(bench):
     with serve_repository("org/tiny", bench / "a") as (endpoint, _):
         environment = {**os.environ, "HF_HOME": str(bench / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
         for reference, says in (("org/tiny@v9", "has no such revision"), ("org/other", "is not on the hub")):
@@ -110,7 +110,7 @@ def _truncate(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def _lie(folder):
+def _claim_a_huge_header(folder):
     path = folder / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes((1 << 40).to_bytes(8, "little") + data[8:])
@@ -124,13 +124,13 @@ def _lie(folder):
         (lambda f: (f / "config.json").rename(f / "model.gguf"), "holds GGUF files"),
         (lambda f: (f / "config.json").write_text("[]"), "a JSON object was expected, a list is there"),
         (lambda f: (f / "config.json").write_text('{"a":\n1,,}'), r"config.json: not valid JSON: .* \(line 2\)"),
-        (lambda f: edit_config(f, auto_map={"AutoModel": "evil.Model"}), "asks to run code .*evil.py"),
+        (lambda f: edit_config(f, auto_map={"AutoModel": "evil.Model"}), "requires running code .*evil.py"),
         (lambda f: edit_config(f, quantization_config={"quant_method": "gptq"}), r"quantised \('gptq'\)"),
         (lambda f: edit_config(f, num_hidden_layers=5), "layers"),
         (lambda f: torch.save({}, f / "pytorch_model.bin") or _remove_weights(f), "pickle"),
         (_remove_weights, "safetensors"),
         (_truncate, "model.safetensors"),
-        (_lie, "model.safetensors"),
+        (_claim_a_huge_header, "model.safetensors"),
     ],
 )
 def test_a_donor_that_cannot_be_trusted_is_refused_with_the_reason(bench, damage, says):
@@ -191,7 +191,7 @@ def test_a_damaged_gguf_file_is_refused_before_anything_is_loaded(bench):
         donor(bench, "x.gguf")
 
 
-def test_problems_of_all_donors_come_at_once_each_with_its_line(bench):
+def test_problems_of_all_donors_are_reported_at_once_with_their_lines(bench):
     recipe = write_recipe(
         bench / "x.yaml", donors={"a": "./one", "b": "./two"}, layout={"host": "a", "slices": [{"donor": "b"}]}
     )

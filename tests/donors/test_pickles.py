@@ -1,4 +1,4 @@
-"""Pickle weights as they are: every tensor by its own name and in its own dtype, whatever else changes beside them."""
+"""Pickle weights are converted unchanged: every tensor under its own name and in its own dtype."""
 
 import json
 import shutil
@@ -48,14 +48,14 @@ def same(first, second):
     )
 
 
-def test_float32_stays_float32_whatever_the_config_calls_the_dtype(bench):
+def test_float32_weights_stay_float32_whatever_dtype_the_config_has(bench):
     tensors = tensors_of(bench)
     edit(bench / "a/config.json", dtype="bfloat16", torch_dtype="bfloat16")
     save(bench, tensors)
     assert same(load_file(donor(bench).folder / "model.safetensors"), tensors)
 
 
-def test_edits_of_config_and_tokenizer_after_the_conversion_count(bench):
+def test_later_changes_of_config_and_tokenizer_are_read(bench):
     save(bench, tensors_of(bench))
     first = donor(bench)
     edit(bench / "a/config.json", rms_norm_eps=0.125)
@@ -67,7 +67,7 @@ def test_edits_of_config_and_tokenizer_after_the_conversion_count(bench):
     assert third.fingerprint not in (first.fingerprint, second.fingerprint)
 
 
-def test_tensors_that_share_memory_are_each_written_whole(bench):
+def test_tensors_that_share_memory_are_each_written_in_full(bench):
     tensors = tensors_of(bench)
     block = torch.randn(2, *tensors["model.layers.0.self_attn.q_proj.weight"].shape)
     for layer in (0, 1):
@@ -100,7 +100,7 @@ def test_shards_are_read_together(bench):
     assert same(load_file(donor(bench).folder / "model.safetensors"), tensors)
 
 
-def test_a_deleted_tensor_is_never_made_up(bench):
+def test_a_missing_tensor_is_refused(bench):
     tensors = tensors_of(bench)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save(bench, tensors)
@@ -123,7 +123,7 @@ def test_shards_that_are_missing_or_contradict_the_index_are_refused(bench):
     content = torch.load(second)
     content.popitem()
     torch.save(content, second)
-    with pytest.raises(CheckpointError, match="it places 1 tensors otherwise than the files"):
+    with pytest.raises(CheckpointError, match="it disagrees with the files on 1 tensors"):
         donor(bench)
 
 
@@ -142,11 +142,11 @@ def compress(path: Path) -> None:
         ({"epoch": 3}, "holds 'epoch', a int, among its tensors"),
         ({"model": {"w": torch.ones(2)}}, "holds 'model', a dict, among its tensors"),
         ({}, "holds no tensor"),
-        ({"w": torch.ones(1).expand(10**6)}, "is stretched from fewer numbers"),
+        ({"w": torch.ones(1).expand(10**6)}, "is an expanded view of fewer numbers"),
         ({"w": torch.ones(2, 2).to_sparse()}, "not plain numbers"),
     ],
 )
-def test_what_is_no_plain_state_dict_is_refused(bench, content, says):
+def test_a_file_that_is_not_a_plain_state_dict_is_refused(bench, content, says):
     save(bench, content)
     with pytest.raises(CheckpointError, match=says):
         donor(bench)
@@ -166,15 +166,15 @@ def test_cut_short_compressed_and_empty_pickles_are_refused(bench):
         donor(bench)
 
 
-def test_code_is_refused_before_anything_is_converted(bench):
+def test_remote_code_is_refused_before_the_weights_are_converted(bench):
     save(bench, tensors_of(bench))
     edit(bench / "a/tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Slow", None]})
-    with pytest.raises(DonorError, match=r"tokenizer_config.json asks to run code .*\(evil.py\)"):
+    with pytest.raises(DonorError, match=r"tokenizer_config.json requires running code .*\(evil.py\)"):
         donor(bench)
     assert not (bench / "cache/pickles").exists()
 
 
-def test_the_model_of_a_pickle_computes_what_the_pickle_holds(bench):
+def test_a_converted_pickle_gives_the_logits_of_the_original(bench):
     from transformers import AutoModelForCausalLM
 
     shutil.copytree(bench / "a", bench / "kept")

@@ -18,7 +18,7 @@ from hybridizer.donors.reference import parse_reference
         ("~/models/x", "folder", {}),
     ],
 )
-def test_each_form_has_one_meaning_and_prints_back_the_same(tmp_path, text, kind, fields):
+def test_every_form_of_reference_is_parsed_and_printed_unchanged(tmp_path, text, kind, fields):
     reference = parse_reference(text, tmp_path)
     assert reference.kind == kind and str(reference) == text
     for name, value in fields.items():
@@ -26,7 +26,7 @@ def test_each_form_has_one_meaning_and_prints_back_the_same(tmp_path, text, kind
 
 
 @pytest.mark.parametrize("name", ["a b", "a+b", "name@v2", "模型", "ünï/çødé", "org/name", "50%", "a:b"])
-def test_what_exists_on_disk_is_that_path_whatever_its_letters(tmp_path, name):
+def test_a_name_that_exists_on_disk_is_that_path(tmp_path, name):
     (tmp_path / name).mkdir(parents=True)
     text = f"folder:{name}" if ":" in name else name
     reference = parse_reference(text, tmp_path)
@@ -37,24 +37,24 @@ def test_what_exists_on_disk_is_that_path_whatever_its_letters(tmp_path, name):
     ("text", "says"),
     [
         ("", "is empty"),
-        (" org/name", "stray blanks"),
-        ("nowhere", "is no hub id"),
-        ("a/b/c", "is no hub id"),
+        (" org/name", "blanks around it"),
+        ("nowhere", "is not a hub id"),
+        ("a/b/c", "is not a hub id"),
         ("hub:only-a-name", "Write it as org/name"),
-        ("org/../name", "is no hub id"),
-        ("pkg:package/../../etc/passwd", "names no file inside a package"),
+        ("org/../name", "is not a hub id"),
+        ("pkg:package/../../etc/passwd", "does not name a file inside a package"),
         ("pkg:package", "Write it as pkg:package/path/inside"),
-        ("org/name@", "is no hub id"),
+        ("org/name@", "is not a hub id"),
     ],
 )
-def test_what_names_nothing_is_refused_with_the_forms_there_are(tmp_path, text, says):
+def test_a_text_that_is_not_a_reference_is_refused_with_the_forms_there_are(tmp_path, text, says):
     with pytest.raises(DonorError, match="recipe.yaml:3: ") as caught:
         parse_reference(text, tmp_path, where="recipe.yaml:3")
     assert says in str(caught.value)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_parsed_back_or_refused(tmp_path_factory, text):
+def test_any_text_is_parsed_or_refused(tmp_path_factory, text):
     base = tmp_path_factory.getbasetemp()
     try:
         assert str(parse_reference(text, base)) == text

@@ -98,6 +98,8 @@ VALUES: dict[str, Any] = {
         "new_tokens": 8,
     },
 }
+for key, described in json_schema()["$defs"]["Train"]["properties"].items():  # a new setting needs no line above
+    VALUES["train"].setdefault(key, described.get("default"))
 STRANGERS = (-1, 15, 0.5, True, "a", "", [1, "0..3"], {"a": "x"})
 
 

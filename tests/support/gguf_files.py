@@ -1,4 +1,4 @@
-"""Tiny GGUF files of the llama architecture, with a tokenizer, and what is easily wrong with them."""
+"""Tiny GGUF files of the llama architecture, with a tokenizer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_gguf(
     *,
     tokenizer: bool = True,
 ) -> Path:
-    """Write the tiny llama to `path`, after `change` had its way with the header and the tensors."""
+    """Write the tiny llama to `path`, after `change` edited the header and the tensors."""
     from gguf import GGUFWriter
 
     settings, tensors = tiny_settings(), tiny_tensors()

@@ -1,4 +1,4 @@
-"""Config keys with values that no honest file has, for tests that must end in a result or in a refusal."""
+"""Config keys with any values, for tests that must end in a result or in a refusal."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ _KEYS = """
 
 
 def hostile_changes(max_keys: int) -> st.SearchStrategy[dict[str, Any]]:
-    """Up to `max_keys` keys that mean something to layers, each with any JSON value at all."""
+    """Up to `max_keys` keys that affect layers, each with any JSON value."""
     return st.dictionaries(st.sampled_from(_KEYS.split()), _JSON, max_size=max_keys)

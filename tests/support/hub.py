@@ -1,4 +1,4 @@
-"""A stand-in for the hub on this machine: one repository, served the way huggingface_hub asks for it."""
+"""A stand-in for the hub on this machine: one repository, served as huggingface_hub requests it."""
 
 from __future__ import annotations
 

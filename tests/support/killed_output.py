@@ -2,7 +2,7 @@
 
 killed_output.py steps FOLDER [replace] [no-exchange]   is killed once before every step it takes; prints what was
                                                         found after each kill, and last after the run that lived
-killed_output.py forever FOLDER                         publishes one output after another until somebody kills it
+killed_output.py forever FOLDER                         publishes one output after another until it is killed
 """
 
 import hashlib
@@ -22,7 +22,7 @@ STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "
 
 
 def publish_generation(final: Path, number: int, *, replace: bool) -> None:
-    """An output whose every file says which generation it is of; the manifest has their hashes."""
+    """An output whose files hold the number of its generation; the manifest has their hashes."""
     content = bytes([number % 256]) * 64
     tensors = [OutputTensor(f"w{n}", "U8", (64,), lambda: iter([content])) for n in range(3)]
     with begin_output(final, replace=replace) as folder:
@@ -31,7 +31,7 @@ def publish_generation(final: Path, number: int, *, replace: bool) -> None:
 
 
 def describe(final: Path) -> str:
-    """'absent', 'generation N', or what is wrong with the folder that bears the final name."""
+    """'absent', 'generation N', or what is wrong with the folder with the final name."""
     if not final.exists():
         return "absent"
     try:
@@ -54,7 +54,7 @@ def kill_before_step(number: int) -> None:
     sys.addaudithook(hook)
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -71,7 +71,7 @@ def run_steps(final: Path, *, replace: bool) -> None:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
         code, state = os.waitstatus_to_exitcode(status), describe(final)
-        say(json.dumps([code, state]))
+        print_line(json.dumps([code, state]))
         if code != -signal.SIGKILL:
             return
         if state == "generation 2":
@@ -92,7 +92,7 @@ def main() -> None:
         number = 0
         while True:
             publish_generation(Path(final), number, replace=True)
-            say(str(number))
+            print_line(str(number))
             number += 1
 
 

@@ -1,4 +1,4 @@
-"""Configs and tensor shapes of checkpoints that exist nowhere: enough for everything that reads no weights."""
+"""Configs and tensor shapes without files, for tests of code that reads no weights."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def llama_shapes(num_layers: int = 3, stem: str = "model.") -> dict[str, tuple[i
 
 
 def llama(where: str = "alpha", num_layers: int = 3, **changes: Any) -> Structure:
-    """A whole checkpoint of llama, taken apart."""
+    """The structure of a small llama checkpoint."""
     return read_structure(llama_config(num_layers, **changes), llama_shapes(num_layers), where)

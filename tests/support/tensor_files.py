@@ -1,4 +1,4 @@
-"""Safetensors files built by hand, so that a test can get every byte of them wrong on purpose, and a disk to fill."""
+"""Safetensors files written byte by byte, so that a test can damage any of them, and a small file system to fill."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""A tokenizer of one id a byte and token_files made with it, for tests that must not load a real tokenizer."""
+"""A tokenizer with one id per byte and token files made with it, for tests that do not load a real tokenizer."""
 
 import json
 import tempfile
@@ -26,7 +26,7 @@ BEGIN = 257
 
 
 class BeginningEncoder(ByteEncoder):
-    """The same with 257 before every text, as tokenizers with a BOS token do."""
+    """The same with 257 before every text, as a tokenizer with a BOS token gives."""
 
     vocab_size = 258
     identity = "bytes after 257"
@@ -34,7 +34,7 @@ class BeginningEncoder(ByteEncoder):
 
 
 def token_file_of(texts, folder, name="a", encoder=None):
-    """The token_file of a JSONL file with `texts`, cached in folder/cache."""
+    """The token file of a JSONL file with `texts`, cached in folder/cache."""
     path = folder / f"{name}.jsonl"
     with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:  # other ranks may be reading it already
         file.write("\n".join(json.dumps({"text": text}) for text in texts))

@@ -1,4 +1,4 @@
-"""A toy of the antonym task, a tiny Llama that learns it in seconds, and copies of it that only look good."""
+"""A small antonym task, a tiny Llama that learns it in seconds, and damaged copies of that model."""
 
 import copy
 import random
@@ -6,7 +6,7 @@ import random
 import torch
 
 NUM_WORDS = 16
-RELATIONS = {"opposite": 1, "partner": 2}  # the answer to word w is w ^ 1 or w ^ 2, as the first token says
+RELATIONS = {"opposite": 1, "partner": 2}  # the answer to word w is w ^ 1 or w ^ 2, by the first token
 MARKERS = {relation: NUM_WORDS + index for index, relation in enumerate(RELATIONS)}
 UNKNOWN = NUM_WORDS + len(RELATIONS)
 NUM_LAYERS = 4
@@ -16,8 +16,8 @@ MAX_PARAMETERS = 200_000
 def toy_prompt(generator):
     """The relation, and word numbers: two answered examples, the question and its answer."""
     relation = generator.choice(list(RELATIONS))
-    asked = generator.sample(range(NUM_WORDS), 3)
-    return relation, [word for question in asked for word in (question, question ^ RELATIONS[relation])]
+    questions = generator.sample(range(NUM_WORDS), 3)
+    return relation, [word for question in questions for word in (question, question ^ RELATIONS[relation])]
 
 
 def toy_text(relation, words):
@@ -26,7 +26,7 @@ def toy_text(relation, words):
 
 
 def toy_tokenizer():
-    """One token a word, an unknown token, no padding or mask token."""
+    """One token per word, an unknown token, no padding or mask token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -72,7 +72,7 @@ def trained(num_steps=150, seed=0):
 
 
 def shuffled(donor, order=(3, 1, 0, 2)):
-    """A copy of `donor` whose layers stand in another order."""
+    """A copy of `donor` with its layers in another order."""
     copied = copy.deepcopy(donor)
     copied.model.layers = torch.nn.ModuleList(copied.model.layers[i] for i in order)
     for index, layer in enumerate(copied.model.layers):
@@ -81,7 +81,7 @@ def shuffled(donor, order=(3, 1, 0, 2)):
 
 
 def constant(donor, word):
-    """A copy of `donor` that says `word` whatever it reads, and is nearly sure of it."""
+    """A copy of `donor` that predicts `word` for any input, with high probability."""
     copied = copy.deepcopy(donor)
     for layer in copied.model.layers:
         layer.self_attn.o_proj.weight.zero_()

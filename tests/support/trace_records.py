@@ -1,4 +1,4 @@
-"""Trace records made of the figures that the boundary is chosen by, all others at rest."""
+"""Trace records with given dJS, from which the boundary is chosen; all other figures are constant."""
 
 from hybridizer.trace.record import (
     BoundaryFigure,
@@ -21,7 +21,7 @@ SETTINGS = RecordedSettings(
 
 
 def record(delta_js, *, half_width=0.01, particle=None):
-    """A record whose S(b) follow from `delta_js`, each with an interval of `half_width` either side, or with none."""
+    """A record whose S(b) follow from `delta_js`, each with an interval of `half_width` on either side, or none."""
     num_layers = len(delta_js)
     boundary = []
     for b in range(1, num_layers):

@@ -1,4 +1,4 @@
-"""Small training runs over byte tokens, in this process or, run as a program, in one that a test may kill."""
+"""Small training runs over byte tokens, in this process or, run as a program, in a process that a test may kill."""
 
 import hashlib
 import sys
@@ -56,7 +56,7 @@ def bytes_of(model):
     return digest.hexdigest()
 
 
-class SpeakingMonitor(SilentMonitor):
+class StepPrinter(SilentMonitor):
     """Writes a line after every step, so that another process can follow; `paced`, it then waits for a line."""
 
     def __init__(self, paced=False):
@@ -78,7 +78,7 @@ if __name__ == "__main__":
     minutes = 60.0 if pace == "paced" else 0.0
     settings = replace(SETTINGS, precision=precision, checkpoint_minutes=minutes)
     try:
-        trained, _ = run(Path(folder), settings, monitor=SpeakingMonitor(pace == "paced"), dropout=float(dropout))
+        trained, _ = run(Path(folder), settings, monitor=StepPrinter(pace == "paced"), dropout=float(dropout))
     except HybridizerError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""A working folder with tiny donors, recipes and texts: where the examples of docstrings and docs/python.md run."""
+"""A working folder with tiny donors, recipes and texts: in which the examples of docstrings and docs/python.md run."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def make_workshop(folder: Path) -> None:
     make_donor(folder / "donors/domain", seed=2)
     texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(120)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    # Targets of one token, different ones: the tiny tokenizer knows bytes only.
+    # Targets of one token, different ones: the tiny tokenizer has one token per byte.
     probes = [{"prompt": f"the cat {i} is ", "target": "abcd"[i % 4]} for i in range(12)]
     (folder / "probes.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in probes))
     write_recipe(folder / "recipe.yaml", donors=DONORS, layout=DIAL)
