@@ -90,7 +90,8 @@ def _draw(*renderables: Any) -> None:
 def main() -> None:
     """Build hybrid language models from pretrained checkpoints by YAML recipe.
 
-    Exit codes: 0 done, 1 the run failed, 2 the input is at fault, 70 a bug in hybridizer.
+    Exit codes: 0 done, 1 the run failed, 2 the input is at fault, 70 a bug in hybridizer, 130 stopped by Ctrl-C, 143 by
+    SIGTERM.
     """
 
 
@@ -345,6 +346,9 @@ def build(
     """Run the whole line of RECIPE: plan, splice, train, export, verify. The model is in RUNS/<name>/model.
 
     RECIPE may be the plan.json of a run: that plan is built unchanged, from the donors and texts it was made with.
+
+    Ctrl-C or SIGTERM during training saves the state after the running step and exits with code 130 or 143; run the
+    same command to resume. A second signal, a second later or more, ends it at once.
     """
     from hybridizer.pipeline.build import build as build_recipe
     from hybridizer.pipeline.run import RunFolder
