@@ -92,7 +92,7 @@ def obtain_large_vocabulary(workdir: Path) -> Path:
 
 
 class Clock:
-    """Wall and CPU seconds, and prompts, summed over the pieces that were timed."""
+    """Wall and CPU seconds, and prompts, summed over the timed pieces."""
 
     def __init__(self) -> None:
         self.wall = self.cpu = 0.0
@@ -163,7 +163,7 @@ def spread(prompts: Sequence[Prompt], count: int) -> Sequence[Prompt]:
 
 
 def plain_trace(model: Any, prompt: Prompt) -> list[float]:
-    """The plain implementation: one prompt at a time, output_hidden_states, the lens a layer at a time."""
+    """The plain implementation: one prompt at a time, output_hidden_states, the lens one layer at a time."""
     rows = []
     for ids in (prompt.ids, prompt.masked):
         output = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
@@ -179,7 +179,7 @@ def plain_trace(model: Any, prompt: Prompt) -> list[float]:
 
 
 def ratio(what: str, a: Clock, b: Clock, detail: str) -> dict[str, Any]:
-    """A row: seconds a prompt of `a` over those of `b`."""
+    """A row: seconds per prompt of `a` over those of `b`."""
     return {
         "what": what,
         "ratio": (a.wall / a.prompts) / (b.wall / b.prompts),
@@ -187,7 +187,7 @@ def ratio(what: str, a: Clock, b: Clock, detail: str) -> dict[str, Any]:
         "a_s": a.wall / a.prompts,
         "b_s": b.wall / b.prompts,
         "detail": f"CPU {(a.cpu / a.prompts) / (b.cpu / b.prompts):.3f}; {1e3 * a.wall / a.prompts:.1f} against "
-        f"{1e3 * b.wall / b.prompts:.1f} ms a prompt ({a.prompts} and {b.prompts}); {detail}",
+        f"{1e3 * b.wall / b.prompts:.1f} ms per prompt ({a.prompts} and {b.prompts}); {detail}",
     }
 
 

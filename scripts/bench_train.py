@@ -102,7 +102,7 @@ def _report(arguments, freeze: str, lines) -> None:
         f"{arguments.tokens} tokens, {arguments.threads} threads, {len(ours)} steps each"
     )
     second = "second" if arguments.device == "cuda" else "CPU second"
-    print(f"ceiling: {ceiling / 1e9:.0f} GFLOP a {second} in {arguments.precision} matrix products")
+    print(f"ceiling: {ceiling / 1e9:.0f} GFLOP per {second} in {arguments.precision} matrix products")
     print("trainer    cpu s/step  wall s/step  tokens/cpu s  tokens/s   MFU  peak GB    loss")
     for name, found in counted.items():
         share, memory = flops / timed[name] / ceiling, found[-1]["memory"] / 1e9
@@ -122,7 +122,7 @@ def _report(arguments, freeze: str, lines) -> None:
 
 
 class Turn:
-    """Waits for the parent before each step, and tells it what the step took."""
+    """Waits for the parent before each step, and reports its time."""
 
     def __init__(self, device: str) -> None:
         import torch
@@ -131,7 +131,7 @@ class Turn:
         self._began: tuple[float, float] | None = None
 
     def begin(self) -> None:
-        """Wait for the word to start."""
+        """Wait until the parent starts the step."""
         if not sys.stdin.readline():
             raise SystemExit  # the parent is done, or gone
         self._began = time.process_time(), time.perf_counter()

@@ -1,8 +1,8 @@
-"""Texts for recipes/quickstart.yaml, from what is installed: one JSON object {"text": ...} a line, nothing downloaded.
+"""Texts for recipes/quickstart.yaml, from installed packages: one JSON object {"text": ...} per line, no download.
 
     python scripts/quickstart_texts.py runs/texts
 
-python.jsonl   the reference topics that every CPython ships (pydoc_data.topics), one document a section: to learn
+python.jsonl   the reference topics that every CPython ships (pydoc_data.topics), one document per section: to learn
 news.jsonl     300 news stories of the Australian Broadcasting Corporation, 2000-2001 (M. D. Lee, B. Pincombe, M. Welsh,
                2005), from the tests of the package gensim: general text, to see what is forgotten
 """
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
 
 
 def write(path: Path, texts: list[str]) -> None:
-    """One document a line; empty ones are left out."""
+    """One document per line; empty ones are left out."""
     lines = [json.dumps({"text": text}) for text in texts if text.strip()]
     path.write_text("\n".join(lines) + "\n")
     print(f"wrote {path}: {len(lines)} documents")

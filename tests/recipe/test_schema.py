@@ -98,8 +98,9 @@ VALUES: dict[str, Any] = {
         "new_tokens": 8,
     },
 }
-for key, described in json_schema()["$defs"]["Train"]["properties"].items():  # a new setting needs no line above
-    VALUES["train"].setdefault(key, described.get("default"))
+for section in ("train", "trace", "evaluate"):  # a new setting needs no line above
+    for key, described in json_schema()["$defs"][section.capitalize()]["properties"].items():
+        VALUES[section].setdefault(key, described.get("default"))
 STRANGERS = (-1, 15, 0.5, True, "a", "", [1, "0..3"], {"a": "x"})
 
 
