@@ -516,7 +516,7 @@ def test_a_damaged_record_of_a_training_is_refused(bench):
     record = json.loads(path.read_text())
     del record["steps"]
     path.write_text(json.dumps(record))
-    assert "not a whole record of a training" in hybridize("build", recipe, code=2).stderr
+    assert "not a complete record of a training" in hybridize("build", recipe, code=2).stderr
 
 
 def start(bench, *arguments, **options):
