@@ -391,7 +391,7 @@ def test_recurrent_layers_train_on_packed_rows(bench):
     make_donor(bench / "m", "mamba2", seed=3)
     layout = {"host": "m", "deep": "m", "shallow": "m"}
     stderr = hybridize("build", recipe_of(bench, layout=layout, donors=("m",))).stderr
-    assert "modules that would mix the documents of a row, and run each by itself: 4" in stderr
+    assert "modules that would mix the documents of a row and run on each separately: 4" in stderr
     hybridize("verify", "runs/x")
 
 

@@ -1,10 +1,10 @@
-"""Checkpoints of a running training: complete or not there, the last two kept, refused by any other run.
+"""Checkpoints of a running training: complete or absent; the last two are kept; any other run refuses them.
 
     checkpoints/step-00000120/
       tensors.safetensors   masters and optimizer moments of the trained tensors, random states
       state.json            the next step, what the run is (`facts`), running figures; read to accept or refuse
 
-Frozen tensors are not in it: they are the donor's.
+Frozen tensors are not in it: they are the donors'.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NAME = re.compile(r"step-\d{8}")
 
 @dataclass(frozen=True)
 class Change:
-    """A fact of a run that is not as it was: its path, joined by dots, and both values."""
+    """A fact of a run that changed between two starts: its path, joined by dots, and both values."""
 
     setting: str
     before: Any
@@ -50,9 +50,9 @@ class Change:
 
 @dataclass(frozen=True)
 class State:
-    """All that a run needs to go on from `step` (steps already taken): tensors by name, and figures as plain values.
+    """What a run needs to resume at `step` (steps already taken): tensors by name, and figures as plain values.
 
-    `changes` are the settings that were others when it was written.
+    `changes` are the settings that had other values when it was written.
     """
 
     step: int
@@ -85,7 +85,7 @@ def write_checkpoint(
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write `tensors` as one safetensors file: complete and flushed under its name, or not there.
 
-    Raises OSError as the file system gives it.
+    Raises the OSError of the file system.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -93,7 +93,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         with new_file(path) as partial:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    except SafetensorError as error:  # the number of what the system said is in its text alone
+    except SafetensorError as error:  # the error number of the system is only in its text
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
@@ -120,7 +120,7 @@ def read_checkpoint(
     try:
         tensors = load_file(found[-1] / "tensors.safetensors")
     except (OSError, SafetensorError) as error:
-        fix = "Delete this folder; the run goes on from the checkpoint before it, or from the start."
+        fix = "Delete this folder; the run resumes from the checkpoint before it, or starts again."
         raise CheckpointError(Problem(str(found[-1]), f"damaged checkpoint: {error}.", fix)) from error
     return State(record["step"], tensors, record["figures"], tuple(changes))
 
@@ -189,7 +189,7 @@ class MetricsLog:
     """Appends one JSON object per line to `path`, each with its `step`."""
 
     def __init__(self, path: Path, next_step: int) -> None:
-        """Keeps what the file holds up to `next_step` and drops the rest: those steps are taken again."""
+        """Keeps the lines of steps before `next_step` and deletes the rest: those steps are taken again."""
         self._path = path
         kept = [line for line in whole_lines(path) if json.loads(line)["step"] < next_step]
         write_file(path, "".join(kept))

@@ -1,7 +1,7 @@
-"""From a freeze choice to the tensors it means, and the proof that exactly those moved.
+"""From a freeze choice to the tensors that train, and the proof that exactly those changed.
 
 Tensors are found through the modules that hold them, never by matching their names. The proof compares bytes, so it
-also catches what flags cannot show: a wrapper that registered a frozen tensor again and so made it trainable.
+also catches what flags cannot: a wrapper that registered a frozen tensor again and so made it trainable.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FreezePlan:
 def plan_freeze(model: nn.Module, parts: ModelParts, settings: Train, boundary: int) -> FreezePlan:
     """Which parameters of `model` train under `settings`; the model is not touched.
 
-    A tensor that several places share (tied embeddings, blocks used twice) is frozen if one of the places is. What lies
+    A tensor that several places share (tied embeddings, blocks used twice) is frozen if one of the places is. What is
     in no part (position tables, norms behind the embedding) trains only when no layer is frozen; the notes list it.
     Raises RecipeError where `choose_frozen` does, and for a part that is named and has no tensor.
     """
@@ -71,7 +71,7 @@ def plan_freeze(model: nn.Module, parts: ModelParts, settings: Train, boundary: 
 def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: Lora) -> FreezePlan:
     """Put low-rank adapters on the linear modules of the layers that `plan` trains; the plan that trains only those.
 
-    Everything else is frozen then, the adapted weights, the embedding, the norms and the head included. Raises
+    Everything else is frozen, the adapted weights, the embedding, the norms and the head included. Raises
     InputError as `add_lora_` does.
     """
     known = {id(parameter) for parameter in model.parameters()}
@@ -85,7 +85,7 @@ def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: 
         side = frozen_places if id(parameter) in known else trained_places
         side[name] = places.get(id(parameter), [REST])[0]
     note = f"low-rank adapters of rank {settings.rank} on {len(linears)} linear modules train, and nothing else"
-    kept = [other for other in plan.notes if other not in plan.choice.notes]  # not so of a tied table any more
+    kept = [other for other in plan.notes if other not in plan.choice.notes]  # those about a tied table no longer hold
     return FreezePlan(with_adapters(plan.choice), trained_places, frozen_places, (*kept, note))
 
 
@@ -108,15 +108,15 @@ def check_freeze(model: nn.Module, plan: FreezePlan) -> None:
     stuck = [name for name in plan.trained if not parameters[name].requires_grad]
     if thawed or stuck:
         what = f"frozen but trainable again: {_list(thawed)}; planned to train but frozen: {_list(stuck)}."
-        fix = "Something registered these tensors anew after the freeze: wrap first, then freeze."
+        fix = "Something registered these tensors again after the freeze: wrap first, then freeze."
         raise RunError(Problem("freeze", what, fix))
 
 
 class FreezeProof:
-    """Bytes before against bytes after: every trained tensor moved, every frozen one did not.
+    """Bytes before against bytes after: every trained tensor changed, no frozen one did.
 
-    Made of the parameters (name -> tensor) as they come, before any cast. Costs one pass over the weights here, and one
-    over the frozen ones at the end; `begin` and `check_first_step` cost another two over all that takes part.
+    Made from the parameters (name -> tensor) as loaded, before any cast. This takes one pass over the weights, and the
+    end one over the frozen ones; `begin` and `check_first_step` take one pass each over masters and frozen tensors.
     """
 
     def __init__(self, plan: FreezePlan, parameters: Mapping[str, Tensor]) -> None:
@@ -125,7 +125,7 @@ class FreezeProof:
         self._before: dict[str, int] = {}
 
     def begin(self, masters: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-        """Remember the float32 masters of what trains and the frozen parameters as they take part."""
+        """Remember the checksums of the float32 masters of what trains, and of the frozen parameters as cast."""
         self._before = {name: checksum(tensor) for name, tensor in self._taking_part(masters, parameters).items()}
 
     def check_first_step(
@@ -134,20 +134,20 @@ class FreezeProof:
         """The trained tensors that no gradient reached (`reached` names the others), after one step from `begin`.
 
         A mixture of experts leaves some out of one batch; a layer without any gradient is an error. Raises RunError
-        for that, for a tensor that had a gradient and did not move, and for a frozen one that changed.
+        for that, for a tensor that had a gradient and did not change, and for a frozen one that changed.
         """
         now = self._taking_part(masters, parameters)
         same = {name for name, tensor in now.items() if checksum(tensor) == self._before[name]}
         stuck = [name for name in self._plan.trained if name in same and name in reached]
         if stuck:
             fix = "The learning rate is too small for these weights' precision, or the optimizer does not hold them."
-            raise RunError(Problem("first step", f"had a gradient and did not move: {_list(stuck)}.", fix))
+            raise RunError(Problem("first step", f"had a gradient and did not change: {_list(stuck)}.", fix))
         self._refuse_dead_places(same)
         _refuse_changed("first step", [name for name in self._plan.frozen if name not in same])
         return tuple(name for name in self._plan.trained if name in same)
 
     def check_end(self, parameters: Mapping[str, Tensor]) -> None:
-        """Return if the frozen tensors hash as they did at the beginning; raise RunError naming those that changed.
+        """Return if the frozen tensors have the hashes of the beginning; raise RunError naming those that changed.
 
         To be called after every cast is undone, by every process where tensors are sharded over processes.
         """
@@ -163,12 +163,12 @@ class FreezeProof:
             by_place[self._plan.trained[name]].append(name)
         dead = [place for place, names in by_place.items() if still.issuperset(names)]
         if dead:
-            fix = "The graph is cut on the way to them: look for reentrant checkpointing or a detached activation."
+            fix = "The graph is cut before them: look for reentrant checkpointing or a detached activation."
             raise RunError(Problem("first step", f"no gradient reached {_list(dead)}.", fix))
 
 
 def checksum(tensor: Tensor) -> int:
-    """CRC-32 of the bytes of `tensor`, of this process's shard when it is sharded: cheap, no protection from malice."""
+    """CRC-32 of the bytes of `tensor`, of this process's shard if it is sharded: fast, not proof against malice."""
     return zlib.crc32(_bytes(tensor))
 
 
@@ -187,7 +187,7 @@ def _bytes(tensor: Tensor) -> Any:
 def _refuse_changed(where: str, names: list[str]) -> None:
     if names:
         fix = "This is a bug in the training code or in a wrapper around the model: please report it."
-        raise RunError(Problem(where, f"frozen, and changed all the same: {_list(names)}.", fix))
+        raise RunError(Problem(where, f"frozen tensors changed: {_list(names)}.", fix))
 
 
 def _ids(module: nn.Module | None) -> set[int]:
@@ -214,7 +214,7 @@ def _refuse_missing_parts(parts: ModelParts, settings: Train) -> None:
     requests = {"final_norm": (settings.final_norm, parts.final_norm), "head": (settings.head, parts.head)}
     for name, (choice, module) in requests.items():
         if choice != "side" and not _ids(module):
-            what = f"asks to {choice} the {name.replace('_', ' ')}, and this model has no such tensor."
+            what = f"is `{choice}` for the {name.replace('_', ' ')}, and this model has no such tensor."
             raise RecipeError(Problem(f"train.{name}", what, f"Drop `{name}`."))
 
 

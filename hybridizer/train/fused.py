@@ -1,4 +1,4 @@
-"""Norms and gated networks that keep less for the backward pass, put in place of a model's own for a training.
+"""Norms and gated networks that keep less for the backward pass, used in place of a model's own during a training.
 
 Modules are recognised by what they hold and then by what they compute: one is replaced only when its own output and the
 replacement's agree on a probe. Element-wise work goes through the cache in pieces; measured on SmolLM2 shapes in
@@ -40,7 +40,7 @@ TANH_GELU = Activation(partial(functional.gelu, approximate="tanh"), partial(GEL
 
 @contextmanager
 def fused(model: nn.Module) -> Iterator[tuple[int, int]]:
-    """While it lasts, RMS norms and gated networks of `model` run as below; how many of each were replaced."""
+    """Inside the block, RMS norms and gated networks of `model` run as below; yields how many of each were replaced."""
     norms = {module: forward for module in model.modules() if (forward := _fused_norm(module)) is not None}
     gated = {module: forward for module in model.modules() if (forward := _fused_gated(module)) is not None}
     with replaced_forward({**norms, **gated}):
@@ -58,7 +58,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, around_one: bool = False) ->
 
 
 def gated_network(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: Activation = SILU) -> Tensor:
-    """`(act(x @ gate.T) * (x @ up.T)) @ down.T`, keeping x and the two products for the backward pass, no more."""
+    """`(act(x @ gate.T) * (x @ up.T)) @ down.T`, keeping only x and the two products for the backward pass."""
     output: Tensor = _GatedNetwork.apply(x, gate, up, down, activation)
     return output
 
@@ -206,7 +206,7 @@ def _same(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
     probe = torch.linspace(-2, 2, 3 * weight.shape[-1], device=weight.device).view(3, -1).to(weight.dtype).sin()
     try:
         expected = module(probe)
-    except MODEL_FAULTS:  # a module that wants more than one tensor, or one of another shape
+    except MODEL_FAULTS:  # a module that takes more than one tensor, or one of another shape
         return False
     found = forward(probe)
     if not isinstance(expected, Tensor) or expected.shape != found.shape or expected.dtype != found.dtype:

@@ -1,4 +1,4 @@
-"""Documents of a packed row kept apart, whatever the layers are: found out by trying, and mended where they are not.
+"""Intra-document masking for layers of any kind: tested on the model itself, and enforced where it does not hold.
 
 Attention usually restarts where positions do. Recurrences and convolutions carry state on, and some families build
 masks that ignore positions. Modules that do so run over the documents of a batch as over rows of their own, which
@@ -23,14 +23,14 @@ from hybridizer.models.wrapping import wrapped_forward
 
 _SHORTEST = 0.5  # of a group's longest document: fewer groups are fewer passes over a recurrence, but more padding
 _LEAK_FACTOR = 16.0
-FEW_TOKENS = 16  # of a row to try modules with: nearly all that leak do so at once
+FEW_TOKENS = 16  # of a row to test modules with: nearly all that leak do so within these
 
 
 @torch.no_grad()
 def documents_leak(objective: CausalLMLoss, vocab_size: int, num_tokens: int = FEW_TOKENS) -> bool:
     """Whether a document in a packed row changes what the model makes of the document after it.
 
-    Tried on the model itself, with one document behind several different ones, `num_tokens` in all. Only rounding may
+    Tested on the model itself, with one document behind several different ones, `num_tokens` in all. Only rounding may
     differ, as it does between rows of a batch, which cannot leak: experts round by how many tokens they get.
     """
     first, size = _lengths(num_tokens)
@@ -51,9 +51,9 @@ def documents_leak(objective: CausalLMLoss, vocab_size: int, num_tokens: int = F
 def isolate_documents(
     model: nn.Module, layers: Sequence[nn.Module], vocab_size: int, num_tokens: int = FEW_TOKENS
 ) -> Iterator[int]:
-    """While it lasts, modules in `layers` that let documents of a packed row meet run over each alone; how many do.
+    """Inside the block, modules in `layers` through which documents leak run on each separately; yields how many.
 
-    They are found with rows of `num_tokens`; what compresses many tokens into one may leak over long rows only.
+    They are found with rows of `num_tokens`; modules that compress many tokens into one may leak over long rows only.
     The documents of a batch are read off the `position_ids`, (rows, tokens) and 0 where one begins, that `model` is
     called with. A call without them keeps those of the batch before: layers may run again for the backward pass.
     """
@@ -79,7 +79,7 @@ def leaking_modules(
     """The outermost modules inside `layers` through which one document of a packed row reaches the next.
 
     Each is called again with what it was given in a run of the model, the first document changed. Modules that take
-    something without a place for every token, or for every pair of them, are looked into instead.
+    something without a place for every token, or for every pair of them, are searched instead.
     """
     first, size = _lengths(num_tokens)
     generator = torch.Generator().manual_seed(0)
@@ -117,7 +117,7 @@ class _Call:
 def _leaks(module: nn.Module, call: _Call, first: int, shape: torch.Size) -> bool:
     """Whether the `first` tokens of a row change what `module` gives for the rest, more than rounding can.
 
-    Rounding is what another row, which cannot leak, does to this one: nothing, but for experts.
+    Rounding is what another row, which cannot leak, does to this one: nothing, except with experts.
     """
     tensors: list[Tensor] = []
     _mapped((call.args, call.kwargs), tensors.append)
@@ -135,7 +135,7 @@ def _leaks(module: nn.Module, call: _Call, first: int, shape: torch.Size) -> boo
 
     try:
         outputs = [run(change) for change in (torch.clone, torch.neg, _reversed, _shifted)]
-    except MODEL_FAULTS:  # it does not run by itself: left to the check of the whole model
+    except MODEL_FAULTS:  # it does not run alone: the check of the whole model decides
         return False
     found = [output for output in outputs if output is not None]
     if len(found) < len(outputs):
@@ -156,8 +156,8 @@ def _shifted(tensor: Tensor) -> Tensor:
 class _Group:
     """Documents that run together. `places` (documents, tokens) are positions in the flat batch, `real` no padding.
 
-    A padded place repeats its document's last one: a causal module never looks there, masks of pairs hide it, and
-    nobody reads what it gives.
+    A padded place repeats its document's last one: a causal module never reads it, masks of pairs hide it, and
+    its output is not used.
     """
 
     places: Tensor
@@ -165,7 +165,7 @@ class _Group:
 
 
 class Documents:
-    """Where the documents of the batch lie that is being worked on, and how modules run over each of them alone."""
+    """Where the documents of the current batch are, and how modules run over each of them separately."""
 
     def __init__(self) -> None:
         self._shape = torch.Size()
@@ -258,7 +258,7 @@ def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def _lengths(num_tokens: int) -> tuple[int, int]:
-    """Those of two documents in a row of `num_tokens`, the second one longer and beginning at no round number."""
+    """Those of two documents in a row of `num_tokens`, the second one longer and not starting at a round number."""
     first = 7 * num_tokens // FEW_TOKENS - (num_tokens > FEW_TOKENS)
     return first, num_tokens - first
 
@@ -275,7 +275,7 @@ def _spread(results: Sequence[Tensor]) -> float:
 
 @contextmanager
 def _in_eval(module: nn.Module) -> Iterator[None]:
-    """While it lasts, `module` is in eval mode: dropout would look like a leak."""
+    """Inside the block, `module` is in eval mode: dropout would look like a leak."""
     training = module.training
     module.eval()
     try:
@@ -286,9 +286,9 @@ def _in_eval(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _nothing_zero(module: nn.Module) -> Iterator[None]:
-    """While it lasts, parameters that are all zeros hold small numbers instead.
+    """Inside the block, parameters that are all zeros hold small numbers instead.
 
-    A fresh mixer whose last projection begins at zero carries nothing on yet, and will once it has learnt.
+    A new mixer whose last projection is zero passes nothing on yet, and will after some training.
     """
     saved = [(parameter, parameter.detach().clone()) for parameter in module.parameters() if not parameter.any()]
     generator = torch.Generator().manual_seed(0)

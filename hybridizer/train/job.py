@@ -20,14 +20,14 @@ from hybridizer.recipe.models import Train
 from hybridizer.train.freeze import FreezePlan
 from hybridizer.train.runtime import Runtime
 
-# These settings may change between two starts of a run: they do not touch the numbers.
+# These settings may change between two starts of a run: they do not affect the numbers.
 _FREE = {"max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergence"}
 # These are facts of the freeze plan and of the data, which are recorded beside the settings.
 _RECORDED_BESIDE = {
     "data", "tokens", "freeze", "embedding", "final_norm", "head", "lora", "seq_len", "packed", "global_batch_size",
     "heldout_ratio",
 }  # fmt: skip
-# In a checkpoint the settings of the optimizer and of the schedule are groups of their own.
+# In a checkpoint the settings of the optimizer and of the schedule are separate groups.
 _OPTIMIZER = ("lr", "betas", "eps", "weight_decay", "max_grad_norm")
 _SCHEDULE = ("warmup_ratio", "min_lr_ratio", "decay_ratio")
 
@@ -94,7 +94,7 @@ class DeviceFigures:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where a run writes, the processes and the device it runs on, who hears of its progress, and its clock."""
+    """Where a run writes, the processes and the device it runs on, the monitor of its progress, and its clock."""
 
     folder: Path
     runtime: Runtime

@@ -1,6 +1,6 @@
-"""The training loop: from a job to trained float32 tensors, killed and resumed at will.
+"""The training loop: from a job to trained float32 tensors. It may be killed and resumed at any moment.
 
-A run on one device with the same settings gives the same bits, whether it was interrupted or not.
+On one device the same settings give the same bits, interrupted or not.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -
     """Train the model of `job` in place, from the newest checkpoint in the folder of `context` if there is one.
 
     Afterwards that folder holds masters.safetensors, the trained tensors in float32 under their names in the model,
-    beside checkpoints/ and log.jsonl. The trained parameters of the model are those, and the frozen ones hold the bytes
-    they came with, which is checked (under FSDP2 the model stays sharded). `accept_changes` lets a run resume from a
+    beside checkpoints/ and log.jsonl. The model holds them too, and its frozen parameters have the bytes that they were
+    loaded with, which is checked (under FSDP2 the model stays sharded). `accept_changes` lets a run resume from a
     checkpoint written with another learning rate, schedule, clipping or weight decay.
     Raises InputError for a checkpoint of another run and where `prepare` does, RunError when the loss diverges, a
     trained weight is not finite or the freeze does not hold, and Interrupted or Terminated, the state saved, when
@@ -74,7 +74,7 @@ def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -
     with torch.random.fork_rng(devices=[]), _same_bits(device):
         context.folder.mkdir(parents=True, exist_ok=True)
         apply_freeze_(job.model.to(device).train(), job.freeze_plan)
-        proof = FreezeProof(job.freeze_plan, _parameters(job.model))  # of the bytes as they come, before any cast
+        proof = FreezeProof(job.freeze_plan, _parameters(job.model))  # of the bytes as loaded, before any cast
         with prepare(job, device) as prepared:
             run = _Run(job, context, OptimizerStep(job, prepared, context.runtime), proof)
             run.resume(accept_changes)
@@ -147,7 +147,7 @@ class _Run:
         return "tokens" if last_step == self._job.data.num_steps else "steps"
 
     def finish(self, stopped_by: str, dtype: torch.dtype) -> TrainResult:
-        """Write the masters, put them into the model where it is whole here, and prove the frozen untouched."""
+        """Write the masters, put them into a model that is not sharded, and prove that frozen tensors are unchanged."""
         self._runtime.stop_tracking()
         trained = {name: unshard(master.detach()) for name, master in self._step.masters.tensors.items()}
         if self._runtime.is_main:
@@ -274,7 +274,7 @@ class _Run:
             set_aside(self._checkpoints, first_bad)
         self._runtime.barrier()
         good = newest_checkpoint(self._checkpoints)
-        again = "and build again: there is no checkpoint from before."
+        again = "and build again, from the start: no earlier checkpoint exists."
         if good is not None:
             again = f"and build again with --accept-changes: it resumes from {good}, the last good state."
         advice = f"Lower `lr` (it was {lr:.2g} here), lengthen the warm-up or lower `max_grad_norm`, {again}"
@@ -289,7 +289,7 @@ class _Run:
             what = f"its newest checkpoint is at step {checkpoint.step}, and `max_steps` is {last_step}."
             raise InputError(Problem(folder, what, "Raise max_steps, or give the recipe another name."))
         if any(change.setting not in ROUNDING for change in checkpoint.changes) and checkpoint.step == last_step:
-            what = f"all {last_step} steps were taken with the settings from before; the new ones would train nothing."
+            what = f"all {last_step} steps were taken with the settings from before; the new ones would have no effect."
             raise InputError(Problem(folder, what, "Give the recipe another name, or restore the settings."))
 
 
@@ -301,7 +301,7 @@ def _note_start(
     monitor: Monitor, num_isolated: int, changes: tuple[Mapping[str, Any], ...], accept_changes: bool
 ) -> None:
     if num_isolated:
-        monitor.note(f"modules that would mix the documents of a row, and run each by itself: {num_isolated}")
+        monitor.note(f"modules that would mix the documents of a row and run on each separately: {num_isolated}")
     for change in changes:
         rounding = ": sums are taken in another order, and dropout draws other numbers, so that the bits differ"
         monitor.note(
@@ -314,12 +314,12 @@ def _note_start(
 
 @contextmanager
 def _same_bits(device: torch.device) -> Iterator[None]:
-    """While it lasts, sums of experts on a CPU come in one order, whatever the threads: gpt_oss's did not."""
+    """Inside the block, sums over experts on a CPU have one order for any number of threads; gpt_oss's had not."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a search for bugs, which takes time
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, which takes time
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft: put into a model in place, and merged back into plain weights."""
+"""Low-rank adapters through peft: added to a model in place, and merged back into plain weights."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ def add_lora_(model: nn.Module, module_names: Sequence[str], settings: Lora) -> 
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        problem = Problem("train.lora", "low-rank adapters need the package peft.", "pip install peft, or drop `lora`.")
+        problem = Problem(
+            "train.lora", "low-rank adapters need the package peft.", "pip install peft, or remove `lora`."
+        )
         raise InputError(problem) from None
     if not module_names:
-        what = "the layers that train have no linear modules, which adapters go on."
+        what = "the layers that train have no linear modules, which adapters need."
         raise InputError(Problem("train.lora", what, "Train without LoRA."))
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=list(module_names)
     )
     try:
         inject_adapter_in_model(config, model)
-    except ValueError as error:  # peft knows kinds of module that adapters would break
+    except ValueError as error:  # peft refuses some kinds of module
         what = f"peft refuses these modules: {error}"
         raise InputError(Problem("train.lora", what, "Train without LoRA.")) from error
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    if adapted != set(module_names):  # peft also takes modules whose path ends with a name
+    if adapted != set(module_names):  # peft also adapts modules whose path ends with a name
         wrong = ", ".join(sorted(adapted ^ set(module_names))[:5])
         raise InputError(
-            Problem("train.lora", f"peft adapted other modules than asked: {wrong}.", "Train without LoRA.")
+            Problem("train.lora", f"peft adapted other modules than requested: {wrong}.", "Train without LoRA.")
         )
 
 

@@ -1,4 +1,4 @@
-"""AdamW over float32 masters of the trained tensors, and nothing else."""
+"""AdamW over float32 masters of the trained tensors only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Masters:
             torch._foreach_copy_([self._parameters[n] for n in self._low], [self.tensors[n] for n in self._low])
 
     def reached(self) -> set[str]:
-        """The tensors whose gradient is there and not all zero."""
+        """The tensors that have a gradient which is not all zero."""
         return {
             name
             for name, tensor in self.tensors.items()
@@ -80,7 +80,7 @@ class Masters:
 
     @torch.no_grad()
     def load_(self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave, and publish it."""
+        """Restore what `state` returned, and publish it."""
         for key, value in tensors.items():
             kind, name = key.split(".", 1)
             master = self.tensors[name]
@@ -115,7 +115,7 @@ def set_rate_(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors`, copied where two share memory, as the 8-bit kind's tables do: a file takes no such pairs."""
+    """`tensors`, copied where two share memory, as the 8-bit optimizer's tables do: safetensors refuses such pairs."""
     seen: set[int] = set()
     for key, tensor in tensors.items():
         place = tensor.untyped_storage().data_ptr()
@@ -136,7 +136,7 @@ def _eight_bit(groups: list[dict[str, Any]], settings: Train) -> torch.optim.Opt
         fix = "pip install bitsandbytes, or use adamw."
         raise InputError(Problem("train.optimizer", "adamw8bit needs the package bitsandbytes.", fix)) from None
     if any(is_sharded(tensor) for group in groups for tensor in group["params"]):
-        what = "adamw8bit cannot hold tensors that FSDP spreads over processes."
-        raise InputError(Problem("train.optimizer", what, "Use adamw, or DDP, which keeps them whole."))
+        what = "adamw8bit cannot hold tensors that FSDP shards over processes."
+        raise InputError(Problem("train.optimizer", what, "Use adamw, or DDP, which does not shard them."))
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     return optimizer

@@ -1,6 +1,6 @@
-"""Which precision computes, and how tensors kept in another one take part in it.
+"""Which precision computes, and how tensors stored in another one are used in it.
 
-Frozen tensors stay in the checkpoint's precision: a linear layer casts its frozen weight when it needs it and keeps no
+Frozen tensors stay in the checkpoint's precision: a linear layer casts its frozen weight on each use and keeps no
 cast copy for the backward pass. Trained tensors live in the compute precision, with float32 masters in the optimizer.
 There is no autocast, so nothing is cast twice in a step.
 """
@@ -29,7 +29,7 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 class MixedLinear(nn.Linear):
-    """A linear layer with a frozen weight in a precision of its own; it computes in that of its input."""
+    """A linear layer whose frozen weight has its own precision; it computes in that of its input."""
 
     def forward(self, input: Tensor) -> Tensor:
         """`input` (..., in_features) to (..., out_features) in the dtype of `input`."""
@@ -41,7 +41,7 @@ class MixedLinear(nn.Linear):
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """`input @ weight.T` with a frozen weight that is cast in each direction and never kept in the cast form."""
+    """`input @ weight.T` with a frozen weight that is cast in each pass; the cast copy is not kept."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 class WorkingPrecision:
-    """A model set up to compute in one dtype; `restore_` gives every frozen tensor its own bytes back."""
+    """A model set up to compute in one dtype; `restore_` gives every frozen tensor its original bytes."""
 
     def __init__(self, model: nn.Module, plan: FreezePlan, dtype: torch.dtype, keep_low: bool = True) -> None:
         """Changes `model` in place and keeps every parameter object; frozen tensors are cast too unless `keep_low`."""
@@ -70,7 +70,7 @@ class WorkingPrecision:
         self._hooks = [hook for module in model.modules() if (hook := _adapt_(module, dtype)) is not None]
 
     def restore_(self) -> None:
-        """Undo everything but the dtype of trained tensors, which the optimizer's masters replace anyway."""
+        """Undo everything except the dtype of trained tensors, which the optimizer's masters replace."""
         for name, parameter in self._model.named_parameters():
             if name in self._kept and not is_sharded(parameter):
                 parameter.data = self._kept[name]
@@ -82,10 +82,10 @@ class WorkingPrecision:
 
 
 def working_precision(model: nn.Module, plan: FreezePlan, dtype: torch.dtype, vocab_size: int) -> WorkingPrecision:
-    """`model` set up to compute in `dtype`, with frozen tensors in their own precision where its code takes that.
+    """`model` set up to compute in `dtype`, with frozen tensors in their own precision where its code allows that.
 
-    Code that uses a linear module's weight without calling the module, as Mamba's does, does not. Raises InputError
-    where the model does not run in `dtype` at all.
+    Code that uses the weight of a linear module without calling the module, such as Mamba's, does not. Raises
+    InputError where the model does not run in `dtype` at all.
     """
     ids = (torch.arange(8, device=next(model.parameters()).device) % vocab_size)[None]
     training, fault = model.training, ""
@@ -102,7 +102,7 @@ def working_precision(model: nn.Module, plan: FreezePlan, dtype: torch.dtype, vo
             model.train(training)
     name = str(dtype).removeprefix("torch.")
     what = f"this model's own code does not run in {name}: {fault}"
-    raise InputError(Problem("train.precision", what, "Ask for the other precision, float32 or bfloat16."))
+    raise InputError(Problem("train.precision", what, "Set the other precision, float32 or bfloat16."))
 
 
 def _ids_kept_low(model: nn.Module) -> set[int]:
@@ -113,7 +113,7 @@ def _ids_kept_low(model: nn.Module) -> set[int]:
 
 
 def _kept_low(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of `module` that can take part in their own precision."""
+    """The parameters of `module` that can be used in their own precision."""
     plain = type(module) in (nn.Linear, nn.Embedding)
     return list(module.parameters(recurse=False)) if plain else []
 
@@ -129,5 +129,5 @@ def _adapt_(module: nn.Module, dtype: torch.dtype) -> Any:
 
 
 def _as_class_(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Give `module` another forward pass. It stays the same module with the same parameter objects."""
+    """Replace the forward pass of `module`, which keeps its identity and its parameter objects."""
     module.__class__ = kind

@@ -1,4 +1,4 @@
-"""A model made ready to train, and given back as it was: every temporary change to it, in the one order that works."""
+"""A model prepared for training and restored afterwards: every temporary change to it, in the only order that works."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Prepared:
 
 @contextmanager
 def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
-    """While it lasts, the model of `job`, which is on `device`, computes as its settings say.
+    """Inside the block, the model of `job`, which is on `device`, computes as its settings say.
 
     Afterwards its modules are what they were, and so are the bytes of every frozen tensor that is not sharded. Trained
     tensors keep the dtype that computed: their values are the caller's. Raises InputError for a precision that the
@@ -44,13 +44,13 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
     dtype = choose_dtype(settings.precision, device)
     with ExitStack() as stack:
         enter = stack.enter_context
-        # First, and undone last: all that follows tries modules, in the dtype that they are going to compute in.
+        # First, and undone last: what follows runs modules on samples, in the dtype that they will compute in.
         enter(_precision(job, dtype))
-        # Before anything runs the model again: what is tried below is then what trains.
+        # Before anything else runs the model: what is tested below is then what trains.
         enter(_fusing(job))
-        # After fusing, which compares results as the dtype itself rounds them. It acts below the modules.
+        # After fusing, which compares results as rounded by the dtype. It acts below the modules.
         enter(_upcasting(job, dtype, device))
-        # Changes nothing. It looks at the head in the dtype that computes, and isolation tries the model through it.
+        # Changes nothing. It inspects the head in the dtype that computes, and isolation tests the model through it.
         objective = CausalLMLoss(job.model, job.parts, job.loss_chunk_bytes)
         # Before compilation: its trials would each take up one of the few compiled graphs.
         num_isolated = enter(_isolation(job, objective))
@@ -95,9 +95,9 @@ def _checkpointing(job: TrainJob) -> AbstractContextManager[None]:
 
 @contextmanager
 def _isolated(objective: CausalLMLoss, parts: TrainableParts, row_tokens: int) -> Iterator[int]:
-    """While it lasts, documents of a packed row stay apart, tried on whole rows; how many modules are isolated.
+    """Inside the block, documents of a packed row stay apart, tested on whole rows; yields how many modules that takes.
 
-    Raises InputError where no module that could be helped explains the leak.
+    Raises InputError where the leak remains with every module found run separately.
     """
     vocabulary, tokens = _vocabulary(parts), max(row_tokens, FEW_TOKENS)
     for tried in (FEW_TOKENS, tokens):
@@ -107,15 +107,17 @@ def _isolated(objective: CausalLMLoss, parts: TrainableParts, row_tokens: int) -
                 yield count
                 return
     what = f"its layers let a document of a packed row reach the next one, and {fault}."
-    raise InputError(Problem("train.packed", what, "Set `packed: false`: one document a row, rows of like length."))
+    raise InputError(
+        Problem("train.packed", what, "Set `packed: false`: one document per row, rows of similar length.")
+    )
 
 
 def _packing_fault(objective: CausalLMLoss, vocabulary: int, tokens: int) -> str | None:
     try:
         leaks = documents_leak(objective, vocabulary, tokens)
     except MODEL_FAULTS as error:
-        return f"running each by itself fails: {type(error).__name__}: {str(error)[:200]}"
-    return "no module was found that could run over each by itself instead" if leaks else None
+        return f"running each separately fails: {type(error).__name__}: {str(error)[:200]}"
+    return "no module was found that could run over each separately instead" if leaks else None
 
 
 def _vocabulary(parts: TrainableParts) -> int:

@@ -1,4 +1,4 @@
-"""From the tensors of a trained model to those of its checkpoint: adapters merged, the loader's own forms undone."""
+"""From the tensors of a trained model to those of its checkpoint: adapters merged, the loader's conversions undone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_storable(model: nn.Module, names: Collection[str]) -> None:
     shapes = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
     unknown_names = sorted(_stored(model, shapes, names).keys() - set(names))
     if unknown_names:
-        what = f"gives tensors that its checkpoint has not: {', '.join(unknown_names[:5])}."
+        what = f"gives tensors that its checkpoint does not have: {', '.join(unknown_names[:5])}."
         raise InputError(Problem(type(model).__name__, what, "This family cannot be trained here yet."))
 
 
@@ -51,9 +51,9 @@ def store_result(
     folder: Path,
     write: bool,
 ) -> StoredResult:
-    """Make trained.safetensors in `folder` of the masters there, as the checkpoint `stored` that was loaded names them.
+    """Make trained.safetensors in `folder` from the masters there, under the names of the loaded checkpoint `stored`.
 
-    Only where `write` is set; the masters may be left beside it. Every process calls this. A frozen tensor that was
+    Only where `write` is set; the masters may stay beside it. Every process calls this. A frozen tensor that was
     loaded in another precision is hashed in its file.
     """
     path = folder / TRAINED
@@ -88,7 +88,7 @@ def _as_in_file(tensor: Tensor, entry: TensorEntry) -> bool:
 
 
 def _stored(model: nn.Module, tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """`tensors` under the checkpoint's names, which may lack the prefix that a model with a head puts before them."""
+    """`tensors` under the checkpoint's names, which may lack the prefix that a model with a head adds."""
     found = as_checkpoint(model, tensors)
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     return {

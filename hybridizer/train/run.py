@@ -1,4 +1,4 @@
-"""Spliced model and plan -> trained tensors and the record of how they came about, resumed wherever it stopped."""
+"""Spliced model and plan -> trained tensors and their record, resumed from the last checkpoint."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ SCHEMA = "hybridizer.training/1"
 
 @dataclass(frozen=True)
 class SourceUse:
-    """What one source gave: tokens it has for training, tokens taken, epochs, and records left out by reason.
+    """What was used of one source: its tokens for training, tokens taken, epochs, and records left out by reason.
 
-    `left_out_at` says where the first of each reason are; the token cache has more.
+    `left_out_at` gives the places of the first ones per reason; the token cache has more.
     """
 
     name: str
@@ -60,9 +60,9 @@ class SourceUse:
 class TrainRecord:
     """A finished training. `trained` names tensors of the output, `frozen_sha256` maps the others to their hashes.
 
-    Losses are in nats a token, `stopped_by` is tokens, steps or minutes. Hashes are of the bytes in memory after the
+    Losses are in nats per token, `stopped_by` is tokens, steps or minutes. Hashes are of the bytes in memory after the
     last step, in the precision of the checkpoint; they were compared with those before the first. `changes` are
-    settings that became others on the way.
+    settings that changed between two starts.
     """
 
     plan_hash: str
@@ -89,7 +89,7 @@ class TrainRecord:
 
 
 def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
-    """This process's part among those that a launcher such as `accelerate launch` started; None where it is alone.
+    """The runtime of this process among those that a launcher such as `accelerate launch` started; None if it is alone.
 
     Raises InputError when there are several and the recipe trains nothing, or has rows that they cannot share evenly.
     """
@@ -97,7 +97,7 @@ def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
     if count == 1:
         return None
     if recipe.train is None:
-        what = f"{count} processes were started, and this recipe has no `train`: there is nothing to share."
+        what = f"{count} processes were started, and this recipe has no `train` section to share."
         raise InputError(Problem(str(recipe.path), what, "Start `hybridize build` alone."))
     if recipe.train.global_batch_size % count:
         what = f"{recipe.train.global_batch_size} rows in a step cannot be shared evenly by {count} processes."
@@ -147,20 +147,20 @@ def _check_ids(sources: Sequence[Source], embedding: Any) -> None:
         largest = int(token_file.tokens.max())
         if largest >= rows:
             what = f"the tokenizer gives token {largest}, and the embedding has {rows} rows."
-            raise InputError(Problem(token_file.source, what, "Take the tokenizer that the host was trained with."))
+            raise InputError(Problem(token_file.source, what, "Use the tokenizer that the host was trained with."))
 
 
 def required_bytes(trained_parameters: int, changed_parameters: int, model_bytes: int) -> int:
-    """What a training and its export take on disk: three checkpoints for a moment, the result in float32, the model.
+    """Bytes that a training and its export need on disk: at most three checkpoints, the result in float32, the model.
 
-    Adapters train few parameters and change as many as the matrices have that they are merged into.
+    Adapters train few parameters and change all those of the matrices that they are merged into.
     """
     return 3 * 12 * trained_parameters + 4 * changed_parameters + model_bytes
 
 
 @contextmanager
 def _room_in(folder: Path) -> Iterator[None]:
-    """Turn what the file system says inside the block into an OutputError about `folder`."""
+    """Turn an OSError inside the block into an OutputError about `folder`."""
     try:
         yield
     except OSError as error:
@@ -189,7 +189,7 @@ def train(
     stored = open_checkpoint(spliced).tensors
     job, sources = _make_job(plan, recipe, spliced, runtime)
     context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime))
-    (folder / RECORD).unlink(missing_ok=True)  # it speaks of the tensors that are replaced now
+    (folder / RECORD).unlink(missing_ok=True)  # it describes the tensors that are replaced now
     with _room_in(folder):
         result = run_loop(job, context, accept_changes=accept_changes)
         tensors = store_result(job.model, job.freeze_plan, result.frozen_sha256, stored, folder, write=runtime.is_main)
@@ -203,7 +203,7 @@ def train(
 
 
 def _make_job(plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime) -> tuple[TrainJob, tuple[Source, ...]]:
-    """What is trained, on which data, and the sources of that; what cannot train is refused here, before any work."""
+    """What is trained, on which data, and its sources. Raises InputError for what cannot train, before any work."""
     from hybridizer.models.load import load_causal_lm
     from hybridizer.models.loss import loss_chunk_bytes
     from hybridizer.models.parts import find_parts
@@ -257,12 +257,12 @@ def _freeze(plan: Plan, settings: Train, model: nn.Module, parts: Parts, spliced
 
 def _refuse_sharded_adapters(runtime: Runtime) -> None:
     if runtime.is_fsdp:
-        what = "low-rank adapters cannot be merged into weights that FSDP2 spreads over processes."
+        what = "low-rank adapters cannot be merged into weights that FSDP2 shards over processes."
         raise InputError(Problem("train.lora", what, "Launch without FSDP, or drop `lora`."))
 
 
 def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, monitor: Monitor) -> tuple[Source, ...]:
-    """The sources that `entries` of a settled recipe name, tokenised now or found in the cache."""
+    """The sources that `entries` of a resolved recipe name, tokenised now or taken from the cache."""
     from hybridizer.data.sources import open_sources
 
     cache = cache_folder() / "tokens"
@@ -279,7 +279,7 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
 
 
 def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
-    """The FLOP per token of `job`, and what the device computes of them per second at best."""
+    """The FLOP per token of `job`, and the FLOP/s of the fastest matrix product on the device."""
     from hybridizer.models.matmul import matmul_dtype
     from hybridizer.train.job import DeviceFigures
     from hybridizer.train.precision import choose_dtype

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem
 
-# The others wait while the main process splices and measures; torch gives up after ten or thirty minutes.
+# The others wait while the main process splices and evaluates; the timeout of torch is ten or thirty minutes.
 PATIENCE = timedelta(hours=6)
 
 
 class Runtime:
-    """The processes that train together, and this one's device. Precision is the caller's: nothing is autocast here."""
+    """The processes that train together, and this one's device. Precision is the caller's: there is no autocast."""
 
     def __init__(self, trackers: tuple[str, ...] = (), folder: Path | None = None, cpu: bool = False) -> None:
         """`trackers` are accelerate's (tensorboard, wandb, ...), logging into `folder`. `cpu` ignores accelerators.
@@ -32,9 +32,9 @@ class Runtime:
         missing = [name for name in trackers if name not in available]
         if missing:
             what = f"no tracker {', '.join(missing)} here; installed: {', '.join(available) or 'none'}."
-            raise InputError(Problem("train.trackers", what, "Install its package, or leave it out."))
+            raise InputError(Problem("train.trackers", what, "Install its package, or remove it."))
         patience = InitProcessGroupKwargs(timeout=PATIENCE)
-        # Unless accelerate is given `cpu`, every process of a launcher on a CPU counts as the only one.
+        # Without `cpu`, accelerate treats every process of a launcher on a CPU as the only one.
         cpu = cpu or not torch.accelerator.is_available()
         self._accelerator = Accelerator(
             cpu=cpu, log_with=list(trackers) or None, project_dir=folder, kwargs_handlers=[patience]
@@ -72,11 +72,11 @@ class Runtime:
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` on this device, its gradients averaged over the processes.
 
-        Parameter objects stay the same, but under FSDP2, where they are exchanged for parts of them.
+        Parameter objects stay the same, except under FSDP2, which replaces them by shards.
         """
         wrapped: nn.Module
         if self._accelerator.is_fsdp2:
-            # accelerate wants an optimizer beside the module; ours is made afterwards, over the parts.
+            # accelerate requires an optimizer with the module; ours is made afterwards, over the shards.
             placeholder = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)
             wrapped, _ = self._accelerator.prepare(module, placeholder)
         else:
@@ -88,7 +88,7 @@ class Runtime:
         self._accelerator.backward(loss)
 
     def without_sync(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """A context in which the backward pass leaves gradients local, but for the `last` before a step."""
+        """A context in which the backward pass keeps gradients local, except in the `last` one before a step."""
         return nullcontext() if last else self._accelerator.no_sync(module)
 
     def sum(self, *values: float) -> list[float]:
@@ -105,12 +105,12 @@ class Runtime:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process runs the block alone, then the others do: they find what it left on disk."""
+        """The main process runs the block first, then the others, which find its files on disk."""
         with self._accelerator.main_process_first():
             yield
 
     def barrier(self) -> None:
-        """Return when all processes have come here."""
+        """Return when all processes have reached this call."""
         self._accelerator.wait_for_everyone()
 
     def start_tracking(self, name: str, settings: Mapping[str, Any]) -> None:
@@ -120,7 +120,7 @@ class Runtime:
             self._accelerator.init_trackers(name, config=plain)
 
     def track(self, values: Mapping[str, float], step: int) -> None:
-        """Hand `values` to the trackers."""
+        """Log `values` to the trackers."""
         if self._tracks:
             self._accelerator.log(dict(values), step=step)
 

@@ -19,7 +19,7 @@ from hybridizer.train.schedule import rate_factor
 
 @dataclass(frozen=True)
 class Gradients:
-    """What is known of a step before the weights change: mean loss in nats per token, learning rate, gradient norms."""
+    """The figures of a step before the weights change: mean loss in nats per token, learning rate, gradient norms."""
 
     loss: float
     lr: float
@@ -27,7 +27,7 @@ class Gradients:
 
 
 class OptimizerStep:
-    """The step of a prepared model, over all processes; every one of them takes it."""
+    """The optimizer step of a prepared model over all processes, each of which must call it."""
 
     def __init__(self, job: TrainJob, prepared: Prepared, runtime: Runtime) -> None:
         """Raises RunError if the wrapper for several processes made a frozen tensor trainable."""
@@ -47,7 +47,7 @@ class OptimizerStep:
         return Gradients(loss, lr, self.masters.gradient_norms())
 
     def update_(self, gradients: Gradients, proof: FreezeProof | None = None) -> tuple[str, ...]:
-        """Clip the gradients, take the step, and drop them.
+        """Clip the gradients, take the step, and free them.
 
         With `proof`, for the first step of a process, the trained tensors that no gradient reached; raises RunError
         where the freeze did not hold.
@@ -68,7 +68,7 @@ class OptimizerStep:
         return self.masters.state(self._optimizer)
 
     def load_(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         self.masters.load_(self._optimizer, tensors)
 
     def _backward(self, step: int) -> float:

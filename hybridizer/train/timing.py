@@ -1,4 +1,4 @@
-"""A few real steps of a training, on random weights and tokens in a process of their own: what one step takes here."""
+"""A few real steps of a training on random weights and tokens, in a separate process: what one step takes here."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ MIN_STEPS = 2  # the first step makes the optimizer's state, and proves the free
 
 @dataclass(frozen=True)
 class DryRunRequest:
-    """The training to try: `config` is the model's config.json, `dtype` that of its weights, as torch names it.
+    """The training to time: `config` is the model's config.json, `dtype` that of its weights, as torch names it.
 
-    `settings` say what freezes, what a step holds and how it computes; their data and their end do not count.
+    `settings` say what freezes, what a step holds and how it computes; their data and limits are not used.
     """
 
     config: Mapping[str, Any]
@@ -71,20 +71,20 @@ class DryRun:
 
 
 def dry_run(request: DryRunRequest) -> DryRun:
-    """Train a random model of this shape for a few steps, in a process of its own, and leave nothing behind.
+    """Train a random model of this shape for a few steps, in a separate process, and leave no files.
 
-    Raises whatever training raises, and RunError when the process dies, which it does when memory is short.
+    Raises whatever training raises, and RunError when the process dies, as it does when memory is short.
     """
     assert request.steps >= MIN_STEPS, request.steps
-    start = multiprocessing.get_context("spawn")  # a fork would begin with this process's memory
+    start = multiprocessing.get_context("spawn")  # a fork would start with this process's memory
     receiver, sender = start.Pipe(duplex=False)
     child = start.Process(target=_answer, args=(request, sender))
     child.start()
-    sender.close()  # the child's end alone is open now, so that its death is heard
+    sender.close()  # only the child's end is open now, so that its death ends the wait
     try:
         found = receiver.recv()
     except EOFError:
-        what = "the process of the probe died, most likely for want of memory."
+        what = "the process of the probe died, most likely because memory was short."
         fix = "Lower `micro_batch_size` or `seq_len`, or set `gradient_checkpointing: true`."
         raise RunError(Problem("train probe", what, fix)) from None
     finally:
@@ -95,7 +95,7 @@ def dry_run(request: DryRunRequest) -> DryRun:
 
 
 def _answer(request: DryRunRequest, sender: Connection) -> None:
-    """The child's work. Errors travel as their problems: pickle would keep their text alone."""
+    """The child's work. Errors are sent as their problems: pickle would keep only their text."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             sender.send(_train(request, Path(folder)))
@@ -112,7 +112,7 @@ def _train(request: DryRunRequest, folder: Path) -> DryRun:
     settings = replace(request.settings, max_steps=None, max_minutes=None, checkpoint_minutes=1e9)
     runtime = Runtime(cpu=request.cpu)
     data = _random_data(request, parts.vocab_size)
-    forget_peak_(runtime.device)  # making random weights needs a second table where head and embedding are tied
+    forget_peak_(runtime.device)  # random weights need a second table where head and embedding are tied
     job = TrainJob(model, parts, plan, data, settings, plan_hash="probe")
     result = run_loop(job, RunContext(folder, runtime, SilentMonitor(), DeviceFigures(TokenFlops(0, 0, 0))))
     last = json.loads((folder / LOG).read_text().splitlines()[-1])
@@ -171,7 +171,7 @@ def _wait(kind: str) -> None:
 
 
 def expect_time(plan: Plan, train: Train, boundary: int, device: str, *, num_steps: int) -> StepTiming:
-    """Run a few real steps of this training on random weights, in a process of its own that writes nothing.
+    """Run a few real steps of this training on random weights, in a separate process that writes no files.
 
     One process's steps: `num_steps` of them take `run_seconds`. Raises RunError when the process dies, and whatever
     training raises.

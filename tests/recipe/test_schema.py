@@ -88,6 +88,7 @@ VALUES: dict[str, Any] = {
         "max_steps": 10,
         "max_minutes": 1.5,
         "checkpoint_minutes": 0,
+        "divergence": "warn",
         "trackers": ["tensorboard"],
     },
     "evaluate": {

@@ -147,7 +147,7 @@ def test_a_loss_gone_wrong_stops_the_run_and_names_the_last_good_state(tmp_path,
 def test_a_first_step_gone_wrong_leaves_nothing_to_resume_from(tmp_path):
     model, parts = plain_model()
     broken_after(model, 1, float("nan"))
-    with pytest.raises(RunError, match="build again: there is no checkpoint from before"):
+    with pytest.raises(RunError, match="build again, from the start: no earlier checkpoint exists"):
         run(tmp_path, model=(model, parts))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.bad"]
 
@@ -270,7 +270,7 @@ def test_layers_that_carry_state_train_on_packed_rows_and_on_others(tmp_path, pa
     data = data_in(tmp_path / "data", packed=packed, tokens=400)
     result = run_model(tmp_path, model, parts, plan, data=data, monitor=monitor)
     assert result.stopped_by == "tokens" and result.last_loss < result.first_loss
-    expected = "modules that would mix the documents of a row, and run each by itself: 4"
+    expected = "modules that would mix the documents of a row and run on each separately: 4"
     assert notes == ([expected] if packed else [])
 
 
@@ -336,7 +336,7 @@ def test_what_leaks_over_whole_rows_only_is_found_as_well(tmp_path):
     notes, monitor = [], SilentMonitor()
     monitor.note = notes.append
     run(tmp_path, replace(SETTINGS, max_steps=1), model=(model, parts), monitor=monitor)
-    assert notes == ["modules that would mix the documents of a row, and run each by itself: 1"]
+    assert notes == ["modules that would mix the documents of a row and run on each separately: 1"]
 
 
 @pytest.mark.slow
