@@ -176,10 +176,10 @@ def test_a_hub_that_does_not_know_the_dataset_is_named_at_the_line(bench):
 
 
 def test_a_text_that_changes_between_plan_and_training_is_refused(bench, monkeypatch):
-    def change(*arguments):
+    def change(*arguments, **options):
         with (bench / "text.jsonl").open("a") as file:
             file.write('\n{"text": "one more"}')
-        splice_for_training(*arguments)
+        splice_for_training(*arguments, **options)
 
     splice_for_training = build._splice_for_training
     monkeypatch.setattr(build, "_splice_for_training", change)

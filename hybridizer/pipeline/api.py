@@ -339,8 +339,9 @@ def evaluate(
     ['text.jsonl']
     """
     from hybridizer.pipeline.evaluate import evaluate_run
+    from hybridizer.pipeline.faults import as_output_errors
     from hybridizer.pipeline.plan import plan_recipe
-    from hybridizer.pipeline.run import RunFolder
+    from hybridizer.pipeline.run import RunFolder, hold
     from hybridizer.plan.manifest import FILE_NAME, read_manifest
 
     planned = plan_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress))
@@ -351,7 +352,8 @@ def evaluate(
     built = (run.model / FILE_NAME).is_file() and read_manifest(run.model).plan_hash == planned.plan.hash
     if not built:
         raise InputError(Problem(str(run.path), "this folder holds no model of this plan.", "Build the recipe first."))
-    found = evaluate_run(planned, run, _monitor(progress))
+    with as_output_errors(run.path), hold(run):
+        found = evaluate_run(planned, run, _monitor(progress))
     return EvaluateResult(found.scores, found.profile)
 
 

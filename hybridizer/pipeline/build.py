@@ -16,9 +16,10 @@ from hybridizer.core.records import write_json
 from hybridizer.data.tokenizer import load_encoder
 from hybridizer.donors.open import scan_donors
 from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run
+from hybridizer.pipeline.faults import as_output_errors
 from hybridizer.pipeline.output import write_model
 from hybridizer.pipeline.plan import Planned, estimate_training_cost, open_plan, plan_recipe
-from hybridizer.pipeline.run import RunFolder, write_records
+from hybridizer.pipeline.run import RunFolder, hold, write_held_records
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.stored import StoredPlan, is_stored_plan, read_stored_plan
@@ -72,33 +73,47 @@ def build(
     """
     stored = _read_plan(path, overrides) if isinstance(path, Path) and is_stored_plan(path) else None
     recipe = stored.recipe if stored else load_recipe(path, overrides)
-    runs = runs or _default_runs(stored)
-    runtime = join_processes(recipe, runs)
+    run = RunFolder((runs or _default_runs(stored)) / recipe.name)
+    runtime = join_processes(recipe, run.path.parent)
     main = runtime is None or runtime.is_main
     monitor = monitor if main else SilentMonitor()  # what is true of all is reported once
-    with runtime.main_first() if runtime else nullcontext():
-        planned = open_plan(stored, monitor) if stored else plan_recipe(path, overrides, monitor)
-        run = RunFolder(runs / planned.plan.name)
-        run.path.mkdir(parents=True, exist_ok=True)
-        if deep:
-            scan_donors(planned.donors, monitor)
-        built = _is_built(run.model, planned.plan, replace)
-        if built:
-            monitor.note(f"model: unchanged, {run.model} was built from this plan")
-        if main:
-            if planned.plan.train is not None and not built:
-                _check_before_splice(planned, run, monitor)
-            if planned.plan.train is not None and (load or not built):
-                _splice_for_training(planned, run, monitor, load=load)
-            write_records(run, planned)
-    if runtime is not None:
-        _check_same_plan(runtime, planned.plan)
-    record = None
+    with as_output_errors(run.path), hold(run) if main else nullcontext():
+        with runtime.main_first() if runtime else nullcontext():
+            planned = open_plan(stored, monitor) if stored else plan_recipe(path, overrides, monitor)
+            if deep:
+                scan_donors(planned.donors, monitor)
+            built = _is_built(run.model, planned.plan, replace)
+            if main:
+                _prepare(planned, run, monitor, built=built, load=load)
+        if runtime is not None:
+            _check_same_plan(runtime, planned.plan)
+        record = None
+        if planned.plan.train is not None and not built:
+            with lock(run.training) if main else nullcontext():
+                record = _train(planned, run, runtime, monitor, accept_changes)
+        if not main:
+            return None
+        manifest, proofs = _finish(planned, run, monitor, record, built=built, replace=replace, load=load)
+        outcome = evaluate_run(planned, run, monitor) if planned.plan.train is not None and load else None
+        return Built(run.path, planned.plan, manifest, proofs, outcome)
+
+
+def _prepare(planned: Planned, run: RunFolder, monitor: Monitor, *, built: bool, load: bool) -> None:
+    """Do what one process does before training: check texts, splice the model that trains, write the records."""
+    if built:
+        monitor.note(f"model: unchanged, {run.model} was built from this plan")
     if planned.plan.train is not None and not built:
-        with lock(run.training) if main else nullcontext():
-            record = _train(planned, run, runtime, monitor, accept_changes)
-    if not main:
-        return None
+        _check_before_splice(planned, run, monitor)
+    if planned.plan.train is not None and (load or not built):
+        _splice_for_training(planned, run, monitor, load=load)
+    write_held_records(run, planned)
+
+
+def _finish(
+    planned: Planned, run: RunFolder, monitor: Monitor, record: TrainRecord | None, *, built: bool, replace: bool,
+    load: bool,
+) -> tuple[Manifest, tuple[Proof, ...]]:  # fmt: skip
+    """Write and publish the model, or verify the one that is there; the run's folder gets a copy of its manifest."""
     if built:
         manifest, proofs = verify(run.model, monitor, find_donor=planned.donors.get, load=load)
     else:
@@ -107,8 +122,7 @@ def build(
             planned.plan, planned.donors, run.model, monitor, replace=replace, load=load, record=record, trained=trained
         )
     write_json(run.manifest, manifest.to_json())
-    outcome = evaluate_run(planned, run, monitor) if planned.plan.train is not None and load else None
-    return Built(run.path, planned.plan, manifest, proofs, outcome)
+    return manifest, proofs
 
 
 def _read_plan(path: Path, overrides: tuple[str, ...]) -> StoredPlan:

@@ -10,10 +10,12 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
+from hybridizer.pipeline.faults import as_output_errors
 from hybridizer.trace.record import TraceRun
 from hybridizer.trace.runs import TraceRequest, score_baselines, trace
 
 
+@as_output_errors()
 def trace_donors(
     texts: Sequence[str], request: TraceRequest, allow: tuple[str, ...], monitor: Monitor, *, baselines: bool = False
 ) -> list[TraceRun]:

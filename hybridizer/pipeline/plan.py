@@ -12,6 +12,7 @@ from hybridizer.core.errors import DonorError, InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
+from hybridizer.pipeline.faults import as_output_errors
 from hybridizer.pipeline.scan import scan_planned
 from hybridizer.plan.cost import Cost, CostRequest, StepTiming, estimate_cost
 from hybridizer.plan.freeze import asked_to_freeze
@@ -39,6 +40,7 @@ class Checked:
     waiting: tuple[str, ...]
 
 
+@as_output_errors()
 def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, deep: bool) -> Checked:
     """Everything that can be known of a recipe without its weights; with `deep`, the weights are scanned for NaN too.
 
@@ -65,6 +67,7 @@ class Planned:
     donors: Mapping[str, Donor]
 
 
+@as_output_errors()
 def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors where asked."""
     recipe = _load(path, overrides)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from hybridizer.checkpoint.publish import lock
 from hybridizer.core.files import write_file
 from hybridizer.core.records import write_json
 from hybridizer.donors.reference import parse_reference
+from hybridizer.pipeline.faults import as_output_errors
 from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.cost import Cost
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
@@ -19,6 +24,9 @@ from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.models import Recipe, Trace
 from hybridizer.trace.record import TraceRun
+
+# What hybridizer.core.files writes before it renames: of a record, never of a model folder.
+_TEMPORARY: Final = re.compile(r"\..+\.(json|yaml|svg|png)\.[a-z0-9_]{8}\.partial")
 
 
 @dataclass(frozen=True)
@@ -85,9 +93,32 @@ class RunFolder:
         return cls(model.parent)
 
 
-def write_records(run: RunFolder, planned: Planned, cost: Cost | None = None) -> None:
-    """Write what was decided into the run folder: recipe, donors, traces with pictures, ranking, plan and cost."""
+@contextmanager
+def hold(run: RunFolder) -> Iterator[None]:
+    """Make the folder of a run, keep other commands out of it, and remove temporary files that a killed one left.
+
+    Raises OutputError when another command is writing into the folder.
+    """
     run.path.mkdir(parents=True, exist_ok=True)
+    with lock(run.path):
+        for folder in (run.path, run.traces):
+            for path in folder.glob(".*.partial"):
+                if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                    path.unlink()
+        yield
+
+
+def write_records(run: RunFolder, planned: Planned, cost: Cost | None = None) -> None:
+    """Write what was decided into the run folder: recipe, donors, traces with pictures, ranking, plan and cost.
+
+    Raises OutputError when another command is writing into the folder, or the system refuses.
+    """
+    with as_output_errors(run.path), hold(run):
+        write_held_records(run, planned, cost)
+
+
+def write_held_records(run: RunFolder, planned: Planned, cost: Cost | None = None) -> None:
+    """Write the records as `write_records` does, into a folder that the caller holds."""
     recipe, plan = planned.resolved.recipe, planned.plan
     write_file(run.recipe, to_yaml(_resolve(recipe, plan)))
     write_json(run.donors, {"schema": "hybridizer.donors/1", "donors": plan.donors})

@@ -40,7 +40,7 @@ def export(
     """
     if training is not None:
         compared = _count_as_in_donors(plan, donors, training["frozen_sha256"])
-        training = {**training, "frozen_as_in_donors": compared}
+        training = {**_without_folders(training), "frozen_as_in_donors": compared}
     write_file(folder / "config.json", json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n")
     for name in plan.tokenizer_files:
         target = folder / name
@@ -55,6 +55,27 @@ def export(
     manifest = make_manifest(plan, files, tool_versions(), training)
     write_json(folder / FILE_NAME, manifest.to_json())
     return manifest
+
+
+def _without_folders(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a training with text files by name alone: their folders are of no use on another machine.
+
+    A recipe has them where it was written that way, as the one in a stored plan is.
+    """
+    sources = [
+        {
+            **source,
+            "name": _file_name(source["name"]),
+            "left_out_at": {reason: [_file_name(p) for p in found] for reason, found in source["left_out_at"].items()},
+        }
+        for source in training["sources"]
+    ]
+    return {**training, "sources": sources}
+
+
+def _file_name(text: str) -> str:
+    """A name or `file:line` without the folders of an absolute path."""
+    return text.rpartition("/")[2] if text.startswith("/") else text
 
 
 def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: Mapping[str, str]) -> int:
