@@ -78,7 +78,7 @@ def test_what_is_frozen_keeps_the_donors_bytes_and_what_trains_moves(bench):
     record = json.loads((bench / "runs/x/training/training.json").read_text())
     assert record["tokens"] >= 4000 and record["last_loss"] < record["first_loss"]
     assert "layers 2..3, final norm, head frozen" in (bench / "runs/x/model/README.md").read_text()
-    assert proofs_of("verify", "runs/x").keys() == proofs.keys()
+    assert proofs_of("verify", "runs/x").keys() == proofs.keys() | {"plan", "origins"}
 
 
 def test_auto_trains_in_bfloat16_only_where_the_processor_has_it_and_proves_the_same(bench, bfloat16_cpu):
@@ -127,7 +127,7 @@ def test_a_frozen_tensor_that_changed_afterwards_fails_verification(bench):
     manifest["files"]["model.safetensors"] = hash_file(model / "model.safetensors")  # a forger who knows of hashes
     (model / "manifest.json").write_text(json.dumps(manifest))
     stderr = hybridize("verify", "runs/x", code=1).stderr
-    assert "the frozen tensor 'model.layers.3.mlp.up_proj.weight' is not what it was before training" in stderr
+    assert "the frozen tensor 'model.layers.3.mlp.up_proj.weight' changed in training" in stderr
 
 
 def test_a_second_build_trains_nothing_and_a_lost_model_is_exported_again(bench):

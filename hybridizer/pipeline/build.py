@@ -1,4 +1,4 @@
-"""The order of the stages. A stage whose inputs have not changed is skipped and says so."""
+"""The order of the stages. A stage whose inputs have not changed is skipped, with a note."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Built:
-    """A finished run: its folder, plan, manifest, what was proved of the model, and what training did to it."""
+    """A finished run: its folder, plan, manifest, the checks that passed, and what training changed."""
 
     folder: Path
     plan: Plan
@@ -63,7 +63,7 @@ def build(
     load: bool,
     accept_changes: bool = False,
 ) -> Built | None:
-    """The whole line, from a recipe or a stored plan to a verified model in `runs`/<name>/model.
+    """The whole pipeline, from a recipe or a stored plan to a verified model in `runs`/<name>/model.
 
     A plan.json is built unchanged, in its own run's folder unless `runs` is given; for recipes that is runs/.
     A model that is there already and was built from the same plan is kept, and verified. One from another plan raises
@@ -76,7 +76,7 @@ def build(
     run = RunFolder((runs or _default_runs(stored)) / recipe.name)
     runtime = join_processes(recipe, run.path.parent)
     main = runtime is None or runtime.is_main
-    monitor = monitor if main else SilentMonitor()  # what is true of all is reported once
+    monitor = monitor if main else SilentMonitor()  # notes that hold for all processes are printed once
     with as_output_errors(run.path), hold(run) if main else nullcontext():
         with runtime.main_first() if runtime else nullcontext():
             planned = open_plan(stored, monitor) if stored else plan_recipe(path, overrides, monitor)
@@ -139,11 +139,11 @@ def _default_runs(stored: StoredPlan | None) -> Path:
 
 
 def _check_same_plan(runtime: Runtime, plan: Plan) -> None:
-    """Return if every process planned the same: they plan one after the other, and a branch or a text may move."""
+    """Return if every process planned the same: a branch or a text may change between their plans."""
     hashes = runtime.all_gather(plan.hash)
     if len(set(hashes)) > 1:
         found = ", ".join(f"{hash_[:19]}... by process {rank}" for rank, hash_ in enumerate(hashes))
-        fix = "A donor, a text or a branch of the hub moved meanwhile, or the processes see other files: start again."
+        fix = "A donor, a text or a branch of the hub changed, or the processes see different files: start again."
         raise InputError(Problem(plan.name, f"the processes made different plans: {found}.", fix))
 
 
@@ -162,14 +162,14 @@ def _check_before_splice(planned: Planned, run: RunFolder, monitor: Monitor) -> 
 
 
 def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor, *, load: bool) -> None:
-    """Make the model that training starts from, unless it is there."""
+    """Write the model that training starts from, unless it is there."""
     plan, folder = planned.plan.spliced, run.spliced
     if (folder / FILE_NAME).is_file() and read_manifest(folder).plan_hash == plan.hash:
         monitor.note(f"splice: unchanged, {folder} was spliced from this plan")
         return
     if folder.is_dir() and any(run.training.glob("checkpoints/step-*")):
         what = "a training of another spliced model has checkpoints here, which would be lost."
-        fix = "Give the recipe another name, or remove the folder training/ to start anew."
+        fix = "Give the recipe another name, or remove the folder training/ to start again."
         raise InputError(Problem(str(run.training), what, fix))
     write_model(plan, planned.donors, folder, monitor, replace=True, load=load)
 
@@ -177,7 +177,7 @@ def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor, *, 
 def _train(
     planned: Planned, run: RunFolder, runtime: Runtime | None, monitor: Monitor, accept_changes: bool
 ) -> TrainRecord:
-    """Train the spliced model, or find that it was trained: a run may have been killed between training and export."""
+    """Train the spliced model, or read the finished training: a run may be killed between training and export."""
     record = read_training(run.training, planned.plan)
     if record is not None:
         monitor.note(f"train: unchanged, {run.training} holds the result of this plan")

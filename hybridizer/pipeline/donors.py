@@ -19,7 +19,7 @@ from hybridizer.trace.runs import TraceRequest, score_baselines, trace
 def trace_donors(
     texts: Sequence[str], request: TraceRequest, allow: tuple[str, ...], monitor: Monitor, *, baselines: bool = False
 ) -> list[TraceRun]:
-    """Trace donors that a command line names, each called by its reference, with baselines if asked."""
+    """Trace the donors of a command line, each named by its reference, with baselines if requested."""
     donors = []
     for text in texts:
         reference = parse_reference(text, Path.cwd(), where=text)

@@ -31,7 +31,7 @@ _TEMPORARY: Final = re.compile(r"\..+\.(json|yaml|svg|png)\.[a-z0-9_]{8}\.partia
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of the run in `path`. Making one touches no disk; whether a path exists depends on what was run.
+    """The paths of the run in `path`. The disk is not touched; paths may not exist yet.
 
     `model` is the finished model, `spliced` the one that training starts from, `training` its checkpoints, log and
     result, `traces` one record and one picture per traced donor. The others are records, by their subject.
@@ -128,9 +128,9 @@ def write_held_records(run: RunFolder, planned: Planned, cost: Cost | None = Non
         _draw_trace(run.traces / f"{traced.donor}.svg", traced, recipe)
     if plan.evidence.ranking is not None:
         write_json(run.ranking, plan.evidence.ranking)
-    # What was traced for the plan's sake is traced again after training, with the same settings.
-    asked = replace(recipe, trace=recipe.trace or Trace()) if planned.resolved.traces else recipe
-    write_stored_plan(run.plan, plan, _resolve(asked, plan))
+    # Donors that were traced for the plan are compared with a trace after training, with the same settings.
+    retraced = replace(recipe, trace=recipe.trace or Trace()) if planned.resolved.traces else recipe
+    write_stored_plan(run.plan, plan, _resolve(retraced, plan))
     if cost is not None:
         write_json(run.cost, cost.to_json())
 
@@ -138,17 +138,17 @@ def write_held_records(run: RunFolder, planned: Planned, cost: Cost | None = Non
 def _draw_trace(path: Path, traced: TraceRun, recipe: Recipe) -> None:
     from hybridizer.report.plots import draw_trace, write_figure
 
-    asked = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
-    assert not isinstance(asked, str), "strategies are resolved before anything is written"
-    boundary = None if asked is None else first_deep_layer(asked, traced.record.donor.num_layers)
-    write_figure(draw_trace(traced.record.to_json(), boundary), path)
+    boundary = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
+    assert not isinstance(boundary, str), "strategies are resolved before anything is written"
+    layer = None if boundary is None else first_deep_layer(boundary, traced.record.donor.num_layers)
+    write_figure(draw_trace(traced.record.to_json(), layer), path)
 
 
 def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    """The recipe with every default filled in, every choice made and every donor pinned, readable from anywhere."""
+    """The recipe with every default filled in, every choice made and every donor pinned; holds from any folder."""
     resolved = recipe.resolved()
     if recipe.train is None:
-        resolved.pop("trace", None)  # what it was asked for is resolved; a trained model is traced again
+        resolved.pop("trace", None)  # its choices are resolved; a model that trains is traced again
     for entry in recipe.donors:
         pin, values = plan.donors[entry.name], resolved["donors"][entry.name]
         reference = parse_reference(entry.source, recipe.folder)

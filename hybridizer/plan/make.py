@@ -27,8 +27,8 @@ from hybridizer.recipe.models import Recipe
 def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -> Plan:
     """The plan of `recipe`, whose donors are open and whose layout names donors and numbers. No weight is read.
 
-    Raises RecipeError for layers that are not there and blends that mergekit would misread, PlanError for donors that
-    cannot be joined; each with all its problems at once, at their lines of the recipe.
+    Raises RecipeError for layers that do not exist and blends that mergekit would misread, PlanError for donors that
+    do not fit together; each with all its problems at once, at their lines of the recipe.
     """
     sources = lay_out(recipe, {name: donor.structure.num_layers for name, donor in donors.items()})
     _check_blends(recipe)
@@ -153,7 +153,7 @@ def _short(donor: Donor) -> str:
 
 
 def set_config_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Let every place where `config` names a dtype name `dtype`, in the encoding it uses (`dtype` or `torch_dtype`)."""
+    """Set every dtype in `config` to `dtype`, under the key that it uses (`dtype` or `torch_dtype`)."""
     found = False
     for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("dtype", "torch_dtype"):

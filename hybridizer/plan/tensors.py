@@ -23,7 +23,7 @@ def plan_tensors(
 
     The host's tensors outside its layers come first, then the layers shallow to deep; within each, in the order of
     the file they are copied from, so that neighbours stay neighbours. `target` is the safetensors dtype to convert to;
-    tensors that the host keeps in a dtype of their own (a float32 router, say) stay in it.
+    tensors that the host stores in another dtype (such as a float32 router) stay in it.
     """
     apart = _kept_apart(host)
     blends: dict[Blend, int] = {}
@@ -76,7 +76,7 @@ def _explain(donor: Donor, is_host: bool, used: set[int], host: str) -> dict[str
             if layer_of[name] not in used:
                 reasons[name] = f"layer {layer_of[name]} is in no slice"
         elif not is_host and name not in reasons:
-            reasons[name] = f"outside the layers, where the host '{host}' decides"
+            reasons[name] = f"outside the layers, which come from the host '{host}'"
     return dict(sorted(reasons.items()))
 
 

@@ -1,4 +1,4 @@
-"""What makes spliced tensors a deployable folder: config, tokenizer, card and, written last, the manifest."""
+"""Completes spliced tensors to a deployable folder: config, tokenizer, card and, written last, the manifest."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _file_name(text: str) -> str:
 def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: Mapping[str, str]) -> int:
     """How many frozen tensors hash in memory, after training, as their donors' do in the plan's dtype.
 
-    All that are copied or converted; others are no donor's. Raises RunError for one that does not.
+    Only copied and converted tensors are compared. Raises RunError for one that differs.
     """
     compared = 0
     for tensor in plan.tensors:
@@ -90,7 +90,7 @@ def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: 
         donor = tensor.source.donor
         entry = donors[donor].checkpoint.tensors[tensor.source.tensor]
         if _hash_as(entry, tensor.dtype) != frozen_sha256[tensor.name]:
-            what = f"frozen, and not what the donor '{donor}' holds as '{entry.name}'."
+            what = f"frozen, and differs from '{entry.name}' of the donor '{donor}'."
             fix = "The spliced model or the donor changed during the run: build again under another name."
             raise RunError(Problem(tensor.name, what, fix))
         compared += 1
@@ -106,7 +106,7 @@ def _hash_as(entry: TensorEntry, dtype: str) -> str:
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape the output, as installed; "absent" for one that is not."""
+    """Versions of Python and of the packages that affect the output; "absent" for one that is not installed."""
     versions = {"python": platform.python_version()}
     for tool in _TOOLS:
         try:

@@ -68,7 +68,7 @@ def test_a_header_padded_with_spaces_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        (entry_with(data_offsets=[0, 13]), "data_offsets [0, 13] are no range in the 12 bytes of data"),
+        (entry_with(data_offsets=[0, 13]), "data_offsets [0, 13] are not a range in the 12 bytes of data"),
         (entry_with(data_offsets=[-2, 10]), "whole numbers from 0, found [-2, 10]"),
         (entry_with(data_offsets=[12, 0]), "no range"),
         (entry_with(data_offsets=[0, 6, 12]), "no range"),
@@ -90,10 +90,10 @@ def test_a_header_padded_with_spaces_is_read(tmp_path):
         (ONE_TENSOR | {"__metadata__": {"format": 3}}, "__metadata__ must map text to text"),
         (ONE_TENSOR | {"__metadata__": ["pt"]}, "__metadata__ must map text to text"),
         (b'{"w": {"a": NaN}}', "NaN is not a JSON number"),
-        (b'{"w": {"a": 1, "a": 2}}', "the key 'a' stands there twice"),
-        (b'{"w\\ud800": 1}', "half a UTF-16 pair"),
-        (b'{"__metadata__": {"a": "\\udfff"}}', "half a UTF-16 pair"),
-        (b'{"w": ' + b"9" * 5000 + b"}", "cannot be trusted"),
+        (b'{"w": {"a": 1, "a": 2}}', "the key 'a' occurs twice"),
+        (b'{"w\\ud800": 1}', "half of a UTF-16 pair"),
+        (b'{"__metadata__": {"a": "\\udfff"}}', "half of a UTF-16 pair"),
+        (b'{"w": ' + b"9" * 5000 + b"}", "invalid JSON"),
         (b'{"w": ' + b"[" * 100_000, "nested too deep"),
         (b'{"w": }', "not valid JSON: Expecting value at character 6"),
         (b'{"w\xff": 1}', "not UTF-8 text at byte 3"),
