@@ -73,14 +73,14 @@ def test_the_plan_accounts_for_every_tensor_and_comes_back_from_its_file(bench):
     assert reasons == {
         "layer 1 is in no slice",
         "layer 2 is in no slice",
-        "outside the layers, which come from the host 'a'",
+        "outside the layers, where the host 'a' decides",
     }
 
 
 def test_the_plan_is_shown_with_what_it_leaves_out(bench):
     shown = hybridize("plan", recipe_of(bench, {"host": "a", "slices": SLICES})).stdout
     assert "left out of 'a': layers 1..2 (18 tensors): in no slice" in shown
-    assert "left out of 'b': 3 tensors: outside the layers, which come from the host 'a'" in shown
+    assert "left out of 'b': 3 tensors: outside the layers, where the host 'a' decides" in shown
     assert "b@" in shown and "full_attention" in shown
 
 

@@ -69,14 +69,14 @@ def explain_unused(host: Donor, donors: Mapping[str, Donor], used: Mapping[str, 
 
 
 def _explain(donor: Donor, is_host: bool, used: set[int], host: str) -> dict[str, str]:
-    reasons = _dropped(donor)
+    reasons = _dropped(donor)  # their wording enters the plan's hash
     layer_of = {name: number for number, layer in enumerate(donor.structure.layers) for name in layer.values()}
     for name in donor.checkpoint.tensors:
         if name in layer_of:
             if layer_of[name] not in used:
                 reasons[name] = f"layer {layer_of[name]} is in no slice"
         elif not is_host and name not in reasons:
-            reasons[name] = f"outside the layers, which come from the host '{host}'"
+            reasons[name] = f"outside the layers, where the host '{host}' decides"
     return dict(sorted(reasons.items()))
 
 

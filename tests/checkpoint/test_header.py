@@ -70,8 +70,8 @@ def test_a_header_padded_with_spaces_is_read(tmp_path):
     [
         (entry_with(data_offsets=[0, 13]), "data_offsets [0, 13] are not a range in the 12 bytes of data"),
         (entry_with(data_offsets=[-2, 10]), "whole numbers from 0, found [-2, 10]"),
-        (entry_with(data_offsets=[12, 0]), "no range"),
-        (entry_with(data_offsets=[0, 6, 12]), "no range"),
+        (entry_with(data_offsets=[12, 0]), "not a range"),
+        (entry_with(data_offsets=[0, 6, 12]), "not a range"),
         (entry_with(data_offsets=[0, 12.0]), "whole numbers"),
         (entry_with(data_offsets="0-12"), "whole numbers"),
         (entry_with(shape=[2, 4]), "BF16 of shape [2, 4] takes 16 bytes, it is given 12"),

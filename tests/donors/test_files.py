@@ -171,7 +171,7 @@ def test_a_host_without_a_tokenizer_is_refused_at_check_unless_it_is_allowed(ben
     assert any("has no tokenizer" in warning for warning in hybridize_json("plan", recipe)["warnings"])
     hybridize("build", recipe)
     card = (bench / "runs/x/model/README.md").read_text()
-    assert "It has no tokenizer; neither has this model." in card and "tokenizer and chat template" not in card
+    assert "The host has no tokenizer" in card and "tokenizer and chat template" not in card
 
 
 def test_a_donor_without_a_tokenizer_beside_a_host_with_one_is_a_warning(bench):
