@@ -97,9 +97,9 @@ def test_an_identity_splice_is_proved_against_its_donor(bench):
     recipe = recipe_of(bench, {"host": "a", "deep": "a", "shallow": "a"}, donors=("a",))
     proofs = {proof["check"]: proof["found"] for proof in hybridize_json("build", recipe)["proofs"]}
     assert proofs["identity"] == "logits equal those of 'a' bit for bit"
-    assert proofs["files"].endswith("hashed as they were read back")
+    assert proofs["files"].endswith("hashed when they were written")
     again = {proof["check"]: proof["found"] for proof in hybridize_json("verify", "runs/x")["proofs"]}
-    assert again["files"].endswith("every sha256 is the manifest's")
+    assert again["files"].endswith("every sha256 agrees with the manifest")
     assert again.pop("origins") == "39 copied tensors equal their donors' byte for byte"
     assert again.pop("plan").startswith("manifest and plan.json agree: sha256:")
     assert {**again, "files": ""} == {**proofs, "files": ""}
@@ -213,7 +213,7 @@ def test_a_model_folder_travels_alone_and_every_file_may_be_read(bench):
             lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-1] + b"\x01"),
             "hashes to",
         ),
-        (lambda m: (m / "config.json").unlink(), "not there: config.json"),
+        (lambda m: (m / "config.json").unlink(), "missing: config.json"),
         (lambda m: (m / "model-00001-of-00002.safetensors").touch(), "not in the manifest"),
         (lambda m: (m / "manifest.json").unlink(), "no manifest.json"),
         (lambda m: (m / "manifest.json").write_text("{}"), "no 'hybridizer.manifest/2' in it"),

@@ -1,4 +1,4 @@
-"""Bytes from one file into another, inside the kernel where it can, by hand where it cannot."""
+"""Bytes from one file into another, inside the kernel if possible, otherwise through user memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def copy_range(file: Path, begin: int, end: int, target: int, on_progress: Calla
     """Append bytes `begin` to `end` of `file` to the open file descriptor `target`.
 
     Calls `on_progress` with the number of bytes of each step. Raises OutputError naming `file` when it cannot be read,
-    or ends before `end` (it was whole when its header was read); OSError when `target` cannot be written.
+    or ends before `end` (it was complete when its header was read); OSError when `target` cannot be written.
     """
     try:
         source = os.open(file, os.O_RDONLY)
@@ -51,9 +51,9 @@ def _copy_in_kernel(source: int, begin: int, end: int, target: int, on_progress:
             step = os.copy_file_range(source, target, min(KERNEL_CHUNK_BYTES, end - position), position)
         except OSError:
             # Not on this kernel, not between these file systems, disk full, bad sector: copying by hand either
-            # works or fails on the side that is to blame.
+            # works or fails on the side at fault.
             return position
-        if step == 0:  # the file's end, or a file system that answers nothing: reading tells which
+        if step == 0:  # the file's end, or a file system that copies nothing: reading shows which
             return position
         position += step
         on_progress(step)

@@ -31,4 +31,4 @@ DTYPE_BITS: Final[Mapping[str, int]] = {name: bits for name, (bits, _) in _DTYPE
 TORCH_NAMES: Final[Mapping[str, str]] = {name: torch_name for name, (_, torch_name) in _DTYPES.items()}
 SAFETENSORS_NAMES: Final[Mapping[str, str]] = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 FLOATING: Final = ("F64", "F32", "F16", "BF16")  # what weights are computed, blended and converted in
-SUB_BYTE_DTYPES: Final = frozenset({"F4", "F6_E2M3", "F6_E3M2"})  # several numbers to a byte: never read
+SUB_BYTE_DTYPES: Final = frozenset({"F4", "F6_E2M3", "F6_E3M2"})  # several numbers per byte: never read

@@ -1,4 +1,4 @@
-"""sha256 of files and of checkpoints, remembered so that gigabytes are read once and not at every run."""
+"""sha256 of files and of checkpoints, cached so that gigabytes are read once and not at every run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def hash_chunks(chunks: Iterable[Buffer]) -> str:
 def hash_file(path: Path, stop: threading.Event | None = None) -> str:
     """The sha256 of a file's content, 64 hex digits.
 
-    Setting `stop` from another thread makes it give up within a megabyte; what comes back then means nothing.
+    Setting `stop` from another thread ends it within a megabyte; the result is then meaningless.
     Raises OSError as the file system gives it. Releases the interpreter lock, so that files hash side by side.
     """
     chunks = _read_chunks(path, 0, sys.maxsize)
@@ -64,7 +64,7 @@ def hash_tensor(entry: TensorEntry) -> str:
 
 
 def _read_chunks(path: Path, begin: int, num_bytes: int) -> Iterator[memoryview]:
-    """At most `num_bytes` of a file from `begin`, in pieces of a megabyte that are gone when the next is asked for."""
+    """At most `num_bytes` of a file from `begin`, in pieces of a megabyte, each valid until the next is read."""
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
         file.seek(begin)
@@ -76,7 +76,7 @@ def _read_chunks(path: Path, begin: int, num_bytes: int) -> Iterator[memoryview]
 def hash_files(files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     """(name, sha256) of each file in the order given; several are read at once.
 
-    Raises OSError as the file system gives it. One who stops asking stops the reading.
+    Raises OSError as the file system gives it. Closing the iterator stops the reading.
     """
     return _side_by_side(hash_file, files)
 
@@ -85,7 +85,7 @@ def fingerprint_files(files: Mapping[str, Path], cache_folder: Path, clock_ns: C
     """`sha256:<hex>` over the names in `files` and the content of each: the same wherever the files lie.
 
     Content hashes are kept in `cache_folder` by path, size, times and inode. A file that changed less than two seconds
-    before it was read is not kept: the next change could fall into the same tick of the clock and go unseen.
+    before it was read is not kept: the next change could fall into the same tick of the clock and not be noticed.
     Raises CheckpointError when a file cannot be read, or changes while it is.
     """
 
@@ -124,7 +124,7 @@ def _hash_cached(path: Path, cache_folder: Path, clock_ns: Callable[[], int], st
         problem = Problem(str(path), "the file changed while it was read.", "Let the writer finish, then run again.")
         raise CheckpointError(problem)
     if clock_ns() - after.ctime_ns >= RACY_NS and not stop.is_set():
-        # A home that is read-only or full makes the next run slower, not this one wrong.
+        # A cache folder that is read-only or full makes the next run slower, not this one wrong.
         with contextlib.suppress(OSError):
             cache_folder.mkdir(parents=True, exist_ok=True)
             write_file(place, json.dumps({"identity": asdict(after), "sha256": found}) + "\n")
@@ -137,7 +137,7 @@ def _identity(path: Path) -> _Identity:
 
 
 def _recall(place: Path, identity: _Identity) -> str | None:
-    """The remembered sha256 of the file with this identity; None where nothing, or nothing usable, is remembered."""
+    """The cached sha256 of the file with this identity; None if there is none, or none that is usable."""
     try:
         record = json.loads(place.read_bytes())
     except (OSError, ValueError, RecursionError):

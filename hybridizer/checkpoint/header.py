@@ -1,4 +1,4 @@
-"""Headers of safetensors files, read by hand: where each tensor's bytes lie, without reading one of them.
+"""Headers of safetensors files, read by hand: where each tensor's bytes lie, without reading them.
 
 A file is an 8-byte little-endian header length, a JSON header, and the tensors' bytes without a gap.
 """
@@ -22,7 +22,7 @@ MAX_DIMENSIONS: Final = 64
 LENGTH_BYTES: Final = 8
 
 _REFETCH = "The file is damaged or was cut short: download it again, or restore it from where it came."
-_REWRITE = "Whatever wrote this file is at fault: write it again with the safetensors library."
+_REWRITE = "The program that wrote this file made an error: write it again with the safetensors library."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the header of one file says: tensors in the order of their bytes, and the free-text metadata."""
+    """The header of one file: tensors in the order of their bytes, and the free-text metadata."""
 
     path: Path
     tensors: dict[str, TensorEntry]
@@ -56,11 +56,11 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of the safetensors file `path`, believed only where the file's own size bears it out.
+    """The header of the safetensors file `path`, accepted only if it agrees with the file's size.
 
     Raises CheckpointError when the file is not there, is something else (pickle, Git LFS pointer, web page), is cut
     short, or when its header contradicts itself: an unknown dtype, a shape that does not fit its bytes, offsets that
-    overlap, leave a gap or leave the file, a name that stands there twice.
+    overlap, leave a gap or leave the file, a name that occurs twice.
     """
     raw, num_bytes = _read_raw(path)
     parsed = parse_object(raw, str(path), _REFETCH)
@@ -80,7 +80,7 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
     """The header's JSON text and the size of the whole file, in bytes."""
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(mode):  # opening a pipe would block
             kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             _refuse(path, f"a safetensors file was expected, this is {kind}.", "Name the file itself.")
         with path.open("rb") as file:
@@ -135,9 +135,9 @@ def _parse_entry(path: Path, name: str, value: Any, data_start: int, num_bytes: 
     if len(shape) > MAX_DIMENSIONS:
         _refuse(path, f"{where} has {len(shape)} dimensions; at most {MAX_DIMENSIONS} are read.", _REWRITE)
     begin, end = _check_range(path, where, value["data_offsets"], num_bytes - data_start)
-    asked = math.prod(shape) * DTYPE_BITS[dtype] // 8
-    if asked != end - begin:
-        size = f"{dtype} of shape {shorten(list(shape))} takes {shorten(asked)} bytes"
+    needed = math.prod(shape) * DTYPE_BITS[dtype] // 8
+    if needed != end - begin:
+        size = f"{dtype} of shape {shorten(list(shape))} takes {shorten(needed)} bytes"
         _refuse(path, f"{where}: {size}, it is given {end - begin}.", _REWRITE)
     return TensorEntry(name, dtype, shape, path, data_start + begin, data_start + end)
 
@@ -161,7 +161,7 @@ def _check_counts(path: Path, where: str, value: Any) -> tuple[int, ...]:
 def _check_range(path: Path, where: str, value: Any, num_data_bytes: int) -> tuple[int, int]:
     offsets = _check_counts(path, f"{where}: data_offsets", value)
     if len(offsets) != 2 or not offsets[0] <= offsets[1] <= num_data_bytes:
-        what = f"{where}: data_offsets {shorten(list(offsets))} are no range in the {num_data_bytes} bytes of data."
+        what = f"{where}: data_offsets {shorten(list(offsets))} are not a range in the {num_data_bytes} bytes of data."
         _refuse(path, what, _REFETCH)
     return offsets[0], offsets[1]
 

@@ -33,7 +33,7 @@ class OutputTensor:
 
 
 def required_bytes(tensors: Sequence[OutputTensor]) -> int:
-    """At least what a checkpoint of `tensors` takes on disk, in bytes: exact but for about a kilobyte a tensor."""
+    """At least what a checkpoint of `tensors` takes on disk, in bytes: exact except for about a kilobyte per tensor."""
     # A name is written twice: in the header, and in the index where a character outside ASCII takes up to 12 bytes.
     return 4096 + sum(tensor.num_bytes + 512 + 16 * len(tensor.name) for tensor in tensors)
 

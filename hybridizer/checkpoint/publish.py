@@ -21,7 +21,7 @@ from hybridizer.core.files import flush_folder, flush_tree, hidden_sibling
 
 MANIFEST_NAME: Final = "manifest.json"
 
-LOCK_SECONDS: Final = 0.1  # how long a lock is tried for before its holder counts as another run
+LOCK_SECONDS: Final = 0.1  # after this time the holder of a lock counts as another run
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -33,7 +33,7 @@ def begin_output(final: Path, *, replace: bool = False) -> Iterator[Path]:
 
     `final` may be missing or an empty folder. With `replace` it may also be a finished output (one that holds a
     manifest.json): the two are swapped in one step where the system can (Linux), else the old one is moved away just
-    before, so that a kill in between leaves nothing under the name. Missing parent folders are made.
+    before, so that a kill in between leaves no folder under the name. Missing parent folders are made.
     Raises OutputError when `final` is occupied, is a mount point, or is being written by another run, and when the
     file system refuses.
     """
@@ -52,7 +52,7 @@ def begin_output(final: Path, *, replace: bool = False) -> Iterator[Path]:
                 flush_tree(temporary)
                 left_over = _publish(temporary, final, replace=replace)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)  # the error that ended the run is the one to hear about
+            shutil.rmtree(temporary, ignore_errors=True)  # the error that ended the run is the one to report
             raise
         if left_over:
             shutil.rmtree(left_over, ignore_errors=True)  # hidden; the next run tries again
@@ -75,7 +75,7 @@ def _make_parents(final: Path) -> None:
 
 @contextlib.contextmanager
 def lock(final: Path) -> Iterator[None]:
-    """Keep other runs off the folder `final`, there or not yet. Raises OutputError when one is at work on it."""
+    """Keep other runs off the folder `final`, there or not yet. Raises OutputError when another run is writing it."""
     import filelock
 
     path = final.with_name(f".{final.name}.lock")
@@ -114,9 +114,9 @@ def _check_vacant(final: Path, *, replace: bool) -> None:
         return
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     if replace:
-        what = f"holds no {MANIFEST_NAME}, so it is no finished output that may be replaced; it holds {shown}."
+        what = f"holds no {MANIFEST_NAME}, so it is not a finished output that may be replaced; it holds {shown}."
         raise OutputError(Problem(str(final), what, "Choose another output folder, or remove this one yourself."))
-    fix = "Choose another output folder, or ask for this one to be replaced."
+    fix = "Choose another output folder, or pass --replace."
     raise OutputError(Problem(str(final), f"the folder exists and holds {shown}.", fix))
 
 
@@ -181,8 +181,8 @@ def to_output_error(error: OSError, folder: Path, needed: int | None = None) -> 
     if error.errno in _NO_ROOM:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free
-        asked = "" if needed is None else f" while writing {_show(needed)}"
-        return OutputError(Problem(str(folder), f"{error.strerror}{asked}; {_show(free)} are free now.", _MAKE_ROOM))
+        during = "" if needed is None else f" while writing {_show(needed)}"
+        return OutputError(Problem(str(folder), f"{error.strerror}{during}; {_show(free)} are free now.", _MAKE_ROOM))
     where = str(error.filename2 or error.filename or folder)
     reason = error.strerror or str(error) or type(error).__name__
     return OutputError(Problem(where, f"{reason}.", "Check the disk and the permissions, then run again."))

@@ -16,7 +16,7 @@ INDEX_NAME: Final = "model.safetensors.index.json"
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 _LISTED = 8  # names shown of a long list
-_BAD_INDEX = "Whatever wrote the index is at fault: download the checkpoint again, or save it again."
+_BAD_INDEX = "The program that wrote the index made an error: download the checkpoint again, or save it again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def _open(folder: Path) -> Checkpoint:
     if index.is_symlink() or index.exists():
         weight_map = _read_weight_map(index)
         if single.exists() and set(weight_map.values()) != {SINGLE_NAME}:
-            what = f"holds both {SINGLE_NAME} and an index of other files; which of them is the model is a guess."
+            what = f"holds both {SINGLE_NAME} and an index of other files; which of them is the model is not known."
             _refuse(folder, what, f"Remove the stale one: {SINGLE_NAME}, or {INDEX_NAME} with its shards.")
         return _open_sharded(folder, index, weight_map)
     if single.is_symlink() or single.exists():
@@ -81,12 +81,14 @@ def _read_weight_map(index: Path) -> dict[str, str]:
         _refuse(index, "weight_map must map tensor names to file names; it does not.", _BAD_INDEX)
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _is_plain_name(file):
-            what = f"weight_map places tensor {shorten(name)} in {shorten(file)}, which is no file name in this folder."
+            what = (
+                f"weight_map places tensor {shorten(name)} in {shorten(file)}, which is not a file name in this folder."
+            )
             _refuse(
                 index, what, "Do not use this checkpoint unless you know who wrote it; shards lie beside their index."
             )
         if not file.endswith(".safetensors"):
-            what = f"weight_map places tensor {shorten(name)} in {shorten(file)}, which is no safetensors file."
+            what = f"weight_map places tensor {shorten(name)} in {shorten(file)}, which is not a safetensors file."
             _refuse(index, what, "Convert the checkpoint to safetensors; pickles can run code and are not read.")
     return weight_map
 
@@ -111,8 +113,8 @@ def _open_sharded(folder: Path, index: Path, weight_map: dict[str, str]) -> Chec
 
 
 def _compare(index: Path, file: str, header: Header, weight_map: dict[str, str]) -> Problem | None:
-    asked = {name for name, place in weight_map.items() if place == file}
-    lacking, extra = sorted(asked - set(header.tensors)), sorted(set(header.tensors) - asked)
+    expected = {name for name, place in weight_map.items() if place == file}
+    lacking, extra = sorted(expected - set(header.tensors)), sorted(set(header.tensors) - expected)
     parts = []
     if lacking:
         parts.append(f"{file} lacks {len(lacking)} tensors that the index places there: {_list_names(lacking)}")

@@ -1,4 +1,4 @@
-"""Weights that are no numbers: a scan of every byte, for those who ask for it."""
+"""NaN and infinity in weights: a scan of every byte of a tensor."""
 
 from __future__ import annotations
 

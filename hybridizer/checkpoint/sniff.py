@@ -1,4 +1,4 @@
-"""What a file is that should have been safetensors and is not: one clear sentence for each usual mistake."""
+"""Recognises files that are not safetensors: one sentence for each common mistake."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _GGUF = (
     "this is a GGUF file under another name.",
     "Give the .gguf file itself as the donor, or convert it to safetensors.",
 )
-_EMPTY = ("the file is empty (0 bytes).", "Download the file again; the first try left nothing.")
+_EMPTY = ("the file is empty (0 bytes).", "Download the file again; the last download is empty.")
 
 
 def describe_foreign(first_bytes: bytes) -> tuple[str, str] | None:
-    """(what the file is, what to do) from its first SNIFF_BYTES bytes; None where no usual mistake is recognised.
+    """(what the file is, what to do) from its first SNIFF_BYTES bytes; None if it is not a common mistake.
 
-    Meant for files that already failed to be safetensors: some of these marks can start a valid header length.
+    Meant for files that already failed to be safetensors: some of these signatures can be a valid header length.
     """
     if not first_bytes:
         return _EMPTY

@@ -1,4 +1,4 @@
-"""JSON objects as damaged or hostile files hold them: every way to be wrong is a CheckpointError."""
+"""Strict reading of JSON objects: damaged or hostile files raise CheckpointError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parse_object(data: bytes, where: str, fix: str, *, infinities: bool = False)
     Stricter than the json module: duplicate keys, NaN and infinities, and text that no UTF-8 file can hold are
     refused. With `infinities`, Infinity and -Infinity are read: transformers writes them into config.json.
     Raises CheckpointError (at `where`, advising `fix`) for those and for text that is not UTF-8, not JSON, nested
-    beyond reason, or some other JSON value than an object.
+    too deep, or a JSON value other than an object.
     """
     constant = _read_infinity if infinities else _refuse_constant
     try:
@@ -26,16 +26,16 @@ def parse_object(data: bytes, where: str, fix: str, *, infinities: bool = False)
         what = f"not valid JSON: {error.msg} at character {error.pos} (line {error.lineno})."
         raise CheckpointError(Problem(where, what, fix)) from None
     except ValueError as error:
-        raise CheckpointError(Problem(where, f"JSON that cannot be trusted: {error}.", fix)) from None
+        raise CheckpointError(Problem(where, f"invalid JSON: {error}.", fix)) from None
     except RecursionError:
         raise CheckpointError(Problem(where, "JSON nested too deep to be a header or an index.", fix)) from None
     if not isinstance(value, dict):
-        raise CheckpointError(Problem(where, f"a JSON object was expected, a {type(value).__name__} is there.", fix))
+        raise CheckpointError(Problem(where, f"a JSON object was expected, found {type(value).__name__}.", fix))
     return value
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """`value` as it would be typed in Python, cut to about `limit` characters: safe to show whatever a file holds."""
+    """`value` as it would be typed in Python, cut to about `limit` characters: safe to print."""
     if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print integers beyond 4300 digits
         return f"an integer of {value.bit_length()} bits"
     reader = reprlib.Repr()
@@ -48,7 +48,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {shorten(key)} stands there twice")
+            raise ValueError(f"the key {shorten(key)} occurs twice")
         _refuse_surrogates(key)
         _refuse_surrogates(value)
         result[key] = value
@@ -61,7 +61,7 @@ def _refuse_surrogates(value: Any) -> None:
         for item in value:
             _refuse_surrogates(item)
     elif isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{shorten(value)} holds half a UTF-16 pair")
+        raise ValueError(f"{shorten(value)} contains half of a UTF-16 pair")
 
 
 def _read_infinity(name: str) -> float:

@@ -50,7 +50,7 @@ def write_checkpoint(
 ) -> WrittenCheckpoint:
     """Write `tensors` as `model.safetensors`, or as shards of at most `max_shard_bytes` of data and an index.
 
-    `folder` exists and holds no checkpoint; publishing it is the caller's part. The same tensors give the same bytes.
+    `folder` exists and holds no checkpoint; the caller publishes it. The same tensors give the same bytes.
     A tensor larger than a shard gets one of its own. `on_progress` is called with the number of bytes just written;
     the calls add up to the tensors' bytes. Files have mode 0644 and are flushed to disk. Each sha256 is of what the
     file holds when it is read back, computed beside the copying of the next shard.
@@ -127,7 +127,7 @@ def _write_shards(
 
 
 def _seal(file: FileIO, path: Path, stop: threading.Event) -> str:
-    # Flushed through the descriptor that wrote: only that one is sure to hear of a failed write.
+    # Flushed through the descriptor that wrote: only that one is sure to report a failed write.
     with file:
         os.fchmod(file.fileno(), 0o644)
         os.fsync(file.fileno())
@@ -162,4 +162,6 @@ def _write_chunks(tensor: OutputTensor, target: int, on_progress: Callable[[int]
     if written != tensor.num_bytes:
         found = f"more than that ({written} and counting)" if written > tensor.num_bytes else f"{written}"
         what = f"{tensor.dtype} of shape {list(tensor.shape)} takes {tensor.num_bytes} bytes, its source gave {found}."
-        raise OutputError(Problem(f"tensor {tensor.name}", what, "This is a fault in what computes the tensor."))
+        raise OutputError(
+            Problem(f"tensor {tensor.name}", what, "This is an error in the code that computes the tensor.")
+        )

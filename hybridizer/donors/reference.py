@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from hybridizer.checkpoint.strict_json import shorten
 from hybridizer.core.errors import DonorError, Problem
 
 _HUB = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _PACKAGE = re.compile(r"(?P<package>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)/(?P<inner>.+)", re.ASCII)
+MAX_BYTES = 2048  # of a reference; Linux takes paths of 4095, with the folder that a relative one starts from
+MAX_NAME = 255  # characters of one file or folder
 _FORMS = (
     "A donor is a folder, a GGUF file, org/name@revision on the hub, or pkg:package/path inside an installed package."
 )
@@ -51,6 +54,9 @@ def parse_reference(text: str, base: Path, where: str = "donor") -> Reference:
     """
     if text != text.strip() or not text or "\0" in text:
         raise DonorError(Problem(where, f"the reference {text!r} is empty or has blanks around it.", _FORMS))
+    if len(text.encode(errors="replace")) > MAX_BYTES or max(map(len, text.split("/"))) > MAX_NAME:
+        what = f"the reference {shorten(text)} is longer than a path can be: {len(text)} characters."
+        raise DonorError(Problem(where, what, _FORMS))
     prefix, _, rest = text.partition(":")
     match prefix:
         case "pkg":

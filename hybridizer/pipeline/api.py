@@ -4,7 +4,7 @@
 
 A recipe is the path of a YAML file, or a mapping with the same content; relative paths in a mapping count from the
 working folder. `overrides` are what `--set` is on the command line: dotted keys and their values. Every error that a
-user can mend is a HybridizerError with one Problem (where, what, fix) for each mistake. docs/python.md shows all of
+user can fix is a HybridizerError with one Problem (where, what, fix) for each mistake. docs/python.md shows all of
 it in use.
 """
 
@@ -39,7 +39,7 @@ class CheckResult:
     Attributes:
         num_layers: layers of the output model; None while a donor is not fetched yet.
         num_parameters: parameters of the output model, tied tensors counted once; None likewise.
-        warnings: sentences about what is allowed and still worth knowing.
+        warnings: what is allowed and may still be a mistake, one sentence each.
         not_fetched: names of the donors that `plan` and `build` fetch first; nothing about them was checked.
     """
 
@@ -75,7 +75,7 @@ class PlanResult:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about what is allowed and still worth knowing."""
+        """What is allowed and may still be a mistake, one sentence each."""
         return self.plan.warnings
 
 
@@ -88,7 +88,7 @@ class BuildResult:
         model: the model's folder, which `transformers` loads.
         plan: what was built.
         manifest: the sha256 of every file of the model, the origin of every tensor, and the record of the training.
-        proofs: the checks that held, each with what it found.
+        proofs: the checks that passed, each with its result.
         scores: bits per byte and samples before and after training ("hybridizer.scores/1"); None where nothing trained.
         profile: whether the deep side kept its profile ("hybridizer.profile/2"); None where the recipe traces nothing.
     """
@@ -152,11 +152,11 @@ class EvaluateResult:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """A model folder that is what its manifest says.
+    """A model folder that agrees with its manifest.
 
     Attributes:
         manifest: the sha256 of every file, the origin of every tensor, and the record of the training.
-        proofs: the checks that held, each with what it found.
+        proofs: the checks that passed, each with its result.
     """
 
     manifest: Manifest
@@ -238,7 +238,7 @@ def build(
     What is done already and has not changed is skipped. `replace` lets a model of another plan be replaced;
     `accept_changes` lets a training resume although learning rate, schedule or clipping changed; without `load` the
     checks that need the model in memory are left out, the evaluation among them. Where a launcher started several
-    processes, all call this, and all but the main one get None. Raises HybridizerError.
+    processes, all call this, and all except the main one get None. Raises HybridizerError.
 
     >>> from hybridizer import build
     >>> built = build("recipe.yaml")
@@ -339,8 +339,9 @@ def evaluate(
     ['text.jsonl']
     """
     from hybridizer.pipeline.evaluate import evaluate_run
+    from hybridizer.pipeline.faults import as_output_errors
     from hybridizer.pipeline.plan import plan_recipe
-    from hybridizer.pipeline.run import RunFolder
+    from hybridizer.pipeline.run import RunFolder, hold
     from hybridizer.plan.manifest import FILE_NAME, read_manifest
 
     planned = plan_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress))
@@ -351,12 +352,13 @@ def evaluate(
     built = (run.model / FILE_NAME).is_file() and read_manifest(run.model).plan_hash == planned.plan.hash
     if not built:
         raise InputError(Problem(str(run.path), "this folder holds no model of this plan.", "Build the recipe first."))
-    found = evaluate_run(planned, run, _monitor(progress))
+    with as_output_errors(run.path), hold(run):
+        found = evaluate_run(planned, run, _monitor(progress))
     return EvaluateResult(found.scores, found.profile)
 
 
 def verify(model: str | Path, *, load: bool = True, progress: bool = False) -> VerifyResult:
-    """Verify that a model folder, or the model of a run, is what its manifest says, loads, and computes.
+    """Verify that a model folder, or the model of a run, agrees with its manifest, loads, and computes.
 
     Without `load` the checks that need the model in memory are left out, and no torch is imported. Raises
     VerificationError with what failed.
@@ -412,7 +414,7 @@ def _request(settings: Mapping[str, Any], seed: int) -> TraceRequest:
     from hybridizer.trace.runs import request_from_section
 
     if unknown := [key for key in settings if key not in keys_of(Trace)]:
-        raise TypeError(f"there is no trace setting '{unknown[0]}'. {nearest(unknown[0], keys_of(Trace))}")
+        raise TypeError(f"unknown trace setting '{unknown[0]}'. {nearest(unknown[0], keys_of(Trace))}")
     section = make_section(Trace, settings, "trace", lambda key: f"`{key}`")
     return request_from_section(section, seed, Path.cwd())
 

@@ -1,4 +1,4 @@
-"""The order of the stages. A stage whose inputs have not changed is skipped and says so."""
+"""The order of the stages. A stage whose inputs have not changed is skipped, with a note."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.donors.open import scan_donors
 from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run
+from hybridizer.pipeline.faults import as_output_errors
 from hybridizer.pipeline.output import write_model
 from hybridizer.pipeline.plan import Planned, estimate_training_cost, open_plan, plan_recipe
-from hybridizer.pipeline.run import RunFolder, write_records
+from hybridizer.pipeline.run import RunFolder, hold, write_held_records
 from hybridizer.pipeline.texts import tokenise_texts
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Built:
-    """A finished run: its folder, plan, manifest, what was proved of the model, and what training did to it."""
+    """A finished run: its folder, plan, manifest, the checks that passed, and what training changed."""
 
     folder: Path
     plan: Plan
@@ -63,7 +64,7 @@ def build(
     load: bool,
     accept_changes: bool = False,
 ) -> Built | None:
-    """The whole line, from a recipe or a stored plan to a verified model in `runs`/<name>/model.
+    """The whole pipeline, from a recipe or a stored plan to a verified model in `runs`/<name>/model.
 
     A plan.json is built unchanged, in its own run's folder unless `runs` is given; for recipes that is runs/.
     A model that is there already and was built from the same plan is kept, and verified. One from another plan raises
@@ -73,37 +74,51 @@ def build(
     """
     stored = _read_plan(path, overrides) if isinstance(path, Path) and is_stored_plan(path) else None
     recipe = stored.recipe if stored else load_recipe(path, overrides)
-    runs = runs or _default_runs(stored)
-    runtime = join_processes(recipe, runs)
+    run = RunFolder((runs or _default_runs(stored)) / recipe.name)
+    runtime = join_processes(recipe, run.path.parent)
     main = runtime is None or runtime.is_main
-    monitor = monitor if main else SilentMonitor()  # what is true of all is reported once
-    with runtime.main_first() if runtime else nullcontext():
-        planned = open_plan(stored, monitor) if stored else plan_recipe(path, overrides, monitor)
-        run = RunFolder(runs / planned.plan.name)
-        run.path.mkdir(parents=True, exist_ok=True)
-        if deep:
-            scan_donors(planned.donors, monitor)
-        built = _is_built(run.model, planned.plan, replace)
-        if built and _must_resume(run.model, planned.resolved.recipe, monitor):
-            built, replace = False, True  # the model is replaced by one that was trained further
-        if built:
-            monitor.note(f"model: unchanged, {run.model} was built from this plan")
-        if main:
-            if planned.plan.train is not None and not built:
-                _check_before_splice(planned, run, monitor)
-            if planned.plan.train is not None and (load or not built):
-                _splice_for_training(planned, run, monitor, load=load)
-            write_records(run, planned)
-    if runtime is not None:
-        _check_same_plan(runtime, planned.plan)
-    record = None
+    monitor = monitor if main else SilentMonitor()  # notes that hold for all processes are printed once
+    with as_output_errors(run.path), hold(run) if main else nullcontext():
+        with runtime.main_first() if runtime else nullcontext():
+            planned = open_plan(stored, monitor) if stored else plan_recipe(path, overrides, monitor)
+            if deep:
+                scan_donors(planned.donors, monitor)
+            built = _is_built(run.model, planned.plan, replace)
+            if built and _must_resume(run.model, planned.resolved.recipe, monitor):
+                built, replace = False, True  # the model is replaced by one that was trained further
+            if main:
+                _prepare(planned, run, monitor, built=built, load=load)
+        if runtime is not None:
+            _check_same_plan(runtime, planned.plan)
+        record = None
+        if planned.plan.train is not None and not built:
+            with lock(run.training) if main else nullcontext():
+                record = _train(planned, run, runtime, monitor, accept_changes)
+        if not main:
+            return None
+        if record is not None:
+            _draw_loss_curve(run)
+        manifest, proofs = _finish(planned, run, monitor, record, built=built, replace=replace, load=load)
+        outcome = evaluate_run(planned, run, monitor) if planned.plan.train is not None and load else None
+        return Built(run.path, planned.plan, manifest, proofs, outcome)
+
+
+def _prepare(planned: Planned, run: RunFolder, monitor: Monitor, *, built: bool, load: bool) -> None:
+    """Do what one process does before training: check texts, splice the model that trains, write the records."""
+    if built:
+        monitor.note(f"model: unchanged, {run.model} was built from this plan")
     if planned.plan.train is not None and not built:
-        with lock(run.training) if main else nullcontext():
-            record = _train(planned, run, runtime, monitor, accept_changes)
-    if not main:
-        return None
-    if record is not None:
-        _draw_loss_curve(run)
+        _check_before_splice(planned, run, monitor)
+    if planned.plan.train is not None and (load or not built):
+        _splice_for_training(planned, run, monitor, load=load)
+    write_held_records(run, planned)
+
+
+def _finish(
+    planned: Planned, run: RunFolder, monitor: Monitor, record: TrainRecord | None, *, built: bool, replace: bool,
+    load: bool,
+) -> tuple[Manifest, tuple[Proof, ...]]:  # fmt: skip
+    """Write and publish the model, or verify the one that is there; the run's folder gets a copy of its manifest."""
     if built:
         manifest, proofs = verify(run.model, monitor, find_donor=planned.donors.get, load=load)
     else:
@@ -112,8 +127,7 @@ def build(
             planned.plan, planned.donors, run.model, monitor, replace=replace, load=load, record=record, trained=trained
         )
     write_json(run.manifest, manifest.to_json())
-    outcome = evaluate_run(planned, run, monitor) if planned.plan.train is not None and load else None
-    return Built(run.path, planned.plan, manifest, proofs, outcome)
+    return manifest, proofs
 
 
 def _draw_loss_curve(run: RunFolder) -> None:
@@ -139,11 +153,11 @@ def _default_runs(stored: StoredPlan | None) -> Path:
 
 
 def _check_same_plan(runtime: Runtime, plan: Plan) -> None:
-    """Return if every process planned the same: they plan one after the other, and a branch or a text may move."""
+    """Return if every process planned the same: a branch or a text may change between their plans."""
     hashes = runtime.all_gather(plan.hash)
     if len(set(hashes)) > 1:
         found = ", ".join(f"{hash_[:19]}... by process {rank}" for rank, hash_ in enumerate(hashes))
-        fix = "A donor, a text or a branch of the hub moved meanwhile, or the processes see other files: start again."
+        fix = "A donor, a text or a branch of the hub changed, or the processes see different files: start again."
         raise InputError(Problem(plan.name, f"the processes made different plans: {found}.", fix))
 
 
@@ -156,14 +170,14 @@ def _check_before_splice(planned: Planned, run: RunFolder, monitor: Monitor) -> 
 
 
 def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor, *, load: bool) -> None:
-    """Make the model that training starts from, unless it is there."""
+    """Write the model that training starts from, unless it is there."""
     plan, folder = planned.plan.spliced, run.spliced
     if (folder / FILE_NAME).is_file() and read_manifest(folder).plan_hash == plan.hash:
         monitor.note(f"splice: unchanged, {folder} was spliced from this plan")
         return
     if folder.is_dir() and any(run.training.glob("checkpoints/step-*")):
         what = "a training of another spliced model has checkpoints here, which would be lost."
-        fix = "Give the recipe another name, or remove the folder training/ to start anew."
+        fix = "Give the recipe another name, or remove the folder training/ to start again."
         raise InputError(Problem(str(run.training), what, fix))
     write_model(plan, planned.donors, folder, monitor, replace=True, load=load)
 
@@ -179,7 +193,7 @@ def _finished_training(planned: Planned, run: RunFolder) -> TrainRecord | None:
 def _train(
     planned: Planned, run: RunFolder, runtime: Runtime | None, monitor: Monitor, accept_changes: bool
 ) -> TrainRecord:
-    """Train the spliced model, or find that it was trained: a run may have been killed between training and export."""
+    """Train the spliced model, or read the finished training: a run may be killed between training and export."""
     recipe = planned.resolved.recipe
     if record := _finished_training(planned, run):
         monitor.note(f"train: unchanged, {run.training} holds the result of this plan")

@@ -1,4 +1,4 @@
-"""What training did to a model: bits per byte and samples before and after, and what became of its deep profile."""
+"""What training changed in a model: bits per byte, samples, and the profile of its deep side, before and after."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _compare_scores(planned: Planned, run: RunFolder, monitor: Monitor) -> dict[
     return compare_runs(before, after, seed=recipe.seed)
 
 
-def _open_sets(recipe: Recipe, asked: Evaluate, model: Path, remote_code: bool, monitor: Monitor) -> list[Any]:
+def _open_sets(recipe: Recipe, request: Evaluate, model: Path, remote_code: bool, monitor: Monitor) -> list[Any]:
     """The held-out documents of every training source, then the general texts without what training sees of them."""
     from hybridizer.data.tokenizer import load_encoder
     from hybridizer.evaluate.texts import general_text, heldout_texts, trained_keys
@@ -82,11 +82,11 @@ def _open_sets(recipe: Recipe, asked: Evaluate, model: Path, remote_code: bool, 
     assert train is not None, "called for recipes that train"
     encoder = load_encoder(model, remote_code)
     sources = open_texts(train.data, recipe.folder, encoder, monitor)
-    sets = list(heldout_texts(sources, train.heldout_ratio, monitor, asked.max_tokens))
+    sets = list(heldout_texts(sources, train.heldout_ratio, monitor, request.max_tokens))
     trained = trained_keys(sources, train.heldout_ratio)
-    for text in asked.bits_per_byte:
+    for text in request.bits_per_byte:
         (source,) = open_texts((DataEntry(text.path, field=text.field),), recipe.folder, encoder, monitor)
-        sets.append(general_text(text.name, source, trained, asked.max_tokens))
+        sets.append(general_text(text.name, source, trained, request.max_tokens))
     return sets
 
 
@@ -95,7 +95,7 @@ def _compare_profiles(planned: Planned, run: RunFolder, monitor: Monitor) -> dic
 
     plan = planned.plan
     assert plan.train is not None, "called for plans that train"
-    # A splice that gave a donor back is that donor, which the plan may rest on a trace of.
+    # An identity splice is its donor, of which the plan may have a trace.
     before = next((traced for traced in planned.resolved.traces if traced.donor == plan.identity_of), None)
     if before is None and plan.identity_of is not None:  # of a stored plan
         before = trace(planned.donors[plan.identity_of], _request(planned), monitor)
@@ -123,5 +123,5 @@ def _remote_code(planned: Planned) -> bool:
 
 
 def _content(folder: Path) -> str:
-    """A hash of what a model computes with: equal for equal weights, config and tokenizer, whatever its card says."""
+    """A hash of what a model computes with: equal for equal weights, config and tokenizer, whatever is in its card."""
     return content_hash({name: sha for name, sha in read_manifest(folder).files.items() if name != "README.md"})

@@ -36,7 +36,7 @@ def write_model(
     """Write and verify the model of `plan`, then publish it as `folder`; its manifest and the checks that passed.
 
     Every tensor comes from its source or, if it is there, from `trained`, with the training's `record`. With `load`
-    the model is also loaded, computed and asked for an answer before it is published. When anything fails, the new
+    the model is also loaded, run and made to generate before it is published. When anything fails, the new
     folder is removed, and a model that was under the name before stays there unchanged.
     """
     execute = find_executor(plan)
@@ -52,7 +52,7 @@ def write_model(
 
 @contextmanager
 def _unpublished(partial: Path, folder: Path) -> Iterator[None]:
-    """Let errors about the hidden folder name the one that was to be published, and say that it was not."""
+    """Let errors about the hidden folder name the one that was to be published, and add that it was not published."""
     try:
         yield
     except HybridizerError as error:

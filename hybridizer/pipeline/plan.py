@@ -1,4 +1,4 @@
-"""What can be known before anything is built: a recipe checked without its weights, and planned with them at hand."""
+"""Checks a recipe without its weights, and plans it with its donors on this machine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hybridizer.core.errors import DonorError, InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
+from hybridizer.pipeline.faults import as_output_errors
 from hybridizer.pipeline.scan import scan_planned
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
 from hybridizer.plan.layout import lay_out
@@ -31,15 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check` found good. `plan` is None while a donor still has to be fetched, which `waiting` names."""
+    """The result of `check`. `plan` is None while a donor still has to be fetched, which `waiting` names."""
 
     recipe: Recipe
     plan: Plan | None
     waiting: tuple[str, ...]
 
 
+@as_output_errors()
 def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, deep: bool) -> Checked:
-    """Everything that can be known of a recipe without its weights; with `deep`, the weights are scanned for NaN too.
+    """Check everything about a recipe that needs no weights; with `deep`, also scan the weights for NaN.
 
     Raises RecipeError, DonorError, CheckpointError or PlanError with all problems of the first stage that has any.
     """
@@ -64,8 +66,9 @@ class Planned:
     donors: Mapping[str, Donor]
 
 
+@as_output_errors()
 def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
-    """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors where asked."""
+    """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors if required."""
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
     resolved = resolve_layout(pin_datasets(recipe), donors, monitor)
@@ -85,12 +88,12 @@ def open_plan(stored: StoredPlan, monitor: Monitor) -> Planned:
     """A stored plan with its donors, to be built unchanged: nothing is traced or chosen again, no text is read.
 
     Raises DonorError, with all of them at once, for donors that are missing or whose content is not what was planned,
-    PlanError where there is no such executor, and RecipeError for packages that its training needs.
+    PlanError if the executor is unknown, and RecipeError for packages that its training needs.
     """
     plan, where = stored.plan, str(stored.path)
     find_executor(plan)
     check_packages(stored.recipe)
-    # The pins are the plan's: a message about one says that the plan is at stake, not a line of a recipe.
+    # The pins are the plan's, so messages about them name the plan and not a line of a recipe.
     entries = tuple(replace(entry, fingerprint=None) for entry in stored.recipe.donors)
     donors = _all(open_donors(replace(stored.recipe, donors=entries), monitor, fetch=True, fingerprint=True))
     problems = []
@@ -137,7 +140,7 @@ def estimate_time(planned: Planned, device: str) -> StepTiming | None:
 
 
 def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | NotFetched]) -> None:
-    """Check the layers that are asked for, where every donor's depth is known."""
+    """Check the requested layers, if every donor's depth is known."""
     depths = {name: d.structure.num_layers if isinstance(d, Donor) else d.num_layers for name, d in donors.items()}
     known = {name: depth for name, depth in depths.items() if depth is not None}
     if len(known) == len(depths):
@@ -164,7 +167,7 @@ def resolve_layout(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor
 
     With `deep: auto` the donor that ranks first is taken. A strategy becomes the layer that it chooses in the deep
     donor, and the shallow donor gives that many layers. A layer or a share of the depth is kept as it is, so that a
-    trace never changes the model, and judged by the trace where there is one.
+    trace never changes the model, and compared with the trace if there is one.
     """
     layout = recipe.layout
     if recipe.trace is None and not layout.needs_trace:
@@ -199,14 +202,14 @@ def resolve_layout(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor
 def assume_layout(recipe: Recipe, depths: Mapping[str, int]) -> Recipe:
     """The recipe with open choices filled in without a trace, for checks of everything else. `depths`: of the donors.
 
-    Deep is the host; a strategy is a layer of the deep donor, as it will be, and so gives the depth that it will give:
+    Deep is the host; a strategy is a layer of the deep donor, as it will be in the plan, so that the depth is the same:
     the middle one, or the last that the shallow donor can reach.
     """
     layout = _midpoint_as_share(recipe.layout)
     deep = layout.host if layout.deep == AUTO else layout.deep
     boundary = layout.boundary
     if isinstance(boundary, str):
-        assert deep is not None and layout.shallow is not None, "checked at the door"
+        assert deep is not None and layout.shallow is not None, "checked when the recipe was loaded"
         boundary = min(first_deep_layer(0.5, depths[deep]), max(1, depths[layout.shallow] - 1))
     return replace(recipe, layout=replace(layout, deep=deep, boundary=boundary))
 

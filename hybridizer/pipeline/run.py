@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from hybridizer.checkpoint.publish import lock
 from hybridizer.core.files import write_file
 from hybridizer.core.records import write_json
 from hybridizer.donors.reference import parse_reference
+from hybridizer.pipeline.faults import as_output_errors
 from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.cost import Cost
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
@@ -20,10 +25,13 @@ from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.models import Recipe, Trace
 from hybridizer.trace.record import TraceRun
 
+# What hybridizer.core.files writes before it renames: of a record, never of a model folder.
+_TEMPORARY: Final = re.compile(r"\..+\.(json|yaml|svg|png)\.[a-z0-9_]{8}\.partial")
+
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of the run in `path`. Making one touches no disk; whether a path exists depends on what was run.
+    """The paths of the run in `path`. The disk is not touched; paths may not exist yet.
 
     `model` is the finished model, `spliced` the one that training starts from, `training` its checkpoints, log and
     result, `traces` one record and one picture per traced donor. The others are records, by their subject.
@@ -89,9 +97,32 @@ class RunFolder:
         return cls(model.parent)
 
 
-def write_records(run: RunFolder, planned: Planned, cost: Cost | None = None) -> None:
-    """Write what was decided into the run folder: recipe, donors, traces with pictures, ranking, plan and cost."""
+@contextmanager
+def hold(run: RunFolder) -> Iterator[None]:
+    """Make the folder of a run, keep other commands out of it, and remove temporary files that a killed one left.
+
+    Raises OutputError when another command is writing into the folder.
+    """
     run.path.mkdir(parents=True, exist_ok=True)
+    with lock(run.path):
+        for folder in (run.path, run.traces):
+            for path in folder.glob(".*.partial"):
+                if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                    path.unlink()
+        yield
+
+
+def write_records(run: RunFolder, planned: Planned, cost: Cost | None = None) -> None:
+    """Write what was decided into the run folder: recipe, donors, traces with pictures, ranking, plan and cost.
+
+    Raises OutputError when another command is writing into the folder, or the system refuses.
+    """
+    with as_output_errors(run.path), hold(run):
+        write_held_records(run, planned, cost)
+
+
+def write_held_records(run: RunFolder, planned: Planned, cost: Cost | None = None) -> None:
+    """Write the records as `write_records` does, into a folder that the caller holds."""
     recipe, plan = planned.resolved.recipe, planned.plan
     write_file(run.recipe, to_yaml(_resolve(recipe, plan)))
     write_json(run.donors, {"schema": "hybridizer.donors/1", "donors": plan.donors})
@@ -101,9 +132,9 @@ def write_records(run: RunFolder, planned: Planned, cost: Cost | None = None) ->
         _draw_trace(run.traces / f"{traced.donor}.svg", traced, recipe)
     if plan.evidence.ranking is not None:
         write_json(run.ranking, plan.evidence.ranking)
-    # What was traced for the plan's sake is traced again after training, with the same settings.
-    asked = replace(recipe, trace=recipe.trace or Trace()) if planned.resolved.traces else recipe
-    write_stored_plan(run.plan, plan, _resolve(asked, plan))
+    # Donors that were traced for the plan are compared with a trace after training, with the same settings.
+    retraced = replace(recipe, trace=recipe.trace or Trace()) if planned.resolved.traces else recipe
+    write_stored_plan(run.plan, plan, _resolve(retraced, plan))
     if cost is not None:
         write_json(run.cost, cost.to_json())
 
@@ -111,17 +142,17 @@ def write_records(run: RunFolder, planned: Planned, cost: Cost | None = None) ->
 def _draw_trace(path: Path, traced: TraceRun, recipe: Recipe) -> None:
     from hybridizer.report.plots import draw_trace, write_figure
 
-    asked = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
-    assert not isinstance(asked, str), "strategies are resolved before anything is written"
-    boundary = None if asked is None else first_deep_layer(asked, traced.record.donor.num_layers)
-    write_figure(draw_trace(traced.record.to_json(), boundary), path)
+    boundary = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
+    assert not isinstance(boundary, str), "strategies are resolved before anything is written"
+    layer = None if boundary is None else first_deep_layer(boundary, traced.record.donor.num_layers)
+    write_figure(draw_trace(traced.record.to_json(), layer), path)
 
 
 def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    """The recipe with every default filled in, every choice made and every donor pinned, readable from anywhere."""
+    """The recipe with every default filled in, every choice made and every donor pinned; holds from any folder."""
     resolved = recipe.resolved()
     if recipe.train is None:
-        resolved.pop("trace", None)  # what it was asked for is resolved; a trained model is traced again
+        resolved.pop("trace", None)  # its choices are resolved; a model that trains is traced again
     for entry in recipe.donors:
         pin, values = plan.donors[entry.name], resolved["donors"][entry.name]
         reference = parse_reference(entry.source, recipe.folder)

@@ -1,4 +1,4 @@
-"""Verify a finished model folder, with its plan and its donors where they are at hand."""
+"""Verify a finished model folder, with its plan and its donors if they are on this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def verify_folder(folder: Path, monitor: Monitor, *, load: bool) -> tuple[Manife
     """Verify a model folder, or the model of a run: its files, what its manifest says, and that it computes.
 
     The manifest is compared with plan.json beside the model's folder, copied tensors with their donors, and the logits
-    of an identity splice with its donor's. What is not at hand is named in the proofs. Raises VerificationError.
+    of an identity splice with its donor's. The proofs name what is missing. Raises VerificationError.
     """
     model = find_model(folder)
     run = RunFolder.of_model(model.absolute())

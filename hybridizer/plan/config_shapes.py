@@ -1,8 +1,8 @@
-"""Does a config describe the tensors beside it? Decided from shapes, before a weight is read or a byte is written.
+"""Compares a config with the shapes of its tensors, before a weight is read or a byte is written.
 
 transformers refuses tensors whose shape differs from the config's only when the model is loaded, and fills missing
 biases and norms with initial values. Compared here is what holds in every family of the tables except those named
-below; whatever else a config says is proved by the load that precedes publishing.
+below; all other keys are tested when the model is loaded before it is published.
 """
 
 from __future__ import annotations

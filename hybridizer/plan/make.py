@@ -153,7 +153,7 @@ def _short(donor: Donor) -> str:
 
 
 def set_config_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Set `dtype` wherever `config` names a dtype, under the key it uses (`dtype` or `torch_dtype`)."""
+    """Set every dtype in `config` to `dtype`, under the key that it uses (`dtype` or `torch_dtype`)."""
     found = False
     for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("dtype", "torch_dtype"):

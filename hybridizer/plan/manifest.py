@@ -99,8 +99,8 @@ def make_manifest(
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a model folder. Raises VerificationError when there is none, or when it is damaged.
 
-    Every field has its type, every name that refers to a donor or a layer is there, and a training has the keys that
-    are read of it, so that readers need no checks of their own.
+    Every field has its type, every name that refers to a donor or a layer is there, and the record of a training has
+    the keys that are read, so that readers need no checks of their own.
     """
     path = folder / FILE_NAME
     if not path.is_file():
@@ -132,7 +132,7 @@ class _SourceRecord:
 
 @dataclass(frozen=True)
 class _TrainingRecord:
-    """What is read of the record of a training; it has more."""
+    """The keys that are read from the record of a training, which has more."""
 
     plan_hash: str
     steps: int
@@ -153,7 +153,7 @@ class _TrainingRecord:
 
 
 def _find_faults(manifest: Manifest) -> Iterator[str]:
-    """What a manifest says that cannot be true of any model, in words."""
+    """Contradictions inside a manifest, one sentence each."""
     from pydantic import TypeAdapter, ValidationError  # slow to import
 
     for key, donor in (("host", manifest.host), ("identity_of", manifest.identity_of)):

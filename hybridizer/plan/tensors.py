@@ -23,7 +23,7 @@ def plan_tensors(
 
     The host's tensors outside its layers come first, then the layers shallow to deep; within each, in the order of
     the file they are copied from, so that neighbours stay neighbours. `target` is the safetensors dtype to convert to;
-    tensors that the host keeps in a dtype of their own (a float32 router, say) stay in it.
+    tensors that the host stores in another dtype (such as a float32 router) stay in it.
     """
     apart = _kept_apart(host)
     blends: dict[Blend, int] = {}
@@ -69,7 +69,7 @@ def explain_unused(host: Donor, donors: Mapping[str, Donor], used: Mapping[str, 
 
 
 def _explain(donor: Donor, is_host: bool, used: set[int], host: str) -> dict[str, str]:
-    reasons = _dropped(donor)
+    reasons = _dropped(donor)  # their wording enters the plan's hash
     layer_of = {name: number for number, layer in enumerate(donor.structure.layers) for name in layer.values()}
     for name in donor.checkpoint.tensors:
         if name in layer_of:

@@ -38,7 +38,7 @@ Load it with `transformers.AutoModelForCausalLM.from_pretrained`. The origin of 
 def _host_line(plan: Plan) -> str:
     if any(name.startswith(("tokenizer.", "vocab.")) or name.endswith(".model") for name in plan.tokenizer_files):
         return f"Embeddings, final norm, head, tokenizer and chat template come from the host, `{plan.host}`."
-    without = "It has no tokenizer; neither has this model."
+    without = "The host has no tokenizer, and neither has this model."
     return f"Embeddings, final norm and head come from the host, `{plan.host}`. {without}"
 
 
@@ -54,14 +54,14 @@ def _front_matter(plan: Plan, licenses: Mapping[str, str | None]) -> str:
 
 
 def _training_lines(plan: Plan, training: Mapping[str, Any]) -> str:
-    assert plan.train is not None, "what was trained had a plan for it"
+    assert plan.train is not None, "a trained model has a plan for it"
     frozen = [f"layers {format_layers(plan.train.frozen_layers)}"] if plan.train.frozen_layers else []
     parts = ", ".join([*frozen, *plan.train.frozen_parts]) or "nothing"
     sources = ", ".join(f"`{Path(use['name']).name}` ({use['tokens_taken']:,})" for use in training["sources"])
-    losses = f"{training['first_loss']:.3f} at first, {training['last_loss']:.3f} at last"
+    losses = f"{training['first_loss']:.3f} at the start, {training['last_loss']:.3f} at the end"
     lines = [
         f"Trained after splicing on {training['tokens']:,} tokens in {training['steps']:,} steps, {parts} frozen.",
-        f"The loss was {losses}, in nats a token. Tokens by source: {sources}.",
+        f"The loss was {losses}, in nats per token. Tokens by source: {sources}.",
         "The frozen tensors hash as they did before training (`manifest.json`).",
     ]
     return "\n".join(lines) + "\n\n"

@@ -1,4 +1,4 @@
-"""Plan -> safetensors: copies byte ranges, and blends or converts only the tensors whose plan says so."""
+"""Plan -> safetensors: copies byte ranges, and blends or converts only the tensors that are planned so."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def splice(
     """Write the plan's tensors into the existing `folder`, which the caller publishes.
 
     Those in `trained` (by their name in the output) are taken from there and rounded to the plan's precision.
-    Copied tensors are bit-exact. Memory stays constant, but for a blend, which holds one tensor of each source.
+    Copied tensors are bit-exact. Memory stays constant, except for a blend, which holds one tensor of each source.
     Imports no torch unless something is blended or converted. Raises PlanError for a source other than Copy, Convert
     and Merge, before anything is written, and OutputError when the disk is full.
     """
@@ -74,7 +74,7 @@ def _make(
             return lambda: _blended(plan.blends[number], tensor, entries, plan.seed)
         case other:
             what = f"the executor 'copy' cannot make it: {other.describe(plan.blends)}."
-            raise PlanError(Problem(f"tensor '{tensor.name}'", what, "Plan it for an executor that can."))
+            raise PlanError(Problem(f"tensor '{tensor.name}'", what, "Use an executor that can."))
 
 
 def _in_dtype(entry: TensorEntry, dtype: str) -> TensorEntry | Callable[[], Iterable[memoryview]]:

@@ -1,4 +1,4 @@
-"""What turns a plan into tensors: one executor for each kind of hybrid, by the name that the plan gives.
+"""Executors turn a plan into tensors: one for each kind of hybrid, by the name in the plan.
 
 To add one: write its function in a module of its own here, add it to EXECUTORS, let a planner name it, and test it.
 """
@@ -20,9 +20,9 @@ from hybridizer.splice.copy import splice
 
 
 class Executor(Protocol):
-    """Writes the plan's tensors into a folder. Raises PlanError for a source of a kind that it does not make.
+    """Writes the plan's tensors into a folder. Raises PlanError for a source of a kind that it cannot make.
 
-    `trained` holds tensors of the output, by name, that take the place of what the plan would make.
+    `trained` holds tensors of the output, by name, that replace those of the plan.
     """
 
     def __call__(
@@ -39,7 +39,7 @@ EXECUTORS: Final[Mapping[str, Executor]] = MappingProxyType({"copy": splice})
 
 
 def find_executor(plan: Plan) -> Executor:
-    """The executor that `plan` names. Raises PlanError when there is none of that name."""
+    """The executor that `plan` names. Raises PlanError for an unknown name."""
     if plan.executor not in EXECUTORS:
         what = f"no executor '{plan.executor}', which this plan names."
         raise PlanError(Problem(f"plan '{plan.name}'", what, nearest(plan.executor, EXECUTORS)))

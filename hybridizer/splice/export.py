@@ -1,4 +1,4 @@
-"""What makes spliced tensors a deployable folder: config, tokenizer, card and, written last, the manifest."""
+"""Completes spliced tensors to a deployable folder: config, tokenizer, card and, written last, the manifest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def export(
     """
     if training is not None:
         compared = _count_as_in_donors(plan, donors, training["frozen_sha256"])
-        training = {**training, "frozen_as_in_donors": compared}
+        training = {**_without_folders(training), "frozen_as_in_donors": compared}
     write_file(folder / "config.json", json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n")
     for name in plan.tokenizer_files:
         target = folder / name
@@ -57,10 +57,31 @@ def export(
     return manifest
 
 
+def _without_folders(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a training with text files by name alone: their folders are of no use on another machine.
+
+    A recipe has them where it was written that way, as the one in a stored plan is.
+    """
+    sources = [
+        {
+            **source,
+            "name": _file_name(source["name"]),
+            "left_out_at": {reason: [_file_name(p) for p in found] for reason, found in source["left_out_at"].items()},
+        }
+        for source in training["sources"]
+    ]
+    return {**training, "sources": sources}
+
+
+def _file_name(text: str) -> str:
+    """A name or `file:line` without the folders of an absolute path."""
+    return text.rpartition("/")[2] if text.startswith("/") else text
+
+
 def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: Mapping[str, str]) -> int:
     """How many frozen tensors hash in memory, after training, as their donors' do in the plan's dtype.
 
-    All that are copied or converted; others are no donor's. Raises RunError for one that does not.
+    Only copied and converted tensors are compared. Raises RunError for one that differs.
     """
     compared = 0
     for tensor in plan.tensors:
@@ -69,7 +90,7 @@ def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: 
         donor = tensor.source.donor
         entry = donors[donor].checkpoint.tensors[tensor.source.tensor]
         if _hash_as(entry, tensor.dtype) != frozen_sha256[tensor.name]:
-            what = f"frozen, and not what the donor '{donor}' holds as '{entry.name}'."
+            what = f"frozen, and differs from '{entry.name}' of the donor '{donor}'."
             fix = "The spliced model or the donor changed during the run: build again under another name."
             raise RunError(Problem(tensor.name, what, fix))
         compared += 1
@@ -85,7 +106,7 @@ def _hash_as(entry: TensorEntry, dtype: str) -> str:
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape the output, as installed; "absent" for one that is not."""
+    """Versions of Python and of the packages that affect the output; "absent" for one that is not installed."""
     versions = {"python": platform.python_version()}
     for tool in _TOOLS:
         try:

@@ -15,7 +15,7 @@ _LISTED = 8
 
 
 def check_finite(plan: Plan, folder: Path, trained: Collection[str]) -> None:
-    """Return if every tensor in `folder` that is no copy of a donor's is finite: trained, blended or converted ones.
+    """Return if every tensor in `folder` that was trained, blended or converted is finite.
 
     Reads those tensors once. Raises VerificationError with a problem per tensor, at most 8, each naming how the tensor
     was made. Copies are a donor's own bytes, which `--deep-check` scans.

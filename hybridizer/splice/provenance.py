@@ -1,4 +1,4 @@
-"""Does a manifest tell the truth about where a model came from? Compared with the plan, the weights, the donors."""
+"""Compares what a manifest says about a model's origin with the plan, the weight files and the donors."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _FIX = "Restore the manifest, or build the model again."
 def check_plan(folder: Path, manifest: Manifest, checkpoint: Checkpoint, plan: Plan | None, missing: str) -> Proof:
     """Compare the manifest with the plan hash in the weight files and, if given, with the stored `plan`.
 
-    `missing` is why there is no plan. A stored plan of another hash is not compared, since a run's plan may be written
-    again by `hybridize plan`. Raises VerificationError with every field that differs.
+    `missing` is why there is no plan. A stored plan of another hash is not compared, since `hybridize plan` may have
+    replaced a run's plan. Raises VerificationError with every field that differs.
     """
     where = str(folder / FILE_NAME)
     for path in checkpoint.files:
@@ -45,7 +45,7 @@ def check_plan(folder: Path, manifest: Manifest, checkpoint: Checkpoint, plan: P
     if same is None:
         return Proof("plan", f"not compared: plan.json is of another plan ({plan.hash[:19]}...)")
     if (same.train is None) != (manifest.training is None):
-        what = f"`training` is {'absent' if manifest.training is None else 'there'}, and the plan says otherwise."
+        what = f"`training` is {'absent' if manifest.training is None else 'there'}, contrary to the plan."
         raise VerificationError(Problem(where, what, _FIX))
     if same.train is not None and manifest.training is not None:
         for field in ("boundary", "frozen_layers", "frozen_parts"):
@@ -98,13 +98,13 @@ def check_origins(
     """Compare every copied tensor byte for byte with the donor tensor that the manifest names as its origin.
 
     Converted, merged and trained tensors are not compared, and neither are donors that are not on this machine or
-    whose content changed since; the result says so. Raises VerificationError with the tensors that differ.
+    whose content changed since; the result names both. Raises VerificationError with the tensors that differ.
     """
     donors, notes = {}, []
     for name, pin in manifest.donors.items():
         donor = find_donor(name)
         if donor is None:
-            notes.append(f"donor '{name}' is not at hand")
+            notes.append(f"donor '{name}' is not on this machine")
         elif donor.fingerprint != pin.fingerprint:
             notes.append(f"donor '{name}' at {donor.reference} is not the one of the manifest ({donor.fingerprint})")
         else:
@@ -138,7 +138,7 @@ def _compare(tensor: TensorEntry, source: TensorEntry | None) -> str | None:
 
 
 def _made(manifest: Manifest, trained: frozenset[str]) -> list[str]:
-    """What is in the model that is no donor's tensor, in words."""
+    """How tensors that are not copies were made, in words."""
     made = {tensor.kind for name, tensor in manifest.tensors.items() if name not in trained} - {"copy"}
     words = {"convert": "converted", "merge": "merged"}
     return [

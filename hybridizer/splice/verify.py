@@ -1,4 +1,4 @@
-"""A model folder -> proof that it is what its manifest says, and that it loads and computes."""
+"""Proves that a model folder agrees with its manifest, loads, and computes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NUM_PROBE_TOKENS = 24
 
 @dataclass(frozen=True)
 class Proof:
-    """One check that held, with what it found."""
+    """One check that passed, with its result."""
 
     check: str
     found: str
@@ -77,22 +77,22 @@ def _check_files(folder: Path, manifest: Manifest, monitor: Monitor, rehash: boo
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {FILE_NAME}
     lost, foreign = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
     if lost:
-        raise _fail(folder, f"{len(lost)} files of the manifest are not there: {', '.join(lost[:5])}.")
+        raise _fail(folder, f"{len(lost)} files of the manifest are missing: {', '.join(lost[:5])}.")
     if foreign:
         fix = "Move them out: a loader may prefer them to the model's own files."
         raise _fail(folder, f"{len(foreign)} files are not in the manifest: {', '.join(foreign[:5])}.", fix)
     num_bytes = sum((folder / name).stat().st_size for name in manifest.files)
     if not rehash:
-        return Proof("files", f"{len(manifest.files)} files, {num_bytes:,} bytes: hashed as they were read back")
+        return Proof("files", f"{len(manifest.files)} files, {num_bytes:,} bytes: hashed when they were written")
     with monitor.task("re-hash", num_bytes, "bytes") as advance:
         for name, found in hash_files({name: folder / name for name in manifest.files}):
             expected = manifest.files[name]
             if found != expected:
                 raise _fail(
-                    folder / name, f"its content hashes to {found[:16]}..., the manifest says {expected[:16]}...."
+                    folder / name, f"its content hashes to {found[:16]}..., in the manifest it is {expected[:16]}...."
                 )
             advance((folder / name).stat().st_size)
-    return Proof("files", f"{len(manifest.files)} files, {num_bytes:,} bytes: every sha256 is the manifest's")
+    return Proof("files", f"{len(manifest.files)} files, {num_bytes:,} bytes: every sha256 agrees with the manifest")
 
 
 def _check_tensors(folder: Path, checkpoint: Checkpoint, manifest: Manifest) -> Proof:
@@ -100,7 +100,7 @@ def _check_tensors(folder: Path, checkpoint: Checkpoint, manifest: Manifest) -> 
     expected = {name: (tensor.dtype, tensor.shape) for name, tensor in manifest.tensors.items()}
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
-            raise _fail(folder, f"tensor '{name}' is {found.get(name)}, the manifest says {expected.get(name)}.")
+            raise _fail(folder, f"tensor '{name}' is {found.get(name)}, and {expected.get(name)} in the manifest.")
     origins = {origin.partition(":")[0] for tensor in manifest.tensors.values() for origin in tensor.origins}
     return Proof("tensors", f"{len(found)} tensors, each with its origin in {', '.join(sorted(origins))}")
 
@@ -109,7 +109,7 @@ def _check_frozen(folder: Path, checkpoint: Checkpoint, training: Mapping[str, A
     frozen_sha256 = training["frozen_sha256"]
     for name, expected in frozen_sha256.items():
         if name not in checkpoint.tensors or hash_tensor(checkpoint.tensors[name]) != expected:
-            raise _fail(folder, f"the frozen tensor '{name}' is not what it was before training.")
+            raise _fail(folder, f"the frozen tensor '{name}' changed in training.")
     compared = training["frozen_as_in_donors"]
     found = f"{len(frozen_sha256)} tensors hash as before training, {compared} of them as in their donors"
     return Proof("frozen", found)
@@ -124,7 +124,7 @@ def _check_structure(folder: Path, structure: Structure, manifest: Manifest) -> 
         first = next(i for i, kind in enumerate(expected) if structure.kinds[i] != kind)
         what = f"layer {first} is '{structure.kinds[first]}' by the config, '{expected[first]}' by the manifest."
         raise _fail(folder / "config.json", what)
-    ties = "head tied to the embeddings" if structure.tied else "head and embeddings apart"
+    ties = "head tied to the embeddings" if structure.tied else "separate head and embeddings"
     return Proof("config", f"{structure.num_layers} layers of {structure.family}, per-layer settings in order, {ties}")
 
 

@@ -86,11 +86,11 @@ def test_an_index_that_points_outside_the_folder_is_refused(tmp_path, place):
     tensor_file(tmp_path / "x.safetensors", {"a": BYTE})
     words = refusal(sharded(tmp_path / "model", {"a": place}))
     assert "places tensor 'a' in" in words
-    assert "which is no file name in this folder" in words
+    assert "which is not a file name in this folder" in words
 
 
 def test_an_index_of_pickles_is_refused(tmp_path):
-    assert "which is no safetensors file" in refusal(sharded(tmp_path, {"a": "model-00001-of-00001.bin"}))
+    assert "which is not a safetensors file" in refusal(sharded(tmp_path, {"a": "model-00001-of-00001.bin"}))
 
 
 def test_both_sides_of_every_disagreement_are_listed(tmp_path):
@@ -106,8 +106,8 @@ def test_both_sides_of_every_disagreement_are_listed(tmp_path):
         ("{}", "weight_map must map tensor names"),
         ('{"weight_map": {}}', "weight_map must map tensor names"),
         ('{"weight_map": ["a"]}', "weight_map must map tensor names"),
-        ('{"weight_map": {"a": "x", "a": "y"}}', "the key 'a' stands there twice"),
-        ("[1]", "a JSON object was expected, a list is there"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "the key 'a' occurs twice"),
+        ("[1]", "a JSON object was expected, found list"),
         ("version https://git-lfs.github.com/spec/v1", "not an index: this is a Git LFS pointer"),
         ("<html>", "not an index: this is a web page"),
         ("{'weight_map'}", "not valid JSON"),

@@ -65,12 +65,12 @@ DAMAGES = [
     (lambda path: path.write_text("not json"), "not valid JSON"),
     (lambda path: path.write_bytes(path.read_bytes()[:-3]), "not valid JSON"),
     (lambda path: path.write_bytes(b""), "the file is empty"),
-    (lambda path: path.write_text("[1, 2]"), "a JSON object was expected, a list"),
+    (lambda path: path.write_text("[1, 2]"), "a JSON object was expected, found list"),
     (lambda path: path.write_text("null"), "a JSON object was expected"),
     (lambda path: path.write_bytes(b'{"a": "\xff"}'), "not UTF-8 text at byte"),
-    (lambda path: path.write_text('{"version": 1, "version": 2}'), "the key 'version' stands there twice"),
-    (lambda path: path.write_text('{"a": ["\\ud800"]}'), "half a UTF-16 pair"),
-    (lambda path: path.write_text('{"a": ' + "9" * 5000 + "}"), "JSON that cannot be trusted"),
+    (lambda path: path.write_text('{"version": 1, "version": 2}'), "the key 'version' occurs twice"),
+    (lambda path: path.write_text('{"a": ["\\ud800"]}'), "half of a UTF-16 pair"),
+    (lambda path: path.write_text('{"a": ' + "9" * 5000 + "}"), "invalid JSON"),
     (lambda path: path.write_text('{"a": ' + "9" * 500 + "}"), "which no setting needs"),
     (lambda path: path.write_text('{"a": NaN}'), "NaN is not a JSON number"),
     (lambda path: path.write_text('{"a": ' + "[" * 100 + "]" * 100 + "}"), "nested deeper than 40 levels"),
@@ -171,7 +171,7 @@ def test_a_host_without_a_tokenizer_is_refused_at_check_unless_it_is_allowed(ben
     assert any("has no tokenizer" in warning for warning in hybridize_json("plan", recipe)["warnings"])
     hybridize("build", recipe)
     card = (bench / "runs/x/model/README.md").read_text()
-    assert "It has no tokenizer; neither has this model." in card and "tokenizer and chat template" not in card
+    assert "The host has no tokenizer" in card and "tokenizer and chat template" not in card
 
 
 def test_a_donor_without_a_tokenizer_beside_a_host_with_one_is_a_warning(bench):

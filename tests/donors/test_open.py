@@ -122,7 +122,7 @@ def _claim_a_huge_header(folder):
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "is a LoRA adapter"),
         (lambda f: (f / "config.json").rename(f / "model.gguf"), "holds GGUF files"),
-        (lambda f: (f / "config.json").write_text("[]"), "a JSON object was expected, a list is there"),
+        (lambda f: (f / "config.json").write_text("[]"), "a JSON object was expected, found list"),
         (lambda f: (f / "config.json").write_text('{"a":\n1,,}'), r"config.json: not valid JSON: .* \(line 2\)"),
         (lambda f: edit_config(f, auto_map={"AutoModel": "evil.Model"}), "requires running code .*evil.py"),
         (lambda f: edit_config(f, quantization_config={"quant_method": "gptq"}), r"quantised \('gptq'\)"),

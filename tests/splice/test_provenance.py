@@ -103,7 +103,7 @@ def test_what_could_not_be_compared_is_named(bench):
     shutil.move(bench / "runs/x/model", moved)
     found = proofs(moved)
     assert found["plan"] == "not compared: there is no plan.json beside the model's folder"
-    assert found["origins"] == "39 not compared: donor 'a' is not at hand, donor 'b' is not at hand"
+    assert found["origins"] == "39 not compared: donor 'a' is not on this machine, donor 'b' is not on this machine"
 
 
 def test_a_plan_of_another_recipe_under_the_same_name_is_not_compared(bench, built):
@@ -111,7 +111,7 @@ def test_a_plan_of_another_recipe_under_the_same_name_is_not_compared(bench, bui
     hybridize("plan", recipe)
     found = proofs("runs/x")
     assert found["plan"].startswith("not compared: plan.json is of another plan (sha256:")
-    assert found["origins"] == "39 not compared: donor 'a' is not at hand, donor 'b' is not at hand"
+    assert found["origins"] == "39 not compared: donor 'a' is not on this machine, donor 'b' is not on this machine"
 
 
 def test_a_plan_that_was_edited_is_an_error(bench):
