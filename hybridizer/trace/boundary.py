@@ -171,7 +171,25 @@ def _warning(record: TraceRecord, layer: int) -> str | None:
     doubt = _doubt(record, layer)
     if doubt is None:
         return None
-    return f"Freezing deep is not supported by the trace of {record.donor.reference}: {_score(record, layer)} {doubt}."
+    found = f"Freezing deep is not supported by the trace of {record.donor.reference}: {_score(record, layer)} {doubt}."
+    return f"{found} {_best_supported(record)}"
+
+
+def _best_supported(record: TraceRecord) -> str:
+    """The boundary whose S is most certainly positive: the largest lower end of an interval, in the middle half first.
+
+    Boundaries near the ends, where one layer decides, are named only if none in the middle half is supported.
+    """
+    num_layers = len(record.layers)
+    quarter = math.ceil(num_layers / 4)
+    for boundaries in (range(quarter, num_layers - quarter + 1), range(1, num_layers)):
+        supported = {
+            b: band[0] for b in boundaries if _doubt(record, b) is None and (band := record.boundary[b - 1].s_ci)
+        }
+        if supported:
+            best = max(supported, key=lambda b: (supported[b], -b))
+            return f"The best supported boundary is layer {best}: {_score(record, best)}."
+    return "No boundary is supported by this trace."
 
 
 def _doubt(record: TraceRecord, layer: int) -> str | None:
