@@ -4,8 +4,8 @@
 
 A recipe is the path of a YAML file, or a mapping with the same content; relative paths in a mapping count from the
 working folder. `overrides` are what `--set` is on the command line: dotted keys and their values. Every error that a
-user can mend is a HybridizerError with one Problem (where, what, fix) for each mistake. docs/python.md shows all of
-it in use.
+user can correct is a HybridizerError with one Problem (where, what, fix) for each mistake. docs/python.md has examples
+of all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CheckResult:
     Attributes:
         num_layers: layers of the output model; None while a donor is not fetched yet.
         num_parameters: parameters of the output model, tied tensors counted once; None likewise.
-        warnings: sentences about what is allowed and still worth knowing.
+        warnings: sentences about what is allowed and may surprise.
         not_fetched: names of the donors that `plan` and `build` fetch first; nothing about them was checked.
     """
 
@@ -75,7 +75,7 @@ class PlanResult:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about what is allowed and still worth knowing."""
+        """Sentences about what is allowed and may surprise."""
         return self.plan.warnings
 
 
@@ -139,7 +139,7 @@ class RankResult:
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What training did to a model.
+    """The effect of training on a model.
 
     Attributes:
         scores: bits per byte and samples before and after training ("hybridizer.scores/1").
@@ -152,7 +152,7 @@ class EvaluateResult:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """A model folder that is what its manifest says.
+    """A model folder that agrees with its manifest.
 
     Attributes:
         manifest: the sha256 of every file, the origin of every tensor, and the record of the training.
@@ -302,7 +302,7 @@ def rank(
 ) -> RankResult:
     """Rank donors by the stability of their deep layers, among those that can do the task.
 
-    `boundary` says where each donor's deep side begins: a strategy, a share of the depth, or a layer. The rest is as
+    `boundary` is where each donor's deep side begins: a strategy, a share of the depth, or a layer. The rest is as
     for `trace`. Raises HybridizerError.
 
     >>> from hybridizer import rank
@@ -356,7 +356,7 @@ def evaluate(
 
 
 def verify(model: str | Path, *, load: bool = True, progress: bool = False) -> VerifyResult:
-    """Verify that a model folder, or the model of a run, is what its manifest says, loads, and computes.
+    """Verify that a model folder, or the model of a run, agrees with its manifest, loads, and computes.
 
     Without `load` the checks that need the model in memory are left out, and no torch is imported. Raises
     VerificationError with what failed.
@@ -412,7 +412,7 @@ def _request(settings: Mapping[str, Any], seed: int) -> TraceRequest:
     from hybridizer.trace.runs import request_from_section
 
     if unknown := [key for key in settings if key not in keys_of(Trace)]:
-        raise TypeError(f"there is no trace setting '{unknown[0]}'. {nearest(unknown[0], keys_of(Trace))}")
+        raise TypeError(f"unknown trace setting '{unknown[0]}'. {nearest(unknown[0], keys_of(Trace))}")
     section = make_section(Trace, settings, "trace", lambda key: f"`{key}`")
     return request_from_section(section, seed, Path.cwd())
 
