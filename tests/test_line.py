@@ -263,7 +263,7 @@ def test_check_reports_every_problem_with_its_line(bench):
 
 def test_init_writes_a_recipe_that_checks_once_its_donors_exist(bench):
     hybridize("init", "mine.yaml")
-    assert "is there already" in hybridize("init", "mine.yaml", code=1).stderr
+    assert "this file exists" in hybridize("init", "mine.yaml", code=1).stderr
     settings = ["--set", "donors.instruct.source=a", "--set", "donors.domain.source=b"]
     assert "no problem found; 4 layers" in hybridize("check", "mine.yaml", *settings).stdout
 

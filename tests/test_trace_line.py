@@ -219,7 +219,7 @@ def test_check_knows_the_depth_that_a_strategy_will_give(strategy):
         (["--noise-ratio", "0"], "--noise-ratio must be a number > 0; got the number 0.0."),
         (["--epsilon", "inf"], "--epsilon must be a number > 0; got the number inf."),
         (["--batch-size", "0"], "--batch-size is 0; the least is 1."),
-        (["--seed", "-1"], "'--seed': -1 is not in the range x>=0"),
+        (["--seed", "-1"], "'--seed': -1 is not in the range 0<=x<=4294967295"),
         (["--tau", "-0.1", "--p-min", "2"], "--p-min must be a number from 0 to 1; got the number 2.0."),
         (["--tau", "-0.1", "--p-min", "2"], "--tau must be a number from 0 to 1; got the number -0.1."),
         (["--lens", "blurred"], "--lens cannot be 'blurred'.\n  Known here: plain, tuned."),

@@ -44,7 +44,7 @@ def interval(samples: Array) -> Interval:
 
 
 def intervals(samples: Array, num_items: int) -> list[Interval | None]:
-    """`interval` of each column of (num_resamples, k); None for a single item, which says nothing of its spread."""
+    """`interval` of each column of (num_resamples, k); None for a single item, which has no spread."""
     if num_items < 2:
         return [None] * samples.shape[1]
     return [interval(column) for column in samples.T]

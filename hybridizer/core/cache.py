@@ -1,4 +1,4 @@
-"""The folder for what can be made again: dequantised donors, file hashes, traces."""
+"""The folder for what can be computed again: converted donors, file hashes, traces."""
 
 from __future__ import annotations
 

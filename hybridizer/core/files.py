@@ -63,7 +63,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     with new_file(path) as partial, partial.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())  # only the descriptor that wrote is sure to hear of a failed write
+        os.fsync(file.fileno())  # only the descriptor that wrote is sure to report a failed write
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         flush_tree(partial)
         partial.rename(path)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # the error that ended the block is the one to hear about
+        shutil.rmtree(partial, ignore_errors=True)  # the error that ended the block is the one to report
         raise
     flush_folder(path.parent)
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hybridizer.core.errors import printable
+from hybridizer.core.errors import printable_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +60,7 @@ class ConsoleMonitor:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable_line(text), highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
@@ -69,10 +69,10 @@ class ConsoleMonitor:
             yield _Lines(self.note, label, total, unit, self._clock)
             return
         with self._bar(unit) as progress:
-            identifier = progress.add_task(printable(label), total=total, status="")
+            identifier = progress.add_task(printable_line(label), total=total, status="")
 
             def advance(count: int, status: str = "") -> None:
-                progress.update(identifier, advance=count, status=printable(status))
+                progress.update(identifier, advance=count, status=printable_line(status))
 
             yield advance
 
@@ -108,7 +108,7 @@ class _Lines:
         if not self._done and not count:
             return
         now = self._clock()
-        if not self._done and now - self._began < 1e-3:  # what an earlier start had done: it says nothing about speed
+        if not self._done and now - self._began < 1e-3:  # done by an earlier start: it does not count for speed
             self._skipped = count
         self._done += count
         elapsed, worked = now - self._began, self._done - self._skipped
@@ -122,7 +122,7 @@ class _Lines:
 
 
 def duration(seconds: float) -> str:
-    """A length of time as people say it: "8 s", "12 min", "3 h 20 min"."""
+    """A length of time in one or two units: "8 s", "12 min", "3 h 20 min"."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -4,8 +4,8 @@
 
 A recipe is the path of a YAML file, or a mapping with the same content; relative paths in a mapping count from the
 working folder. `overrides` are what `--set` is on the command line: dotted keys and their values. Every error that a
-user can fix is a HybridizerError with one Problem (where, what, fix) for each mistake. docs/python.md shows all of
-it in use.
+user can correct is a HybridizerError with one Problem (where, what, fix) for each mistake. docs/python.md has examples
+of all.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class RankResult:
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What training did to a model.
+    """The effect of training on a model.
 
     Attributes:
         scores: bits per byte and samples before and after training ("hybridizer.scores/1").
@@ -302,7 +302,7 @@ def rank(
 ) -> RankResult:
     """Rank donors by the stability of their deep layers, among those that can do the task.
 
-    `boundary` says where each donor's deep side begins: a strategy, a share of the depth, or a layer. The rest is as
+    `boundary` is where each donor's deep side begins: a strategy, a share of the depth, or a layer. The rest is as
     for `trace`. Raises HybridizerError.
 
     >>> from hybridizer import rank

@@ -99,6 +99,7 @@ class Plan:
         else:
             del content["train"]["notes"]
         content["donors"] = {name: pin.fingerprint for name, pin in self.donors.items()}
+        content["unused"] = {name: sorted(tensors) for name, tensors in self.unused.items()}
         return content_hash(content)
 
     @property

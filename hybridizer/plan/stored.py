@@ -39,6 +39,8 @@ def is_stored_plan(path: Path) -> bool:
     schema. A recipe written as JSON has none.
     """
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             start = file.read(_MAX_START_BYTES).lstrip()
     except OSError:

@@ -79,6 +79,9 @@ def _lines_of_mapping(text: str) -> Callable[[int], str]:
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, without end
+            what = "the recipe is not a regular file."
+            raise RecipeError(Problem(str(path), what, "Name a YAML file."))
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:

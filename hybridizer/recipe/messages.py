@@ -113,6 +113,10 @@ def _no_text(error: _Error) -> Words:
     return what, f"Put it in quotes to make it text: '{str(value).lower() if isinstance(value, bool) else value}'."
 
 
+def _not_unicode(error: _Error) -> Words:
+    return f"{error.name} is not UTF-8 text: {show(error.value)}.", "Write it in UTF-8."
+
+
 def _empty_text(error: _Error) -> Words:
     return f"{error.name} is empty.", "Write something between the quotes, or delete the line."
 
@@ -165,6 +169,7 @@ _WORDS: Mapping[str, Callable[[_Error], Words]] = {
     "dict_type": _no_mapping,
     "tuple_type": _no_list,
     "string_type": _no_text,
+    "string_unicode": _not_unicode,
     "string_too_short": _empty_text,
     "int_type": _no_int,
     "bool_type": _no_switch,

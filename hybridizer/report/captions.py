@@ -1,4 +1,4 @@
-"""What pictures and tables say about a trace in words, out of the plain object of the contract "hybridizer.trace/2"."""
+"""The captions of pictures and tables of a trace, from the plain object of the contract "hybridizer.trace/2"."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hybridizer.recipe.layers import format_layers
 
 Record = Mapping[str, Any]
 
-LEAST_EXPLAINED = 0.1  # below this a layer's figures are mostly the lens's own
+LEAST_EXPLAINED = 0.1  # below this a layer's figures describe the lens more than the layer
 
 
 def caption(record: Record, boundary: int | None) -> list[str]:
-    """Up to five lines: the donor, how it was traced, what was found, where the lens is blind, S at the boundary."""
+    """Up to five lines: the donor, how it was traced, what was found, where the lens fails, S at the boundary."""
     lines = [
         f"{reference(record)}, {len(record['layers'])} layers",
         setting(record),
@@ -29,7 +29,7 @@ def caption(record: Record, boundary: int | None) -> list[str]:
 
 
 def blindness(record: Record) -> str:
-    """The layers through which the lens tells less than LEAST_EXPLAINED of the final distribution; "" for none."""
+    """The layers at which the lens explains less than LEAST_EXPLAINED of the final distribution; "" for none."""
     shares = {row["layer"]: row.get("explained") for row in record["layers"]}
     blind = [layer for layer, share in shares.items() if share is not None and share < LEAST_EXPLAINED]
     if not blind:

@@ -5,40 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
+
+from hybridizer.report.tables import TextTable, under
 
 PARTS = ("process", "weights", "masters", "gradients", "optimizer", "activations", "loss")
 _STEPS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def cost_table(cost: Mapping[str, Any]) -> Group:
-    """One column for the choice asked for and one for each other arm: parameters, operations, memory by part."""
+    """One column for the recipe's choice and one for each alternative: parameters, operations, memory by part."""
     arms = [cost["asked"], *cost["arms"]]
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("")
-    for name in ("as asked", *(f"freeze {arm['name']}" for arm in cost["arms"])):
-        table.add_column(escape(name), justify="right")
+    table = TextTable()
+    table.add_column("", min_width=11)  # the longest single word below
+    for name in ("this recipe", *(f"freeze {arm['name']}" for arm in cost["arms"])):
+        table.add_column(name, justify="right")
     table.add_row("layers that train", *(arm["trained_layers"] for arm in arms))
     table.add_row("trained parameters", *(readable(arm["trained_parameters"]) for arm in arms))
     table.add_row("frozen parameters", *(readable(arm["frozen_parameters"]) for arm in arms))
-    table.add_row("a token", *(readable(arm["total_token_flops"], "FLOP") for arm in arms))
+    table.add_row("per token", *(readable(arm["total_token_flops"], "FLOP") for arm in arms))
     table.add_row("of full training", *(f"{arm['share_of_full_flops']:.0%}" for arm in arms), end_section=True)
     for part in PARTS:
         if any(arm["memory"][part] for arm in arms):
             table.add_row(part, *(readable(arm["memory"][part], "B") for arm in arms))
     table.add_row("peak memory", *(readable(arm["peak_bytes"], "B") for arm in arms), style="bold")
     about = f"{cost['batch_tokens']} tokens at a time in {cost['compute_dtype']} on {cost['device']}"
-    return Group(Text(about), Text(), table, Text(), Text("\n".join([cost["sentence"], *cost["notes"]])))
+    return under([about], table, [cost["sentence"], *cost["notes"]])
 
 
 def expectation_lines(expected: Mapping[str, Any]) -> Text:
-    """What a probe measured and the time that makes for the whole run, in two lines."""
+    """The measured step time with the time of the whole run, and the memory, in two lines."""
     return Text(
-        f"expected time {duration(expected['run_seconds'])}: {expected['step_seconds']:.2f} s a step, "
+        f"expected time {duration(expected['run_seconds'])}: {expected['step_seconds']:.2f} s per step, "
         f"{expected['tokens_per_second']:.0f} tokens/s, probed on {expected['device']} in {expected['compute_dtype']}\n"
         f"peak memory {readable(expected['measured_peak_bytes'], 'B')} in the probe, "
         f"{readable(expected['estimated_peak_bytes'], 'B')} estimated"

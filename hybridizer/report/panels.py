@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hybridizer.report.captions import Record, reference, setting
 
-# Okabe and Ito's colours, told apart by colour-blind readers; black and yellow left out.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; black and yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, DEEP = "#222222", "#E8EDF2"
@@ -21,7 +21,7 @@ AXES = {
 
 
 def draw_target(axes: Axes, record: Record, boundary: int | None) -> None:
-    """The probability that each layer gives to what the model says in the end."""
+    """The probability that each layer gives to the model's final answer."""
     _line(axes, record, "target_prob", COLOURS[0])
     axes.set_ylabel(AXES["target_prob"])
     axes.set_ylim(0, 1)

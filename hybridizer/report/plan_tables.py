@@ -1,43 +1,87 @@
-"""How records look in a terminal: tables and lines, for the command line to print."""
+"""Plans and finished models in a terminal: tables and lines, for the command line to print."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from rich.markup import escape
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+from hybridizer.core.errors import printable
 from hybridizer.plan.manifest import Manifest
-from hybridizer.plan.plan import LayerRow, Plan, TrainPlan, donor_layers
+from hybridizer.plan.plan import LayerRow, Plan, donor_layers
 from hybridizer.plan.tensors import UNUSED_LAYER
 from hybridizer.recipe.layers import format_layers
+from hybridizer.report.captions import one_line
+from hybridizer.report.cost_tables import readable
+from hybridizer.report.tables import TextTable, under
 from hybridizer.splice.verify import Proof
 
-
-def plan_table(plan: Plan) -> Table:
-    """One row per output layer, with the plan's hash and size as the caption."""
-    table = Table(title=f"{plan.name}: {len(plan.layers)} layers on host '{plan.host}'", title_justify="left")
-    headings = ("layer", "from", "how", "kind", "parameters", "dtype", *(["training"] if plan.train else []))
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in ("layer", "parameters") else "left")
-    for row in plan.layers:
-        sources = escape(" + ".join(row.sources))
-        fate = [_fate(row.layer, plan.train)] if plan.train else []
-        table.add_row(str(row.layer), sources, row.method, row.kind, f"{row.parameters:,}", row.dtype, *fate)
-    table.caption = f"{plan.num_parameters:,} parameters in {len(plan.tensors)} tensors, plan {plan.hash}"
-    table.caption_justify = "left"
-    return table
+_MAX_NAME = 40
+# The columns that are left out, and named above the table, where all rows hold the same.
+_OFTEN_EQUAL = ("how", "kind", "dtype", "training")
 
 
-def _fate(layer: int, train: TrainPlan) -> str:
-    return "frozen" if layer in train.frozen_layers else "trained"
+def plan_table(plan: Plan, *, every_layer: bool = False) -> Group:
+    """The layers of a plan by runs of one origin, method, kind, dtype and training, or one row for each layer."""
+    frozen = set(plan.train.frozen_layers) if plan.train else set()
+    fates = {row.layer: "frozen" if row.layer in frozen else "trained" for row in plan.layers} if plan.train else {}
+    size = f"{plan.num_parameters:,} parameters in {len(plan.tensors)} tensors"
+    return _layers_table(plan.name, plan.host, plan.layers, fates, [size, f"plan {plan.hash}", ""], every_layer)
+
+
+def origins_table(manifest: Manifest) -> Group:
+    """A finished model's layers by runs of one origin, method, kind and dtype."""
+    return _layers_table(manifest.name, manifest.host, manifest.layers, {}, [], False)
+
+
+def _layers_table(
+    name: str, host: str, layers: Sequence[LayerRow], fates: Mapping[int, str], notes: list[str], every_layer: bool
+) -> Group:
+    cells = [_cells(rows, fates) for rows in _runs(layers, fates, every_layer)]
+    equal = {key: cells[0][key] for key in _OFTEN_EQUAL if key in cells[0] and len({row[key] for row in cells}) == 1}
+    table = TextTable()
+    for key in (key for key in cells[0] if key not in equal):
+        table.add_column(key, justify="right" if key == "parameters" else "left", no_wrap=key == "layers")
+    for row in cells:
+        table.add_row(*(value for key, value in row.items() if key not in equal))
+    about = f"{one_line(name, _MAX_NAME)}: {len(layers)} layers on host '{one_line(host, _MAX_NAME)}'"
+    same = [f"all layers: {', '.join(one_line(value, _MAX_NAME) for value in equal.values())}"] if equal else []
+    return under([about, *same], table, notes)
+
+
+def _runs(layers: Sequence[LayerRow], fates: Mapping[int, str], every_layer: bool) -> list[list[LayerRow]]:
+    if every_layer:
+        return [[row] for row in layers]
+    return [list(rows) for _, rows in groupby(layers, key=lambda row: (*_run_key(row), fates.get(row.layer)))]
+
+
+def _run_key(row: LayerRow) -> tuple[str, ...]:
+    return " + ".join(source.rpartition(" ")[0] for source in row.sources), row.method, row.kind, row.dtype
+
+
+def _cells(rows: Sequence[LayerRow], fates: Mapping[int, str]) -> dict[str, str]:
+    """One table row, by column, for a run of layers of which all but layer, source layer and size are equal."""
+    first, last = rows[0], rows[-1]
+    donors = (one_line(source.rpartition(" ")[0], _MAX_NAME) for source in first.sources)
+    columns = (format_layers(column) for column in donor_layers(rows))
+    cells = {
+        "layers": f"{first.layer}" if len(rows) == 1 else f"{first.layer}..{last.layer}",
+        "from": " + ".join(f"{donor} {column}" for donor, column in zip(donors, columns, strict=True)),
+        "how": first.method,
+        "kind": one_line(first.kind, _MAX_NAME),
+        "parameters": f"{sum(row.parameters for row in rows):,}",
+        "dtype": first.dtype,
+    }
+    return {**cells, "training": fates[first.layer]} if fates else cells
 
 
 def training_lines(plan: Plan) -> list[str]:
-    """What stays frozen outside the layers, and what a reader should know of it; nothing where nothing trains."""
+    """What is frozen and trained outside the layers, with notes; nothing where nothing trains."""
     if plan.train is None:
         return []
     trained = [part for part in ("embedding", "final norm", "head") if part not in plan.train.frozen_parts]
@@ -45,32 +89,45 @@ def training_lines(plan: Plan) -> list[str]:
     return [f"outside the layers, {parts}", *plan.train.notes]
 
 
-_STOPS = {"tokens": "all that was asked", "steps": "stopped by max_steps", "minutes": "stopped by max_minutes"}
+def amount_lines(amounts: Mapping[str, Any]) -> list[str]:
+    """Steps, epochs of each source and space on disk, of the plain object of a `RunAmounts`."""
+    disk = f"disk: about {readable(amounts['disk_bytes'], 'B')} at the peak of the build"
+    if not amounts["steps"]:
+        return [disk]
+    lines = [f"{amounts['steps']:,} steps of {amounts['tokens_per_step']:,} tokens"]
+    for source in amounts["sources"]:
+        epochs = source["epochs"]
+        known = f"about {epochs:,.2f} epochs at 4 bytes per token" if epochs else "epochs unknown until it is tokenised"
+        lines.append(f"{one_line(source['name'], 60)}: {source['tokens']:,} tokens, {known}")
+    return [*lines, disk]
+
+
+_STOPS = {"tokens": "all tokens of the recipe", "steps": "stopped by max_steps", "minutes": "stopped by max_minutes"}
 
 
 def trained_lines(training: Mapping[str, Any]) -> list[str]:
-    """What a training took and where it ended."""
+    """The time, loss and data of a training, and why it stopped."""
     minutes, rate = training["seconds"] / 60, training["tokens"] / max(training["seconds"], 1e-9)
     lines = [
         f"trained on {training['tokens']:,} tokens in {training['steps']:,} steps, {minutes:.1f} minutes at "
         f"{rate:,.0f} tokens/s in {training['dtype']} on {training['device']}, {_STOPS[training['stopped_by']]}",
-        f"loss {training['first_loss']:.3f} at first and {training['last_loss']:.3f} at last, in nats a token; "
-        f"rows filled to {training['packing']:.1%}",
+        f"loss {training['first_loss']:.3f} in the first step and {training['last_loss']:.3f} in the last, in nats per "
+        f"token; rows filled to {training['packing']:.1%}",
     ]
     for change in training.get("changes", []):
         lines.append(
-            f"from step {change['step']:,} on {change['setting']} was {change['now']}, before {change['before']}"
+            f"from step {change['step']:,} on, {change['setting']} was {change['now']} instead of {change['before']}"
         )
     for use in training["sources"]:
         left_out = ", ".join(f"{count} {reason}" for reason, count in use["left_out"].items())
         lines.append(
-            f"{use['name']}: {use['tokens_taken']:,} tokens, {use['epochs']:.2f} times through"
+            f"{use['name']}: {use['tokens_taken']:,} tokens, {use['epochs']:.2f} epochs"
             + (f"; left out {left_out}" if left_out else "")
         )
     if training["unreached"]:
         names = ", ".join(training["unreached"][:5])
         lines.append(
-            f"no gradient in the first step, as with experts not chosen, or before weights still zero: {names}"
+            f"no gradient in the first step (experts that were not chosen, or weights that start at zero): {names}"
         )
     return lines
 
@@ -90,29 +147,12 @@ def unused_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def origins_table(manifest: Manifest) -> Table:
-    """A finished model's layers by runs of one origin and kind."""
-    table = Table(
-        title=f"{manifest.name}: {len(manifest.layers)} layers on host '{manifest.host}'", title_justify="left"
-    )
-    for heading in ("layers", "from", "donor layers", "how", "kind", "parameters"):
-        table.add_column(heading, justify="right" if heading == "parameters" else "left")
-    for (donors, method, kind), group in groupby(manifest.layers, key=_run_key):
-        rows = list(group)
-        numbers = " + ".join(format_layers(column) for column in donor_layers(rows))
-        span = f"{rows[0].layer}" if len(rows) == 1 else f"{rows[0].layer}..{rows[-1].layer}"
-        total = f"{sum(row.parameters for row in rows):,}"
-        table.add_row(span, escape(donors), numbers, method, kind, total)
-    return table
-
-
-def _run_key(row: LayerRow) -> tuple[str, str, str]:
-    return " + ".join(source.rpartition(" ")[0] for source in row.sources), row.method, row.kind
-
-
 def proofs_table(proofs: Iterable[Proof]) -> Table:
     """The checks that held."""
     table = Table(show_header=False, box=None, padding=(0, 1))
+    table.add_column(style="green", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for proof in proofs:
-        table.add_row("[green]ok[/green]", proof.check, escape(proof.found))
+        table.add_row("ok", Text(printable(proof.check)), Text(printable(proof.found)))
     return table

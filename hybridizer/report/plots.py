@@ -56,7 +56,7 @@ def draw_donors(records: Sequence[Record], boundaries: Sequence[int | None] = ()
     for no donor and for more than six.
     """
     if not 1 <= len(records) <= MAX_DONORS:
-        what = f"{len(records)} donors cannot be told apart in one picture."
+        what = f"{len(records)} donors cannot be distinguished in one picture."
         raise InputError(Problem("plot", what, f"Overlay 1 to {MAX_DONORS}."))
     with matplotlib.rc_context(plot_style()):
         figure = Figure(figsize=(8, 8.5), layout="constrained")
@@ -86,7 +86,7 @@ def write_figure(figure: Figure, path: Path) -> None:
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
     buffer = io.BytesIO()
     with matplotlib.rc_context(plot_style()), warnings.catch_warnings():
-        # Without a font for a donor's name the PNG shows boxes in it; the SVG is right all the same.
+        # Without a font for a donor's name the PNG shows boxes in it; the SVG is right.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     write_file(path, buffer.getvalue())

@@ -5,33 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from hybridizer.report.captions import one_line
+from hybridizer.report.tables import WIDE, Fitting, TextTable, under
 
 Record = Mapping[str, Any]
 
+_FIGURES = {"before": ".3f", "after": ".3f", "change": "+.3f"}
+
 
 def bits_table(record: Record) -> Group:
-    """One row a text: what was scored, bits per byte before and after, the change and its verdict; then the caveats."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, leading=1)
-    table.add_column("text", overflow="fold")
-    for name in ("before", "after", "change"):
+    """One row per text: what was scored, bits per byte before and after, the change, its verdict; then the caveats.
+
+    On terminals of less than 80 columns, one small table per text.
+    """
+    table = TextTable(leading=1)
+    table.add_column("text")
+    for name in _FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
     for row in record["sets"]:
-        table.add_row(
-            Text(f"{one_line(row['name'], 60)}\n{row['role']}\n{_amount(row)}"),
-            _figure(row["before"], row["before_ci"], ".3f"),
-            _figure(row["after"], row["after_ci"], ".3f"),
-            _figure(row["change"], row["change_ci"], "+.3f"),
-            row["verdict"],
-        )
+        figures = (_figure(row[name], row[f"{name}_ci"], form, "\n") for name, form in _FIGURES.items())
+        table.add_row("\n".join(_text_lines(row)), *figures, row["verdict"])
     about = "bits per byte, less is better, each with its 95% interval over documents"
-    return Group(Text(about), Text(), table, *(Text(note) for note in _notes(record)))
+    narrow = Group(*(under(_text_lines(row), _text_figures(row)) for row in record["sets"]))
+    return under([about], Fitting(WIDE, table, narrow), _notes(record))
+
+
+def _text_lines(row: Record) -> list[str]:
+    return [one_line(row["name"], 55), row["role"], _amount(row)]
+
+
+def _text_figures(row: Record) -> TextTable:
+    table = TextTable(show_header=False)
+    for name, form in _FIGURES.items():
+        table.add_row(name, _figure(row[name], row[f"{name}_ci"], form, " "))
+    table.add_row("verdict", row["verdict"])
+    return table
 
 
 def samples_text(record: Record) -> Group:
@@ -58,9 +70,9 @@ def _notes(record: Record) -> list[str]:
     return notes
 
 
-def _figure(value: float, band: Sequence[float] | None, form: str) -> str:
-    """A value with its interval below it."""
-    return f"{value:{form}}" + (f"\n{band[0]:{form}}..{band[1]:{form}}" if band else "")
+def _figure(value: float, band: Sequence[float] | None, form: str, between: str) -> str:
+    """A value, what is between, and its interval."""
+    return f"{value:{form}}" + (f"{between}{band[0]:{form}}..{band[1]:{form}}" if band else "")
 
 
 def _shown(text: str) -> str:

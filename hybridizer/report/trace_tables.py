@@ -8,26 +8,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from hybridizer.report.captions import Record, caption, one_line
+from hybridizer.report.tables import WIDE, Fitting, TextTable, under
 
 if TYPE_CHECKING:  # baselines need torch, and a plan shows a ranking without it
     from hybridizer.trace.baselines import LayerScores
 
 BAR_WIDTH = 6
+_FIGURES = {"score": ".3f", "stability": ".3f", "competence": ".3f", "accuracy": ".1%", "target_prob": ".1%"}
 
 
 def trace_table(record: Record, boundary: int | None = None) -> Group:
     """One row per layer, parted before the first deep one: target probability, JS, dJS, S and task particles.
 
-    In 80 columns. S(layer) is S of the boundary that would make this layer the first deep one; layer 0 has none.
+    S(layer) is S of the boundary that would make this layer the first deep one; layer 0 has none. Terminals of
+    less than 80 columns get no intervals.
     """
-    table = _table()
+    about = "JS, dJS and S(layer) in bits"
+    wide, narrow = (_layer_rows(record, boundary, intervals) for intervals in (True, False))
+    bands = "dJS and S(layer) with 95% intervals over prompts", "95% intervals: from 80 columns on, or with --json"
+    return under([*caption(record, boundary), about], Fitting(WIDE, under(bands[:1], wide), under(bands[1:], narrow)))
+
+
+def _layer_rows(record: Record, boundary: int | None, intervals: bool) -> TextTable:
+    table = TextTable()
     for name in ("layer", "target", "JS", "dJS", "S(layer)"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("particles", no_wrap=True)
@@ -39,79 +45,122 @@ def trace_table(record: Record, boundary: int | None = None) -> Group:
             str(row["layer"]),
             f"{row['target_prob']:.3f}",
             f"{row['js']:.3f}",
-            _figure(row["delta_js"], row.get("delta_js_ci"), ".3f"),
-            _figure(score["s"], score["s_ci"], "+.3f") if score else "",
+            _figure(row["delta_js"], row.get("delta_js_ci") if intervals else None, ".3f"),
+            _figure(score["s"], score["s_ci"] if intervals else None, "+.3f") if score else "",
             f"{'█' * round(BAR_WIDTH * row['task_particles'] / most):{BAR_WIDTH}} {row['task_particles']}",
             end_section=_ends_shallow(row["layer"], boundary),
         )
-    about = "JS, dJS and S(layer) in bits, the last two with 95% intervals over prompts"
-    return _under([*caption(record, boundary), about], table)
+    return table
+
+
+def boundary_lines(boundary: Mapping[str, Any]) -> list[str]:
+    """The boundary that a strategy chose, and why."""
+    return [f"boundary by strategy '{boundary['strategy']}': layer {boundary['layer']}. {boundary['reason']}"]
+
+
+def settings_lines(record: Record) -> list[str]:
+    """The settings that the figures depend on, those that do not apply left out."""
+    settings = {key: value for key, value in record["settings"].items() if value is not None}
+    shown = ", ".join(f"{key} {_setting(value)}" for key, value in settings.items())
+    return [f"n = {record['probes']['n']}; settings: {shown}"]
+
+
+def _setting(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else one_line(value, 40)
 
 
 def profile_table(profile: Mapping[str, Any]) -> Group:
     """One row per layer, parted before the first deep one: dJS and target probability before, and their changes.
 
-    Above it what became of the deep side, in a sentence, and of S.
+    Above it, whether the deep side kept its profile, in a sentence, and how S changed. Terminals of less than 80
+    columns get no intervals.
     """
-    table = _table()
-    for name in ("layer", "dJS", "change", "target", "change"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in profile["layers"]:
-        table.add_row(
-            str(row["layer"]),
-            f"{row['delta_js_before']:.3f}",
-            _figure(row["delta_js_change"], row["delta_js_change_ci"], "+.3f"),
-            f"{row['target_prob_before']:.3f}",
-            _figure(row["target_prob_change"], row["target_prob_change_ci"], "+.3f"),
-            end_section=_ends_shallow(row["layer"], profile["boundary"]),
-        )
     b, change = profile["boundary"], _figure(profile["s_change"], profile["s_change_ci"], "+.3f")
     score = f"S({b}) was {profile['s_before']:+.3f} bits and is {profile['s_after']:+.3f}: {change}"
     about = f"{profile['n']} prompts before and after training, 95% intervals over them; dJS and target as before"
-    return _under([profile["sentence"], score, about], table)
+    wide, narrow = (_profile_rows(profile, intervals) for intervals in (True, False))
+    return under([profile["sentence"], score, about], Fitting(WIDE, wide, narrow))
+
+
+def _profile_rows(profile: Mapping[str, Any], intervals: bool) -> TextTable:
+    table = TextTable()
+    for name in ("layer", "dJS", "change", "target", "change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in profile["layers"]:
+        bands = (row["delta_js_change_ci"], row["target_prob_change_ci"]) if intervals else (None, None)
+        table.add_row(
+            str(row["layer"]),
+            f"{row['delta_js_before']:.3f}",
+            _figure(row["delta_js_change"], bands[0], "+.3f"),
+            f"{row['target_prob_before']:.3f}",
+            _figure(row["target_prob_change"], bands[1], "+.3f"),
+            end_section=_ends_shallow(row["layer"], profile["boundary"]),
+        )
+    return table
 
 
 def ranking_table(ranking: Mapping[str, Any]) -> Group:
-    """One row a donor, best first: score, its parts and their intervals; under its name the layers judged, and ties."""
+    """The donors, best first: score, its parts, their intervals; with its name its deep layers, and ties.
+
+    One row per donor, or one small table per donor on terminals of less than 80 columns.
+    """
     answered = f"{ranking['n']} prompts, {ranking['answered_n']} of them with an answer; chance {ranking['chance']:.1%}"
-    table = _table(leading=1)
-    table.add_column("donor", overflow="fold")
+    table = TextTable(leading=1)
+    table.add_column("donor")
     for name in ("score", "stability", "competence", "accuracy\ntarget probability"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in ranking["ranking"]:
-        tied = ", ".join(one_line(name, 40) for name in row["tied_with"])
-        lines = [one_line(row["donor"], 60), f"layers {row['first_layer']}..{row['last_layer']}"]
         table.add_row(
-            escape("\n".join([*lines, f"tied with {tied}"] if tied else lines)),
+            "\n".join(_donor_lines(row)),
             *(_figure(row[name], row[f"{name}_ci"], ".3f", "\n") for name in ("score", "stability", "competence")),
             "\n".join(_figure(row[name], row[f"{name}_ci"], ".1%") for name in ("accuracy", "target_prob")),
         )
-    return _under(["score = stability x competence, each with its 95% interval over prompts", answered], table)
+    notes = [
+        f"{one_line(donor, 60)}: deep from layer {boundary['layer']} on ({boundary['strategy']}). {boundary['reason']}"
+        for donor, boundary in ranking.get("boundaries", {}).items()
+    ]
+    about = "score = stability x competence, each with its 95% interval over prompts"
+    narrow = Group(*(under(_donor_lines(row), _donor_figures(row)) for row in ranking["ranking"]))
+    return under([about, answered], Fitting(WIDE, table, narrow), notes)
+
+
+def _donor_lines(row: Mapping[str, Any]) -> list[str]:
+    lines = [one_line(row["donor"], 55), f"layers {row['first_layer']}..{row['last_layer']}"]
+    tied = ", ".join(one_line(name, 40) for name in row["tied_with"])
+    return [*lines, f"tied with {tied}"] if tied else lines
+
+
+def _donor_figures(row: Mapping[str, Any]) -> TextTable:
+    table = TextTable(show_header=False)
+    for name, form in _FIGURES.items():
+        table.add_row(name.replace("_prob", " probability"), _figure(row[name], row[f"{name}_ci"], form))
+    return table
 
 
 def baseline_table(baselines: Sequence[LayerScores]) -> Group:
-    """One row a layer, one column a baseline; "-" where a measure has no value. Above it, where each comes from."""
-    table = _table()
+    """One row per layer, one column per baseline; "-" where a measure has no value. Above it, the source of each.
+
+    Terminals of less than 80 columns get no intervals.
+    """
+    wide, narrow = (_baseline_rows(baselines, intervals) for intervals in (True, False))
+    lines = [f"{scores.name}: {scores.source}; high: {scores.high_means}" for scores in baselines]
+    return under(lines, Fitting(WIDE, wide, narrow))
+
+
+def _baseline_rows(baselines: Sequence[LayerScores], intervals: bool) -> TextTable:
+    table = TextTable()
     table.add_column("layer", justify="right")
     for scores in baselines:
         table.add_column(scores.name, justify="right", no_wrap=True)
     for layer in range(len(baselines[0].values)):
-        figures = (_figure(scores.values[layer], scores.intervals[layer], ".3f") for scores in baselines)
-        table.add_row(str(layer), *figures)
-    return _under([f"{scores.name}: {scores.source}; high: {scores.high_means}" for scores in baselines], table)
+        bands = (scores.intervals[layer] if intervals else None for scores in baselines)
+        values = (scores.values[layer] for scores in baselines)
+        table.add_row(str(layer), *(_figure(*pair, ".3f") for pair in zip(values, bands, strict=True)))
+    return table
 
 
 def _ends_shallow(layer: int, boundary: int | None) -> bool:
     return boundary is not None and layer == boundary - 1
-
-
-def _table(leading: int = 0) -> Table:
-    return Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, leading=leading)
-
-
-def _under(lines: Sequence[str], table: Table) -> Group:
-    """The table below some lines of text, which are as wide as the terminal and not as the table."""
-    return Group(Text("\n".join(lines)), Text(), table)
 
 
 def _figure(value: float | None, band: Sequence[float] | None, form: str, between: str = " ") -> str:

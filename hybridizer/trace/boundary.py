@@ -52,11 +52,6 @@ def choose_boundary(choice: str | float, record: TraceRecord) -> Boundary:
     return Boundary(layer, name, reason, _warning(record, layer))
 
 
-def auto_layer(record: TraceRecord) -> int | None:
-    """The boundary that `auto` chooses; None for a donor of a single layer, which has none."""
-    return choose_boundary("auto", record).layer if record.boundary else None
-
-
 def midpoint(record: TraceRecord) -> tuple[int, str]:
     """Half of the layers, a half rounded up: the split of arXiv 2605.11416, whatever the trace shows."""
     num_layers = len(record.layers)
@@ -176,7 +171,25 @@ def _warning(record: TraceRecord, layer: int) -> str | None:
     doubt = _doubt(record, layer)
     if doubt is None:
         return None
-    return f"Freezing deep is not supported by the trace of {record.donor.reference}: {_score(record, layer)} {doubt}."
+    found = f"Freezing deep is not supported by the trace of {record.donor.reference}: {_score(record, layer)} {doubt}."
+    return f"{found} {_best_supported(record)}"
+
+
+def _best_supported(record: TraceRecord) -> str:
+    """The boundary whose S is most certainly positive: the largest lower end of an interval, in the middle half first.
+
+    Boundaries near the ends, where one layer decides, are named only if none in the middle half is supported.
+    """
+    num_layers = len(record.layers)
+    quarter = math.ceil(num_layers / 4)
+    for boundaries in (range(quarter, num_layers - quarter + 1), range(1, num_layers)):
+        supported = {
+            b: band[0] for b in boundaries if _doubt(record, b) is None and (band := record.boundary[b - 1].s_ci)
+        }
+        if supported:
+            best = max(supported, key=lambda b: (supported[b], -b))
+            return f"The best supported boundary is layer {best}: {_score(record, best)}."
+    return "No boundary is supported by this trace."
 
 
 def _doubt(record: TraceRecord, layer: int) -> str | None:

@@ -136,7 +136,7 @@ def test_the_record_is_json_and_the_table_shows_every_arm(plan):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(cost_table(record))
     text = console.export_text()
-    for words in ("as asked", "freeze shallow", "layers that train", "peak memory", "0..1", record["sentence"][:40]):
+    for words in ("this recipe", "freeze shallow", "layers that train", "peak memory", "0..1", record["sentence"][:40]):
         assert words in text
     assert "of the operations and" in record["sentence"]
 

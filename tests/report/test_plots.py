@@ -124,7 +124,7 @@ def test_donors_are_overlaid_by_relative_depth_with_their_boundaries(tmp_path):
 
 @pytest.mark.parametrize("count", [0, MAX_DONORS + 1])
 def test_more_donors_than_can_be_told_apart_are_refused(count):
-    with pytest.raises(InputError, match=f"{count} donors cannot be told apart"):
+    with pytest.raises(InputError, match=f"{count} donors cannot be distinguished"):
         draw_donors([synthetic_record()] * count)
 
 
@@ -134,7 +134,7 @@ def test_six_donors_have_six_colours_and_six_markers():
 
 
 def test_another_kind_of_file_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(InputError, match=r"not written as '\.pdf'"):
+    with pytest.raises(InputError, match=r"the format '\.pdf'"):
         write_figure(draw_donors([synthetic_record()]), tmp_path / "picture.pdf")
     assert list(tmp_path.iterdir()) == []
 

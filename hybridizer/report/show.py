@@ -1,0 +1,104 @@
+"""What each command shows of its result, in order: warnings first, then tables, then lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hybridizer.core.records import to_jsonable
+from hybridizer.plan.plan import Plan
+from hybridizer.report.terminal import draw, echo, warn
+from hybridizer.trace.boundary import Boundary, choose_boundary
+from hybridizer.trace.record import TraceRun
+
+
+def show_traces(traces: Sequence[TraceRun]) -> None:
+    """Each trace: its table with the boundary that `auto` chooses, the reason, the settings, and its baselines."""
+    for traced in traces:
+        _show_trace(traced)
+
+
+def _show_trace(traced: TraceRun) -> None:
+    from hybridizer.report.trace_tables import baseline_table, boundary_lines, settings_lines, trace_table
+
+    record, boundary = traced.record.to_json(), _boundary_of(traced)
+    if boundary is not None and boundary.warning:
+        warn(boundary.warning)
+    draw(trace_table(record, boundary.layer if boundary else None))
+    for line in [*(boundary_lines(to_jsonable(boundary)) if boundary else ()), *settings_lines(record)]:
+        echo(line)
+    if traced.baselines:
+        draw(baseline_table(traced.baselines))
+
+
+def _boundary_of(traced: TraceRun) -> Boundary | None:
+    """The boundary that `auto` chooses in a trace; None for a model of a single layer, which has none."""
+    return choose_boundary("auto", traced.record) if traced.record.boundary else None
+
+
+def plot_traces(traces: Sequence[TraceRun], path: Path) -> None:
+    """Draw one trace in full, or several overlaid, into `path`."""
+    from hybridizer.report.plots import draw_donors, draw_trace, write_figure
+
+    records = [traced.record.to_json() for traced in traces]
+    boundaries = [boundary.layer if (boundary := _boundary_of(traced)) else None for traced in traces]
+    if len(traces) == 1:
+        write_figure(draw_trace(records[0], boundaries[0]), path)
+    else:
+        write_figure(draw_donors(records, boundaries), path)
+    echo(f"drew {path}", err=True)
+
+
+def show_ranking(ranking: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """The whole ranking with its boundaries, and the settings of the traces, of which `record` is one."""
+    from hybridizer.report.trace_tables import ranking_table, settings_lines
+
+    for boundary in ranking["boundaries"].values():
+        if boundary["warning"]:
+            warn(boundary["warning"])
+    draw(ranking_table(ranking))
+    for line in settings_lines(record):
+        echo(line)
+
+
+def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, every_layer: bool) -> None:
+    """A plan with the amounts of its run, its cost and the measured time, where they are given."""
+    from hybridizer.report.cost_tables import cost_table, expectation_lines
+    from hybridizer.report.plan_tables import amount_lines, plan_table, training_lines, unused_lines
+
+    for warning in made.warnings:
+        warn(warning)
+    draw(plan_table(made, every_layer=every_layer))
+    if cost is not None:
+        draw(cost_table(cost.to_json()))
+    if expected is not None:
+        draw(expectation_lines(to_jsonable(expected)))
+    for line in [*amount_lines(amounts), *made.evidence.reasons, *training_lines(made), *unused_lines(made)]:
+        echo(line)
+
+
+def show_build(built: Any) -> None:
+    """A finished run: where its layers come from, what was verified, what training did."""
+    from hybridizer.report.plan_tables import origins_table, proofs_table
+
+    for warning in built.plan.warnings:
+        warn(warning)
+    draw(origins_table(built.manifest), proofs_table(built.proofs))
+    if built.outcome is not None:
+        _show_outcome(built)
+
+
+def _show_outcome(built: Any) -> None:
+    from hybridizer.report.plan_tables import trained_lines
+    from hybridizer.report.score_tables import bits_table, samples_text
+    from hybridizer.report.trace_tables import profile_table
+
+    for line in trained_lines(built.manifest.training):
+        echo(line)
+    if built.outcome.scores["sets"]:
+        draw(bits_table(built.outcome.scores))
+    if built.outcome.scores["samples"]:
+        draw(samples_text(built.outcome.scores))
+    if built.outcome.profile is not None:
+        draw(profile_table(built.outcome.profile))
