@@ -75,9 +75,9 @@ def places(value, path=()):
 
 
 def broken_recipe(chance):
-    """A good recipe in which a few values are others, are missing, or have other names."""
+    """A good recipe in which up to three values are changed, missing or renamed."""
     recipe = copy.deepcopy(GOOD)
-    for _ in range(chance.randint(1, 3)):
+    for _ in range(chance.randint(0, 3)):
         *above, last = chance.choice(list(places(recipe)))
         parent = recipe
         for key in above:

@@ -61,7 +61,7 @@ def test_a_stored_plan_gives_the_bytes_that_its_recipe_gives(bench):
 
 def test_the_plan_that_is_shown_is_what_the_next_command_builds(bench, monkeypatch):
     shown = hybridize("plan", "x.yaml", "--set", "layout.host=b").stdout
-    assert shown.rstrip().endswith("wrote runs/x/plan.json; next: hybridize build runs/x/plan.json")
+    assert shown.rstrip().endswith("wrote runs/x/plan.json\nnext: hybridize build runs/x/plan.json")
     write(bench, {"host": "a", "slices": [{"donor": "a"}]})  # what the recipe says now does not matter
     plan = json.loads((bench / "runs/x/plan.json").read_text())
     (bench / "elsewhere").mkdir()

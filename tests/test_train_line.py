@@ -426,7 +426,7 @@ def test_a_run_that_exploded_goes_on_with_a_lower_rate_from_its_last_good_state(
     record = json.loads((bench / "runs/x/training/training.json").read_text())
     (change,) = record["changes"]
     assert (change["step"], change["setting"], change["now"]) == (2, "train.optimizer.lr", 2e-3)
-    assert f"from step 2 on train.optimizer.lr was 0.002, before {change['before']}" in found.stdout
+    assert f"from step 2 on, train.optimizer.lr was 0.002 instead of {change['before']}" in found.stdout
     hybridize("verify", "runs/x")
 
 

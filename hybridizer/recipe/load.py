@@ -79,7 +79,7 @@ def _lines_of_mapping(text: str) -> Callable[[int], str]:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for, without end
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for, without end
             what = "the recipe is not a regular file."
             raise RecipeError(Problem(str(path), what, "Name a YAML file."))
         with path.open("rb") as file:
