@@ -171,7 +171,7 @@ def _ours(arguments, folder: Path) -> None:
     class Monitor(SilentMonitor):
         @contextmanager
         def task(self, label, total, unit):
-            def advance(steps):
+            def advance(steps, status=""):
                 if steps:
                     watch.mark("optimizer, log")
                     turn.end(

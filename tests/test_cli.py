@@ -80,7 +80,7 @@ def test_a_manifest_with_hostile_names_is_shown_without_them_and_printed_exactly
     manifest = json.loads(path.read_text())
     manifest["name"] = manifest["donors"]["a"]["reference"] = HOSTILE
     for layer in manifest["layers"]:
-        layer["kind"], layer["sources"] = HOSTILE, [f"{HOSTILE} 1"]
+        layer["kind"] = HOSTILE
     path.write_text(json.dumps(manifest))
     shown = hybridize("inspect", "runs/x", "--tensors")
     assert_harmless(shown)
@@ -347,7 +347,7 @@ def test_trace_and_rank_show_strategy_reason_and_settings():
         "boundary by strategy 'auto': layer " in shown and "n = 6; settings: perturb context, mask_ratio 0.3" in shown
     )
     shown = hybridize("rank", "a", "--probes", "p.jsonl", "--boundary", "0.5").stdout
-    assert "a: deep from layer 2 on (share). 50% of 4 layers, as asked; S(2) = " in shown.replace("\n", " ")
+    assert "a: deep from layer 2 on (share). 50% of 4 layers, as requested; S(2) = " in shown.replace("\n", " ")
     assert "mask_ratio 0.3" in shown
 
 

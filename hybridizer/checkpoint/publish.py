@@ -38,17 +38,17 @@ def begin_output(final: Path, *, replace: bool = False) -> Iterator[Path]:
     file system refuses.
     """
     final = Path(os.path.abspath(final))  # noqa: PTH100  resolve() would follow the link that is to be refused
-    with _as_output_errors(final):
+    with _reporting_os_errors(final):
         _make_parents(final)
     with lock(final):
-        with _as_output_errors(final):
+        with _reporting_os_errors(final):
             _check_vacant(final, replace=replace)
             _remove_stale(final)
             temporary = hidden_sibling(final)
             temporary.mkdir()
         try:
             yield temporary
-            with _as_output_errors(final):
+            with _reporting_os_errors(final):
                 flush_tree(temporary)
                 left_over = _publish(temporary, final, replace=replace)
         except BaseException:
@@ -59,7 +59,7 @@ def begin_output(final: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _as_output_errors(final: Path) -> Iterator[None]:
+def _reporting_os_errors(final: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridizer.checkpoint.dtypes import DTYPE_BITS
+from hybridizer.data.counts import read_count
 from hybridizer.data.documents import TEXT_SUFFIXES, find_files
 from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.cost import Cost
+from hybridizer.plan.training import source_keys
 from hybridizer.recipe.models import DataEntry, Train
 from hybridizer.train.run import required_bytes
 
@@ -18,14 +20,16 @@ BYTES_PER_TOKEN = 4  # of English text, roughly; the number of tokens is known o
 
 @dataclass(frozen=True)
 class SourceAmount:
-    """The tokens that training takes from one source, and about how many epochs that is; None where it is unknown.
+    """The tokens that training takes from one source, and how many epochs that is; None where it is unknown.
 
-    The estimate is BYTES_PER_TOKEN bytes of file per token. Hub datasets and compressed files are unknown.
+    `available` are the tokens that it has, once a build has tokenised it. Before that `epochs` is an estimate, by
+    BYTES_PER_TOKEN bytes of file per token, and unknown for hub datasets and compressed files.
     """
 
     name: str
     tokens: int
     epochs: float | None
+    available: int | None
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class RunAmounts:
 
 
 def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
-    """The amounts of a planned run. No text is read, only sizes of files."""
+    """The amounts of a planned run. No text is read, only sizes of files and the counts that builds have left."""
     plan, train = planned.plan, planned.resolved.recipe.train
     model_bytes = sum(math.prod(t.shape) * DTYPE_BITS[t.dtype] // 8 for t in plan.tensors)
     if train is None or plan.train is None or cost is None:
@@ -47,9 +51,11 @@ def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
     merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
     trained = cost.asked.trained_parameters
     disk = model_bytes + required_bytes(trained, max(trained, merged), model_bytes)
-    folder = planned.resolved.recipe.folder
-    total = sum(entry.weight for entry in train.data)
-    sources = tuple(_amount(entry, train, entry.weight / total, folder) for entry in train.data)
+    recipe, total = planned.resolved.recipe, sum(entry.weight for entry in train.data)
+    sources = tuple(
+        _amount(entry, train, entry.weight / total, recipe.folder, read_count(key))
+        for entry, key in zip(train.data, source_keys(recipe, plan), strict=True)
+    )
     return RunAmounts(disk, count_steps(train), train.seq_len * train.global_batch_size, sources)
 
 
@@ -59,12 +65,13 @@ def count_steps(train: Train) -> int:
     return steps if train.max_steps is None else min(steps, train.max_steps)
 
 
-def _amount(entry: DataEntry, train: Train, share: float, folder: Path) -> SourceAmount:
+def _amount(entry: DataEntry, train: Train, share: float, folder: Path, available: int | None) -> SourceAmount:
     tokens = round(train.tokens * share)
-    return SourceAmount(entry.name, tokens, _epochs(entry, train, tokens, folder))
+    epochs = tokens / available if available else _estimate_epochs(entry, train, tokens, folder)
+    return SourceAmount(entry.name, tokens, epochs, available)
 
 
-def _epochs(entry: DataEntry, train: Train, tokens: int, folder: Path) -> float | None:
+def _estimate_epochs(entry: DataEntry, train: Train, tokens: int, folder: Path) -> float | None:
     if entry.path is None:
         return None
     files = find_files(entry.path, folder)

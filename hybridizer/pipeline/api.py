@@ -339,7 +339,7 @@ def evaluate(
     ['text.jsonl']
     """
     from hybridizer.pipeline.evaluate import evaluate_run
-    from hybridizer.pipeline.faults import as_output_errors
+    from hybridizer.pipeline.faults import reporting_os_errors
     from hybridizer.pipeline.plan import plan_recipe
     from hybridizer.pipeline.run import RunFolder, hold
     from hybridizer.plan.manifest import FILE_NAME, read_manifest
@@ -352,7 +352,7 @@ def evaluate(
     built = (run.model / FILE_NAME).is_file() and read_manifest(run.model).plan_hash == planned.plan.hash
     if not built:
         raise InputError(Problem(str(run.path), "this folder holds no model of this plan.", "Build the recipe first."))
-    with as_output_errors(run.path), hold(run):
+    with reporting_os_errors(run.path), hold(run):
         found = evaluate_run(planned, run, _monitor(progress))
     return EvaluateResult(found.scores, found.profile)
 

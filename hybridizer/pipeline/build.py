@@ -15,7 +15,7 @@ from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.donors.open import scan_donors
 from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run
-from hybridizer.pipeline.faults import as_output_errors
+from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.output import write_model
 from hybridizer.pipeline.plan import Planned, estimate_training_cost, open_plan, plan_recipe
 from hybridizer.pipeline.run import RunFolder, hold, write_held_records
@@ -78,7 +78,7 @@ def build(
     runtime = join_processes(recipe, run.path.parent)
     main = runtime is None or runtime.is_main
     monitor = monitor if main else SilentMonitor()  # notes that hold for all processes are printed once
-    with as_output_errors(run.path), hold(run) if main else nullcontext():
+    with reporting_os_errors(run.path), hold(run) if main else nullcontext():
         with runtime.main_first() if runtime else nullcontext():
             planned = open_plan(stored, monitor) if stored else plan_recipe(path, overrides, monitor)
             if deep:

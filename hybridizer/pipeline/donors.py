@@ -13,7 +13,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
-from hybridizer.pipeline.faults import as_output_errors
+from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.recipe.models import Allowed
 from hybridizer.trace.record import TraceRun
 from hybridizer.trace.runs import TraceRequest, check_prompts, is_cached, score_baselines, trace
@@ -21,7 +21,7 @@ from hybridizer.trace.runs import TraceRequest, check_prompts, is_cached, score_
 MAX_SEED = 2**32 - 1  # as in recipes; the noise of each prompt is seeded with a million times this
 
 
-@as_output_errors()
+@reporting_os_errors()
 def trace_donors(
     texts: Sequence[str],
     request: TraceRequest,

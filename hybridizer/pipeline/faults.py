@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hybridizer.checkpoint.publish import to_output_error
+from hybridizer.core.errors import from_os_error
 
 
 @contextmanager
-def as_output_errors(folder: Path | None = None) -> Iterator[None]:
-    """Turn an OSError that nothing inside the block or the decorated function handled into an OutputError.
+def reporting_os_errors(folder: Path | None = None) -> Iterator[None]:
+    """Turn an OSError that nothing inside the block or the decorated function handled into a HybridizerError.
 
-    It names the path that the system gives, else `folder`: a full disk gives none. A closed standard output is passed
-    on, since it is how a reader of a pipe ends a command.
+    `from_os_error` says which: a path that cannot be used is invalid input, a full disk is a failed run. The error
+    names the path that the system gives, else `folder`: a full disk gives none. A closed standard output is passed on,
+    since it is how a reader of a pipe ends a command.
     """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise to_output_error(error, folder or Path()) from error
+        raise from_os_error(error, str(folder or Path())) from error

@@ -12,7 +12,7 @@ from hybridizer.core.errors import DonorError, InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
-from hybridizer.pipeline.faults import as_output_errors
+from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.scan import scan_planned
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
 from hybridizer.plan.layout import lay_out
@@ -39,7 +39,7 @@ class Checked:
     waiting: tuple[str, ...]
 
 
-@as_output_errors()
+@reporting_os_errors()
 def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, deep: bool) -> Checked:
     """Check everything about a recipe that needs no weights; with `deep`, also scan the weights for NaN.
 
@@ -66,7 +66,7 @@ class Planned:
     donors: Mapping[str, Donor]
 
 
-@as_output_errors()
+@reporting_os_errors()
 def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors if required."""
     recipe = _load(path, overrides)

@@ -13,7 +13,7 @@ from hybridizer.checkpoint.publish import lock
 from hybridizer.core.files import write_file
 from hybridizer.core.records import write_json
 from hybridizer.donors.reference import parse_reference
-from hybridizer.pipeline.faults import as_output_errors
+from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.cost import Cost
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
@@ -117,7 +117,7 @@ def write_records(run: RunFolder, planned: Planned, cost: Cost | None = None) ->
 
     Raises OutputError when another command is writing into the folder, or the system refuses.
     """
-    with as_output_errors(run.path), hold(run):
+    with reporting_os_errors(run.path), hold(run):
         write_held_records(run, planned, cost)
 
 

@@ -13,7 +13,7 @@ from hybridizer.core.records import read_json
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
-from hybridizer.pipeline.faults import as_output_errors
+from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.run import RunFolder, find_model
 from hybridizer.plan.manifest import Manifest
 from hybridizer.plan.plan import SCHEMA
@@ -24,7 +24,7 @@ from hybridizer.splice.provenance import check_origins, check_plan
 from hybridizer.splice.verify import Proof, verify
 
 
-@as_output_errors()
+@reporting_os_errors()
 def verify_folder(folder: Path, monitor: Monitor, *, load: bool) -> tuple[Manifest, tuple[Proof, ...]]:
     """Verify a model folder, or the model of a run: its files, what its manifest says, and that it computes.
 

@@ -112,9 +112,7 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
     planned = replace(plan, train=training)
     if not pin:
         return planned
-    notes, warnings = _describe_length(recipe, train, planned)
-    training = replace(training, notes=(*training.notes, *notes))
-    return replace(planned, train=training, warnings=(*plan.warnings, *warnings))
+    return replace(planned, warnings=(*plan.warnings, *_warn_of_epochs(recipe, train, planned)))
 
 
 def source_keys(recipe: Recipe, plan: Plan) -> list[str]:
@@ -128,23 +126,14 @@ def source_keys(recipe: Recipe, plan: Plan) -> list[str]:
     return keys
 
 
-def _describe_length(recipe: Recipe, train: Train, plan: Plan) -> tuple[list[str], list[str]]:
-    """How many steps and how many epochs of each source training takes; and a warning for each with too many."""
-    step_tokens = train.seq_len * train.global_batch_size
-    notes = [f"about {-(-train.tokens // step_tokens):,} steps of up to {step_tokens:,} tokens"]
-    if train.max_steps is not None:
-        notes[0] += f", of which max_steps allows {train.max_steps:,}"
-    warnings = []
+def _warn_of_epochs(recipe: Recipe, train: Train, plan: Plan) -> Iterator[str]:
+    """A warning for every source that training goes through too often, as far as its tokens have been counted."""
     total_weight = sum(entry.weight for entry in train.data)
     for entry, key in zip(train.data, source_keys(recipe, plan), strict=True):
-        tokens, count = round(train.tokens * entry.weight / total_weight), read_count(key)
-        if count is None:
-            notes.append(f"{entry.name}: {tokens:,} tokens; epochs unknown, a build tokenises the texts first")
-            continue
-        notes.append(f"{entry.name}: {tokens:,} tokens, {tokens / count:.2f} epochs over the {count:,} it has")
-        if warning := warn_of_epochs(entry.name, tokens / count, count):
-            warnings.append(warning)
-    return notes, warnings
+        count = read_count(key)
+        epochs = train.tokens * entry.weight / total_weight / count if count else 0.0
+        if count and (warning := warn_of_epochs(entry.name, epochs, count)):
+            yield warning
 
 
 def _router_loss(plan: Plan) -> Iterator[str]:

@@ -96,10 +96,16 @@ def amount_lines(amounts: Mapping[str, Any]) -> list[str]:
         return [disk]
     lines = [f"{amounts['steps']:,} steps of {amounts['tokens_per_step']:,} tokens"]
     for source in amounts["sources"]:
-        epochs = source["epochs"]
-        known = f"about {epochs:,.2f} epochs at 4 bytes per token" if epochs else "epochs unknown until it is tokenised"
-        lines.append(f"{one_line(source['name'], 60)}: {source['tokens']:,} tokens, {known}")
+        lines.append(f"{one_line(source['name'], 60)}: {source['tokens']:,} tokens, {_epochs_of(source)}")
     return [*lines, disk]
+
+
+def _epochs_of(source: Mapping[str, Any]) -> str:
+    if source["available"]:
+        return f"{source['epochs']:,.2f} epochs over the {source['available']:,} it has"
+    if source["epochs"]:
+        return f"about {source['epochs']:,.2f} epochs at 4 bytes per token"
+    return "epochs unknown until it is tokenised"
 
 
 _STOPS = {"tokens": "all tokens of the recipe", "steps": "stopped by max_steps", "minutes": "stopped by max_minutes"}

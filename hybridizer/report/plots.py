@@ -96,7 +96,7 @@ def figure_kind(path: Path) -> str:
     """ "svg" or "png", by the suffix. Raises InputError for another one."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("svg", "png"):
-        raise InputError(Problem(str(path), f"pictures are not written as '{path.suffix}'.", "Name it .svg or .png."))
+        raise InputError(Problem(str(path), f"the format '{path.suffix}' is not supported.", "Name it .svg or .png."))
     return kind
 
 

@@ -78,7 +78,7 @@ def test_a_hub_model_is_resolved_to_a_commit_and_read_offline_afterwards(bench):
     with serve_repository("org/tiny", bench / "a") as (endpoint, requested):
         online = {**environment, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
         checked = subprocess.run([*command[:3], "check", str(recipe)], env=online, capture_output=True, text=True)
-        assert "not looked into yet, since `hybridize plan` fetches them: a" in checked.stdout, checked.stderr
+        assert "not checked yet, because `hybridize plan` fetches them: a" in checked.stdout, checked.stderr
         assert not any("resolve" in path for path in requested)
         fetched = subprocess.run(command, env=online, capture_output=True, text=True)
         assert fetched.returncode == 0, fetched.stderr
@@ -205,4 +205,4 @@ def test_layers_of_a_gguf_file_are_checked_before_it_is_dequantised(bench):
     recipe = write_recipe(bench / "x.yaml", donors={"a": "x.gguf"}, layout=layout)
     stderr = hybridize("check", recipe, code=2).stderr
     assert "layers 2..4 requested of donor 'a', which has 2 layers (0..1)" in stderr
-    assert "not looked into yet" in hybridize("check", recipe, "--set", "layout.slices.0.layers=0..1").stdout
+    assert "not checked yet" in hybridize("check", recipe, "--set", "layout.slices.0.layers=0..1").stdout

@@ -101,9 +101,9 @@ def test_a_run_that_is_being_written_is_left_alone(bench, verb):
 @pytest.mark.parametrize("verb", ["plan", "build"])
 def test_a_folder_that_cannot_be_written_is_named(bench, verb):
     (bench / "runs").write_text("a file, where a folder is needed")
-    stderr = hybridize(verb, recipe_of(bench), "--runs", "runs/inner", code=1).stderr
+    stderr = hybridize(verb, recipe_of(bench), "--runs", "runs/inner", code=2).stderr
     assert "runs/inner/x: Not a directory." in stderr or "runs/inner: Not a directory." in stderr
-    assert "Check the disk and the permissions" in stderr
+    assert "Check the path and its permissions" in stderr
 
 
 @pytest.mark.parametrize("verb", ["check", "plan", "build"])
@@ -114,7 +114,7 @@ def test_a_cache_that_is_a_file_is_named_or_not_needed(bench, monkeypatch, verb)
     try:
         hybridize(verb, recipe)
     except AssertionError as error:
-        assert str(error).startswith("exit 1: ") and "file" in str(error) and "Not a directory" in str(error)
+        assert str(error).startswith("exit 2: ") and "file" in str(error) and "Not a directory" in str(error)
 
 
 @pytest.mark.parametrize(
