@@ -110,7 +110,9 @@ def test_what_was_learned_and_what_was_forgotten_is_in_the_records_and_in_the_su
     assert (domain["name"], domain["role"], domain["verdict"]) == ("text.jsonl", "in-domain", "better")
     assert domain["after_ci"][1] < domain["before_ci"][0]
     heldout = domain["documents_available"]
-    assert 20 < heldout < 100 and general["documents_available"] == 30 + heldout, "what trained is no general text"
+    assert 20 < heldout < 100 and general["documents_available"] == 30 + heldout, (
+        "text that trained is not general text"
+    )
     assert general["documents_trained"] == 300 - heldout
     assert [sample["source"] for sample in scores["samples"]].count("recipe") == 1
     profile = json.loads((bench / "runs/x/profile.json").read_text())
@@ -621,7 +623,7 @@ def start(bench, *arguments, **options):
 @pytest.mark.slow
 def test_a_full_disk_stops_the_training_and_loses_nothing(bench):
     recipe = recipe_of(bench)
-    limit = 700_000  # bytes a file: room for the spliced model, none for a checkpoint
+    limit = 700_000  # bytes per file: room for the spliced model, none for a checkpoint
 
     def shrink():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -680,7 +682,7 @@ def test_two_processes_build_the_model_of_one(bench, sharding, family):
     command = [sys.executable, *launch, "-m", "hybridizer", "build", str(recipe), "--no-load"]
     done = subprocess.run(command, cwd=bench, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("is complete and verified") == 1, "only one process speaks"
+    assert done.stdout.count("is complete and verified") == 1, "only one process prints"
     assert done.stderr.count("modules that would mix the documents of a row") == (family == "bamba")
     one, two = (load_file(bench / f"runs/{name}/model/model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():

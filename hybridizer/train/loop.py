@@ -79,7 +79,7 @@ def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -
             run = _Run(job, context, OptimizerStep(job, prepared, context.runtime), proof)
             run.resume(accept_changes)
             _note_start(context.monitor, prepared.num_isolated, run.state.changes, accept_changes)
-            with context.monitor.task("train", job.data.num_steps, "step") as advance:
+            with context.monitor.task("train", job.data.num_steps, "steps") as advance:
                 advance(run.state.step)
                 stopped_by = run.to_end(advance)
         return run.finish(stopped_by, prepared.dtype)
