@@ -123,6 +123,7 @@ def test_what_was_learned_and_what_was_forgotten_is_in_the_records_and_in_the_su
     assert again["scores"] == scores and again["profile"] == profile
 
 
+@pytest.mark.slow
 def test_a_frozen_tensor_that_changed_afterwards_fails_verification(bench):
     hybridize("build", recipe_of(bench))
     model = bench / "runs/x/model"
@@ -218,6 +219,7 @@ def test_a_folder_stands_for_a_hub_dataset_wherever_the_recipe_is_run_from(bench
     assert "x.yaml:11: `set` is a folder here, without revisions." in hybridize("plan", recipe, code=2).stderr
 
 
+@pytest.mark.slow
 def test_records_that_cannot_be_read_are_counted_and_placed(bench):
     with (bench / "text.jsonl").open("a") as file:
         file.write('\n{"text": ""}\n{"body": "x"}\nno json')
@@ -269,6 +271,7 @@ def test_the_plan_shows_steps_and_epochs_and_warns_of_many(bench):
     assert hashes == {json.loads((bench / "runs/x/model/manifest.json").read_text())["plan_hash"]}
 
 
+@pytest.mark.slow
 def test_the_layer_list_decides_and_parts_can_be_named(bench):
     layout = {"host": "a", "slices": [{"donor": "a"}]}
     recipe = recipe_of(bench, layout=layout, donors=("a",), train={"freeze": "0, 2..3", "head": "train"})
@@ -278,6 +281,7 @@ def test_the_layer_list_decides_and_parts_can_be_named(bench):
     assert moved == {name for name in built if name.startswith(("model.layers.1.", "lm_head."))}
 
 
+@pytest.mark.slow
 def test_weights_are_rounded_to_the_asked_precision_once_at_the_end(bench):
     proofs = proofs_of("build", recipe_of(bench, output={"dtype": "bfloat16"}))
     assert proofs["frozen"] == "20 tensors hash as before training, 20 of them as in their donors"
@@ -305,6 +309,7 @@ def test_stacked_experts_are_taken_apart_again(bench):
     assert proofs["frozen"].startswith(f"{len(built) - len(moved)} tensors hash as before training")
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_the_layers_that_train(bench):
     pytest.importorskip("peft")
     hybridize("build", recipe_of(bench, train={"lora": {"rank": 4}, "lr": 1e-2}))
@@ -432,6 +437,7 @@ def test_a_run_that_exploded_goes_on_with_a_lower_rate_from_its_last_good_state(
     hybridize("verify", "runs/x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_a_build_saves_the_training_and_the_next_build_ends_with_the_same_bytes(bench, number, code):
     recipe = recipe_of(bench, train={"tokens": 40_000, "checkpoint_minutes": 60})
@@ -452,6 +458,7 @@ def test_a_signal_to_a_build_saves_the_training_and_the_next_build_ends_with_the
     assert (bench / "runs/x/training.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_were_taken_are_refused(bench):
     recipe = recipe_of(bench, train={"max_steps": 4})
     hybridize("build", recipe, "--no-load")
@@ -460,6 +467,7 @@ def test_fewer_steps_than_were_taken_are_refused(bench):
     hybridize("verify", "runs/x")
 
 
+@pytest.mark.slow
 def test_a_run_that_max_steps_ended_resumes_when_they_are_raised(bench):
     recipe = recipe_of(bench)
     hybridize("build", recipe, "--no-load")
@@ -510,6 +518,7 @@ def test_another_splice_does_not_take_the_place_of_what_was_trained_from(bench):
     assert (bench / "runs/x/scores.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_record_of_other_tensors_is_not_believed(bench):
     recipe = recipe_of(bench)
     hybridize("build", recipe, "--no-load")
@@ -532,6 +541,7 @@ def rewrite(folder, change):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 def test_a_tied_head_that_is_stored_twice_trains_twice(bench):
     recipe = one_donor(bench, "gpt2", freeze="shallow", head="train")
     rewrite(bench / "m", lambda t: {**t, "lm_head.weight": t["transformer.wte.weight"].clone()})
@@ -550,6 +560,7 @@ def test_names_without_the_models_prefix_come_back_as_they_were(bench):
     assert moved and all(name.startswith(("h.0.", "h.1.")) for name in moved)
 
 
+@pytest.mark.slow
 def test_weights_stored_in_another_precision_than_the_config_says_are_still_proved(bench):
     recipe = one_donor(bench, "llama")
     rewrite(bench / "m", lambda t: {name: tensor.bfloat16() for name, tensor in t.items()})
@@ -602,6 +613,7 @@ def test_two_builds_at_once_do_not_share_a_training(bench):
     assert first.communicate() and first.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_damaged_record_of_a_training_is_refused(bench):
     recipe = recipe_of(bench)
     hybridize("build", recipe)

@@ -133,7 +133,7 @@ def cycle(key: str, default: tuple[str, ...], names: dict[str, str]) -> Computed
 
     def value(layer: int, num_layers: int, config: Config) -> str:
         entries = config.get(key) or default
-        if not isinstance(entries, list | tuple) or set(entries) - set(names):
+        if not isinstance(entries, list | tuple) or not all(isinstance(e, str) and e in names for e in entries):
             raise ValueError(f"`{key}` is {entries!r}, where a list of names among {', '.join(names)} is expected.")
         return names[entries[layer % len(entries)]]
 

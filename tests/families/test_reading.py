@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hybridizer.core.errors import CheckpointError
@@ -172,6 +172,7 @@ def test_a_config_that_is_not_a_dict_is_refused() -> None:
 
 @settings(max_examples=250, deadline=None)
 @given(family=st.sampled_from(FAMILIES), changes=hostile_changes(4))
+@example(family="recurrent_gemma", changes={"layer_types": None, "block_types": [[]]})
 def test_any_config_is_read_or_refused(family: str, changes: dict[str, Any]) -> None:
     try:
         structure = read_structure(llama_config(**{"model_type": family, **changes}), llama_shapes(), "alpha")

@@ -53,6 +53,7 @@ def test_a_prompt_that_leaves_no_room_is_found_before_anything_is_spliced(bench)
     assert not (bench / "runs/x/spliced").exists()
 
 
+@pytest.mark.slow
 def test_records_and_card_hold_no_path_of_this_machine(bench):
     (bench / "deep/er").mkdir(parents=True)
     (bench / "text.jsonl").write_text((bench / "text.jsonl").read_text() + "\nnot JSON\n")
@@ -126,6 +127,7 @@ def test_a_source_longer_than_a_path_can_be_is_an_error_at_its_line(bench, sourc
         assert "x.yaml:2: " in hybridize(verb, "x.yaml", code=2).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [10, 3_000, 20_000, 400_000])
 def test_a_full_disk_at_any_place_is_an_error_that_names_a_path(bench, limit):
     recipe = recipe_of(bench)

@@ -158,6 +158,7 @@ def edited(value, path, new):
     return value
 
 
+@pytest.mark.slow
 def test_no_edit_of_a_manifest_ends_in_a_traceback(bench):
     # 5,836 edits of the manifest of a trained model were tried by hand, all places and values: none did.
     path = bench / "runs/x/model/manifest.json"

@@ -45,6 +45,7 @@ def test_fsdp2_saves_the_same_full_tensors_as_one_process(tmp_path):
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=3e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_resumes_with_another_number_of_processes(tmp_path, before, after):
     """A GPU that fails must not end a run. The losses are those of an uninterrupted run, up to the order of sums."""

@@ -25,6 +25,7 @@ def start(folder, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_state_and_the_resumed_run_has_the_same_bits(tmp_path, number, code):
     straight, _ = run(tmp_path / "straight", replace(SETTINGS, precision="bfloat16"))
@@ -41,6 +42,7 @@ def test_a_signal_saves_the_state_and_the_resumed_run_has_the_same_bits(tmp_path
         assert process.stdout.read().split()[-1] == bytes_of(straight)
 
 
+@pytest.mark.slow
 def test_all_processes_stop_when_one_receives_a_signal(tmp_path):
     processes = start_ranks(tmp_path, "float32", pace="paced")
     take_steps(processes, 1)
