@@ -11,6 +11,7 @@ import click
 
 from hybridizer import __version__
 from hybridizer.core.records import to_jsonable
+from hybridizer.recipe.sizes import MAX_SEED
 from hybridizer.report.program import OutputFile, Program, Verb
 from hybridizer.report.terminal import draw, echo, print_json, warn
 
@@ -23,7 +24,6 @@ _RUNS = click.option(
     "--runs", type=click.Path(file_okay=False, path_type=Path), show_default="runs",
     help="Folder that holds one folder per run; for a stored plan, by default, the one that its run is in.",
 )  # fmt: skip
-MAX_SEED = 2**32 - 1  # that of recipes
 _DEEP = click.option("--deep-check", "deep", is_flag=True, help="Scan every donor weight for NaN and infinity.")
 _NO_LOAD = click.option("--no-load", is_flag=True, help="Leave out the checks that need the model in memory.")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from hybridizer.checkpoint.dtypes import DTYPE_BITS
 from hybridizer.data.counts import read_count
 from hybridizer.data.documents import TEXT_SUFFIXES, find_files
-from hybridizer.pipeline.plan import Planned
+from hybridizer.pipeline.plan import Planned, count_steps
 from hybridizer.plan.cost import Cost
+from hybridizer.plan.plan import Plan
 from hybridizer.plan.training import source_keys
 from hybridizer.recipe.models import DataEntry, Train
 from hybridizer.train.run import required_bytes
@@ -48,9 +49,7 @@ def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
     model_bytes = sum(math.prod(t.shape) * DTYPE_BITS[t.dtype] // 8 for t in plan.tensors)
     if train is None or plan.train is None or cost is None:
         return RunAmounts(model_bytes, 0, 0, ())
-    merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
-    trained = cost.asked.trained_parameters
-    disk = model_bytes + required_bytes(trained, max(trained, merged), model_bytes)
+    disk = model_bytes + training_bytes(plan, cost, model_bytes)
     recipe, total = planned.resolved.recipe, sum(entry.weight for entry in train.data)
     sources = tuple(
         _amount(entry, train, entry.weight / total, recipe.folder, read_count(key))
@@ -59,10 +58,12 @@ def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
     return RunAmounts(disk, count_steps(train), train.seq_len * train.global_batch_size, sources)
 
 
-def count_steps(train: Train) -> int:
-    """The optimizer steps that `tokens` take, or `max_steps` if that is fewer."""
-    steps = -(-train.tokens // (train.seq_len * train.global_batch_size))
-    return steps if train.max_steps is None else min(steps, train.max_steps)
+def training_bytes(plan: Plan, cost: Cost, spliced_bytes: int) -> int:
+    """The bytes that training writes at its peak, beside the spliced model of `spliced_bytes` that it starts from."""
+    assert plan.train is not None, "called for plans that train"
+    merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
+    trained = cost.asked.trained_parameters
+    return required_bytes(trained, max(trained, merged), spliced_bytes)
 
 
 def _amount(entry: DataEntry, train: Train, share: float, folder: Path, available: int | None) -> SourceAmount:

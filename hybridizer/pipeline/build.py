@@ -14,6 +14,7 @@ from hybridizer.core.errors import InputError, OutputError, Problem
 from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.donors.open import scan_donors
+from hybridizer.pipeline.amounts import training_bytes
 from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.output import write_model
@@ -34,7 +35,6 @@ from hybridizer.train.run import (
     join_processes,
     open_runtime,
     read_training,
-    required_bytes,
     train,
 )
 
@@ -209,9 +209,7 @@ def _check_room(planned: Planned, run: RunFolder) -> None:
     plan, cost = planned.plan, estimate_training_cost(planned, "cpu")
     assert cost is not None and plan.train is not None, "called for plans that train"
     spliced = sum(entry.num_bytes for entry in open_checkpoint(run.spliced).tensors.values())
-    trained = cost.asked.trained_parameters
-    merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
-    check_free_space(run.path, required_bytes(trained, max(trained, merged), spliced))
+    check_free_space(run.path, training_bytes(plan, cost, spliced))
 
 
 def _must_resume(model: Path, recipe: Recipe, monitor: Monitor) -> bool:

@@ -15,10 +15,9 @@ from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.recipe.models import Allowed
+from hybridizer.recipe.sizes import MAX_SEED
 from hybridizer.trace.record import TraceRun
 from hybridizer.trace.runs import TraceRequest, check_prompts, is_cached, score_baselines, trace
-
-MAX_SEED = 2**32 - 1  # as in recipes; the noise of each prompt is seeded with a million times this
 
 
 @reporting_os_errors()

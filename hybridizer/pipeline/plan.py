@@ -22,7 +22,7 @@ from hybridizer.plan.stored import StoredPlan, is_stored_plan
 from hybridizer.plan.training import check_packages, pin_datasets, plan_training
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.load import RecipeSource, load_recipe
-from hybridizer.recipe.models import AUTO, Layout, Recipe
+from hybridizer.recipe.models import AUTO, Layout, Recipe, Train
 from hybridizer.splice.executors import find_executor
 
 if TYPE_CHECKING:
@@ -133,10 +133,13 @@ def estimate_time(planned: Planned, device: str) -> StepTiming | None:
         return None
     from hybridizer.train.timing import expect_time
 
-    num_steps = -(-train.tokens // (train.seq_len * train.global_batch_size))
-    if train.max_steps is not None:
-        num_steps = min(num_steps, train.max_steps)
-    return expect_time(plan, train, plan.train.boundary, device, num_steps=num_steps)
+    return expect_time(plan, train, plan.train.boundary, device, num_steps=count_steps(train))
+
+
+def count_steps(train: Train) -> int:
+    """The optimizer steps that `tokens` take, or `max_steps` if that is fewer."""
+    steps = -(-train.tokens // (train.seq_len * train.global_batch_size))
+    return steps if train.max_steps is None else min(steps, train.max_steps)
 
 
 def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | NotFetched]) -> None:

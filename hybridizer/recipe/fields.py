@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from hybridizer.core.errors import Problem, RecipeError, nearest
 from hybridizer.recipe.layers import MAX_LAYERS, expand, read_ranges
-from hybridizer.recipe.sizes import parse_count, parse_size
+from hybridizer.recipe.sizes import MAX_SEED, parse_count, parse_size
 from hybridizer.recipe.tree import clip, show
 
 Boundary: TypeAlias = float | int | str
@@ -165,7 +165,7 @@ _SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 
 # Strict where pydantic would convert: "3" is not 3, and 1 is not true. Messages take the bounds from these.
 Switch: TypeAlias = Annotated[bool, Strict()]
-Seed: TypeAlias = Annotated[int, Strict(), Ge(0), Le(2**32 - 1)]
+Seed: TypeAlias = Annotated[int, Strict(), Ge(0), Le(MAX_SEED)]
 NonNegativeInt: TypeAlias = Annotated[int, Strict(), Ge(0)]
 PositiveInt: TypeAlias = Annotated[int, Strict(), Ge(1)]
 AtLeastTwo: TypeAlias = Annotated[int, Strict(), Ge(2)]

@@ -8,6 +8,8 @@ from fractions import Fraction
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.tree import clip, show
 
+MAX_SEED = 2**32 - 1  # the noise of each prompt is seeded with a million times this
+
 _UNITS = {"b": 1, **{f"{p}b": 1000 ** (i + 1) for i, p in enumerate("kmgt")}}
 _BINARY_UNITS = {f"{p}ib": 1024 ** (i + 1) for i, p in enumerate("kmgt")}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]?i?b)", re.IGNORECASE)
