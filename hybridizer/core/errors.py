@@ -128,10 +128,15 @@ class Terminated(RunError):
     exit_code = 143
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint for a misspelt name: "Did you mean 'x'?", or the list of known names."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean '{close[0]}'?"
-    return f"Known here: {', '.join(names)}." if names else "There is nothing to choose from here."
+class DidYouMean(str):
+    """The hint for a misspelt name: "Did you mean 'x'?", or the list of `known` names where none is close to `name`."""
+
+    def __new__(cls, name: str, known: Iterable[str]) -> DidYouMean:
+        """The hint as text."""
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        if close:
+            return super().__new__(cls, f"Did you mean '{close[0]}'?")
+        return super().__new__(
+            cls, f"Known here: {', '.join(names)}." if names else "There is nothing to choose from here."
+        )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from hybridizer.core.errors import InputError, Problem, nearest
+from hybridizer.core.errors import DidYouMean, InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
@@ -69,7 +69,9 @@ def _argument_problems(texts: Sequence[str], request: TraceRequest, allow: Seque
         yield Problem("seed", f"{request.seed} is not in the range 0..{MAX_SEED}.", "Give a number in that range.")
     for name in allow:
         if name not in get_args(Allowed):
-            yield Problem("allow", f"'{name}' is not something that can be allowed.", nearest(name, get_args(Allowed)))
+            yield Problem(
+                "allow", f"'{name}' is not something that can be allowed.", DidYouMean(name, get_args(Allowed))
+            )
 
 
 def _output_problems(json_out: Path | None, plot: Path | None, num_donors: int) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hybridizer.core.errors import nearest
+from hybridizer.core.errors import DidYouMean
 
 REQUIRED = object()  # stands where a parameter has no default
 # The range of a parameter, by its name. Outside it mergekit extrapolates (t), or the value is not a share. Weights,
@@ -74,7 +74,7 @@ def check_blend(
     """
     spec = METHODS.get(method)
     if spec is None:
-        return [(f"'{method}' is not a merge method.", nearest(method, METHODS))]
+        return [(f"'{method}' is not a merge method.", DidYouMean(method, METHODS))]
     least, most = spec.num_sources
     found: list[tuple[str, str]] = []
     if len(per_source) < least or (most is not None and len(per_source) > most):
@@ -96,7 +96,9 @@ def check_blend(
 def _check_values(
     who: str, given: Mapping[str, Any], known: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]
 ) -> list[tuple[str, str]]:
-    found = [(f"{who} has no parameter '{name}'.", nearest(name, known)) for name in given if name not in known]
+    found: list[tuple[str, str]] = [
+        (f"{who} has no parameter '{name}'.", DidYouMean(name, known)) for name in given if name not in known
+    ]
     for name, default in known.items():
         if default is REQUIRED and name not in given:
             found.append((f"{who} needs the parameter '{name}'.", f"Add `{name}: <number>`."))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hybridizer.core.errors import RecipeError, nearest
+from hybridizer.core.errors import DidYouMean, RecipeError
 from hybridizer.recipe.fields import read_name
 from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges
 from hybridizer.recipe.models import AUTO, HUB_KEYS
@@ -84,7 +84,7 @@ def _check_names(
                 yield Finding(path, what, "Give the donor another name.")
         elif isinstance(name, str) and name and donors and name not in donors:
             yield Finding(
-                path, f"{name_of(path)} names '{clip(name)}', which is not a donor here.", nearest(name, donors)
+                path, f"{name_of(path)} names '{clip(name)}', which is not a donor here.", DidYouMean(name, donors)
             )
 
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from hybridizer.core.errors import Problem, RecipeError, nearest
+from hybridizer.core.errors import DidYouMean, Problem, RecipeError
 from hybridizer.recipe.layers import MAX_LAYERS, expand, read_ranges
 from hybridizer.recipe.sizes import MAX_SEED, parse_count, parse_size
 from hybridizer.recipe.tree import clip, show
@@ -98,7 +98,7 @@ def read_boundary(value: object) -> Boundary:
         raise _refusal(f"`boundary` takes a number, found the text '{clip(value)}'.", "Write it without the quotes.")
     if isinstance(value, str) and value[:1].isalpha():
         if value not in STRATEGIES:
-            raise _refusal(f"there is not a boundary strategy '{clip(value)}'.", nearest(value, STRATEGIES))
+            raise _refusal(f"there is not a boundary strategy '{clip(value)}'.", DidYouMean(value, STRATEGIES))
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _refusal(f"`boundary` takes a share of the depth or a layer, found {show(value)}.", fix)
@@ -127,7 +127,7 @@ def _read_freeze(value: object) -> str | tuple[int, ...]:
     if isinstance(value, str) and value[:1].isalpha():
         if value not in SIDES:
             what = f"must be {', '.join(SIDES)} or a list of layers; got {show(value)}."
-            raise _refusal(what, nearest(value, SIDES))
+            raise _refusal(what, DidYouMean(value, SIDES))
         return value
     return _read_layers(value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 
-from hybridizer.core.errors import nearest
+from hybridizer.core.errors import DidYouMean
 from hybridizer.recipe.tree import KeyPath
 
 # Where the key is now, and what differs where more than the name does.
@@ -92,4 +92,4 @@ def hint(key: str, section: KeyPath, known: Collection[str]) -> str:
     # Two letters in common are much of a short name: `stepss` is not `eps`.
     if close and len(close[0]) < 4 and not difflib.get_close_matches(key, close, cutoff=0.75):
         return f"Known here: {', '.join(sorted(known))}."
-    return nearest(key, known)
+    return DidYouMean(key, known)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from hybridizer.core.errors import Problem, RecipeError, nearest
+from hybridizer.core.errors import DidYouMean, Problem, RecipeError
 from hybridizer.recipe.checks import check
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.fields import FROM_RECIPE
@@ -98,7 +98,7 @@ def _read_bytes(path: Path) -> bytes:
 def _suggest(path: Path) -> str:
     if not path.parent.is_dir():
         return f"There is no folder {path.parent} either."
-    return nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+    return DidYouMean(path.name, [file.name for file in path.parent.glob("*.y*ml")])
 
 
 def _decode(content: bytes, where: Callable[[int], str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hybridizer.core.errors import InputError, Problem, nearest
+from hybridizer.core.errors import DidYouMean, InputError, Problem
 from hybridizer.recipe.hints import hint
 from hybridizer.recipe.models import Recipe
 from hybridizer.recipe.sections import describe_bounds, field_at, keys_of, number_kind, section_at
@@ -148,7 +148,7 @@ def _too_high(error: _Error) -> Words:
 
 def _no_choice(error: _Error) -> Words:
     choices = re.findall(r"'([^']*)'", error.context["expected"])
-    return f"{error.name} cannot be {show(error.value)}.", nearest(str(error.value), choices)
+    return f"{error.name} cannot be {show(error.value)}.", DidYouMean(str(error.value), choices)
 
 
 def _too_few(error: _Error) -> Words:

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.writer import WrittenCheckpoint
-from hybridizer.core.errors import PlanError, Problem, nearest
+from hybridizer.core.errors import DidYouMean, PlanError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.plan import Plan
@@ -42,5 +42,5 @@ def find_executor(plan: Plan) -> Executor:
     """The executor that `plan` names. Raises PlanError for an unknown name."""
     if plan.executor not in EXECUTORS:
         what = f"no executor '{plan.executor}', which this plan names."
-        raise PlanError(Problem(f"plan '{plan.name}'", what, nearest(plan.executor, EXECUTORS)))
+        raise PlanError(Problem(f"plan '{plan.name}'", what, DidYouMean(plan.executor, EXECUTORS)))
     return EXECUTORS[plan.executor]

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hybridizer.core.errors import InputError, Problem, nearest
+from hybridizer.core.errors import DidYouMean, InputError, Problem
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.models import STRATEGIES as NAMES
 from hybridizer.trace.record import TraceRecord
@@ -43,7 +43,7 @@ def choose_boundary(choice: str | float, record: TraceRecord) -> Boundary:
         raise InputError(Problem("boundary", what, "Take a donor of two layers or more."))
     if isinstance(choice, str):
         if choice not in STRATEGIES:
-            raise InputError(Problem("boundary", f"there is no strategy '{choice}'.", nearest(choice, STRATEGIES)))
+            raise InputError(Problem("boundary", f"there is no strategy '{choice}'.", DidYouMean(choice, STRATEGIES)))
         name, (layer, reason) = choice, STRATEGIES[choice](record)
     elif isinstance(choice, int):
         name, (layer, reason) = "layer", fixed(record, choice)

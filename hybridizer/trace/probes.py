@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hybridizer.core.errors import InputError, Problem, nearest
+from hybridizer.core.errors import DidYouMean, InputError, Problem
 
 BUILT_IN = {
     "antonyms-en": "WordNet 3.0 License",
@@ -75,7 +75,7 @@ def load_probes(reference: str) -> ProbeSet:
 def builtin_probes(name: str) -> ProbeSet:
     """A probe set shipped with hybridizer: `antonyms-en` or `antonyms-zh`. Raises ProbeError for any other name."""
     if name not in BUILT_IN:
-        raise ProbeError(Problem("probes", f"there is no built-in probe set '{name}'.", nearest(name, BUILT_IN)))
+        raise ProbeError(Problem("probes", f"there is no built-in probe set '{name}'.", DidYouMean(name, BUILT_IN)))
     data = resources.files("hybridizer.trace").joinpath("data", f"{name}.jsonl").read_bytes()
     return ProbeSet(name, _digest(data), _parse(f"{name}.jsonl", data), BUILT_IN[name])
 
@@ -195,7 +195,7 @@ class _Pairs(list[tuple[str, Any]]):
 def _key_problems(where: str, pairs: _Pairs) -> Iterator[Problem]:
     for key, count in Counter(key for key, _ in pairs).items():
         if key not in {"prompt", "target"}:
-            yield Problem(where, f"unknown key '{key}'.", nearest(key, ("prompt", "target")))
+            yield Problem(where, f"unknown key '{key}'.", DidYouMean(key, ("prompt", "target")))
         elif count > 1:
             yield Problem(where, f"the key '{key}' occurs {count} times.", "Keep one.")
 
