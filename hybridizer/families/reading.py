@@ -9,7 +9,7 @@ from typing import Any
 from hybridizer.core.errors import CheckpointError, Problem
 from hybridizer.families.encodings import Config, Values
 from hybridizer.families.families import read_traits, why_bound
-from hybridizer.families.keys import read_assumptions
+from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.names import (
     EMBEDDINGS,
     FINAL_NORMS,
@@ -63,6 +63,7 @@ def read_structure(config: Mapping[str, Any], shapes: Shapes, where: str) -> Str
         extra=tuple(_explain(name, shapes, prefix) for name in shapes if name not in named),
         tied=tied,
         vocab_size=_first_number(text, ("vocab_size",)) or _first_number(config, ("vocab_size",)),
+        max_tokens=_read_max_tokens(text, text_family),
         traits=traits,
         kinds=_name_kinds(text_family, traits, num_layers),
     )
@@ -87,6 +88,11 @@ def _read_family(config: Config, where: str) -> tuple[tuple[str, ...], Config, s
 
 def _first_number(config: Config, names: tuple[str, ...]) -> int:
     return next((config[name] for name in names if isinstance(config.get(name), int)), 0)
+
+
+def _read_max_tokens(text: Config, family: str) -> int | None:
+    longest = read_assumptions(family).value_of("max_position_embeddings", unify(text))
+    return longest if type(longest) is int and longest > 0 else None
 
 
 def _read_depth(text: Config, family: str, where: str) -> int:

@@ -40,7 +40,8 @@ class Structure:
 
     `layers[j]` maps a suffix ("self_attn.q_proj.weight") to the full tensor name in layer j. `traits` holds, for each
     trait of the family, one value per layer; `kinds` are the shown ones as text. `text_path` is the path to
-    the part of the config that describes the decoder: () or ("text_config",).
+    the part of the config that describes the decoder: () or ("text_config",). `max_tokens` is the longest row that the
+    model takes, None where neither config nor family limits it.
     """
 
     where: str
@@ -58,6 +59,7 @@ class Structure:
     extra: tuple[Extra, ...]
     tied: bool
     vocab_size: int
+    max_tokens: int | None
     traits: Mapping[str, Values]
     kinds: tuple[str, ...]
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridizer.checkpoint.dtypes import DTYPE_BITS
-from hybridizer.data.counts import read_count
-from hybridizer.data.documents import TEXT_SUFFIXES, find_files
+from hybridizer.data.counts import count_key, read_count, warn_of_epochs
+from hybridizer.data.documents import TEXT_SUFFIXES, file_kind, find_files
 from hybridizer.pipeline.plan import Planned, count_steps
 from hybridizer.plan.cost import Cost
 from hybridizer.plan.plan import Plan
-from hybridizer.plan.training import source_keys
-from hybridizer.recipe.models import DataEntry, Train
+from hybridizer.recipe.models import DataEntry, Recipe, Train
 from hybridizer.train.run import required_bytes
 
 BYTES_PER_TOKEN = 4  # of English text, roughly; the number of tokens is known only after tokenisation
@@ -35,12 +34,16 @@ class SourceAmount:
 
 @dataclass(frozen=True)
 class RunAmounts:
-    """Bytes on disk at the peak of a build, and the steps and sources of its training; no step where nothing trains."""
+    """Bytes on disk at the peak of a build, and the steps and sources of its training; no step where nothing trains.
+
+    `warnings` name the sources that training repeats too often, as far as their tokens have been counted.
+    """
 
     disk_bytes: int
     steps: int
     tokens_per_step: int
     sources: tuple[SourceAmount, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
@@ -55,7 +58,13 @@ def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
         _amount(entry, train, entry.weight / total, recipe.folder, read_count(key))
         for entry, key in zip(train.data, source_keys(recipe, plan), strict=True)
     )
-    return RunAmounts(disk, count_steps(train), train.seq_len * train.global_batch_size, sources)
+    warnings = tuple(
+        warning
+        for source in sources
+        if source.available and source.epochs is not None
+        if (warning := warn_of_epochs(source.name, source.epochs, source.available))
+    )
+    return RunAmounts(disk, count_steps(train), train.seq_len * train.global_batch_size, sources, warnings)
 
 
 def training_bytes(plan: Plan, cost: Cost, spliced_bytes: int) -> int:
@@ -66,9 +75,20 @@ def training_bytes(plan: Plan, cost: Cost, spliced_bytes: int) -> int:
     return required_bytes(trained, max(trained, merged), spliced_bytes)
 
 
+def source_keys(recipe: Recipe, plan: Plan) -> list[str]:
+    """The names under which the token counts of the training sources of a pinned `plan` are kept."""
+    assert recipe.train is not None and plan.train is not None, "called for plans that train"
+    keys = []
+    for entry, pin in zip(recipe.train.data, plan.train.data, strict=True):
+        kinds = [file_kind(path) for path in find_files(entry.path, recipe.folder)] if entry.path else []
+        settings = {name: value for name, value in pin.settings.items() if name != "weight"}
+        keys.append(count_key(plan.tokenizer_files, [settings, pin.files, kinds], recipe.train.heldout_ratio))
+    return keys
+
+
 def _amount(entry: DataEntry, train: Train, share: float, folder: Path, available: int | None) -> SourceAmount:
     tokens = round(train.tokens * share)
-    epochs = tokens / available if available else _estimate_epochs(entry, train, tokens, folder)
+    epochs = train.tokens * share / available if available else _estimate_epochs(entry, train, tokens, folder)
     return SourceAmount(entry.name, tokens, epochs, available)
 
 

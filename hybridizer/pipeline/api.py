@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from hybridizer.core.errors import InputError, Problem, RecipeError, nearest
+from hybridizer.core.errors import DidYouMean, InputError, Problem, RecipeError
 
 if TYPE_CHECKING:
     from hybridizer.core.progress import Monitor
+    from hybridizer.pipeline.amounts import RunAmounts
     from hybridizer.plan.cost import Cost, StepTiming
     from hybridizer.plan.manifest import Manifest
     from hybridizer.plan.plan import LayerRow, Plan
@@ -55,11 +56,13 @@ class PlanResult:
 
     Attributes:
         plan: everything that decides the bytes of the output model.
+        amounts: space on disk, steps, and tokens and epochs of each source.
         cost: parameters, FLOP and peak memory of the training; None where nothing trains.
         time: seconds per step and for the run, measured here; None unless `time=True` was given and something trains.
     """
 
     plan: Plan
+    amounts: RunAmounts
     cost: Cost | None
     time: StepTiming | None
 
@@ -76,7 +79,7 @@ class PlanResult:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed and may still be a mistake, one sentence each."""
-        return self.plan.warnings
+        return (*self.plan.warnings, *self.amounts.warnings)
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ def plan(
     >>> [row.sources[0].partition("@")[0] for row in planned.layers]
     ['domain', 'domain', 'domain', 'instruct']
     """
+    from hybridizer.pipeline.amounts import compute_amounts
     from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_recipe
     from hybridizer.pipeline.run import RunFolder, write_records
 
@@ -217,7 +221,8 @@ def plan(
     cost = estimate_training_cost(planned, device)
     if runs is not None:
         write_records(RunFolder(Path(runs) / planned.plan.name), planned, cost)
-    return PlanResult(planned.plan, cost, estimate_time(planned, device) if time else None)
+    expected = estimate_time(planned, device) if time else None
+    return PlanResult(planned.plan, compute_amounts(planned, cost), cost, expected)
 
 
 def build(
@@ -414,7 +419,7 @@ def _request(settings: Mapping[str, Any], seed: int) -> TraceRequest:
     from hybridizer.trace.runs import request_from_section
 
     if unknown := [key for key in settings if key not in keys_of(Trace)]:
-        raise TypeError(f"unknown trace setting '{unknown[0]}'. {nearest(unknown[0], keys_of(Trace))}")
+        raise TypeError(f"unknown trace setting '{unknown[0]}'. {DidYouMean(unknown[0], keys_of(Trace))}")
     section = make_section(Trace, settings, "trace", lambda key: f"`{key}`")
     return request_from_section(section, seed, Path.cwd())
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hybridizer.core.progress import Monitor
 from hybridizer.data.counts import warn_of_epochs, write_count
+from hybridizer.pipeline.amounts import source_keys
 from hybridizer.pipeline.plan import Planned
-from hybridizer.plan.training import source_keys
 from hybridizer.recipe.models import DataEntry
 from hybridizer.train.run import open_texts
 

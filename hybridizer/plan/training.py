@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 from hybridizer.checkpoint.hashing import fingerprint_files
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeError
-from hybridizer.data.counts import count_key, read_count, warn_of_epochs
-from hybridizer.data.documents import file_kind, find_files, look_for_document
+from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
-from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.structure import Structure
 from hybridizer.plan.freeze import choose_frozen, with_adapters
 from hybridizer.plan.plan import DataPin, Plan, TrainPlan
@@ -109,31 +108,7 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
         data=data,
         notes=(*choice.notes, *_router_loss(plan)),
     )
-    planned = replace(plan, train=training)
-    if not pin:
-        return planned
-    return replace(planned, warnings=(*plan.warnings, *_warn_of_epochs(recipe, train, planned)))
-
-
-def source_keys(recipe: Recipe, plan: Plan) -> list[str]:
-    """The names under which the token counts of the training sources of a pinned `plan` are kept."""
-    assert recipe.train is not None and plan.train is not None, "called for plans that train"
-    keys = []
-    for entry, pin in zip(recipe.train.data, plan.train.data, strict=True):
-        kinds = [file_kind(path) for path in find_files(entry.path, recipe.folder)] if entry.path else []
-        settings = {name: value for name, value in pin.settings.items() if name != "weight"}
-        keys.append(count_key(plan.tokenizer_files, [settings, pin.files, kinds], recipe.train.heldout_ratio))
-    return keys
-
-
-def _warn_of_epochs(recipe: Recipe, train: Train, plan: Plan) -> Iterator[str]:
-    """A warning for every source that training goes through too often, as far as its tokens have been counted."""
-    total_weight = sum(entry.weight for entry in train.data)
-    for entry, key in zip(train.data, source_keys(recipe, plan), strict=True):
-        count = read_count(key)
-        epochs = train.tokens * entry.weight / total_weight / count if count else 0.0
-        if count and (warning := warn_of_epochs(entry.name, epochs, count)):
-            yield warning
+    return replace(plan, train=training)
 
 
 def _router_loss(plan: Plan) -> Iterator[str]:
@@ -152,10 +127,9 @@ def check_packages(recipe: Recipe) -> None:
 
 
 def _long_rows(recipe: Recipe, train: Train, host: Structure) -> Iterator[Problem]:
-    longest = read_assumptions(host.text_family).value_of("max_position_embeddings", unify(host.text_config))
-    if isinstance(longest, int) and 0 < longest < train.seq_len:
-        what = f"rows of {train.seq_len} tokens; the model takes {longest}."
-        yield Problem(recipe.locate(("train", "seq_len")), what, f"Give at most {longest}.")
+    if host.max_tokens is not None and host.max_tokens < train.seq_len:
+        what = f"rows of {train.seq_len} tokens; the model takes {host.max_tokens}."
+        yield Problem(recipe.locate(("train", "seq_len")), what, f"Give at most {host.max_tokens}.")
 
 
 def _missing_packages(recipe: Recipe, train: Train) -> Iterator[Problem]:
@@ -186,14 +160,13 @@ def _boundary(recipe: Recipe, plan: Plan) -> int:
 def _pin_data(recipe: Recipe, train: Train, pin: bool, problems: list[Problem]) -> tuple[DataPin, ...]:
     """The pin of every source; sources and general texts that do not exist are added to `problems`."""
     pins: list[DataPin] = []
+    for index, text in enumerate(recipe.evaluate.bits_per_byte if recipe.evaluate else ()):
+        where = recipe.locate(("evaluate", "bits_per_byte", index))
+        with _collecting(problems, where):
+            _find_documents(recipe, text.path, text.field, DataEntry.max_document_bytes)
     for index, entry in enumerate(train.data):
         with _collecting(problems, recipe.locate(("train", "data", index))):
             pins.append(_pin_entry(recipe, entry, pin))
-    for index, text in enumerate(recipe.evaluate.bits_per_byte if recipe.evaluate else ()):
-        with _collecting(problems, recipe.locate(("evaluate", "bits_per_byte", index))):
-            files = find_files(text.path, recipe.folder)
-            if problem := look_for_document(text.path, files, text.field, DataEntry.max_document_bytes):
-                problems.append(replace(problem, where=recipe.locate(("evaluate", "bits_per_byte", index))))
     return tuple(pins)
 
 
@@ -212,8 +185,14 @@ def _pin_entry(recipe: Recipe, entry: DataEntry, pin: bool) -> DataPin:
         assert entry.hub is not None, "checked when the recipe was loaded"
         hub = {key: getattr(entry, key) for key in HUB_KEYS if key != "revision"}
         return DataPin({**common, **hub, "content": pin_dataset(entry.hub, entry.revision) if pin else ""})
-    files = find_files(entry.path, recipe.folder)
-    if problem := look_for_document(entry.path, files, entry.field, entry.max_document_bytes):
-        raise InputError(problem)
+    files = _find_documents(recipe, entry.path, entry.field, entry.max_document_bytes)
     hashes = [fingerprint_files({"": path}, cache_folder()) for path in files] if pin else []
     return DataPin(common, tuple(hashes))
+
+
+def _find_documents(recipe: Recipe, pattern: str, text_field: str, max_bytes: int) -> tuple[Path, ...]:
+    """The files of `pattern`. Raises InputError where there are none, or no usable document in them."""
+    files = find_files(pattern, recipe.folder)
+    if problem := look_for_document(pattern, files, text_field, max_bytes):
+        raise InputError(problem)
+    return files

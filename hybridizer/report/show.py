@@ -67,7 +67,7 @@ def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, 
     from hybridizer.report.cost_tables import cost_table, expectation_lines
     from hybridizer.report.plan_tables import amount_lines, plan_table, training_lines, unused_lines
 
-    for warning in made.warnings:
+    for warning in (*made.warnings, *amounts["warnings"]):
         warn(warning)
     draw(plan_table(made, every_layer=every_layer))
     if cost is not None:
