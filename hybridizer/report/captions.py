@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from hybridizer.recipe.layers import format_layers
@@ -30,17 +31,39 @@ def caption(record: Record, boundary: int | None) -> list[str]:
 
 def blindness(record: Record) -> str:
     """The layers at which the lens explains less than LEAST_EXPLAINED of the final distribution; "" for none."""
-    shares = {row["layer"]: row.get("explained") for row in record["layers"]}
-    blind = [layer for layer, share in shares.items() if share is not None and share < LEAST_EXPLAINED]
+    blind = blind_layers(record)
     if not blind:
         return ""
     lens, layers = record["settings"]["lens"], one_line(format_layers(blind), 30)
     return f"the {lens} lens explains under {LEAST_EXPLAINED:.0%} of the answer at layers {layers}"
 
 
+def blind_layers(record: Record) -> list[int]:
+    """The layers at which the lens explains less than LEAST_EXPLAINED of the final distribution."""
+    shares = {row["layer"]: row.get("explained") for row in record["layers"]}
+    return [layer for layer, share in shares.items() if share is not None and share < LEAST_EXPLAINED]
+
+
 def reference(record: Record) -> str:
-    """The donor's name, short enough for a line."""
-    return one_line(record["donor"]["reference"], 70)
+    """The donor's name, short enough for a line; of a folder the last part of its path."""
+    return name_donors([record])[0]
+
+
+def name_donors(records: Sequence[Record]) -> list[str]:
+    """The names of donors, short enough for a line.
+
+    Of a folder or file it is as much of the path's end as distinguishes it from the others; hub ids and package
+    references are kept whole.
+    """
+    references = [str(record["donor"]["reference"]) for record in records]
+    paths = [PurePath(text) if text.startswith(("/", "./", "../", "~")) else None for text in references]
+    longest = max((len(path.parts) for path in paths if path), default=1)
+    names = references
+    for size in range(1, longest + 1):
+        names = ["/".join(p.parts[-size:]) if p else text for p, text in zip(paths, references, strict=True)]
+        if len(set(names)) == len(set(references)):
+            break
+    return [one_line(name, 70) for name in names]
 
 
 def setting(record: Record) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from hybridizer.report.captions import Record, reference, setting
+from hybridizer.report.captions import Record, blind_layers, findings, setting
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; black and yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-INK, DEEP = "#222222", "#E8EDF2"
+INK, DEEP, HATCH = "#222222", "#E8EDF2", "#B8B8B8"
+DASH = 5  # points
 AXES = {
     "target_prob": "probability of the\nmodel's own answer",
     "js": "JS (bits)",
@@ -79,18 +80,37 @@ def draw_particles(axes: Axes, record: Record, boundary: int | None) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def overlay(axes: Axes, record: Record, name: str, index: int) -> None:
-    """One measure of one donor, by relative depth, in the colour and with the marker of its index.
+def hatch_blind(axes: Axes, record: Record) -> None:
+    """Hatch the layers that the lens cannot read: their figures describe the lens more than the layer."""
+    for layer in blind_layers(record):
+        axes.axvspan(layer - 0.5, layer + 0.5, facecolor="none", edgecolor=HATCH, hatch="///", linewidth=0, zorder=0.5)
 
-    The output of layer l is at (l + 1) / L: the last layer of every donor is at 1.
+
+def overlay(axes: Axes, record: Record, measure: str, index: int, name: str) -> None:
+    """One measure of the donor `name`, by relative depth, in the colour and with the marker of its index.
+
+    The output of layer l is at (l + 1) / L: the last layer of every donor is at 1. Markers of blind layers are hollow.
     """
-    rows = record["layers"]
-    places = [(row["layer"] + 1) / len(rows) for row in rows]
-    label = f"{reference(record)}, {len(rows)} layers\n{setting(record)}"
-    axes.plot(
-        places, [row[name] for row in rows], color=COLOURS[index], marker=MARKERS[index], markersize=4, label=label
-    )
-    _band(axes, places, [row.get(f"{name}_ci") for row in rows], COLOURS[index])
+    rows, colour, marker = record["layers"], COLOURS[index], MARKERS[index]
+    places, values = [(row["layer"] + 1) / len(rows) for row in rows], [row[measure] for row in rows]
+    label = "\n".join(filter(None, [f"{name}, {len(rows)} layers", setting(record), findings(record)]))
+    axes.plot(places, values, color=colour, marker=marker, markersize=4, label=label)
+    if blind := blind_layers(record):
+        at, height = [places[layer] for layer in blind], [values[layer] for layer in blind]
+        axes.plot(at, height, color=colour, marker=marker, markersize=4, markerfacecolor="#FFFFFF", linestyle="none")
+    _band(axes, places, [row.get(f"{measure}_ci") for row in rows], colour)
+
+
+def draw_boundaries(axes: Axes, records: Sequence[Record], boundaries: Sequence[int | None]) -> None:
+    """A dashed line before the first deep layer of each donor, in its colour; lines at one place take turns."""
+    places: dict[float, list[int]] = {}
+    for index, (record, boundary) in enumerate(zip(records, boundaries, strict=False)):
+        if boundary is not None:
+            places.setdefault((boundary + 0.5) / len(record["layers"]), []).append(index)
+    for place, here in places.items():
+        for turn, index in enumerate(here):
+            dashes = (DASH * turn, (DASH, DASH * max(1, len(here) - 1)))
+            axes.axvline(place, color=COLOURS[index], linestyle=dashes, linewidth=1.5)
 
 
 def mark_deep(axes: Axes, record: Record, boundary: int | None) -> None:

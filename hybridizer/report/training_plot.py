@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hybridizer.report import panels
-from hybridizer.report.plots import plot_style
+from hybridizer.report.plots import describe, plot_style
 
 SMOOTHING = 0.9  # of the exponential mean that is drawn over the losses
 NORMS = {"gradient_norm_shallow": "shallow", "gradient_norm_deep": "deep"}
@@ -36,6 +36,7 @@ def draw_training(lines: Sequence[Line], title: str = "") -> Figure:
         norms.set_xlabel("step, from 1")
         norms.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.suptitle("\n".join([*([title] if title else []), _summary(lines)]), x=0.01, ha="left")
+    describe(figure, f"Training {title}".strip(), _summary(lines))
     return figure
 
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import warnings
+from xml.etree import ElementTree
 
 import matplotlib
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from hybridizer.core.errors import InputError
 from hybridizer.report.plots import MAX_DONORS, draw_donors, draw_trace, write_figure
 from support.synthetic_traces import synthetic_record
+
+SVG = "http://www.w3.org/2000/svg"
 
 
 def bytes_of(figure, folder, kind):
@@ -155,3 +158,53 @@ def test_the_text_of_an_svg_is_text_and_no_mathematics(tmp_path):
 def test_pyplot_and_torch_stay_away():
     code = "import sys, hybridizer.report.plots; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def blind(record, *layers):
+    for layer in layers:
+        record["layers"][layer]["explained"] = 0.05
+    return record
+
+
+def test_an_svg_has_a_title_and_a_description_and_colours_for_dark_screens(tmp_path):
+    text = text_of(draw_trace(synthetic_record("a<b"), 12), tmp_path)
+    root = ElementTree.fromstring(text)
+    title, description = (root.find(f"{{{SVG}}}{name}").text for name in ("title", "desc"))
+    assert title == "Trace of a<b, 30 layers" and "accuracy 45.2%" in description and root.get("role") == "img"
+    assert "prefers-color-scheme: dark" in root.find(f"{{{SVG}}}style").text
+    ground = root.find(f".//{{{SVG}}}path")
+    assert ground.get("class") == "fill-ffffff" and ".fill-ffffff { fill: #15181c" in text
+    several = ElementTree.fromstring(text_of(draw_donors([synthetic_record("m"), synthetic_record("n")]), tmp_path))
+    assert several.find(f"{{{SVG}}}title").text == "Traces of 2 donors by relative depth"
+    assert "n: accuracy 45.2%" in several.find(f"{{{SVG}}}desc").text
+
+
+def test_layers_that_the_lens_cannot_read_are_hatched_and_their_markers_hollow(tmp_path):
+    figure = draw_trace(blind(synthetic_record(), 3, 4), 12)
+    for axes in figure.axes:
+        hatched = [patch for patch in axes.patches if patch.get_hatch()]
+        assert [(patch.get_x(), patch.get_width()) for patch in hatched] == [(2.5, 1), (3.5, 1)]
+    assert "hatched: the lens explains under 10% there" in text_of(figure, tmp_path)
+    assert "hatched" not in text_of(draw_trace(synthetic_record(), 12), tmp_path)
+    overlaid = draw_donors([blind(synthetic_record(), 3), synthetic_record("b")])
+    hollow = [line for line in overlaid.axes[0].lines if line.get_markerfacecolor() == "#FFFFFF"]
+    assert [list(line.get_xdata()) for line in hollow] == [[4 / 30]]
+    assert "hollow: the lens explains under 10%" in text_of(overlaid, tmp_path)
+
+
+def test_boundaries_at_one_place_take_turns_so_that_all_are_visible():
+    lines = [
+        line for line in draw_donors([synthetic_record()] * 3, [12, 12, 20]).axes[0].lines if len(line.get_xdata()) == 2
+    ]
+    first, second, alone = (line._unscaled_dash_pattern for line in lines)
+    assert first == (0, (5, 5)) and second == (5, (5, 5)) and alone == (0, (5, 5))
+    assert lines[0].get_xdata() == lines[1].get_xdata() != lines[2].get_xdata()
+
+
+def test_an_overlay_has_accuracies_and_names_in_place_of_paths(tmp_path):
+    records = [synthetic_record(name) for name in ("/models/a/final", "/models/b/final", "org/model@main")]
+    text = text_of(draw_donors(records), tmp_path)
+    for name in ("a/final", "b/final", "org/model@main"):
+        assert f">{name}, 30 layers<" in text
+    assert "/models/" not in text and text.count(">accuracy 45.2%") == 3
+    assert ">final, 30 layers<" in text_of(draw_trace(records[0]), tmp_path)
