@@ -25,6 +25,9 @@ _RUNS = click.option(
     help="Folder that holds one folder per run; for a stored plan, by default, the one that its run is in.",
 )  # fmt: skip
 _DEEP = click.option("--deep-check", "deep", is_flag=True, help="Scan every donor weight for NaN and infinity.")
+_ALLOW = click.option(
+    "--allow", multiple=True, type=click.Choice(["remote_code", "pickle"]), help="Permit donors of this kind."
+)
 _NO_LOAD = click.option("--no-load", is_flag=True, help="Leave out the checks that need the model in memory.")
 
 
@@ -150,9 +153,7 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="[FILE.json]",
             help="Print one JSON document, and nothing else, on stdout; with a name, write it there instead.",
         ),
-        click.option(
-            "--allow", multiple=True, type=click.Choice(["remote_code", "pickle"]), help="Permit donors of this kind."
-        ),
+        _ALLOW,
         click.option(
             "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of everything random."
         ),
@@ -357,6 +358,53 @@ def verify(model: Path, no_load: bool, as_json: bool) -> None:
         print_json({"model": manifest.name, "plan_hash": manifest.plan_hash, "proofs": proofs})
         return
     draw(proofs_table(proofs))
+
+
+@main.command()
+@_MODEL
+@click.option("--base", required=True, help="The donor that the training started from: a folder, hub id, or pkg: file.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the pack; a new one.")
+@_ALLOW
+@_JSON
+def pack(model: Path, base: str, out: Path, allow: tuple[str, ...], as_json: bool) -> None:
+    """Write what a training changed in MODEL as a small pack.
+
+    MODEL is a model folder or the folder of a run. The pack holds the tensors that differ from the base's, and names
+    the base by its fingerprint; `hybridize graft` makes the model from both again.
+    """
+    from hybridizer.pipeline.packs import pack_model
+    from hybridizer.report.cost_tables import readable
+
+    made = pack_model(model, base, out, allow, _monitor())
+    if as_json:
+        print_json({"folder": out, **to_jsonable(made)})
+        return
+    share = made.pack_bytes / (made.pack_bytes + made.shared_bytes)
+    echo(f"wrote {out}: {len(made.tensors)} tensors, {readable(made.pack_bytes, 'B')}, {share:.0%} of the model")
+    echo(f"{_next('graft', base, out)} --out model")
+
+
+@main.command()
+@click.argument("base")
+@click.argument("pack", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the model.")
+@click.option("--replace", is_flag=True, help="Replace a finished model in that folder.")
+@_ALLOW
+@_JSON
+def graft(base: str, pack: Path, out: Path, replace: bool, allow: tuple[str, ...], as_json: bool) -> None:
+    """Make the full model from BASE and PACK, bit for bit.
+
+    BASE is the donor that the pack was made on, by content; another one is refused. Every file is compared with the
+    hash that the pack records before the model appears under its name.
+    """
+    from hybridizer.pipeline.packs import graft_pack
+
+    made = graft_pack(base, pack, out, allow, _monitor(), replace=replace)
+    if as_json:
+        print_json({"folder": out, **to_jsonable(made)})
+        return
+    echo(f"wrote {out}: model '{made.model}', all {len(made.files)} files as recorded")
+    echo(_next("verify", out))
 
 
 @main.command()

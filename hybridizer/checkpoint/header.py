@@ -62,7 +62,14 @@ def read_header(path: Path) -> Header:
     short, or when its header contradicts itself: an unknown dtype, a shape that does not fit its bytes, offsets that
     overlap, leave a gap or leave the file, a name that occurs twice.
     """
-    raw, num_bytes = _read_raw(path)
+    return parse_header(path, *_read_raw(path))
+
+
+def parse_header(path: Path, raw: bytes, num_bytes: int) -> Header:
+    """`read_header` of the header's JSON text `raw`, for a file `path` of `num_bytes` in all, which is not read.
+
+    Raises CheckpointError as `read_header` does.
+    """
     parsed = parse_object(raw, str(path), _REFETCH)
     metadata = _check_metadata(path, parsed.pop("__metadata__", {}))
     data_start = LENGTH_BYTES + len(raw)

@@ -77,6 +77,11 @@ def write_shard(
 ) -> None:
     """Write one safetensors file of `tensors`, in their order, to the file descriptor `target`; nothing is flushed."""
     write_all(target, encode_header(tensors, metadata))
+    write_tensors(target, tensors, on_progress)
+
+
+def write_tensors(target: int, tensors: Sequence[OutputTensor], on_progress: Callable[[int], None]) -> None:
+    """Append the bytes of `tensors`, in their order, to the file descriptor `target`."""
     for part in _coalesce(tensors):
         if isinstance(part, OutputTensor):
             _write_chunks(part, target, on_progress)

@@ -35,13 +35,18 @@ def load_causal_lm(
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
         )
+    _refuse_missing(info, str(folder))
+    return model.eval().requires_grad_(False), load_tokenizer(folder, trust_remote_code)
+
+
+def _refuse_missing(info: Mapping[str, Any], where: str) -> None:
+    """Raise DonorError for tensors that the loading `info` of transformers lists as missing or of another shape."""
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         what = (
             f"{len(missing)} tensors are missing or of the wrong shape and would be random: {', '.join(missing[:5])}."
         )
-        raise DonorError(Problem(str(folder), what, "Repair the checkpoint, or its config.json."))
-    return model.eval().requires_grad_(False), load_tokenizer(folder, trust_remote_code)
+        raise DonorError(Problem(where, what, "Repair the checkpoint, or its config.json."))
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -78,18 +83,48 @@ def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module
 
     Raises DonorError when transformers cannot build it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    with _building("config.json"):
+        model: nn.Module = AutoModelForCausalLM.from_config(_read_config(config), dtype=dtype, trust_remote_code=False)
+    return model.eval().requires_grad_(False)
+
+
+def load_from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> nn.Module:
+    """The model that this config.json describes with the checkpoint `tensors`, in eval mode, in their dtypes.
+
+    Tensors that transformers takes as they are share their storage with the model's parameters. Raises DonorError, at
+    `where`, when transformers cannot build it and when tensors are missing.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    with _building(where):
+        read = _read_config(config)
+        made_by = MODEL_FOR_CAUSAL_LM_MAPPING[type(read)]
+        model, info = made_by.from_pretrained(
+            None, config=read, state_dict=dict(tensors), dtype="auto", output_loading_info=True
+        )
+    _refuse_missing(info, where)
+    return model.eval().requires_grad_(False)
+
+
+def _read_config(config: Mapping[str, Any]) -> Any:
+    """`config` as transformers reads it from a file: only there it converts old encodings."""
+    from transformers import AutoConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def _building(where: str) -> Iterator[None]:
     try:
-        with tempfile.TemporaryDirectory() as folder, library_faults():
-            # transformers converts old config encodings only when it reads a file
-            (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            read = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model: nn.Module = AutoModelForCausalLM.from_config(read, dtype=dtype, trust_remote_code=False)
+        with library_faults():
+            yield
     except (OSError, *MODEL_FAULTS) as error:
         what = f"transformers cannot build this model: {type(error).__name__}: {str(error).strip()[:300]}"
-        raise DonorError(Problem("config.json", what, "Give the config of a causal language model.")) from error
-    return model.eval().requires_grad_(False)
+        raise DonorError(Problem(where, what, "Give the config of a causal language model.")) from error
 
 
 def as_checkpoint(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
