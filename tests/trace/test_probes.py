@@ -77,6 +77,15 @@ def test_probes_come_back_in_file_order_with_the_digest_of_the_bytes(probe_file)
     )
 
 
+def test_labels_are_read_and_may_be_left_out(probe_file):
+    line = '{"prompt": "hot versus", "target": "cold", "kind": "antonyms", "template": "versus", "cluster": "hot/cold"}'
+    path = probe_file(line + '\n{"prompt": "x", "kind": null, "cluster": "x"}')
+    assert read_probes(path).probes == (
+        Probe("hot versus", "cold", kind="antonyms", template="versus", cluster="hot/cold"),
+        Probe("x", None, kind=None, template=None, cluster="x"),
+    )
+
+
 def test_a_line_separator_inside_a_prompt_ends_no_line(probe_file):
     assert read_probes(probe_file('{"prompt": "a\u2028b\x85c"}')).probes == (Probe("a\u2028b\x85c"),)
 
@@ -101,6 +110,12 @@ def test_a_byte_order_mark_is_passed_over(probe_file):
         ('{"prompt": "a", "target": ""}', "'target' is empty"),
         ('{"prompt": "a", "targets": "b"}', "unknown key 'targets'.\n  Did you mean 'target'?"),
         ('{"prompt": "a", "prompt": "b"}', "'prompt' occurs 2 times"),
+        ('{"prompt": "a", "clusters": "b"}', "unknown key 'clusters'.\n  Did you mean 'cluster'?"),
+        ('{"prompt": "a", "kind": 3}', "'kind' is not text but 3"),
+        ('{"prompt": "a", "template": ["b"]}', "'template' is not text but [\"b\"]"),
+        ('{"prompt": "a", "cluster": {}}', "'cluster' is not text but {}"),
+        ('{"prompt": "a", "cluster": " "}', "'cluster' is empty.\n  Give it some text, or leave it out."),
+        ('{"prompt": "a", "kind": "x", "kind": "y"}', "'kind' occurs 2 times"),
         ('{"prompt": "a\\ud800"}', "half of a surrogate pair"),
     ],
 )
@@ -109,6 +124,71 @@ def test_a_bad_line_is_named_with_file_and_number(probe_file, line, words):
     message = refusal(path)
     assert message.startswith(f"{path}:3: ")
     assert words in message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (
+            {"prompt": "a", "kind": "x", "cluster": "c"},
+            {"prompt": "b", "kind": "y", "cluster": "c"},
+            "the cluster 'c' has kind 'y' here and 'x' in line 1",
+        ),
+        ({"prompt": "a", "cluster": "c"}, {"prompt": "a", "cluster": "d"}, "has cluster 'd' here and 'c' in line 1"),
+        ({"prompt": "a", "cluster": "c"}, {"prompt": "a"}, "has cluster None here and 'c' in line 1"),
+        (
+            {"prompt": "a", "target": "x", "cluster": "c"},
+            {"prompt": "a", "target": "y", "cluster": "c"},
+            "has target 'y' here and 'x' in line 1",
+        ),
+    ],
+    ids=["kinds", "clusters", "labelled and not", "targets"],
+)
+def test_labels_that_contradict_each_other_are_refused(probe_file, first, second, words):
+    path = probe_file(f"{json.dumps(first)}\n\n{json.dumps(second)}\n")
+    message = refusal(path)
+    assert message.startswith(f"{path}:3: ") and words in message
+
+
+def test_a_prompt_repeated_without_labels_is_taken_as_it_is(probe_file):
+    assert len(read_probes(probe_file('{"prompt": "a", "target": "x"}\n{"prompt": "a", "target": "y"}')).probes) == 2
+
+
+def pairs_both_ways(count):
+    return [Probe(f"{a}{i} versus", f"{b}{i}", cluster=f"{i}") for i in range(count) for a, b in ("xy", "yx")]
+
+
+def test_halves_hold_every_probe_once_and_no_cluster_is_in_both():
+    probes = ProbeSet("p", "0" * 64, tuple(pairs_both_ways(200)), "some licence")
+    halves = probes.halves()
+    assert sorted(halves[0].probes + halves[1].probes, key=probes.probes.index) == list(probes.probes)
+    clusters = [{probe.cluster for probe in half.probes} for half in halves]
+    assert not clusters[0] & clusters[1] and min(map(len, clusters)) > 80
+    assert [probe.held_out for half in halves for probe in half.probes] == [False] * len(halves[0].probes) + [
+        True
+    ] * len(halves[1].probes)
+    assert {half.license for half in halves} == {"some licence"}
+    assert len({probes.sha256, halves[0].sha256, halves[1].sha256}) == 3
+    assert [half.name for half in halves] == ["p, selection half", "p, held-out half"]
+
+
+def test_a_probe_keeps_its_half_when_others_are_added():
+    """Drawn by its own content; the order of these 12 is the same on every machine and in every version."""
+    drawn = "".join("01"[probe.held_out] for probe in pairs_both_ways(6))
+    assert drawn == "000000110000" and [Probe(word).held_out for word in "abc"] == [True, False, False]
+    few, many = (ProbeSet("p", "0", tuple(pairs_both_ways(count))).halves() for count in (40, 60))
+    for half, larger in zip(few, many, strict=True):
+        assert half.probes == tuple(probe for probe in larger.probes if int(probe.cluster) < 40)
+
+
+def test_probes_without_cluster_are_drawn_one_by_one():
+    sizes = [len(half.probes) for half in ProbeSet("p", "0", tuple(Probe(f"{i}") for i in range(400))).halves()]
+    assert sum(sizes) == 400 and min(sizes) > 160
+
+
+def test_probes_that_are_all_in_one_half_cannot_be_halved():
+    with pytest.raises(ProbeError, match="none of the 2 probes is in the .* half.*\n  Add probes of other clusters"):
+        ProbeSet("p", "0", (Probe("a", cluster="c"), Probe("b", cluster="c"))).halves()
 
 
 def test_every_problem_is_reported_at_once(probe_file):
