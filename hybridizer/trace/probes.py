@@ -24,6 +24,8 @@ from hybridizer.core.errors import InputError, Problem, nearest
 BUILT_IN = {
     "antonyms-en": "WordNet 3.0 License",
     "antonyms-zh": "CC BY-SA 4.0",
+    "tasks-en": "WordNet 3.0 License",
+    "tasks-zh": "CC BY-SA 4.0",
 }
 KEYS = ("prompt", "target", "kind", "template", "cluster")
 MAX_PROBLEMS_SHOWN = 50
