@@ -53,7 +53,7 @@ def test_what_was_memorised_in_one_half_is_not_answered_in_the_other(half):
     accuracy = [trace(model, probes).record.accuracy for probes in halves]
     other = Counter(probe.target for probe in halves[1 - half].probes)
     assert accuracy[half] == 1.0
-    assert accuracy[1 - half] <= 0.1 + max(other.values()) / other.total()  # chance, and two prompts of luck
+    assert accuracy[1 - half] <= 0.1 + max(other.values()) / other.total()  # chance, and a few prompts of luck: it is 0
 
 
 @pytest.mark.slow
