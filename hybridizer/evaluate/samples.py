@@ -10,6 +10,7 @@ from torch import nn
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.evaluate.scores import Sample
 from hybridizer.evaluate.texts import TextSet
+from hybridizer.models.encode import encode_prompts
 from hybridizer.models.generation import continue_greedily
 from hybridizer.models.load import max_tokens
 from hybridizer.recipe.models import Evaluate
@@ -72,8 +73,8 @@ def _prompts(tokenizer: Any, texts: Sequence[TextSet], settings: Evaluate) -> It
 
 
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens of a prompt, without an end token that the tokenizer may add."""
-    ids = list(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+    """The tokens of a prompt, without an end token that it ends with."""
+    (ids,) = encode_prompts(tokenizer, [prompt])
     return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
 
 

@@ -241,7 +241,8 @@ class Trace:
     """
 
     probes: Text = Field(
-        default="antonyms-en", description="the prompts: antonyms-en, antonyms-zh, or a JSON Lines file"
+        default="antonyms-en",
+        description="the prompts: antonyms-en, antonyms-zh, tasks-en, tasks-zh, or a JSON Lines file",
     )
     perturb: Literal["context", "layer", "both"] = Field(
         default="context", description="what is disturbed: tokens of the context, the output of a layer, or both"

@@ -1,8 +1,10 @@
 """Probe sets: prompts, each with the expected next word where that is known.
 
 A probe file is JSON Lines in UTF-8, one object per line: {"prompt": "...", "target": "..."}; `target` may be left out.
-Two sets of 500 antonym and synonym prompts are built in, made by scripts/build_probes_en.py and build_probes_zh.py.
-arXiv 2605.11416 and 2604.20556 use such prompts too, made from the AntSynNET pairs.
+The keys `kind`, `template` and `cluster` are optional texts, see Probe.
+Built in are two sets of 500 antonym and synonym prompts and two sets of several kinds of task, one of each for English
+and Chinese, made by scripts/build_probes_*.py. arXiv 2605.11416 and 2604.20556 use antonyms and synonyms too, made from
+the AntSynNET pairs.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,7 +24,10 @@ from hybridizer.core.errors import DidYouMean, InputError, Problem
 BUILT_IN = {
     "antonyms-en": "WordNet 3.0 License",
     "antonyms-zh": "CC BY-SA 4.0",
+    "tasks-en": "WordNet 3.0 License",
+    "tasks-zh": "CC BY-SA 4.0",
 }
+KEYS = ("prompt", "target", "kind", "template", "cluster")
 MAX_PROBLEMS_SHOWN = 50
 
 
@@ -32,20 +37,54 @@ class ProbeError(InputError):
 
 @dataclass(frozen=True)
 class Probe:
-    """One prompt, and the text that should follow it; None where none is given."""
+    """One prompt, the text that should follow it, and its labels; None for what is not given.
+
+    `kind` names the task ("antonyms"), `template` the wording around its words. `cluster` names what the prompt asks
+    about: prompts of one cluster are not independent of each other, such as one word pair asked in both directions.
+    """
 
     prompt: str
     target: str | None = None
+    kind: str | None = None
+    template: str | None = None
+    cluster: str | None = None
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the probe is in the held-out half: decided by a hash of its cluster, of its prompt without one.
+
+        Independent of all other probes, so that the half of a probe stays when a file grows.
+        """
+        key = f"prompt {self.prompt}" if self.cluster is None else f"cluster {self.cluster}"
+        return hashlib.sha256(key.encode()).digest()[0] % 2 == 1
 
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """Probes in file order. `sha256` is the hexadecimal digest of the file's bytes, as `sha256sum` prints it."""
+    """Probes in file order. `sha256` is the hexadecimal digest of the file's bytes, as `sha256sum` prints it.
+
+    That of a half is a digest of the whole file's digest and the half.
+    """
 
     name: str
     sha256: str
     probes: tuple[Probe, ...]
     license: str | None = None
+
+    def halves(self) -> tuple[ProbeSet, ProbeSet]:
+        """The selection half and the held-out half, each in file order; no cluster is in both.
+
+        Choices are made on the first half and competence is measured on the second, so that a model that memorised one
+        of them shows it on the other. Raises ProbeError when all probes are in one half.
+        """
+        return self._half("selection", held_out=False), self._half("held-out", held_out=True)
+
+    def _half(self, half: str, *, held_out: bool) -> ProbeSet:
+        probes = tuple(probe for probe in self.probes if probe.held_out == held_out)
+        if not probes:
+            what = f"none of the {len(self.probes)} probes is in the {half} half, drawn by a hash of the cluster."
+            raise ProbeError(Problem(self.name, what, "Add probes of other clusters."))
+        return ProbeSet(f"{self.name}, {half} half", _digest(f"{self.sha256} {half}".encode()), probes, self.license)
 
 
 @dataclass(frozen=True)
@@ -73,7 +112,7 @@ def load_probes(reference: str) -> ProbeSet:
 
 
 def builtin_probes(name: str) -> ProbeSet:
-    """A probe set shipped with hybridizer: `antonyms-en` or `antonyms-zh`. Raises ProbeError for any other name."""
+    """A probe set shipped with hybridizer: a name in BUILT_IN. Raises ProbeError for any other name."""
     if name not in BUILT_IN:
         raise ProbeError(Problem("probes", f"there is no built-in probe set '{name}'.", DidYouMean(name, BUILT_IN)))
     data = resources.files("hybridizer.trace").joinpath("data", f"{name}.jsonl").read_bytes()
@@ -84,7 +123,8 @@ def read_probes(path: Path) -> ProbeSet:
     """The probes in a JSON Lines file; blank lines and a byte-order mark are skipped.
 
     Raises ProbeError with every problem of the file, each with its line: not UTF-8, not JSON, an unknown or
-    repeated key, a prompt or target that is missing, empty or no text, a file without a probe.
+    repeated key, a text that is missing, empty or not a text, a cluster of several kinds, a prompt that has several
+    clusters or several targets in one, a file without a probe.
     """
     try:
         data = path.read_bytes()
@@ -144,17 +184,21 @@ def _digest(data: bytes) -> str:
 
 
 def _parse(name: str, data: bytes) -> tuple[Probe, ...]:
-    probes: list[Probe] = []
+    probes: dict[int, Probe] = {}  # by line
     problems: list[Problem] = []
     for number, line in enumerate(_decode(name, data).split("\n"), start=1):
         if line.strip():
-            found = list(_problems(f"{name}:{number}", line, probes))
-            problems += found
+            parsed = _parse_line(f"{name}:{number}", line)
+            if isinstance(parsed, Probe):
+                probes[number] = parsed
+            else:
+                problems += parsed
+    problems += _contradictions(name, probes)
     if problems:
         raise ProbeError(*_shortened(name, problems))
     if not probes:
         raise ProbeError(Problem(name, "the file holds no probe.", 'Write one {"prompt": "..."} per line.'))
-    return tuple(probes)
+    return tuple(probes.values())
 
 
 def _decode(name: str, data: bytes) -> str:
@@ -166,26 +210,45 @@ def _decode(name: str, data: bytes) -> str:
         raise ProbeError(Problem(where, what, "Save the file as UTF-8.")) from None
 
 
-def _problems(where: str, line: str, probes: list[Probe]) -> Iterator[Problem]:
-    """Yield the problems of one line; append its probe to `probes` where there are none."""
+def _parse_line(where: str, line: str) -> Probe | list[Problem]:
+    """The probe of one line, or its problems."""
+    fix = 'Write {"prompt": "...", "target": "..."}.'
     try:
         pairs = json.loads(line, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
-        yield Problem(
-            where, f"not valid JSON: {getattr(error, 'msg', error)}.", 'Write {"prompt": "...", "target": "..."}.'
-        )
-        return
+        return [Problem(where, f"not valid JSON: {getattr(error, 'msg', error)}.", fix)]
     if not isinstance(pairs, _Pairs):
-        yield Problem(where, "the line is not a JSON object.", 'Write {"prompt": "...", "target": "..."}.')
-        return
-    found = list(_key_problems(where, pairs))
+        return [Problem(where, "the line is not a JSON object.", fix)]
     values = dict(pairs)
-    found += _text_problems(where, "prompt", values.get("prompt"))
-    if values.get("target") is not None:
-        found += _text_problems(where, "target", values["target"])
-    if not found:
-        probes.append(Probe(values["prompt"], values.get("target")))
-    yield from found
+    problems = [*_key_problems(where, pairs), *_text_problems(where, "prompt", values.get("prompt"))]
+    for key in KEYS[1:]:
+        if values.get(key) is not None:
+            problems += _text_problems(where, key, values[key])
+    return problems or Probe(values["prompt"], *(values.get(key) for key in KEYS[1:]))
+
+
+def _contradictions(name: str, probes: Mapping[int, Probe]) -> Iterator[Problem]:
+    """Yield where labels contradict each other: a cluster has one kind, and equal prompts one cluster and target.
+
+    `probes` are keyed by line. Prompts repeated without a cluster are left alone: nothing is claimed of them.
+    """
+    clusters: dict[str, int] = {}
+    prompts: dict[str, int] = {}
+    for number, probe in probes.items():
+        where, cluster = f"{name}:{number}", probe.cluster
+        if cluster is not None:
+            line = clusters.setdefault(cluster, number)
+            if (kind := probes[line].kind) != probe.kind:
+                what = f"the cluster {cluster!r} has kind {probe.kind!r} here and {kind!r} in line {line}."
+                yield Problem(where, what, "Give both lines one kind, or each a cluster of its own.")
+        line = prompts.setdefault(probe.prompt, number)
+        same = probes[line]
+        if same.cluster != cluster:
+            what = f"the prompt has cluster {cluster!r} here and {same.cluster!r} in line {line}."
+            yield Problem(where, what, "Give both lines one cluster: equal prompts are not independent.")
+        elif cluster is not None and same.target != probe.target:
+            what = f"the prompt has target {probe.target!r} here and {same.target!r} in line {line}."
+            yield Problem(where, what, "Keep the line that is right.")
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -194,8 +257,8 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _key_problems(where: str, pairs: _Pairs) -> Iterator[Problem]:
     for key, count in Counter(key for key, _ in pairs).items():
-        if key not in {"prompt", "target"}:
-            yield Problem(where, f"unknown key '{key}'.", DidYouMean(key, ("prompt", "target")))
+        if key not in KEYS:
+            yield Problem(where, f"unknown key '{key}'.", DidYouMean(key, KEYS))
         elif count > 1:
             yield Problem(where, f"the key '{key}' occurs {count} times.", "Keep one.")
 
@@ -204,9 +267,11 @@ def _text_problems(where: str, key: str, value: Any) -> Iterator[Problem]:
     if value is None:
         yield Problem(where, f"there is no '{key}'.", f'Give it: "{key}": "...".')
     elif not isinstance(value, str):
-        yield Problem(where, f"'{key}' is not text but {json.dumps(value)[:40]}.", "Put it in double quotes.")
+        shown = json.dumps(dict(value) if isinstance(value, _Pairs) else value)[:40]
+        yield Problem(where, f"'{key}' is not text but {shown}.", "Put it in double quotes.")
     elif not value.strip():
-        yield Problem(where, f"'{key}' is empty.", "Give it some text, or leave the target out.")
+        fix = "Give it some text." if key == "prompt" else "Give it some text, or leave it out."
+        yield Problem(where, f"'{key}' is empty.", fix)
     elif any("\ud800" <= character <= "\udfff" for character in value):
         yield Problem(
             where, f"'{key}' holds half of a surrogate pair, which is not a character.", "Write the whole character."

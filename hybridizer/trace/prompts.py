@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridizer.core.errors import InputError, Problem
+from hybridizer.models.encode import encode_prompts
 from hybridizer.recipe.models import Trace
 from hybridizer.trace.masking import MaskToken, draw_positions, mask, read_positions
 from hybridizer.trace.probes import ProbeSet, check_targets
@@ -15,7 +16,7 @@ from hybridizer.trace.probes import ProbeSet, check_targets
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as token ids in the tokenizer's default encoding; `masked` has the same length."""
+    """One prompt as token ids, with what the tokenizer puts before a text; `masked` has the same length."""
 
     ids: tuple[int, ...]
     masked: tuple[int, ...] | None
@@ -35,7 +36,7 @@ def prepare_prompts(
     Raises InputError for prompts without tokens, prompts without maskable tokens, and a file of positions that does not
     fit.
     """
-    encoded = [tuple(tokenizer(probe.prompt)["input_ids"]) for probe in probes.probes]
+    encoded = [tuple(ids) for ids in encode_prompts(tokenizer, [probe.prompt for probe in probes.probes])]
     _refuse_short(probes, encoded, least=2 if mask_token and positions is None and settings.mask_ratio > 0 else 1)
     answers = check_targets(probes.probes, tokenizer).token_ids
     if mask_token is None:

@@ -11,7 +11,7 @@ from hybridizer.evaluate.samples import continue_prompts, num_prompts
 from hybridizer.models.parts import run_model
 from hybridizer.recipe.models import Evaluate
 from support.scored_models import model_and_parts, text_of
-from support.tiny import tiny_tokenizer
+from support.tiny import post_process, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,12 @@ def test_neither_chat_template_nor_generation_config_changes_what_is_shown(token
     own.update(do_sample=True, temperature=9.0, repetition_penalty=5.0, eos_token_id=list(range(3, 256)))
     assert continue_prompts(model, tokenizer, (), Evaluate(prompts=("hello",), new_tokens=6)) == plain
     assert model.generation_config is own and own.repetition_penalty == 5.0
+
+
+@pytest.mark.parametrize("template", ["$A </s>", "$A <unk>"], ids=["EOS", "SEP"])
+def test_a_token_that_the_tokenizer_puts_behind_a_text_is_not_continued(tokenizer, template):
+    _, expected = samples_of(tokenizer, prompts=["one two"])
+    assert samples_of(post_process(tokenizer, template), prompts=["one two"])[1] == expected
 
 
 def test_tokenizers_without_pad_and_end_tokens_serve(tokenizer):

@@ -6,6 +6,7 @@ that nothing is misspelt in silence, and every checkpoint asserts its own parame
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Mapping
@@ -286,3 +287,13 @@ def tiny_tokenizer(folder: Path) -> Path:
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)
     return Path(folder)
+
+
+def post_process(tokenizer, template: str):
+    """A copy of `tokenizer` that puts special tokens around every text, as `template` says: "<s> $A </s>"."""
+    from tokenizers.processors import TemplateProcessing
+
+    copied = copy.deepcopy(tokenizer)
+    special = [(token, copied.convert_tokens_to_ids(token)) for token in set(template.split()) - {"$A"}]
+    copied.backend_tokenizer.post_processor = TemplateProcessing(template, special_tokens=special)
+    return copied

