@@ -123,8 +123,11 @@ def generate_text(folder: Path, model: Any, prompt: str, num_tokens: int, *, rem
         return str(tokenizer.decode(output[0, length:], skip_special_tokens=True))
 
 
-def _encode_prompt(folder: Path, prompt: str, remote_code: bool) -> tuple[Any, Any]:
+def _encode_prompt(folder: Path, prompt: str, remote_code: bool) -> tuple[Any, dict[str, Any]]:
     """The tokenizer in `folder`, and `prompt` as its inputs, through the chat template where there is one."""
+    import torch
+
+    from hybridizer.models.encode import encode_prompts
     from hybridizer.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(folder, remote_code)
@@ -133,4 +136,5 @@ def _encode_prompt(folder: Path, prompt: str, remote_code: bool) -> tuple[Any, A
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise ValueError(f"the chat template makes {len(prompt)} characters of a question of one line")
-    return tokenizer, tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    ids = torch.tensor(encode_prompts(tokenizer, [prompt]))
+    return tokenizer, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
