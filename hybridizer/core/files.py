@@ -43,13 +43,20 @@ def new_file(path: Path) -> Iterator[Path]:
 
     A reader of `path` sees the old file or the whole new one. Raises OSError as the file system gives it.
     """
+    with _replacing(path) as partial:
+        yield partial
+        flush_file(partial)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """`new_file` for a block that flushes the file itself."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent)
+    os.fchmod(descriptor, 0o644)
     os.close(descriptor)
     partial = Path(temporary)
     try:
         yield partial
-        partial.chmod(0o644)
-        flush_file(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -60,7 +67,7 @@ def new_file(path: Path) -> Iterator[Path]:
 def write_file(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` as `new_file` does."""
     data = content.encode() if isinstance(content, str) else content
-    with new_file(path) as partial, partial.open("wb") as file:
+    with _replacing(path) as partial, partial.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())  # only the descriptor that wrote is sure to report a failed write

@@ -1,4 +1,5 @@
 import os
+import stat
 
 import pytest
 
@@ -38,3 +39,12 @@ def test_a_folder_that_cannot_be_finished_leaves_no_trace(tmp_path, occupied):
         if not occupied:
             raise OSError("midway")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "theirs"]
+
+
+def test_a_small_file_is_flushed_once_and_its_folder_once(tmp_path, monkeypatch):
+    flushed = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (flushed.append(os.fstat(descriptor)), fsync(descriptor)))
+    write_file(tmp_path / "file", "text")
+    assert [stat.S_ISDIR(status.st_mode) for status in flushed] == [False, True]
+    assert flushed[0].st_size == 4, "flushed before it was written"
