@@ -72,7 +72,7 @@ def writing_output() -> Iterator[None]:
 class _PrintableRecord(logging.LogRecord):
     """A log record whose message is `printable`."""
 
-    def getMessage(self) -> str:  # noqa: N802  the name that logging gives it
+    def getMessage(self) -> str:
         return printable(super().getMessage())
 
 
