@@ -128,12 +128,13 @@ def _load(header: GgufHeader, link: Path) -> Any:
 def _take_rope_scaling(header: GgufHeader, config: Any) -> int:
     """Put the rule of the file's table of rope factors into `config`; how many numbers of the file it stands for."""
     found = getattr(config, "rope_parameters", None)
-    theta = found.get("rope_theta") if isinstance(found, Mapping) else None
+    rope = found if isinstance(found, Mapping) else {}
+    theta = rope.get("rope_theta")
     scaling = read_rope_scaling(header, theta) if isinstance(theta, (int, float)) and theta > 0 else None
     if scaling is None:
         return 0
-    if found.get("rope_type", "default") != "default":
-        _refuse(header.path, f"it has both a table of rope factors and the scaling '{found['rope_type']}'.", _ORIGINAL)
+    if rope.get("rope_type", "default") != "default":
+        _refuse(header.path, f"it has both a table of rope factors and the scaling '{rope['rope_type']}'.", _ORIGINAL)
     config.rope_parameters = scaling
     return header.tensors[TABLE_NAME].num_elements
 
