@@ -106,13 +106,13 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
         print_json({"recipe": str(recipe), "ok": True, "layers": layers, "waiting": checked.waiting})
         return
     after = _next("plan", recipe, overrides=overrides)
+    for warning in checked.warnings:
+        warn(warning)
     if checked.plan is None:
         names = ", ".join(checked.waiting)
         echo(f"{recipe}: no problem found; not checked yet, because `hybridize plan` fetches them: {names}")
         echo(after)
         return
-    for warning in checked.plan.warnings:
-        warn(warning)
     layers, parameters = len(checked.plan.layers), checked.plan.num_parameters
     echo(f"{recipe}: no problem found; {layers} layers, {parameters:,} parameters")
     layout = checked.recipe.layout

@@ -1,7 +1,7 @@
 """How fast a two-donor splice is, beside `cp` of the same bytes and mergekit's passthrough, in one run.
 
-Makes two Llama-shaped donors of random bfloat16 weights (or takes two with --donors), puts all layers of the second
-behind those of the first, and takes away afterwards what it made. The contestants are processes of their own that take
+Makes two donors of random bfloat16 weights (or takes two with --donors), puts all layers of the second behind those
+of the first, and removes afterwards what it made. The contestants are processes of their own that take
 turns for several rounds, with the donors' pages in memory (warm) and dropped from it (cold):
 
     cp             copies a finished output; flushes nothing
@@ -10,9 +10,13 @@ turns for several rounds, with the donors' pages in memory (warm) and dropped fr
     splice + hash  the same, and reads it all back for its sha256
     build          `hybridize build --no-load`: plan, splice + hash, manifest, verify; the donors'
                    fingerprints are known from a run before, whose time is printed
+    build + load   the same without --no-load: also loads the model with transformers and runs it
     mergekit       mergekit-yaml, passthrough; flushes and hashes nothing
 
+Both programs write shards of the size that they choose by default.
+
     python scripts/bench_splice.py --gb 4 --rounds 3 --json out.json
+    python scripts/bench_splice.py --shape smollm2 --rounds 3    # 60 layers of SmolLM2-135M: 0.5 GB
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -37,21 +42,49 @@ from hybridizer.checkpoint.layout import OutputTensor
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.checkpoint.writer import write_checkpoint
 
-HIDDEN, INTERMEDIATE, VOCABULARY = 2048, 5632, 32_000
-LAYER_SHAPES = {
-    "input_layernorm.weight": (HIDDEN,),
-    "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
-    "self_attn.k_proj.weight": (HIDDEN, HIDDEN),
-    "self_attn.v_proj.weight": (HIDDEN, HIDDEN),
-    "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
-    "post_attention_layernorm.weight": (HIDDEN,),
-    "mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
-    "mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
-    "mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
-}
-LAYER_BYTES = 2 * (4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE + 2 * HIDDEN)
-SHARD_BYTES = 1_000_000_000
+SHARD_BYTES = 5_000_000_000  # the default of `output.max_shard_bytes`
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama model; `num_layers` of each donor, or None where --gb decides."""
+
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    tied: bool
+    num_layers: int | None
+
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor of a layer by its name in the layer."""
+        kv_size = self.hidden // self.heads * self.kv_heads
+        return {
+            "input_layernorm.weight": (self.hidden,),
+            "self_attn.q_proj.weight": (self.hidden, self.hidden),
+            "self_attn.k_proj.weight": (kv_size, self.hidden),
+            "self_attn.v_proj.weight": (kv_size, self.hidden),
+            "self_attn.o_proj.weight": (self.hidden, self.hidden),
+            "post_attention_layernorm.weight": (self.hidden,),
+            "mlp.gate_proj.weight": (self.intermediate, self.hidden),
+            "mlp.up_proj.weight": (self.intermediate, self.hidden),
+            "mlp.down_proj.weight": (self.hidden, self.intermediate),
+        }
+
+    def count_layers(self, gb: float) -> int:
+        """The layers of each of two donors whose splice takes `gb` gigabytes in bfloat16."""
+        if self.num_layers is not None:
+            return self.num_layers
+        layer_bytes = sum(2 * math.prod(shape) for shape in self.layer_shapes().values())
+        return max(1, round((gb * 1e9 - 4 * self.hidden * self.vocabulary) / layer_bytes / 2))
+
+
+SHAPES = {
+    "llama": Shape(2048, 5632, 32_000, 32, 32, tied=False, num_layers=None),
+    "smollm2": Shape(576, 1536, 49_152, 9, 3, tied=True, num_layers=30),
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +108,8 @@ class Contestant:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, default=4.0, help="size of the spliced model (default 4)")
+    parser.add_argument("--shape", choices=SHAPES, default="llama", help="the shape of made donors (default llama)")
+    parser.add_argument("--gb", type=float, default=4.0, help="size of the spliced model of shape llama (default 4)")
     parser.add_argument("--donors", nargs=2, type=Path, help="two checkpoint folders to splice instead of made ones")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", choices=["warm", "cold", "both"], default="both")
@@ -89,7 +123,7 @@ def main() -> None:
     caches = ["warm", "cold"] if arguments.cache == "both" else [arguments.cache]
     with tempfile.TemporaryDirectory(prefix="bench-splice-", dir=arguments.workdir) as name:
         workdir = Path(name)
-        donors = arguments.donors or make_donors(workdir, arguments.gb)
+        donors = arguments.donors or make_donors(workdir, arguments.shape, arguments.gb)
         runs = measure(workdir, donors[0].resolve(), donors[1].resolve(), caches, arguments.rounds)
     report(runs, caches, arguments.rounds)
     if arguments.json:
@@ -99,12 +133,12 @@ def main() -> None:
 def drive(mode: str, *rest: str) -> None:
     """What runs in processes of its own: making a donor (numpy would swell this one), and the two splices."""
     if mode == "donor":
-        folder, seed, num_layers = rest
-        make_donor(Path(folder), seed=int(seed), num_layers=int(num_layers))
+        folder, seed, shape, num_layers = rest
+        make_donor(Path(folder), SHAPES[shape], seed=int(seed), num_layers=int(num_layers))
     elif mode == "splice + hash":
         write(Path(rest[2]), splice(Path(rest[0]), Path(rest[1])))
     else:
-        with mock.patch("hybridizer.checkpoint.writer.hash_file", return_value="not hashed"):
+        with mock.patch("hybridizer.checkpoint.writer.hash_growing", return_value="not hashed"):
             write(Path(rest[2]), splice(Path(rest[0]), Path(rest[1])))
 
 
@@ -134,16 +168,17 @@ def count_layers(donor: Path) -> int:
     return int(json.loads((donor / "config.json").read_text())["num_hidden_layers"])
 
 
-def make_donors(workdir: Path, gb: float) -> tuple[Path, Path]:
-    """Two donors of half the layers that a model of `gb` gigabytes has."""
-    num_layers = max(1, round((gb * 1e9 - 4 * HIDDEN * VOCABULARY) / LAYER_BYTES / 2))
+def make_donors(workdir: Path, shape: str, gb: float) -> tuple[Path, Path]:
+    """Two donors of a shape, each of half the layers that a model of `gb` gigabytes has."""
+    num_layers = SHAPES[shape].count_layers(gb)
     for seed, name in enumerate("ab"):
-        time_process([sys.executable, __file__, "--drive", "donor", str(workdir / name), str(seed), str(num_layers)])
+        sizes = [str(seed), shape, str(num_layers)]
+        time_process([sys.executable, __file__, "--drive", "donor", str(workdir / name), *sizes])
     return workdir / "a", workdir / "b"
 
 
-def make_donor(folder: Path, *, seed: int, num_layers: int) -> None:
-    """A Llama checkpoint of `num_layers` layers, about 0.1 GB each, in shards of about 1 GB."""
+def make_donor(folder: Path, shape: Shape, *, seed: int, num_layers: int) -> None:
+    """A Llama checkpoint of `num_layers` layers."""
     import numpy as np
 
     # One block of bfloat16 numbers (the upper halves of float32), which every tensor enters at a place of its own: no
@@ -159,33 +194,36 @@ def make_donor(folder: Path, *, seed: int, num_layers: int) -> None:
             num_bytes -= len(piece)
             start = 0
 
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
-    shapes |= {f"model.layers.{n}.{name}": shape for n in range(num_layers) for name, shape in LAYER_SHAPES.items()}
-    shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+    layer = shape.layer_shapes()
+    shapes = {"model.embed_tokens.weight": (shape.vocabulary, shape.hidden)}
+    shapes |= {f"model.layers.{n}.{name}": sizes for n in range(num_layers) for name, sizes in layer.items()}
+    shapes |= {"model.norm.weight": (shape.hidden,)}
+    if not shape.tied:
+        shapes |= {"lm_head.weight": (shape.vocabulary, shape.hidden)}
     tensors = []
-    for number, (name, shape) in enumerate(shapes.items()):
-        size = 2 * int(np.prod(shape))
-        tensors.append(OutputTensor(name, "BF16", shape, lambda number=number, size=size: content(number, size)))
+    for number, (name, sizes) in enumerate(shapes.items()):
+        size = 2 * math.prod(sizes)
+        tensors.append(OutputTensor(name, "BF16", sizes, lambda number=number, size=size: content(number, size)))
     folder.mkdir()
     write(folder, tensors)
-    (folder / "config.json").write_text(json.dumps(make_config(num_layers), indent=2))
+    (folder / "config.json").write_text(json.dumps(make_config(shape, num_layers), indent=2))
 
 
-def make_config(num_layers: int) -> dict[str, object]:
+def make_config(shape: Shape, num_layers: int) -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
         "num_hidden_layers": num_layers,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": VOCABULARY,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocabulary,
         "max_position_embeddings": 2048,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": shape.tied,
         "torch_dtype": "bfloat16",
     }
 
@@ -226,8 +264,8 @@ def make_contestants(workdir: Path, first: Path, second: Path, reference: Path) 
     mergekit = str(Path(sys.executable).with_name("mergekit-yaml"))
     (workdir / "mergekit.yaml").write_text(mergekit_recipe(first, second))
     (workdir / "hybridizer.yaml").write_text(hybridizer_recipe(first, second))
-    build = [sys.executable, "-m", "hybridizer", "build", str(workdir / "hybridizer.yaml"), "--no-load", "--runs"]
-    merge_options = ["--no-copy-tokenizer", "--quiet", "--out-shard-size", "500M"]  # counted in parameters: 1 GB
+    build = [sys.executable, "-m", "hybridizer", "build", str(workdir / "hybridizer.yaml"), "--runs"]
+    merge_options = ["--no-copy-tokenizer", "--quiet"]
     return {
         "cp": Contestant((reference,), lambda out: ["cp", *files, str(out)]),
         "cp + sync": Contestant(
@@ -237,7 +275,8 @@ def make_contestants(workdir: Path, first: Path, second: Path, reference: Path) 
         "splice + hash": Contestant(
             donors, lambda out: [*drive_command, "splice + hash", str(first), str(second), str(out)]
         ),
-        "build": Contestant(donors, lambda out: [*build, str(out)]),
+        "build": Contestant(donors, lambda out: [*build, str(out), "--no-load"]),
+        "build + load": Contestant(donors, lambda out: [*build, str(out)]),
         "mergekit": Contestant(
             donors, lambda out: [mergekit, str(workdir / "mergekit.yaml"), str(out), *merge_options]
         ),
@@ -259,8 +298,7 @@ def hybridizer_recipe(first: Path, second: Path) -> str:
     )
     host = f"{{source: {json.dumps(str(second))}, allow: [no_tokenizer]}}"  # made donors have no tokenizer
     donors = f"donors:\n  first: {json.dumps(str(first))}\n  second: {host}\n"
-    shards = f"output:\n  max_shard_bytes: {SHARD_BYTES}\n"
-    return f"name: spliced\n{donors}layout:\n  host: second\n  slices:\n{slices}{shards}"
+    return f"name: spliced\n{donors}layout:\n  host: second\n  slices:\n{slices}"
 
 
 def prepare(folders: tuple[Path, ...], cache: str) -> None:
@@ -280,6 +318,7 @@ def prepare(folders: tuple[Path, ...], cache: str) -> None:
 def time_process(command: list[str]) -> tuple[float, float, float]:
     """Seconds by the wall, seconds of processor and peak resident MB of `command`, which must succeed."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is not compiled at every start
     with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -301,11 +340,11 @@ def check_equal(name: str, expected: Path, out: Path) -> None:
     """Both folders hold the same tensors, byte for byte; only whose embeddings a build takes is its recipe's word."""
     if name.startswith("cp"):
         return
-    found = open_checkpoint(out / "spliced" / "model" if name == "build" else out).tensors
+    found = open_checkpoint(out / "spliced" / "model" if name.startswith("build") else out).tensors
     wanted = open_checkpoint(expected).tensors
     assert wanted.keys() == found.keys(), wanted.keys() ^ found.keys()
     differing = {tensor for tensor, entry in wanted.items() if not same_bytes(entry, found[tensor])}
-    allowed = {"model.embed_tokens.weight"} if name == "build" else set()
+    allowed = {"model.embed_tokens.weight"} if name.startswith("build") else set()
     assert differing <= allowed, f"{len(differing)} tensors differ, {min(differing)} for one"
     print(f"  {len(wanted) - len(differing)} tensors are equal, byte for byte, to those of the reference splice")
 
@@ -316,19 +355,20 @@ def report(runs: list[Run], caches: list[str], rounds: int) -> None:
     for cache in caches:
         median = {run.contestant: 0.0 for run in runs}
         median |= {name: statistics.median(run.seconds for run in runs_of(runs, name, cache)) for name in median}
-        print(f"\n{cache:13}  median      min..max       cpu   / cp  / cp+sync  mergekit /    peak")
+        print(f"\n{cache:13}  median      min..max       cpu   / cp  / cp+sync  mergekit /   by cpu /    peak")
         for name, seconds in median.items():
-            print(describe(name, runs_of(runs, name, cache), seconds, median))
-    print("\ngoals at 4 GB: at most 1.5 x cp, mergekit at least 3 x as slow, peak below 150 MB")
+            print(describe(name, runs_of(runs, name, cache), runs_of(runs, "mergekit", cache), seconds, median))
+    print("\ngoals for `build`: 3 x as fast as mergekit at 4 GB, 6 x at SmolLM2's size; peak below 150 MB")
 
 
-def describe(name: str, runs: list[Run], seconds: float, median: dict[str, float]) -> str:
+def describe(name: str, runs: list[Run], merges: list[Run], seconds: float, median: dict[str, float]) -> str:
     spread = f"{min(run.seconds for run in runs):.2f}..{max(run.seconds for run in runs):.2f}"
     cpu = statistics.median(run.cpu_seconds for run in runs)
     peak = max(run.peak_mb for run in runs)
     to_cp, to_sync, of_mergekit = seconds / median["cp"], seconds / median["cp + sync"], median["mergekit"] / seconds
+    merge_cpu = statistics.median(run.cpu_seconds for run in merges)
     times = f"{seconds:6.2f} s {spread:>13} {cpu:7.2f} s"
-    return f"{name:13} {times} {to_cp:6.2f} {to_sync:10.2f} {of_mergekit:11.2f} {peak:4.0f} MB"
+    return f"{name:13} {times} {to_cp:6.2f} {to_sync:10.2f} {of_mergekit:11.2f} {merge_cpu / cpu:11.2f} {peak:4.0f} MB"
 
 
 def measure_sha256() -> float:

@@ -1,6 +1,7 @@
 """The law of imports, read off the syntax tree: imports inside functions count too."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import hybridizer
+from support.lines import make_donor, write_recipe
 
 PACKAGE = Path(hybridizer.__file__).parent
 # Left may import right. Members of one set never import each other; inside a member everything may import everything.
@@ -140,3 +142,21 @@ def test_quick_commands_import_nothing_heavy(arguments):
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, capture_output=True)
+
+
+def test_a_build_that_copies_loads_no_library_of_numbers(tmp_path):
+    for seed, name in enumerate("ab"):
+        make_donor(tmp_path / name, seed=seed)
+    slices = [{"donor": "a", "layers": [0]}, {"donor": "b", "layers": [1]}]
+    donors = {"a": str(tmp_path / "a"), "b": str(tmp_path / "b")}
+    recipe = write_recipe(tmp_path / "x.yaml", donors=donors, layout={"host": "a", "slices": slices})
+    arguments = ["build", str(recipe), "--no-load", "--runs", str(tmp_path / "runs")]
+    program = (
+        "import sys\nfrom hybridizer.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'transformers', 'mergekit', 'numpy', 'jaxtyping', 'safetensors', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    environment = {**os.environ, "HYBRIDIZER_CACHE": str(tmp_path / "cache")}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

@@ -19,7 +19,7 @@ from typing import Final
 from hybridizer.checkpoint.copy import Buffer
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.core.errors import CheckpointError, Problem
-from hybridizer.core.files import write_file
+from hybridizer.core.files import remove_stale, write_file
 from hybridizer.core.records import content_hash
 
 HASH_THREADS: Final = max(2, min(4, os.cpu_count() or 1))
@@ -127,6 +127,7 @@ def _hash_cached(path: Path, cache_folder: Path, clock_ns: Callable[[], int], st
         # A cache folder that is read-only or full makes the next run slower, not this one wrong.
         with contextlib.suppress(OSError):
             cache_folder.mkdir(parents=True, exist_ok=True)
+            remove_stale(cache_folder)
             write_file(place, json.dumps({"identity": asdict(after), "sha256": found}) + "\n")
     return found
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from hybridizer.core.errors import OutputError, Problem
+from hybridizer.core.errors import OutputError, Problem, path_and_reason
 from hybridizer.core.files import flush_folder, flush_tree, hidden_sibling
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -178,13 +178,12 @@ def check_free_space(folder: Path, needed: int) -> None:
 
 def to_output_error(error: OSError, folder: Path, needed: int | None = None) -> OutputError:
     """What to raise for an `error` met while `needed` bytes (None: some) were being written into `folder`."""
+    where, reason = path_and_reason(error, str(folder))
     if error.errno in _NO_ROOM:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free
         during = "" if needed is None else f" while writing {_show(needed)}"
-        return OutputError(Problem(str(folder), f"{error.strerror}{during}; {_show(free)} are free now.", _MAKE_ROOM))
-    where = str(error.filename2 or error.filename or folder)
-    reason = error.strerror or str(error) or type(error).__name__
+        return OutputError(Problem(str(folder), f"{reason}{during}; {_show(free)} are free now.", _MAKE_ROOM))
     return OutputError(Problem(where, f"{reason}.", "Check the disk and the permissions, then run again."))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from hybridizer.checkpoint.header import TensorEntry
@@ -19,6 +20,32 @@ class _Pattern:
     bytes_each: int
     mask: int
     bits: int | None = None
+
+    def may_occur(self, piece: bytearray) -> bool:
+        """Whether the last byte of a value in `piece` is one that a value with this pattern can have.
+
+        Nearly all weights pass without numpy, whose import takes longer than the scan of a small model.
+        """
+        last = piece[self.bytes_each - 1 :: self.bytes_each]
+        return any(byte in last for byte in _last_bytes(self))
+
+    def count(self, piece: bytearray) -> int:
+        """How many values in `piece` have this pattern."""
+        if not self.may_occur(piece):
+            return 0
+        import numpy as np
+
+        mask = np.array(self.mask, dtype=f"<u{self.bytes_each}")
+        bits = mask if self.bits is None else np.array(self.bits, dtype=mask.dtype)
+        return int(np.count_nonzero((np.frombuffer(piece, mask.dtype) & mask) == bits))
+
+
+@cache
+def _last_bytes(pattern: _Pattern) -> tuple[int, ...]:
+    """What the last, most significant byte of a value with this pattern can be."""
+    shift = 8 * (pattern.bytes_each - 1)
+    mask, bits = pattern.mask >> shift, (pattern.mask if pattern.bits is None else pattern.bits) >> shift
+    return tuple(byte for byte in range(256) if byte & mask == bits)
 
 
 # Where a format has infinities, an exponent of all ones means NaN or infinity. Of the others, E4M3 has NaN as all ones
@@ -45,21 +72,16 @@ def find_nonfinite(entry: TensorEntry) -> int:
     pattern = _PATTERNS.get(entry.dtype)
     if pattern is None:
         return 0
-    import numpy as np
-
-    mask = np.array(pattern.mask, dtype=f"<u{pattern.bytes_each}")
-    bits = mask if pattern.bits is None else np.array(pattern.bits, dtype=mask.dtype)
     count = 0
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
     try:
         with entry.file.open("rb") as file:
             file.seek(entry.begin)
             for begin in range(entry.begin, entry.end, _CHUNK_BYTES):
-                piece = buffer[: min(_CHUNK_BYTES, entry.end - begin)]
+                piece = bytearray(min(_CHUNK_BYTES, entry.end - begin))
                 if file.readinto(piece) != len(piece):
                     what = f"tensor '{entry.name}' ends at byte {entry.end}, the file ends before."
                     raise CheckpointError(Problem(str(entry.file), what, "The file changed: download it again."))
-                count += int(np.count_nonzero((np.frombuffer(piece, mask.dtype) & mask) == bits))
+                count += pattern.count(piece)
     except OSError as error:
         problem = Problem(str(entry.file), f"cannot be read: {error.strerror}.", "Check permissions and the disk.")
         raise CheckpointError(problem) from None

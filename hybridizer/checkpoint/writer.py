@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +23,7 @@ from hybridizer.checkpoint.layout import (
 )
 from hybridizer.checkpoint.publish import to_output_error
 from hybridizer.checkpoint.reader import INDEX_NAME
+from hybridizer.checkpoint.sealing import Growth, flush_growing, hash_growing
 from hybridizer.core.errors import OutputError, Problem
 from hybridizer.core.files import flush_folder, write_file
 
@@ -53,7 +52,7 @@ def write_checkpoint(
     `folder` exists and holds no checkpoint; the caller publishes it. The same tensors give the same bytes.
     A tensor larger than a shard gets one of its own. `on_progress` is called with the number of bytes just written;
     the calls add up to the tensors' bytes. Files have mode 0644 and are flushed to disk. Each sha256 is of what the
-    file holds when it is read back, computed beside the copying of the next shard.
+    file holds when it is read back. Other threads flush and hash what has been written while this one writes on.
     Raises OutputError when the disk is full, a source changed since its header was read, or a callable gives more or
     fewer bytes than its tensor takes.
     """
@@ -113,30 +112,45 @@ def _write_shards(
     metadata: Mapping[str, str],
     on_progress: Callable[[int], None],
 ) -> dict[str, str]:
-    """The sha256 of every shard. Each is flushed and hashed in other threads while this one copies the next."""
+    """The sha256 of every shard. Two kinds of threads follow this one: some hash, and one flushes shard after shard."""
     stop = threading.Event()
-    sealed: list[Future[str]] = []
-    pool = ThreadPoolExecutor(HASH_THREADS)
+    growths: list[Growth] = []
+    hashed: list[Future[str]] = []
+    flushed: list[Future[None]] = []
+    hashing, flushing = ThreadPoolExecutor(HASH_THREADS), ThreadPoolExecutor(1)
     with contextlib.ExitStack() as open_files:
         try:
             for number, (name, tensors) in enumerate(shards.items()):
                 if number >= MAX_UNSEALED_SHARDS:
-                    sealed[number - MAX_UNSEALED_SHARDS].result()
+                    earliest = number - MAX_UNSEALED_SHARDS
+                    flushed[earliest].result()
+                    hashed[earliest].result()
+                    growths[earliest].file.close()
                 file = open_files.enter_context((folder / name).open("xb", buffering=0))
-                write_shard(file.fileno(), tensors, metadata, on_progress)
-                sealed.append(pool.submit(_seal, file, folder / name, stop))
-            return {name: future.result() for name, future in zip(shards, sealed, strict=True)}
+                growth = Growth(file)
+                growths.append(growth)
+                hashed.append(hashing.submit(hash_growing, folder / name, growth, stop))
+                flushed.append(flushing.submit(flush_growing, growth, stop))
+                write_shard(file.fileno(), tensors, metadata, _reporting(growth, on_progress))
+                growth.advance()
+                growth.end()
+            for future in flushed:
+                future.result()
+            return {name: future.result() for name, future in zip(shards, hashed, strict=True)}
         finally:
             stop.set()
-            pool.shutdown(cancel_futures=True)
+            for growth in growths:  # after an error its threads still wait for more
+                growth.end()
+            for pool in (hashing, flushing):
+                pool.shutdown(cancel_futures=True)
 
 
-def _seal(file: FileIO, path: Path, stop: threading.Event) -> str:
-    # Flushed through the descriptor that wrote: only that one is sure to report a failed write.
-    with file:
-        os.fchmod(file.fileno(), 0o644)
-        os.fsync(file.fileno())
-    return hash_file(path, stop)
+def _reporting(growth: Growth, on_progress: Callable[[int], None]) -> Callable[[int], None]:
+    def advance(num_bytes: int) -> None:
+        growth.advance()
+        on_progress(num_bytes)
+
+    return advance
 
 
 def _coalesce(tensors: Sequence[OutputTensor]) -> list[OutputTensor | _Range]:

@@ -108,12 +108,17 @@ def from_os_error(error: OSError, where: str = "") -> HybridizerError:
 
     `where` is used if the error itself names no file.
     """
-    path = error.filename2 or error.filename or where or "the file system"
-    reason = error.strerror or str(error) or type(error).__name__
-    problem_path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    path, reason = path_and_reason(error, where or "the file system")
     if error.errno in _PATH_ERRORS:
-        return InputError(Problem(problem_path, f"{reason}.", "Check the path and its permissions."))
-    return RunError(Problem(problem_path, f"{reason}.", "Check the disk and its free space, and re-run."))
+        return InputError(Problem(path, f"{reason}.", "Check the path and its permissions."))
+    return RunError(Problem(path, f"{reason}.", "Check the disk and its free space, and re-run."))
+
+
+def path_and_reason(error: OSError, where: str) -> tuple[str, str]:
+    """The path that an OSError names, else `where`, and what the system says about it."""
+    path = error.filename2 or error.filename or where
+    named = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    return named, error.strerror or str(error) or type(error).__name__
 
 
 class Interrupted(RunError):

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
+
+STALE_SECONDS: Final = 24 * 3600.0  # nothing that is still being written has been left alone for so long
+
+# The names that `new_file` and `new_folder` give.
+_TEMPORARY: Final = re.compile(r"\..+\.([a-z0-9_]{8})\.partial")
 
 
 def flush_folder(folder: Path) -> None:
@@ -43,13 +51,20 @@ def new_file(path: Path) -> Iterator[Path]:
 
     A reader of `path` sees the old file or the whole new one. Raises OSError as the file system gives it.
     """
+    with _replacing(path) as partial:
+        yield partial
+        flush_file(partial)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """`new_file` for a block that flushes the file itself."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent)
+    os.fchmod(descriptor, 0o644)
     os.close(descriptor)
     partial = Path(temporary)
     try:
         yield partial
-        partial.chmod(0o644)
-        flush_file(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -60,7 +75,7 @@ def new_file(path: Path) -> Iterator[Path]:
 def write_file(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` as `new_file` does."""
     data = content.encode() if isinstance(content, str) else content
-    with new_file(path) as partial, partial.open("wb") as file:
+    with _replacing(path) as partial, partial.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())  # only the descriptor that wrote is sure to report a failed write
@@ -82,6 +97,24 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)  # the error that ended the block is the one to report
         raise
     flush_folder(path.parent)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files and folders in `folder` that killed runs left: nothing in them changed for a day.
+
+    For caches, which several runs write at once without a lock. What cannot be removed is left.
+    """
+    newest_stale = time.time() - STALE_SECONDS
+    for path in folder.glob(".*.partial"):
+        if not _TEMPORARY.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):  # another run removed it first, or it belongs to another user
+            if max(part.lstat().st_mtime for part in (path, *path.rglob("*"))) > newest_stale:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def hidden_sibling(path: Path) -> Path:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import CheckpointError, Problem
-from hybridizer.core.files import new_folder
+from hybridizer.core.files import new_folder, remove_stale
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.data.documents import BadRecords, file_kind, read_documents
@@ -149,6 +149,7 @@ def write_token_file(
 ) -> None:
     """Tokenise `texts` into `folder`: complete or not there. `total_bytes` only scales the progress."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(folder.parent)
     try:
         with new_folder(folder) as partial:
             record = _write_arrays(partial, texts, encoder, monitor.task(f"tokenise {source}", total_bytes, "bytes"))

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from hybridizer.core.errors import CheckpointError, Problem
 from hybridizer.core.files import write_file
 from hybridizer.donors.gguf_header import GgufHeader
+from hybridizer.donors.gguf_rope import TABLE_NAME, read_rope_scaling
 from hybridizer.models.faults import library_faults
 from hybridizer.models.quiet import without_bars
 
@@ -119,18 +120,33 @@ def _load(header: GgufHeader, link: Path) -> Any:
     if missing:
         what = f"it gives no value, or one of the wrong shape, for {len(missing)} tensors: {', '.join(missing[:5])}."
         _refuse(header.path, what)
-    _check_all_read(header, model, sorted(str(key) for key in info["unexpected_keys"]))
+    in_config = _take_rope_scaling(header, model.config)
+    _check_all_read(header, model, sorted(str(key) for key in info["unexpected_keys"]), in_config)
     return model
 
 
-def _check_all_read(header: GgufHeader, model: Any, unexpected: list[str]) -> None:
-    """Raise CheckpointError when the file holds more numbers than the model took from it.
+def _take_rope_scaling(header: GgufHeader, config: Any) -> int:
+    """Put the rule of the file's table of rope factors into `config`; how many numbers of the file it stands for."""
+    found = getattr(config, "rope_parameters", None)
+    rope = found if isinstance(found, Mapping) else {}
+    theta = rope.get("rope_theta")
+    scaling = read_rope_scaling(header, theta) if isinstance(theta, (int, float)) and theta > 0 else None
+    if scaling is None:
+        return 0
+    if rope.get("rope_type", "default") != "default":
+        _refuse(header.path, f"it has both a table of rope factors and the scaling '{rope['rope_type']}'.", _ORIGINAL)
+    config.rope_parameters = scaling
+    return header.tensors[TABLE_NAME].num_elements
 
-    transformers ignores tensors that it has no name for (such as `rope_freqs.weight`, the scaling of Llama 3.1), so
-    numbers are counted: renaming, splitting and permuting tensors keeps their count.
+
+def _check_all_read(header: GgufHeader, model: Any, unexpected: list[str], in_config: int) -> None:
+    """Raise CheckpointError when the file holds more numbers than the model and its config took from it.
+
+    transformers ignores tensors that it has no name for, so numbers are counted: renaming, splitting and permuting
+    tensors keeps their count. `in_config` numbers are in the config.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    held = sum(tensor.num_elements for tensor in header.tensors.values())
+    held = sum(tensor.num_elements for tensor in header.tensors.values()) - in_config
     buffers = {id(tensor) for tensor in model.parameters()}
     state = model.state_dict(keep_vars=True).values()
     stored = sum({id(tensor): tensor.numel() for tensor in state if id(tensor) not in buffers}.values())

@@ -70,18 +70,27 @@ def apply_edits(config: Config, edits: Edits) -> dict[str, Any]:
     return {key: value for key, value in {**config, **edits}.items() if value is not REMOVED}
 
 
+class _OneKey:
+    """What encodings under a single key share: the key, and that they are used where it has a value."""
+
+    key: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def is_used(self, config: Config) -> bool:
+        return config.get(self.key) is not None
+
+
 @dataclass(frozen=True)
-class Listed:
+class Listed(_OneKey):
     """A list with one entry per layer. `names` maps values in the file to trait values; `old_names` are those that
     earlier versions wrote: they are read, and written again where the file itself still uses them."""
 
     key: str
     names: Mapping[Any, Any] = field(default_factory=dict)
     old_names: Mapping[Any, Any] = field(default_factory=dict)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
 
     def is_used(self, config: Config) -> bool:
         return bool(config.get(self.key))
@@ -100,15 +109,11 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Letters:
+class Letters(_OneKey):
     """A string with one letter per layer, as in Nemotron-H's `hybrid_override_pattern` "M-M*"."""
 
     key: str
     alphabet: Mapping[str, str]
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
 
     def is_used(self, config: Config) -> bool:
         return isinstance(config.get(self.key), str)
@@ -132,20 +137,13 @@ class Letters:
 
 
 @dataclass(frozen=True)
-class Indexed:
+class Indexed(_OneKey):
     """A list of the layers that are `hit`, counted from `first`; the others are `miss`."""
 
     key: str
     hit: str
     miss: str
     first: int = 0
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
-
-    def is_used(self, config: Config) -> bool:
-        return config.get(self.key) is not None
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
         indices = config.get(self.key)
@@ -165,17 +163,10 @@ class Indexed:
 
 
 @dataclass(frozen=True)
-class OneOrList:
+class OneOrList(_OneKey):
     """One value for all layers, or a list with one per layer."""
 
     key: str
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
-
-    def is_used(self, config: Config) -> bool:
-        return config.get(self.key) is not None
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
         value = config.get(self.key)
@@ -192,20 +183,13 @@ class OneOrList:
 
 
 @dataclass(frozen=True)
-class Overrides:
+class Overrides(_OneKey):
     """`per_layer_config`: a dict from layer (a string, zero-padded) to the config keys that differ in that layer.
 
     A value is the canonical JSON of one layer's overrides.
     """
 
     key: str = "per_layer_config"
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
-
-    def is_used(self, config: Config) -> bool:
-        return config.get(self.key) is not None
 
     def decode(self, config: Config, num_layers: int) -> Values | None:
         entries = config.get(self.key)

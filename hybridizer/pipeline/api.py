@@ -189,8 +189,8 @@ def check(
 
     checked = check_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress), deep=deep_check)
     if checked.plan is None:
-        return CheckResult(None, None, (), checked.waiting)
-    return CheckResult(len(checked.plan.layers), checked.plan.num_parameters, checked.plan.warnings, checked.waiting)
+        return CheckResult(None, None, checked.warnings, checked.waiting)
+    return CheckResult(len(checked.plan.layers), checked.plan.num_parameters, checked.warnings, checked.waiting)
 
 
 def plan(

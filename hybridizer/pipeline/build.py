@@ -15,12 +15,10 @@ from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.donors.open import scan_donors
 from hybridizer.pipeline.amounts import training_bytes
-from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.output import write_model
 from hybridizer.pipeline.plan import Planned, estimate_training_cost, open_plan, plan_recipe
 from hybridizer.pipeline.run import RunFolder, hold, write_held_records
-from hybridizer.pipeline.texts import tokenise_texts
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.stored import StoredPlan, is_stored_plan, read_stored_plan
@@ -39,6 +37,7 @@ from hybridizer.train.run import (
 )
 
 if TYPE_CHECKING:
+    from hybridizer.pipeline.evaluate import BeforeAfter
     from hybridizer.train.runtime import Runtime
 
 
@@ -99,7 +98,7 @@ def build(
         if record is not None:
             _draw_loss_curve(run)
         manifest, proofs = _finish(planned, run, monitor, record, built=built, replace=replace, load=load)
-        outcome = evaluate_run(planned, run, monitor) if planned.plan.train is not None and load else None
+        outcome = _evaluate(planned, run, monitor) if planned.plan.train is not None and load else None
         return Built(run.path, planned.plan, manifest, proofs, outcome)
 
 
@@ -128,6 +127,12 @@ def _finish(
         )
     write_json(run.manifest, manifest.to_json())
     return manifest, proofs
+
+
+def _evaluate(planned: Planned, run: RunFolder, monitor: Monitor) -> BeforeAfter:
+    from hybridizer.pipeline.evaluate import evaluate_run  # loads numpy, which a build without training does not need
+
+    return evaluate_run(planned, run, monitor)
 
 
 def _draw_loss_curve(run: RunFolder) -> None:
@@ -163,6 +168,9 @@ def _check_same_plan(runtime: Runtime, plan: Plan) -> None:
 
 def _check_before_splice(planned: Planned, run: RunFolder, monitor: Monitor) -> None:
     """Tokenise every text and check prompts, before gigabytes are written that training could not use."""
+    from hybridizer.pipeline.evaluate import check_prompts
+    from hybridizer.pipeline.texts import tokenise_texts
+
     if _finished_training(planned, run) is not None:
         return
     check_prompts(planned.resolved.recipe, planned.donors[planned.plan.host])

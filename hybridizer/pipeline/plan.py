@@ -15,7 +15,7 @@ from hybridizer.donors.open import NotFetched, open_donors, scan_donors
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.scan import scan_planned
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
-from hybridizer.plan.layout import lay_out
+from hybridizer.plan.layout import lay_out, warn_of_pairs
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
@@ -37,6 +37,11 @@ class Checked:
     recipe: Recipe
     plan: Plan | None
     waiting: tuple[str, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and may still be a mistake; without a plan what the recipe alone shows."""
+        return self.plan.warnings if self.plan else tuple(warn_of_pairs(self.recipe))
 
 
 @reporting_os_errors()

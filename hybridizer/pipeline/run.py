@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hybridizer.checkpoint.publish import lock
 from hybridizer.core.files import write_file
@@ -23,7 +23,9 @@ from hybridizer.plan.stored import write_stored_plan
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.models import Recipe, Trace
-from hybridizer.trace.record import TraceRun
+
+if TYPE_CHECKING:  # traces load numpy, which a build without them does not need
+    from hybridizer.trace.record import TraceRun
 
 # What hybridizer.core.files writes before it renames: of a record, never of a model folder.
 _TEMPORARY: Final = re.compile(r"\..+\.(json|yaml|svg|png)\.[a-z0-9_]{8}\.partial")

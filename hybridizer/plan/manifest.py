@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -87,13 +87,22 @@ def make_manifest(
         plan_hash=plan.hash,
         host=plan.host,
         identity_of=None if training else plan.identity_of,
-        donors=plan.donors,
+        donors={name: without_folders(pin) for name, pin in plan.donors.items()},
         layers=plan.layers,
         tensors=tensors,
         files=dict(sorted(files.items())),
         tools=tools,
         training=training,
     )
+
+
+def without_folders(pin: DonorPin) -> DonorPin:
+    """`pin` with an absolute path, or one in a home folder, as the name at its end: the rest is a machine's own.
+
+    What a donor is, its fingerprint says; where it is, the recipe in the run's folder.
+    """
+    path = pin.reference.removeprefix("folder:")
+    return replace(pin, reference=PurePosixPath(path).name or "/") if path.startswith(("/", "~")) else pin
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from hybridizer.core.errors import CheckpointError, Problem
@@ -88,7 +89,7 @@ class Plan:
         """The plan of the model before training; this one where nothing trains."""
         return replace(self, train=None)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """`sha256:<hex>` over all but names a user may change freely: equal for equal recipes and donors, anywhere."""
         content = self._as_jsonable()

@@ -20,7 +20,7 @@ import click
 
 from hybridizer import __version__
 from hybridizer.core.errors import HybridizerError, InputError, Problem, RunError, from_os_error
-from hybridizer.report.terminal import echo, echo_block, print_json, writing_output
+from hybridizer.report.terminal import echo, echo_block, escaping_libraries, print_json, writing_output
 
 BUG = 70
 INTERRUPTED = 130
@@ -56,7 +56,8 @@ class Program(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         extra["standalone_mode"] = False
-        status = run_reported(lambda: super(Program, self).main(words, prog_name, complete_var, **extra), as_json)
+        with escaping_libraries():
+            status = run_reported(lambda: super(Program, self).main(words, prog_name, complete_var, **extra), as_json)
         sys.exit(status)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybridizer.core.records import to_jsonable
 from hybridizer.plan.plan import Plan
 from hybridizer.report.terminal import draw, echo, warn
-from hybridizer.trace.boundary import Boundary, choose_boundary
-from hybridizer.trace.record import TraceRun
+
+if TYPE_CHECKING:  # traces load numpy, which most commands do not need
+    from hybridizer.trace.boundary import Boundary
+    from hybridizer.trace.record import TraceRun
 
 
 def show_traces(traces: Sequence[TraceRun]) -> None:
@@ -34,6 +36,8 @@ def _show_trace(traced: TraceRun) -> None:
 
 def _boundary_of(traced: TraceRun) -> Boundary | None:
     """The boundary that `auto` chooses in a trace; None for a model of a single layer, which has none."""
+    from hybridizer.trace.boundary import choose_boundary
+
     return choose_boundary("auto", traced.record) if traced.record.boundary else None
 
 

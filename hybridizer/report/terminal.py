@@ -1,4 +1,4 @@
-"""The one way to a terminal: every line, table and JSON document that a command prints passes through this file.
+"""The one way to a terminal: what a command prints, and what libraries warn of and log, passes through this file.
 
 Names of donors, layers, tensors and files come from other people's folders. Control and escape sequences in them are
 written out, and nothing in them is markup. JSON keeps every value exactly: such characters are its own escapes there.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -65,6 +67,33 @@ def writing_output() -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+class _PrintableRecord(logging.LogRecord):
+    """A log record whose message is `printable`."""
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+@contextmanager
+def escaping_libraries() -> Iterator[None]:
+    """Make warnings and log lines of libraries `printable` inside the block.
+
+    Libraries write them to standard error themselves, and they quote what is in donors' files.
+    """
+    factory, as_text = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def formatwarning(*arguments: Any, **options: Any) -> str:
+        return printable(as_text(*arguments, **options))
+
+    logging.setLogRecordFactory(_PrintableRecord)
+    warnings.formatwarning = formatwarning
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)
+        warnings.formatwarning = as_text
 
 
 def _write(text: str, *, err: bool = False, color: bool | None = None) -> None:

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from hybridizer.plan.manifest import without_folders
 from hybridizer.plan.plan import LayerRow, Plan, donor_layers
 from hybridizer.recipe.layers import format_layers
 
@@ -88,7 +89,7 @@ def _donors_of(row: LayerRow) -> str:
 def _donor_lines(plan: Plan) -> list[str]:
     return [
         f"| `{name}` | `{pin.reference}`{f' at `{pin.revision}`' if pin.revision else ''} | `{pin.fingerprint}` |"
-        for name, pin in plan.donors.items()
+        for name, pin in ((name, without_folders(pin)) for name, pin in plan.donors.items())
     ]
 
 

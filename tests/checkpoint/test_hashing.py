@@ -159,3 +159,13 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, cache, monkey
 def test_a_missing_file_is_named(tmp_path, cache):
     with pytest.raises(CheckpointError, match="gone: cannot be read: No such file"):
         fingerprint_files({"gone": tmp_path / "gone"}, cache)
+
+
+def test_temporary_files_of_killed_runs_are_removed_from_the_cache(tmp_path, cache):
+    files = write(tmp_path / "model", a=b"1")
+    cache.mkdir(parents=True)
+    left = cache / ".0f.json.abcdefgh.partial"
+    left.touch()
+    os.utime(left, (0, 0))
+    fingerprint_files(files, cache, years_later)
+    assert [path.suffix for path in cache.iterdir()] == [".json"]

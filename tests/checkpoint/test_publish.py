@@ -12,7 +12,7 @@ import pytest
 
 from hybridizer.checkpoint import publish
 from hybridizer.checkpoint.layout import OutputTensor
-from hybridizer.checkpoint.publish import begin_output
+from hybridizer.checkpoint.publish import begin_output, to_output_error
 from hybridizer.checkpoint.writer import write_checkpoint
 from hybridizer.core.errors import OutputError
 from support import killed_output
@@ -299,3 +299,8 @@ def test_killed_at_random_moments_leaves_a_whole_output(final):
     with begin_output(final, replace=True) as folder:
         fill(folder)
     assert names(final.parent) == ["model"]
+
+
+def test_a_path_in_bytes_is_named_as_text(tmp_path):
+    error = OSError(errno.EIO, os.strerror(errno.EIO), os.fsencode(tmp_path / "x"))
+    assert str(to_output_error(error, tmp_path)).startswith(f"{tmp_path / 'x'}: Input/output error.")

@@ -249,7 +249,7 @@ def test_what_stands_there_is_not_overwritten(tmp_path):
 
 def test_many_shards_do_not_use_up_the_file_descriptors(tmp_path, monkeypatch):
     most = []
-    monkeypatch.setattr(writer, "hash_file", lambda *_: most.append(num_open_files()) or "")
+    monkeypatch.setattr(writer, "hash_growing", lambda *_: most.append(num_open_files()) or "")
     before = num_open_files()
     write(tmp_path / "out", [made(str(n), "U8", (1,), b"x") for n in range(100)], max_shard_bytes=1)
     assert max(most) <= before + MAX_UNSEALED_SHARDS + 3

@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,11 @@ def test_a_shard_finished_by_another_process_meanwhile_is_left_as_it_is(tmp_path
     write_token_file(first.folder, "x", ["ab"], ByteEncoder(), BadRecords(), SilentMonitor(), 2)
     assert (first.folder / "tokens.npy").stat().st_ino == inode
     assert [path.name for path in first.folder.parent.iterdir()] == [first.folder.name]
+
+
+def test_the_temporary_folder_of_a_killed_run_is_removed(tmp_path):
+    left = tmp_path / "cache" / ".tokens.01234567.partial"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    assert token_file_of(["ab"], tmp_path).folder.parent == left.parent
+    assert not left.exists()

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from hybridizer.core.errors import CheckpointError
 from hybridizer.core.progress import SilentMonitor
@@ -50,6 +52,13 @@ def set_key(key, value):
     return lambda settings, tensors: settings.update({key: value})
 
 
+def add_table(*factors):
+    def change(settings, tensors):
+        tensors["rope_freqs.weight"] = np.array(factors, np.float32)
+
+    return change
+
+
 def add_tensor(name, *shape):
     return lambda settings, tensors: tensors.update({name: np.ones(shape, np.float32)})
 
@@ -76,7 +85,8 @@ def add_tensor(name, *shape):
             "`llama.attention.layer_norm_epsilon` is 0.5, and the config",
         ),
         (set_key("llama.attention.sliding_window", 8), "`llama.attention.sliding_window` is 8"),
-        (add_tensor("rope_freqs.weight", HIDDEN // HEADS // 2), "not read, among them rope_freqs.weight"),
+        (add_table(1.0, 1.0, float("nan"), 8.0), "'rope_freqs.weight' holds factors that are not"),
+        (add_table(1.0, 1.0, 2.0, 8.0), r"has 2 at frequency 2, and Llama 3's rule gives 1: no config can say it"),
         (add_tensor("blk.0.attn_q.bias", HIDDEN), "not read, among them blk.0.attn_q.bias"),
         (add_tensor("blk.2.attn_norm.weight", HIDDEN), r"`block_count` is 2, and it holds layers 0..2"),
         (add_tensor("blk.0.attn_q.weight", HIDDEN, HIDDEN * 2), "GGUF"),
@@ -88,6 +98,33 @@ def test_a_file_whose_conversion_would_invent_or_lose_something_is_refused(bench
         donor(bench)
     assert all(problem.fix for problem in caught.value.problems)
     assert not any((bench / "cache/gguf").glob("*")) if (bench / "cache/gguf").exists() else True
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_the_table_of_rope_factors_becomes_llama_3s_rule_in_the_config(bench, factor):
+    from transformers import AutoModelForCausalLM
+
+    # The table as llama.cpp's converter writes it, from transformers' own frequencies; one lies between the bounds.
+    rule = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": factor, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+    config = LlamaConfig(hidden_size=HIDDEN, num_attention_heads=HEADS, rope_parameters=rule)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 500_000.0 ** -(torch.arange(0, HIDDEN // HEADS, 2, dtype=torch.float32) / (HIDDEN // HEADS))
+    table = (plain / scaled).numpy()
+    assert table[0] == 1 and 1 < table[2] < factor == table[3]
+
+    def change(settings, tensors):
+        settings["llama.rope.freq_base"] = 500_000.0
+        tensors["rope_freqs.weight"] = table
+
+    write_gguf(bench / "x.gguf", change)
+    folder = donor(bench).folder
+    written = json.loads((folder / "config.json").read_text())
+    assert written["rope_parameters"] == rule
+    assert written["rope_scaling"] == {key: value for key, value in rule.items() if key != "rope_theta"}
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.allclose(model.model.rotary_emb.inv_freq, scaled, rtol=1e-5, atol=0)
+    assert len(load_file(folder / "model.safetensors")) == len(tiny_tensors())
 
 
 def test_settings_that_change_nothing_are_accepted(bench):

@@ -15,7 +15,7 @@ from hybridizer.core.errors import CheckpointError, DonorError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.donors.open import Access, NotFetched, open_donor
 from hybridizer.donors.reference import parse_reference
-from support.gguf_files import write_gguf
+from support.gguf_files import tiny_tensors, write_gguf
 from support.hub import COMMIT, serve_repository
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
@@ -206,3 +206,15 @@ def test_layers_of_a_gguf_file_are_checked_before_it_is_dequantised(bench):
     stderr = hybridize("check", recipe, code=2).stderr
     assert "layers 2..4 requested of donor 'a', which has 2 layers (0..1)" in stderr
     assert "not checked yet" in hybridize("check", recipe, "--set", "layout.slices.0.layers=0..1").stdout
+
+
+def test_a_pair_that_looks_like_a_range_is_a_warning_before_the_donor_is_converted(bench):
+    def three_layers(settings, tensors):
+        settings["llama.block_count"] = 3
+        tensors |= tiny_tensors(layers=3)
+
+    write_gguf(bench / "x.gguf", three_layers)
+    layout = {"slices": [{"donor": "a", "layers": [0, 2]}]}
+    recipe = write_recipe(bench / "x.yaml", donors={"a": "x.gguf"}, layout=layout)
+    stdout = hybridize("check", recipe).stdout
+    assert "not checked yet" in stdout and "warning: " in stdout and "write 0..1 for a range" in stdout

@@ -12,7 +12,7 @@ import pytest
 from hybridizer.checkpoint import publish
 from hybridizer.checkpoint.publish import lock
 from hybridizer.data import sources
-from hybridizer.pipeline import build
+from hybridizer.pipeline import build, evaluate
 from support.lines import hybridize, make_donor, write_recipe
 
 TRAIN = {
@@ -40,7 +40,7 @@ def recipe_of(bench, train=None, **sections):
 
 def test_texts_are_tokenised_and_prompts_checked_before_anything_is_spliced(bench, monkeypatch):
     order = []
-    for module, name in ((build, "check_prompts"), (sources, "open_sources"), (build, "write_model")):
+    for module, name in ((evaluate, "check_prompts"), (sources, "open_sources"), (build, "write_model")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real, name=name, **k: order.append(name) or real(*a, **k))
     hybridize("build", recipe_of(bench, {"train": TRAIN}), "--no-load")

@@ -184,3 +184,23 @@ def test_no_edit_of_a_manifest_ends_in_a_traceback(bench):
 def test_a_manifest_that_is_no_honest_json_is_an_error(bench, text):
     (bench / "runs/x/model/manifest.json").write_text(text)
     hybridize("verify", "runs/x", "--no-load", code=1)
+
+
+def test_card_and_manifest_name_a_donor_given_by_an_absolute_path_and_verify_still_finds_it(
+    built, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    donors = {"a": str(built / "a"), "b": f"folder:{built / 'b'}/"}
+    write_recipe(tmp_path / "x.yaml", donors=donors, layout={"host": "a", "slices": [{"donor": "b"}]})
+    hybridize("build", "x.yaml", "--no-load")
+    for path in (tmp_path / "runs/x/model").iterdir():
+        assert str(built).encode() not in path.read_bytes(), path
+    manifest = hybridize_json("inspect", "runs/x")
+    assert {name: pin["reference"] for name, pin in manifest["donors"].items()} == {"a": "a", "b": "b"}
+    assert (
+        f"| `b` | `b` | `{manifest['donors']['b']['fingerprint']}` |"
+        in (tmp_path / "runs/x/model/README.md").read_text()
+    )
+    proofs = {proof["check"]: proof["found"] for proof in hybridize_json("verify", "runs/x", "--no-load")["proofs"]}
+    assert "copied tensors equal their donors' byte for byte" in proofs["origins"] and "agree" in proofs["plan"]
