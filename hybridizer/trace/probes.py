@@ -24,6 +24,7 @@ BUILT_IN = {
     "antonyms-zh": "CC BY-SA 4.0",
 }
 MAX_PROBLEMS_SHOWN = 50
+_KEYS = ("prompt", "target", "kind", "template", "cluster")
 
 
 class ProbeError(InputError):
@@ -32,10 +33,17 @@ class ProbeError(InputError):
 
 @dataclass(frozen=True)
 class Probe:
-    """One prompt, and the text that should follow it; None where none is given."""
+    """One prompt, and the text that should follow it; None where none is given.
+
+    `kind` is its task, `template` the sentence it is set into, and prompts of one `cluster` are not independent, such
+    as a pair of words asked both ways; all are names, None where none is given.
+    """
 
     prompt: str
     target: str | None = None
+    kind: str | None = None
+    template: str | None = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
@@ -181,10 +189,11 @@ def _problems(where: str, line: str, probes: list[Probe]) -> Iterator[Problem]:
     found = list(_key_problems(where, pairs))
     values = dict(pairs)
     found += _text_problems(where, "prompt", values.get("prompt"))
-    if values.get("target") is not None:
-        found += _text_problems(where, "target", values["target"])
+    for key in _KEYS[1:]:
+        if values.get(key) is not None:
+            found += _text_problems(where, key, values[key])
     if not found:
-        probes.append(Probe(values["prompt"], values.get("target")))
+        probes.append(Probe(**values))
     yield from found
 
 
@@ -194,8 +203,8 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _key_problems(where: str, pairs: _Pairs) -> Iterator[Problem]:
     for key, count in Counter(key for key, _ in pairs).items():
-        if key not in {"prompt", "target"}:
-            yield Problem(where, f"unknown key '{key}'.", nearest(key, ("prompt", "target")))
+        if key not in _KEYS:
+            yield Problem(where, f"unknown key '{key}'.", nearest(key, _KEYS))
         elif count > 1:
             yield Problem(where, f"the key '{key}' occurs {count} times.", "Keep one.")
 
