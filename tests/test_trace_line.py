@@ -37,7 +37,7 @@ def trace(*arguments):
 
 def test_the_record_is_the_contract():
     record = trace()
-    assert record["schema"] == "hybridizer.trace/2"
+    assert record["schema"] == "hybridizer.trace/3"
     assert {"reference": "a", "family": "llama", "num_layers": 4}.items() <= record["donor"].items()
     assert record["donor"]["fingerprint"].startswith("sha256:") and record["probes"]["n"] == 10
     settings = {"perturb", "mask_ratio", "mask_with", "lens", "epsilon", "tau", "p_min", "seed", "dtype"}

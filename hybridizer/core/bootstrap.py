@@ -162,31 +162,27 @@ def debiased_abs(means: Array, errors: Array) -> Array:
 
 def t_quantile(degrees: int) -> float:
     """The 97.5% quantile of Student's t, by the expansion about the normal one: within 0.01 from 5 degrees on."""
-    z = _Z
+    z: float = _Z
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
+    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, start=1))
 
 
-def critical_values(samples: Array, num_clusters: int, families: Sequence[slice]) -> list[float]:
-    """For each family of columns, how many standard errors make 95% intervals that hold for all of them at once.
+def critical_value(samples: Array, num_clusters: int) -> float:
+    """How many standard errors make 95% intervals that hold for all k figures at once, as a search over them needs.
 
-    `samples` (num_resamples, k) are bootstrap samples; their standard deviations are the errors. The quantile is that
-    of the largest deviation in a family (max-statistic), and never below Student's.
+    `samples` (num_resamples, k) are bootstrap samples; their standard deviations are the errors. It is the quantile of
+    the largest deviation among the k (max-statistic), never below Student's, which is also that of k = 0.
     """
     least = t_quantile(max(1, num_clusters - 1))
+    if not samples.size:
+        return least
     spread = samples.std(axis=0)
-    scaled = np.abs(samples - samples.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    widened = least / _Z  # a normal quantile becomes Student's, and the largest one with it
-    return [
-        max(least, widened * float(np.quantile(scaled[:, family].max(axis=1), LEVEL)))
-        if scaled[:, family].size
-        else least
-        for family in families
-    ]
+    largest = (np.abs(samples - samples.mean(axis=0)) / np.where(spread > 0, spread, 1)).max(axis=1)
+    return max(least, least / _Z * float(np.quantile(largest, LEVEL)))  # a normal quantile becomes Student's
 
 
 def symmetric_intervals(estimates: Array, samples: Array, num_clusters: int) -> list[Interval | None]:

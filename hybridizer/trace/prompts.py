@@ -15,11 +15,15 @@ from hybridizer.trace.probes import ProbeSet, check_targets
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as token ids in the tokenizer's default encoding; `masked` has the same length."""
+    """One prompt as token ids in the tokenizer's default encoding.
+
+    `masked`, and `masked_again` with the second mask token at the same positions, have the same length.
+    """
 
     ids: tuple[int, ...]
     masked: tuple[int, ...] | None
     answer: int | None
+    masked_again: tuple[int, ...] | None = None
 
 
 def prepare_prompts(
@@ -29,6 +33,7 @@ def prepare_prompts(
     mask_token: MaskToken | None,
     positions: Path | None,
     seed: int = 0,
+    second_token: MaskToken | None = None,
 ) -> list[Prompt]:
     """The prompts in file order; masked where `mask_token` is given, at positions drawn with `seed` or given.
 
@@ -41,7 +46,10 @@ def prepare_prompts(
     if mask_token is None:
         return [Prompt(ids, None, answer) for ids, answer in zip(encoded, answers, strict=True)]
     masked = _mask_all(probes, encoded, tokenizer, settings, mask_token, positions, seed)
-    return [Prompt(*fields) for fields in zip(encoded, masked, answers, strict=True)]
+    again: Sequence[tuple[int, ...] | None] = [None] * len(encoded)
+    if second_token is not None:
+        again = _mask_all(probes, encoded, tokenizer, settings, second_token, positions, seed)
+    return [Prompt(*fields) for fields in zip(encoded, masked, answers, again, strict=True)]
 
 
 def check_fit(prompts: Sequence[Prompt], probes: ProbeSet, num_embeddings: int, max_tokens: int | None) -> None:
@@ -52,7 +60,7 @@ def check_fit(prompts: Sequence[Prompt], probes: ProbeSet, num_embeddings: int, 
         if max_tokens is not None and len(prompt.ids) > max_tokens:
             what = f"{len(prompt.ids)} tokens, and the model takes {max_tokens}."
             problems.append(Problem(where, what, "Shorten the prompt, or leave it out."))
-        largest = max(prompt.ids + (prompt.masked or ()))
+        largest = max(prompt.ids + (prompt.masked or ()) + (prompt.masked_again or ()))
         if largest >= num_embeddings:
             what = (
                 f"token {largest}, and the model has embeddings for {num_embeddings}: tokenizer and model do not match."

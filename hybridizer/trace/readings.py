@@ -18,8 +18,10 @@ class Reading:
 
     Divergences are in bits. `target` is t*, the most probable next token of the model, `target_prob` its probability
     through the lens at each state. `js` is the context perturbation, `layer_js` the layer perturbation, None if not
-    measured. `kl` is KL(P(L) || P(s)) of each state s, `kl_uniform` KL(P(L) || uniform). `hit` and `answer_prob` are
-    about the probe's own target: whether t* is it, and its probability at the model's end; None without one.
+    measured; `js_second` is `js` with the second mask token. `tuned_js`, `tuned_js_second` and `tuned_kl` are those of
+    the tuned lens where it is read besides the plain one. `kl` is KL(P(L) || P(s)) of each state s, `kl_uniform`
+    KL(P(L) || uniform). `hit` and `answer_prob` are about the probe's own target: whether t* is it, and its probability
+    at the model's end; None without one.
     """
 
     index: int
@@ -31,6 +33,10 @@ class Reading:
     kl_uniform: float
     hit: bool | None
     answer_prob: float | None
+    js_second: tuple[float, ...] | None = None
+    tuned_js: tuple[float, ...] | None = None
+    tuned_js_second: tuple[float, ...] | None = None
+    tuned_kl: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,10 @@ class Readings:
     kl_uniform: Float64[np.ndarray, "prompts"]
     hit: Float64[np.ndarray, "prompts"]
     answer_prob: Float64[np.ndarray, "prompts"]
+    js_second: Float64[np.ndarray, "prompts states"] | None = None
+    tuned_js: Float64[np.ndarray, "prompts states"] | None = None
+    tuned_js_second: Float64[np.ndarray, "prompts states"] | None = None
+    tuned_kl: Float64[np.ndarray, "prompts states"] | None = None
 
     @property
     def num_prompts(self) -> int:

@@ -100,11 +100,13 @@ def check_prompts(donor: Donor, request: TraceRequest) -> tuple[int | None, ...]
     cannot be used.
     """
     from hybridizer.models.load import load_tokenizer
-    from hybridizer.trace.masking import choose_mask_token
+    from hybridizer.trace.masking import choose_mask_token, choose_second_mask
     from hybridizer.trace.prompts import prepare_prompts
 
     tokenizer, settings = load_tokenizer(donor.folder, "remote_code" in donor.allow), request.settings
     mask_token = choose_mask_token(tokenizer, settings.mask_with) if settings.perturb != "layer" else None
+    if mask_token is not None:
+        choose_second_mask(tokenizer, mask_token, settings.second_mask_with)  # refuses a token that cannot be used
     prompts = prepare_prompts(request.probes, tokenizer, settings, mask_token, request.mask_positions, request.seed)
     return tuple(prompt.answer for prompt in prompts)
 
@@ -167,7 +169,7 @@ def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) ->
     assert donor.fingerprint is not None, "a donor is traced with its fingerprint known"
     model, tokenizer, parts = _load(donor, request)
     about = RecordedDonor(donor.reference, donor.fingerprint, donor.structure.family, parts.num_layers)
-    tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.settings.lens == "tuned" else None
+    tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.settings.lens != "plain" else None
     with monitor.task(f"trace '{donor.name}'", len(request.probes.probes), "prompts") as advance:
         traced = trace_model(
             model,

@@ -13,7 +13,7 @@ deep layer, and at the same time the number of shallow layers: the papers' split
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 
 def delta_js(js: Float64[np.ndarray, "*batch states"]) -> Float64[np.ndarray, "*batch states-1"]:
@@ -36,6 +36,19 @@ def boundary_scores(js: Float64[np.ndarray, "*batch states"]) -> Float64[np.ndar
     deep = changes.sum(axis=-1, keepdims=True) - shallow
     b = np.arange(1, num_layers)
     return shallow / b - deep / (num_layers - b)
+
+
+def boundary_contrasts(readable: Bool[np.ndarray, "layers"]) -> Float64[np.ndarray, "boundaries layers"]:
+    """What dJS of layers 0..L-1 is multiplied with to give S(b) of b = 1..L-1, over the layers that are `readable`.
+
+    Layers that are not count on neither side. Rows are NaN for a b that leaves a side without a readable layer.
+    """
+    num_layers = len(readable)
+    shallow = np.tri(num_layers - 1, num_layers, dtype=np.bool_)
+    sides = [(side & readable).astype(np.float64) for side in (shallow, ~shallow)]
+    counts = [side.sum(axis=1, keepdims=True) for side in sides]
+    shares = [side / np.where(count > 0, count, np.nan) for side, count in zip(sides, counts, strict=True)]
+    return np.asarray(shares[0] - shares[1])
 
 
 NO_PARTICLE = -1

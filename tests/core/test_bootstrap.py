@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hybridizer.core.bootstrap import (
-    critical_values,
+    critical_value,
     debiased_abs,
     drawn_interval,
     folded_interval,
@@ -179,9 +179,9 @@ def test_intervals_of_a_search_hold_for_all_columns_at_once():
     for _ in range(400):
         estimate = generator.normal(size=20)
         samples = estimate + generator.normal(size=(400, 20))
-        one, all_ = critical_values(samples, 1000, (slice(3, 4), slice(None)))
-        missed["one"] += (np.abs(estimate) > one).any()
-        missed["all"] += (np.abs(estimate) > all_).any()
+        missed["one"] += (np.abs(estimate) > critical_value(samples[:, :1], 1000)).any()
+        missed["all"] += (np.abs(estimate) > critical_value(samples, 1000)).any()
+    assert critical_value(samples[:, :0], 1000) == t_quantile(999)
     assert missed["one"] / 400 > 0.5 and 0.02 <= missed["all"] / 400 <= 0.09
 
 
