@@ -51,7 +51,7 @@ def choose_boundary(choice: str | float, record: TraceRecord) -> Boundary:
         name, (layer, reason) = "layer", fixed(record, choice)
     else:
         name, (layer, reason) = "share", share(record, choice)
-    licence = judge(record, layer, SEARCHES.get(name, GIVEN))
+    licence = judge(record.licence_settings, layer, SEARCHES.get(name, GIVEN))
     return Boundary(layer, name, reason, _warning(record, licence), licence)
 
 
@@ -128,13 +128,13 @@ def auto(record: TraceRecord) -> tuple[int, str]:
     S(b) among all settings is taken. The midpoint is the one b that no search chose, which is why it is the fallback.
     """
     inner = inner_boundaries(len(record.layers))
-    licensed = [b for b in inner if judge(record, b, INNER).verdict == LICENSED]
+    licensed = [b for b in inner if judge(record.licence_settings, b, INNER).verdict == LICENSED]
     span = f"boundaries {inner[0]} to {inner[-1]}"
     if not licensed:
         layer = first_deep_layer(0.5, len(record.layers))
         return layer, f"None of {span} is licensed, so the midpoint; {_score(record, layer)}."
-    layer = max(licensed, key=lambda b: (least_lower_end(record, b, INNER), -b))
-    margin = f"S({layer}) is at least {least_lower_end(record, layer, INNER):+.3f} under every setting"
+    layer = max(licensed, key=lambda b: (least_lower_end(record.licence_settings, b, INNER), -b))
+    margin = f"S({layer}) is at least {least_lower_end(record.licence_settings, layer, INNER):+.3f} under every setting"
     return layer, f"Of {span}, {format_layers(licensed)} are licensed, and {margin}; {_score(record, layer)}."
 
 
@@ -178,6 +178,8 @@ def _warning(record: TraceRecord, licence: Licence) -> str | None:
     """
     if licence.verdict == LICENSED:
         return None
-    licensed = [b for b in inner_boundaries(len(record.layers)) if judge(record, b, INNER).verdict == LICENSED]
+    licensed = [
+        b for b in inner_boundaries(len(record.layers)) if judge(record.licence_settings, b, INNER).verdict == LICENSED
+    ]
     others = f"Licensed are boundaries {format_layers(licensed)}." if licensed else "No boundary is licensed."
     return f"{record.donor.reference}: {licence.sentence} {others}"

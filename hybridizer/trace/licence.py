@@ -21,6 +21,7 @@ from hybridizer.core.bootstrap import (
     Array,
     Clusters,
     Interval,
+    bias_left,
     count_clusters,
     critical_value,
     debiased_abs,
@@ -31,7 +32,7 @@ from hybridizer.core.bootstrap import (
 from hybridizer.recipe.layers import format_layers
 from hybridizer.trace.probes import Probe
 from hybridizer.trace.readings import Readings
-from hybridizer.trace.record import RecordedSettings, SettingScores, TraceRecord
+from hybridizer.trace.record import RecordedSettings, SettingScores
 from hybridizer.trace.sensitivity import boundary_contrasts
 
 LICENSED, REFUSED, UNDECIDED = "licensed", "refused", "not decided"
@@ -135,13 +136,14 @@ def _score(
     num_clusters = count_clusters(len(chosen), clusters)
     for one, change, error, contrast, rows in zip(found, changes, errors, contrasts, drawn, strict=True):
         s = debiased_abs(change.mean(axis=0), error) @ contrast.T
-        yield _setting(one, template, len(chosen), num_clusters, s, np.concatenate(rows))
+        bias = bias_left(change.mean(axis=0), error) @ np.abs(contrast).T
+        yield _setting(one, template, len(chosen), num_clusters, (s, bias), np.concatenate(rows))
 
 
 def _setting(
-    one: _Measured, template: str | None, n: int, num_clusters: int, s: Array, samples: Array
+    one: _Measured, template: str | None, n: int, num_clusters: int, scores: tuple[Array, Array], samples: Array
 ) -> SettingScores:
-    num_layers = len(one.blind)
+    num_layers, (s, bias) = len(one.blind), scores
     known = ~np.isnan(s)
     inner = inner_boundaries(num_layers)
     families = [[b - 1 for b in among if known[b - 1]] for among in (inner, range(1, num_layers))]
@@ -156,6 +158,7 @@ def _setting(
         blind_layers=tuple(np.flatnonzero(one.blind).tolist()),
         s=tuple(None if np.isnan(value) else float(value) for value in s),
         s_error=tuple(None if np.isnan(value) else float(value) for value in errors),
+        s_bias=tuple(None if np.isnan(value) else float(value) for value in bias),
         critical=critical_value(samples[:, :0], num_clusters),
         critical_inner=criticals[0],
         critical_all=criticals[1],
@@ -168,13 +171,16 @@ def inner_boundaries(num_layers: int) -> range:
     return range(quarter, num_layers - quarter + 1)
 
 
-def judge(record: TraceRecord, b: int, found_by: str = GIVEN) -> Licence:
-    """The verdict on freezing layers b..L-1; `found_by` is GIVEN, INNER or ALL: the search that gave this b."""
+def judge(settings: Sequence[SettingScores], b: int, found_by: str = GIVEN) -> Licence:
+    """The verdict of a record's `licence_settings` on freezing layers b..L-1.
+
+    `found_by` is GIVEN, INNER or ALL: the search that gave this b.
+    """
     start = f"Freezing from layer {b} on is"
-    reason = _why_unusable(record.licence_settings, b)
+    reason = _why_unusable(settings, b)
     if reason is not None:
         return Licence(UNDECIDED, f"{start} not decided: {reason}.")
-    used = [row for row in record.licence_settings if row.s[b - 1] is not None]
+    used = [row for row in settings if row.s[b - 1] is not None]
     signs = [_sign(setting_interval(row, b, found_by)) for row in used]
     verdict = LICENSED if set(signs) == {1} else REFUSED if set(signs) == {-1} else UNDECIDED
     counted = {"above 0": signs.count(1), "below 0": signs.count(-1), "not distinguished from 0": signs.count(0)}
@@ -187,7 +193,7 @@ def judge(record: TraceRecord, b: int, found_by: str = GIVEN) -> Licence:
     return Licence(
         verdict,
         f"{start} {verdict}: S({b}) is {', '.join(found)} of {len(used)} settings ({kind}); {label} {named}"
-        f"{_left_out(record.licence_settings, b)}.",
+        f"{_left_out(settings, b)}.",
     )
 
 
@@ -221,16 +227,16 @@ def _describe(row: SettingScores, b: int, found_by: str) -> str:
     return f"{row.s[b - 1]:+.3f} ({spread}) with mask {row.mask!r}, {row.lens} lens, {prompts}"
 
 
-def least_lower_end(record: TraceRecord, b: int, found_by: str) -> float:
+def least_lower_end(settings: Sequence[SettingScores], b: int, found_by: str) -> float:
     """The lowest end of the intervals of S(b) under all settings: how far a licence is from being lost."""
-    bands = (setting_interval(row, b, found_by) for row in record.licence_settings)
+    bands = (setting_interval(row, b, found_by) for row in settings)
     return min(band[0] for band in bands if band is not None)
 
 
 def setting_interval(row: SettingScores, b: int, found_by: str = GIVEN) -> Interval | None:
     """The 95% interval of S(b) under this setting, corrected for the search that gave b; None where it has none."""
-    s, error = row.s[b - 1], row.s_error[b - 1]
-    if s is None or error is None:
+    s, error, bias = row.s[b - 1], row.s_error[b - 1], row.s_bias[b - 1]
+    if s is None or error is None or bias is None:
         return None
-    reach = {GIVEN: row.critical, INNER: row.critical_inner, ALL: row.critical_all}[found_by] * error
+    reach = {GIVEN: row.critical, INNER: row.critical_inner, ALL: row.critical_all}[found_by] * error + bias
     return s - reach, s + reach

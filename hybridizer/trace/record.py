@@ -173,9 +173,10 @@ class SettingScores:
     """S(b) under one setting: a mask token, a lens, and the prompts of one template, or all of them (null).
 
     `s` has the debiased S(b) of b = 1..L-1, over the layers that are not `blind_layers`; null where a side has none.
-    `s_error` is its standard error, null for a single cluster. An interval is s +- a critical value times s_error:
-    `critical` for a b that was given; `critical_inner` for one that was searched for among those with a quarter of the
-    layers or more on each side, `critical_all` among all, both by the max-statistic of the bootstrap.
+    `s_error` is its standard error, null for a single cluster, `s_bias` the most that debiasing may have left. An
+    interval is s +- (a critical value times s_error + s_bias): `critical` for a b that was given; `critical_inner` for
+    one that was searched for among those with a quarter of the layers or more on each side, `critical_all` among all,
+    both by the max-statistic of the bootstrap.
     """
 
     mask: str
@@ -186,6 +187,7 @@ class SettingScores:
     blind_layers: tuple[int, ...]
     s: tuple[float | None, ...]
     s_error: tuple[float | None, ...]
+    s_bias: tuple[float | None, ...]
     critical: float
     critical_inner: float
     critical_all: float
@@ -275,7 +277,8 @@ def _disorder(record: TraceRecord, value: Any) -> Iterator[str]:
         yield f"its layers are not numbered 0..{num_layers - 1} in order"
     if [row.b for row in record.boundary] != list(range(1, num_layers)):
         yield f"its boundaries are not numbered 1..{num_layers - 1} in order"
-    if any(len(row.s) != num_layers - 1 or len(row.s_error) != num_layers - 1 for row in record.licence_settings):
+    rows = [column for row in record.licence_settings for column in (row.s, row.s_error, row.s_bias)]
+    if any(len(column) != num_layers - 1 for column in rows):
         yield f"a setting of its licence does not have boundaries 1..{num_layers - 1}"
 
 

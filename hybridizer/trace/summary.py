@@ -249,9 +249,12 @@ def _debiased(
     delta, samples = debiased_abs(changes.mean(axis=0), error), debiased_abs(np.diff(js_samples, axis=1), error)
     num_clusters = count_clusters(len(js), clusters)
     s, stability = delta @ contrasts.T, 1 + delta @ deep.T
-    return (
-        s.tolist(),
-        symmetric_intervals(s, samples @ contrasts.T, num_clusters),
-        stability.tolist(),
-        symmetric_intervals(stability, samples @ deep.T, num_clusters),
-    )
+    s_cis = symmetric_intervals(s, samples @ contrasts.T, num_clusters)
+    stability_cis = symmetric_intervals(stability, samples @ deep.T, num_clusters)
+    inside = [None if band is None else (_share(band[0]), _share(band[1])) for band in stability_cis]
+    return s.tolist(), s_cis, [_share(value) for value in stability.tolist()], inside
+
+
+def _share(value: float) -> float:
+    """`value`, a debiased estimate, moved into the range 0..1 that the true one is in."""
+    return min(1.0, max(0.0, value))

@@ -24,7 +24,9 @@ SETTINGS = RecordedSettings(
 def setting(mask, s, half_width, *, lens="plain", template=None, blind=(), searched=1.0):
     """S(b) under one setting; intervals of a searched b are `searched` times as wide."""
     error = [None if half_width is None or value is None else half_width for value in s]
-    return SettingScores(mask, lens, template, 100, 100, tuple(blind), tuple(s), tuple(error), 1.0, searched, searched)
+    bias = [None if value is None else 0.0 for value in s]
+    columns = (tuple(s), tuple(error), tuple(bias))
+    return SettingScores(mask, lens, template, 100, 100, tuple(blind), *columns, 1.0, searched, searched)
 
 
 def record(delta_js, *, half_width=0.01, particle=None):

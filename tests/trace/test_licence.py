@@ -8,11 +8,11 @@ import pytest
 from hybridizer.trace.licence import ALL, GIVEN, INNER, find_blind, group_prompts, judge, score_settings
 from hybridizer.trace.probes import Probe
 from hybridizer.trace.readings import Readings
-from support.trace_records import SETTINGS, record, setting
+from support.trace_records import SETTINGS, setting
 
 
 def judged(*rows, b=1, found_by=GIVEN):
-    return judge(replace(record([0.1, 0.1]), licence_settings=rows), b, found_by)
+    return judge(rows, b, found_by)
 
 
 @pytest.mark.parametrize(
