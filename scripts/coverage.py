@@ -33,7 +33,6 @@ from hybridizer.trace.licence import (
     GIVEN,
     INNER,
     LICENSED,
-    Groups,
     SettingScores,
     inner_boundaries,
     judge,
@@ -213,8 +212,9 @@ def draw_settings(
     n = num_templates * prompts_each
     templates = tuple(str(index) for index in range(num_templates) for _ in range(prompts_each))
     each, states = np.ones(n), np.zeros_like(found[0])
-    readings = Readings(states, found[0], None, states, each, each, each, js_second=found[1])
-    return score_settings(readings, SETTINGS, Groups(np.repeat(np.arange(n // 2), 2), templates))
+    clusters = np.repeat(np.arange(n // 2), 2)
+    readings = Readings(states, found[0], None, states, each, each, each, js_second=found[1], clusters=clusters)
+    return score_settings(readings, SETTINGS, templates)
 
 
 def main() -> None:

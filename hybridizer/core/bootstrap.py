@@ -72,6 +72,17 @@ def _draw(generator: np.random.Generator, num_items: int, num_rows: int, cluster
     return drawn
 
 
+def resampled_means(
+    arrays: Sequence[Array], num_resamples: int, seed: int, clusters: Clusters | None = None
+) -> list[Array]:
+    """The mean over the items of each array (n, k) in every bootstrap sample, (num_resamples, k), drawn together."""
+    found: list[list[Array]] = [[] for _ in arrays]
+    for weights in weight_blocks(len(arrays[0]), num_resamples, seed, clusters=clusters):
+        for rows, array in zip(found, arrays, strict=True):
+            rows.append(weights @ array)
+    return [np.concatenate(rows) for rows in found]
+
+
 def interval(samples: Array) -> Interval:
     """The middle 95% of bootstrap samples (num_resamples,)."""
     low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

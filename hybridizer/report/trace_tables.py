@@ -66,6 +66,8 @@ def settings_lines(record: Record) -> list[str]:
 
 
 def _setting(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " and ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else one_line(value, 40)
 
 

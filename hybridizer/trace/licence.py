@@ -30,7 +30,6 @@ from hybridizer.core.bootstrap import (
     weight_blocks,
 )
 from hybridizer.recipe.layers import format_layers
-from hybridizer.trace.probes import Probe
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import RecordedSettings, SettingScores
 from hybridizer.trace.sensitivity import boundary_contrasts
@@ -50,20 +49,6 @@ class Licence:
     sentence: str
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Which prompts belong together: clusters, as numbers or None, and the template of each prompt, or None."""
-
-    clusters: Clusters | None
-    templates: tuple[str | None, ...]
-
-
-def group_prompts(probes: Sequence[Probe]) -> Groups:
-    """The clusters and templates that the probes name."""
-    clusters = number_clusters([probe.cluster for probe in probes])
-    return Groups(clusters, tuple(probe.template for probe in probes))
-
-
 def find_blind(kl: Array, kl_uniform: Array) -> NDArray[np.bool_]:
     """Which of the L layers (L,) the lens cannot read, from KL at the L+1 states (n, L+1): explained under 10%."""
     total = kl_uniform.sum()
@@ -72,14 +57,20 @@ def find_blind(kl: Array, kl_uniform: Array) -> NDArray[np.bool_]:
     return np.asarray(1 - kl.sum(axis=0)[1:] / total < LEAST_EXPLAINED)
 
 
-def score_settings(readings: Readings, settings: RecordedSettings, groups: Groups) -> tuple[SettingScores, ...]:
-    """S(b) under every setting that the readings have, all prompts first; empty without the context perturbation."""
+def score_settings(
+    readings: Readings, settings: RecordedSettings, templates: Sequence[str | None]
+) -> tuple[SettingScores, ...]:
+    """S(b) under every setting that the readings have, all prompts first; empty without the context perturbation.
+
+    `templates` are those of the prompts, in order.
+    """
     found = list(_measured(readings, settings))
     if not found or readings.num_layers < 2:
         return ()
     scores: list[SettingScores] = []
-    for template, chosen in _prompt_sets(groups):
-        names = None if groups.clusters is None else number_clusters(groups.clusters[chosen].tolist())
+    clusters = readings.clusters
+    for template, chosen in _prompt_sets(templates):
+        names = None if clusters is None else number_clusters(clusters[chosen].tolist())
         scores += _score(found, template, chosen, names, settings)
     return tuple(scores)
 
@@ -106,15 +97,15 @@ def _measured(readings: Readings, settings: RecordedSettings) -> Iterator[_Measu
                 yield _Measured(mask, lens, js, blind)
 
 
-def _prompt_sets(groups: Groups) -> Iterator[tuple[str | None, NDArray[np.int64]]]:
+def _prompt_sets(templates: Sequence[str | None]) -> Iterator[tuple[str | None, NDArray[np.int64]]]:
     """All prompts, then those of each template with enough of them, unless that is all prompts again."""
-    yield None, np.arange(len(groups.templates))
+    yield None, np.arange(len(templates))
     rows: dict[str, list[int]] = {}
-    for index, template in enumerate(groups.templates):
+    for index, template in enumerate(templates):
         if template is not None:
             rows.setdefault(template, []).append(index)
     for template, chosen in rows.items():
-        if MIN_PROMPTS <= len(chosen) < len(groups.templates):
+        if MIN_PROMPTS <= len(chosen) < len(templates):
             yield template, np.array(chosen)
 
 

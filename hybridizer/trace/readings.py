@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
-from hybridizer.core.bootstrap import Array
+from hybridizer.core.bootstrap import Array, Clusters
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Reading:
 class Readings:
     """Readings in the order of the probes, over the L+1 states.
 
-    `hit` and `answer_prob` are NaN where a prompt has no answer. See sensitivity.py for how states are counted.
+    `hit` and `answer_prob` are NaN where a prompt has no answer. `clusters` numbers the clusters of prompts that are
+    not independent, None where all are (core/bootstrap.py). See sensitivity.py for how states are counted.
     """
 
     target_prob: Float64[np.ndarray, "prompts states"]
@@ -57,6 +58,7 @@ class Readings:
     tuned_js: Float64[np.ndarray, "prompts states"] | None = None
     tuned_js_second: Float64[np.ndarray, "prompts states"] | None = None
     tuned_kl: Float64[np.ndarray, "prompts states"] | None = None
+    clusters: Int64[np.ndarray, "prompts"] | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -92,12 +94,12 @@ class ReadingsTable:
                 if value is not None:
                     self._column(name, np.shape(value))[reading.index] = value
 
-    def stack(self) -> Readings:
-        """The table as Readings. Every prompt must have been read."""
+    def stack(self, clusters: Clusters | None = None) -> Readings:
+        """The table as Readings of prompts in these clusters. Every prompt must have been read."""
         assert self._filled.all(), "a prompt was never read"
         unknown = np.full(len(self._filled), np.nan)
         optional: dict[str, Any] = {"js": None, "layer_js": None, "hit": unknown, "answer_prob": unknown}
-        return Readings(**{**optional, **self._columns})
+        return Readings(**{**optional, **self._columns}, clusters=clusters)
 
     def _column(self, name: str, shape: tuple[int, ...]) -> Array:
         if name not in self._columns:
@@ -105,4 +107,4 @@ class ReadingsTable:
         return self._columns[name]
 
 
-_COLUMNS = tuple(field.name for field in fields(Readings))
+_COLUMNS = tuple(field.name for field in fields(Readings) if field.name != "clusters")

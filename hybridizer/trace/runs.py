@@ -140,14 +140,19 @@ def _read_run(folder: Path, name: str, reference: str) -> TraceRun:
 
 def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tuple[LayerScores, ...]:
     """Measures of each layer of `donor` from other papers, on the weights and on the request's prompts, unmasked."""
+    from hybridizer.core.bootstrap import number_clusters
     from hybridizer.trace.baselines import score_activations, score_weights
 
     model, tokenizer, parts = _load(donor, request)
     prompts = [tokenizer(probe.prompt)["input_ids"] for probe in request.probes.probes]
+    clusters = number_clusters([probe.cluster for probe in request.probes.probes])
     with monitor.task(f"baselines of '{donor.name}'", parts.num_layers + len(prompts), "steps") as advance:
         ratio = score_weights(parts, advance)
         size = request.settings.batch_size
-        return (ratio, *score_activations(model, parts, prompts, batch_size=size, seed=request.seed, advance=advance))
+        scores = score_activations(
+            model, parts, prompts, batch_size=size, seed=request.seed, clusters=clusters, advance=advance
+        )
+        return (ratio, *scores)
 
 
 def _load(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:

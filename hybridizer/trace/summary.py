@@ -26,7 +26,7 @@ from hybridizer.core.bootstrap import (
     weight_blocks,
 )
 from hybridizer.recipe.layers import first_deep_layer
-from hybridizer.trace.licence import Groups, find_blind, score_settings
+from hybridizer.trace.licence import find_blind, score_settings
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import (
     BestBoundary,
@@ -72,13 +72,17 @@ class _Samples:
 
 
 def summarise(
-    readings: Readings, donor: RecordedDonor, probes: RecordedProbes, settings: RecordedSettings, groups: Groups
+    readings: Readings,
+    donor: RecordedDonor,
+    probes: RecordedProbes,
+    settings: RecordedSettings,
+    templates: Sequence[str | None],
 ) -> TraceRecord:
     """The record of a trace: every figure with its bootstrap interval over the prompts, drawn by cluster."""
     js = readings.layer_js if settings.perturb == "layer" else readings.js
     assert js is not None
     particles = task_particles(readings.target_prob, settings.tau, settings.p_min, settings.epsilon)
-    clusters = groups.clusters
+    clusters = readings.clusters
     blocks = weight_blocks(readings.num_prompts, settings.num_resamples, settings.seed, clusters=clusters)
     samples = _joined([_sample(readings, js, particles, weights) for weights in blocks])
     boundary, best = _boundaries(js, samples, clusters)
@@ -99,7 +103,7 @@ def summarise(
         boundary=boundary,
         boundary_marks={name: first_deep_layer(at, len(layers)) for name, at in MARKS.items()} if boundary else {},
         best_boundary=best,
-        licence_settings=score_settings(readings, settings, groups),
+        licence_settings=score_settings(readings, settings, templates),
     )
 
 
@@ -141,7 +145,7 @@ def _layers(
     readings: Readings, js: Array, particles: NDArray[np.int64], samples: _Samples, epsilon: float
 ) -> tuple[EmbeddingFigures, tuple[LayerFigures, ...]]:
     """The figures of the L+1 states: of the embedding output, and of the output of every layer."""
-    n = readings.num_prompts
+    n = count_clusters(readings.num_prompts, readings.clusters)
     states = _states(readings, js, samples)
     delta = delta_js(js.mean(axis=0))
     signed = np.diff(samples.js, axis=1)
@@ -165,7 +169,7 @@ def _layers(
 
 def _states(readings: Readings, js: Array, samples: _Samples) -> list[EmbeddingFigures]:
     """The figures of every state, the embedding output first."""
-    n = readings.num_prompts
+    n = count_clusters(readings.num_prompts, readings.clusters)
     prob_ci = intervals(samples.target_prob, n)
     js_ci = intervals(samples.js, n)
     varies = bool(readings.kl_uniform.sum() > 0)  # nothing to explain in uniform answers
@@ -227,7 +231,7 @@ def _boundaries(
     if not len(scores):
         return (), None
     score_samples = boundary_scores(samples.js)
-    cis = intervals(score_samples, len(js))
+    cis = intervals(score_samples, count_clusters(len(js), clusters))
     debiased = _debiased(js, samples.js, clusters)
     figures = tuple(
         BoundaryFigure(b, float(s), ci, *others)

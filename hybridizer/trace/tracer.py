@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridizer.core.bootstrap import count_clusters
+from hybridizer.core.bootstrap import count_clusters, number_clusters
 from hybridizer.core.errors import DonorError, Problem, RunError
 from hybridizer.core.records import content_hash, read_json
 from hybridizer.models.batching import make_batches
@@ -22,7 +22,6 @@ from hybridizer.models.parts import Parts
 from hybridizer.recipe.models import Trace
 from hybridizer.trace.journal import TraceProgress
 from hybridizer.trace.lens import Lens, check_lens
-from hybridizer.trace.licence import group_prompts
 from hybridizer.trace.masking import MaskToken, choose_mask_token, choose_second_mask
 from hybridizer.trace.measure import Meter
 from hybridizer.trace.probes import ProbeSet
@@ -65,8 +64,8 @@ def trace_model(
     prompts = prepare_prompts(probes, tokenizer, settings, mask_token, mask_positions, seed, second)
     check_fit(prompts, probes, len(next(parts.embedding.parameters())), max_tokens(model.config))
     used = _used_settings(model, settings, seed, (mask_token, second), mask_positions, tuned_lens)
-    groups = group_prompts(probes.probes)
-    num_clusters = count_clusters(len(prompts), groups.clusters)
+    clusters = number_clusters([probe.cluster for probe in probes.probes])
+    num_clusters = count_clusters(len(prompts), clusters)
     about = RecordedProbes(probes.name, probes.sha256, len(prompts), num_clusters)
     meter = _make_meter(model, parts, settings, seed, tuned_lens)
     log = TraceProgress(journal, content_hash([donor, about, used])) if journal else None
@@ -81,8 +80,9 @@ def trace_model(
         if log:
             log.append(measured)
         advance(len(measured))
-    stacked = table.stack()
-    return TraceRun(donor.reference, summarise(stacked, donor, about, used, groups), stacked)
+    templates = [probe.template for probe in probes.probes]
+    stacked = table.stack(clusters)
+    return TraceRun(donor.reference, summarise(stacked, donor, about, used, templates), stacked)
 
 
 def _make_meter(model: nn.Module, parts: Parts, settings: Trace, seed: int, tuned_lens: TunedLens | None) -> Meter:

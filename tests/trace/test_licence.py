@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hybridizer.trace.licence import ALL, GIVEN, INNER, find_blind, group_prompts, judge, score_settings
-from hybridizer.trace.probes import Probe
+from hybridizer.trace.licence import ALL, GIVEN, INNER, find_blind, judge, score_settings
 from hybridizer.trace.readings import Readings
 from support.trace_records import SETTINGS, setting
 
@@ -79,25 +78,17 @@ def made_readings(steps, n=120, seed=0, noise=0.02, explained=None, shift=0.0):
     return Readings(js * 0, js, None, np.tile(1 - explained, (n, 1)), each, each, each, js_second=again)
 
 
-def groups(n=120, templates=(None,), pairs=False):
-    return group_prompts(
-        [
-            Probe("p", template=templates[index % len(templates)], cluster=str(index // 2) if pairs else None)
-            for index in range(n)
-        ]
-    )
-
-
+NO_TEMPLATES = [None] * 120
 STEPS = [0.2, 0.1, 0.01, 0.01]
 
 
 def test_a_trace_is_scored_under_each_mask_and_each_template_with_enough_prompts():
     few = [*["a", "b"] * 50, *["c"] * 20]
-    rows = score_settings(made_readings(STEPS), SETTINGS, groups(templates=few))
+    rows = score_settings(made_readings(STEPS), SETTINGS, few)
     assert [(row.mask, row.template, row.n) for row in rows] == [
         ("_", None, 120), (" the", None, 120), ("_", "a", 50), (" the", "a", 50), ("_", "b", 50), (" the", "b", 50),
     ]  # fmt: skip
-    assert len(score_settings(made_readings(STEPS), SETTINGS, groups(templates=["a"]))) == 2
+    assert len(score_settings(made_readings(STEPS), SETTINGS, ["a"] * 120)) == 2
     for row in rows:
         assert row.s == pytest.approx([0.16, 0.14, 0.093], abs=0.02)
         assert row.critical < row.critical_inner <= row.critical_all and row.critical < 2.03
@@ -108,14 +99,15 @@ def test_clusters_are_counted_and_widen_the_errors_of_equal_prompts():
     twice = Readings(
         **{name: None if array is None else np.repeat(array, 2, axis=0) for name, array in vars(readings).items()}
     )
-    apart, paired = (score_settings(twice, SETTINGS, groups(pairs=pairs))[0] for pairs in (False, True))
+    pairs = replace(twice, clusters=np.repeat(np.arange(60), 2))
+    apart, paired = (score_settings(found, SETTINGS, NO_TEMPLATES)[0] for found in (twice, pairs))
     assert (apart.num_clusters, paired.num_clusters) == (120, 60)
     assert np.array(paired.s_error) / np.array(apart.s_error) == pytest.approx(np.full(3, 2**0.5), abs=0.15)
 
 
 def test_layers_that_the_lens_cannot_read_are_not_counted():
     readings = made_readings([0.5, 0.1, 0.01, 0.01], explained=[0.05, 0.5, 0.8, 1.0])
-    rows = score_settings(readings, SETTINGS, groups())
+    rows = score_settings(readings, SETTINGS, NO_TEMPLATES)
     assert rows[0].blind_layers == (0,)
     assert rows[0].s[0] is None and rows[0].s_error[0] is None
     assert rows[0].s[1] == pytest.approx(0.09, abs=0.02)  # without layer 0, which alone would give 0.29
@@ -125,7 +117,7 @@ def test_layers_that_the_lens_cannot_read_are_not_counted():
 def test_the_tuned_lens_is_a_setting_of_its_own():
     plain = made_readings(STEPS)
     both = replace(plain, tuned_js=plain.js, tuned_js_second=plain.js_second, tuned_kl=plain.kl)
-    rows = score_settings(both, SETTINGS, groups())
+    rows = score_settings(both, SETTINGS, NO_TEMPLATES)
     assert [(row.lens, row.mask) for row in rows] == [
         ("plain", "_"), ("plain", " the"), ("tuned", "_"), ("tuned", " the"),
     ]  # fmt: skip
@@ -133,6 +125,6 @@ def test_the_tuned_lens_is_a_setting_of_its_own():
 
 def test_without_a_context_perturbation_or_a_second_layer_there_is_nothing_to_judge():
     readings = made_readings(STEPS)
-    assert score_settings(replace(readings, js=None, js_second=None), SETTINGS, groups()) == ()
-    assert score_settings(made_readings([0.1]), SETTINGS, groups()) == ()
-    assert len({row.mask for row in score_settings(replace(readings, js_second=None), SETTINGS, groups())}) == 1
+    assert score_settings(replace(readings, js=None, js_second=None), SETTINGS, NO_TEMPLATES) == ()
+    assert score_settings(made_readings([0.1]), SETTINGS, NO_TEMPLATES) == ()
+    assert len({row.mask for row in score_settings(replace(readings, js_second=None), SETTINGS, NO_TEMPLATES)}) == 1

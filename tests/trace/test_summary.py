@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from hybridizer.trace.licence import Groups
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import RecordedDonor, RecordedProbes
 from hybridizer.trace.summary import summarise
@@ -27,7 +26,7 @@ def test_the_memory_of_a_summary_does_not_grow_with_the_number_of_prompts():
         RecordedDonor("a", "", "", NUM_LAYERS),
         RecordedProbes("p", "", NUM_PROMPTS, NUM_PROMPTS),
         settings,
-        Groups(None, (None,) * NUM_PROMPTS),
+        [None] * NUM_PROMPTS,
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
