@@ -26,13 +26,12 @@ from hybridizer.core.bootstrap import (
     critical_value,
     debiased_abs,
     number_clusters,
-    standard_errors,
     weight_blocks,
 )
 from hybridizer.recipe.layers import format_layers
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import RecordedSettings, SettingScores
-from hybridizer.trace.sensitivity import boundary_contrasts
+from hybridizer.trace.sensitivity import boundary_contrasts, change_errors
 
 LICENSED, REFUSED, UNDECIDED = "licensed", "refused", "not decided"
 LEAST_EXPLAINED = 0.1  # below this a layer's figures describe the lens more than the layer
@@ -117,17 +116,18 @@ def _score(
     settings: RecordedSettings,
 ) -> Iterator[SettingScores]:
     """The settings of one set of prompts; one draw of resamples serves them all."""
-    changes = [np.diff(one.js[chosen], axis=1) for one in found]
-    errors = [standard_errors(change, clusters) for change in changes]
+    values = [one.js if len(chosen) == len(one.js) else one.js[chosen] for one in found]
+    errors = [change_errors(js, clusters) for js in values]
     contrasts = [boundary_contrasts(~one.blind) for one in found]
     drawn: list[list[Array]] = [[] for _ in found]
     for weights in weight_blocks(len(chosen), settings.num_resamples, settings.seed, clusters=clusters):
-        for rows, change, error, contrast in zip(drawn, changes, errors, contrasts, strict=True):
-            rows.append(debiased_abs(weights @ change, error) @ contrast.T)
+        for rows, js, error, contrast in zip(drawn, values, errors, contrasts, strict=True):
+            rows.append(debiased_abs(np.diff(weights @ js, axis=1), error) @ contrast.T)
     num_clusters = count_clusters(len(chosen), clusters)
-    for one, change, error, contrast, rows in zip(found, changes, errors, contrasts, drawn, strict=True):
-        s = debiased_abs(change.mean(axis=0), error) @ contrast.T
-        bias = bias_left(change.mean(axis=0), error) @ np.abs(contrast).T
+    for one, js, error, contrast, rows in zip(found, values, errors, contrasts, drawn, strict=True):
+        means = np.diff(js.mean(axis=0))
+        s = debiased_abs(means, error) @ contrast.T
+        bias = bias_left(means, error) @ np.abs(contrast).T
         yield _setting(one, template, len(chosen), num_clusters, (s, bias), np.concatenate(rows))
 
 

@@ -40,7 +40,11 @@ def prepare_prompts(
     Raises InputError for prompts without tokens, prompts without maskable tokens, and a file of positions that does not
     fit.
     """
-    encoded = [tuple(tokenizer(probe.prompt)["input_ids"]) for probe in probes.probes]
+    shared: dict[int, int] = {}  # one object per token, not per place: half of the memory of many prompts
+    encoded = [
+        tuple(shared.setdefault(token, token) for token in tokenizer(probe.prompt)["input_ids"])
+        for probe in probes.probes
+    ]
     _refuse_short(probes, encoded, least=2 if mask_token and positions is None and settings.mask_ratio > 0 else 1)
     answers = check_targets(probes.probes, tokenizer).token_ids
     if mask_token is None:

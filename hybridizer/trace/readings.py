@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
 
-from hybridizer.core.bootstrap import Array, Clusters
+from hybridizer.core.bootstrap import Clusters
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,14 @@ class Readings:
 
 
 class ReadingsTable:
-    """The readings of `num_prompts` prompts, filled in any order: 8 bytes per number, where a Reading takes 32."""
+    """The readings of `num_prompts` prompts, filled in any order: 4 bytes per number, where a Reading takes 32.
+
+    Nothing is lost: all that is measured is float32 (divergence.py).
+    """
 
     def __init__(self, num_prompts: int) -> None:
         """An empty table."""
-        self._columns: dict[str, Array] = {}
+        self._columns: dict[str, NDArray[np.float32]] = {}
         self._filled = np.zeros(num_prompts, dtype=np.bool_)
 
     @property
@@ -95,15 +99,17 @@ class ReadingsTable:
                     self._column(name, np.shape(value))[reading.index] = value
 
     def stack(self, clusters: Clusters | None = None) -> Readings:
-        """The table as Readings of prompts in these clusters. Every prompt must have been read."""
+        """The table, emptied, as Readings of prompts in these clusters. Every prompt must have been read."""
         assert self._filled.all(), "a prompt was never read"
         unknown = np.full(len(self._filled), np.nan)
         optional: dict[str, Any] = {"js": None, "layer_js": None, "hit": unknown, "answer_prob": unknown}
-        return Readings(**{**optional, **self._columns}, clusters=clusters)
+        for name in list(self._columns):  # one at a time, so that both forms of a column exist of one alone
+            optional[name] = self._columns.pop(name).astype(np.float64)
+        return Readings(**optional, clusters=clusters)
 
-    def _column(self, name: str, shape: tuple[int, ...]) -> Array:
+    def _column(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         if name not in self._columns:
-            self._columns[name] = np.full((len(self._filled), *shape), np.nan)
+            self._columns[name] = np.full((len(self._filled), *shape), np.nan, np.float32)
         return self._columns[name]
 
 

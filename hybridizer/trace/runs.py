@@ -5,7 +5,6 @@ On disk a trace is its record as JSON, and its readings, which any other figure 
 
 from __future__ import annotations
 
-import io
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hybridizer import __version__
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError, Problem
-from hybridizer.core.files import write_file
+from hybridizer.core.files import new_file
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.donors.donor import Donor
@@ -115,9 +114,8 @@ def _write_run(folder: Path, run: TraceRun) -> None:
     """Write a trace into the existing `folder`; the record last, so that a trace is complete or absent."""
     import numpy as np
 
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: array for name, array in vars(run.readings).items() if array is not None})
-    write_file(folder / _READINGS, buffer.getvalue())
+    with new_file(folder / _READINGS) as partial, partial.open("wb") as file:
+        np.savez(file, **{name: array for name, array in vars(run.readings).items() if array is not None})
     write_json(folder / _RECORD, run.record.to_json())
 
 

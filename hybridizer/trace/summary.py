@@ -21,7 +21,6 @@ from hybridizer.core.bootstrap import (
     intervals,
     mean_samples,
     proportion_interval,
-    standard_errors,
     symmetric_intervals,
     weight_blocks,
 )
@@ -44,6 +43,7 @@ from hybridizer.trace.sensitivity import (
     NO_PARTICLE,
     boundary_contrasts,
     boundary_scores,
+    change_errors,
     change_ratios,
     delta_js,
     task_particles,
@@ -149,13 +149,16 @@ def _layers(
     states = _states(readings, js, samples)
     delta = delta_js(js.mean(axis=0))
     signed = np.diff(samples.js, axis=1)
-    ratios = change_ratios(readings.target_prob, epsilon)
     blind = find_blind(readings.kl, readings.kl_uniform)
+
+    def ratios(layer: int) -> Array:
+        return change_ratios(readings.target_prob[:, layer : layer + 2], epsilon)[:, 0]
+
     layers = tuple(
         LayerFigures(
             layer=layer,
-            ratio_median=float(np.median(ratios[:, layer])),
-            ratio_mean=float(ratios[:, layer].mean()),
+            ratio_median=float(np.median(ratios(layer))),
+            ratio_mean=float(ratios(layer).mean()),
             delta_js=float(delta[layer]),
             delta_js_ci=folded_interval(signed[:, layer]) if n > 1 else None,
             task_particles=int((particles == layer).sum()),
@@ -248,9 +251,9 @@ def _debiased(
     """Debiased S(b) and deep stability for b = 1..L-1, each with its intervals; from JS (n, L+1) and its samples."""
     contrasts = boundary_contrasts(np.ones(js.shape[1] - 1, np.bool_))
     deep = np.where(contrasts < 0, contrasts, 0.0)  # minus the mean of the deep side
-    changes = np.diff(js, axis=1)
-    error = standard_errors(changes, clusters)
-    delta, samples = debiased_abs(changes.mean(axis=0), error), debiased_abs(np.diff(js_samples, axis=1), error)
+    error = change_errors(js, clusters)
+    means, drawn = np.diff(js.mean(axis=0)), np.diff(js_samples, axis=1)
+    delta, samples = debiased_abs(means, error), debiased_abs(drawn, error)
     num_clusters = count_clusters(len(js), clusters)
     s, stability = delta @ contrasts.T, 1 + delta @ deep.T
     s_cis = symmetric_intervals(s, samples @ contrasts.T, num_clusters)

@@ -80,6 +80,7 @@ def trace_model(
         if log:
             log.append(measured)
         advance(len(measured))
+    del prompts  # the summary needs their memory
     templates = [probe.template for probe in probes.probes]
     stacked = table.stack(clusters)
     return TraceRun(donor.reference, summarise(stacked, donor, about, used, templates), stacked)
