@@ -151,7 +151,7 @@ def test_json_of_a_trace_takes_a_file_and_never_a_donor_for_one(words, printed, 
     stdout = hybridize("trace", *words, "--probes", "p.jsonl").stdout
     assert stdout.startswith("{") == printed
     record = stdout if printed else Path(written).read_text()
-    assert json.loads(record)["schema"] == "hybridizer.trace/2"
+    assert json.loads(record)["schema"] == "hybridizer.trace/3"
     assert Path("a").is_dir()
 
 

@@ -19,6 +19,7 @@ SMALL = {
                     "--layer-prompts", "1"),
     "bench_train": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
                     "--threads", "1"),
+    "coverage": ("--trials", "1"),
     "family_table": ("llama",),
     "probe_table": ("donor", "probes.jsonl"),
     "quickstart_texts": ("out",),

@@ -249,12 +249,18 @@ class Trace:
     )
     mask_ratio: Ratio = Field(default=0.3, description="the share of context tokens that is masked")
     mask_with: Text = Field(default="auto", description="the mask token, as text or id; auto chooses one")
+    second_mask_with: Text = Field(
+        default="auto",
+        description="a second mask token, which the licence to freeze deep must agree under; auto chooses one, "
+        "none leaves it out, and then nothing is licensed",
+    )
     noise_ratio: Positive = Field(
         default=0.1, description="the norm of the noise on a layer's output, as a share of the residual stream's"
     )
-    lens: Literal["plain", "tuned"] = Field(
+    lens: Literal["plain", "tuned", "both"] = Field(
         default="plain",
-        description="how layers are read: plain, by the logit lens; tuned, by a tuned lens (arXiv 2303.08112)",
+        description="how layers are read: plain, by the logit lens; tuned, by a tuned lens (arXiv 2303.08112); both, "
+        "figures by the plain lens and the licence by both",
     )
     tau: Ratio = Field(default=0.5, description="the least ratio by which a task particle rises")
     p_min: Ratio = Field(default=0.1, description="the least probability of a task particle")

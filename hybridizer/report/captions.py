@@ -1,4 +1,4 @@
-"""The captions of pictures and tables of a trace, from the plain object of the contract "hybridizer.trace/2"."""
+"""The captions of pictures and tables of a trace, from the plain object of the contract "hybridizer.trace/3"."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import PurePath
 from typing import Any
 
 from hybridizer.recipe.layers import format_layers
+from hybridizer.trace.licence import LEAST_EXPLAINED
 
 Record = Mapping[str, Any]
-
-LEAST_EXPLAINED = 0.1  # below this a layer's figures describe the lens more than the layer
 
 
 def caption(record: Record, boundary: int | None) -> list[str]:

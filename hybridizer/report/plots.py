@@ -1,6 +1,6 @@
 """Pictures of trace records: one donor in full, or several overlaid; SVG or PNG.
 
-Works on the plain objects of the contract "hybridizer.trace/2", so that any program's records can be drawn. Figures are
+Works on the plain objects of the contract "hybridizer.trace/3", so that any program's records can be drawn. Figures are
 made without pyplot: nothing global is touched, and nothing needs a screen.
 """
 

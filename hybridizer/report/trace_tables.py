@@ -1,6 +1,6 @@
 """Traces, profiles, rankings and baselines as tables for a terminal: rich renderables, for the command line to print.
 
-All take the plain objects of the contracts "hybridizer.trace/2", "hybridizer.profile/2" and "hybridizer.ranking/2".
+All take the plain objects of the contracts "hybridizer.trace/3", "hybridizer.profile/2" and "hybridizer.ranking/2".
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ def settings_lines(record: Record) -> list[str]:
 
 
 def _setting(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " and ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else one_line(value, 40)
 
 

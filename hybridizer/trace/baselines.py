@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from hybridizer.core.bootstrap import Array, Interval, intervals, resampling_weights
+from hybridizer.core.bootstrap import Array, Clusters, Interval, count_clusters, intervals, resampled_means
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.batching import make_batches
 from hybridizer.models.parts import Parts, first_floating
@@ -88,9 +88,12 @@ def score_activations(
     batch_size: int = 64,
     seed: int = 0,
     num_resamples: int = 2000,
+    clusters: Clusters | None = None,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> tuple[LayerScores, LayerScores]:
     """Block influence and angular distance of each layer on `prompts`, as token ids: one clean run over each.
+
+    `clusters` are those of the prompts, which intervals are drawn by.
 
     Block influence is 1 - mean cos(input, output) over all positions of all prompts, 0..2. Angular distance is the mean
     over prompts of arccos(cos(input, output)) / pi at the last position, 0..1: that of arXiv 2403.17887 for blocks of
@@ -108,29 +111,31 @@ def score_activations(
             influence[list(batch), layer] = (1 - angles.cos()).sum(dim=1).cpu()
             angle[list(batch), layer] = angles[:, -1].cpu() / math.pi
         advance(len(batch))
-    weights = resampling_weights(n, num_resamples, seed)
+    counts = lengths[:, None].astype(np.float64)
+    drawn = resampled_means((influence, counts, angle), num_resamples, seed, clusters)
+    num_clusters = count_clusters(n, clusters)
     return (
         _scores(
             "block-influence",
             "ShortGPT, arXiv 2403.03853",
             "the layer turns the residual stream much, over all positions",
             influence.sum(axis=0) / lengths.sum(),
-            (weights @ influence) / (weights @ lengths)[:, None],
-            n,
+            drawn[0] / drawn[1],
+            num_clusters,
         ),
         _scores(
             "angular-distance",
             "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv 2403.17887",
             "the layer turns the residual stream much, at the last position",
             angle.mean(axis=0),
-            weights @ angle,
-            n,
+            drawn[2],
+            num_clusters,
         ),
     )
 
 
-def _scores(name: str, source: str, high_means: str, values: Array, samples: Array, num_prompts: int) -> LayerScores:
-    return LayerScores(name, source, high_means, tuple(values.tolist()), tuple(intervals(samples, num_prompts)))
+def _scores(name: str, source: str, high_means: str, values: Array, samples: Array, num_clusters: int) -> LayerScores:
+    return LayerScores(name, source, high_means, tuple(values.tolist()), tuple(intervals(samples, num_clusters)))
 
 
 def _matrices(layer: nn.Module) -> Iterator[Tensor]:

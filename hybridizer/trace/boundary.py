@@ -2,11 +2,11 @@
 
 A boundary b is the first deep layer: it makes layers 0..b-1 of a donor shallow and b..L-1 deep. S(b) is the mean dJS of
 the first minus that of the second; S(b) > 0 means that the shallow side is the more sensitive one, which supports
-freezing the deep one (arXiv 2605.11416). A boundary that the trace does not support comes with a warning, whatever
-strategy chose it.
+freezing the deep one (arXiv 2605.11416). Every boundary comes with its licence (licence.py), and with a warning where
+it is not licensed, whatever strategy chose it.
 
 A new strategy is a function here, an entry in STRATEGIES, and its name in recipe.STRATEGIES, which recipes are checked
-against; the two are compared at import.
+against; the two are compared at import. One that searches for b by S(b) is named in SEARCHES too.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hybridizer.core.errors import DidYouMean, InputError, Problem
-from hybridizer.recipe.layers import first_deep_layer
+from hybridizer.recipe.layers import first_deep_layer, format_layers
 from hybridizer.recipe.models import STRATEGIES as NAMES
+from hybridizer.trace.licence import ALL, GIVEN, INNER, LICENSED, Licence, inner_boundaries, judge, least_lower_end
 from hybridizer.trace.record import TraceRecord
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """`layer` is b, 1..L-1: the first deep layer. `reason` is one sentence, `warning` one or None."""
+    """`layer` is b, 1..L-1: the first deep layer. `reason` is one sentence; `warning` is None where it is licensed."""
 
     layer: int
     strategy: str
     reason: str
     warning: str | None
+    licence: Licence | None = None
 
 
 def choose_boundary(choice: str | float, record: TraceRecord) -> Boundary:
@@ -49,7 +51,8 @@ def choose_boundary(choice: str | float, record: TraceRecord) -> Boundary:
         name, (layer, reason) = "layer", fixed(record, choice)
     else:
         name, (layer, reason) = "share", share(record, choice)
-    return Boundary(layer, name, reason, _warning(record, layer))
+    licence = judge(record.licence_settings, layer, SEARCHES.get(name, GIVEN))
+    return Boundary(layer, name, reason, _warning(record, licence), licence)
 
 
 def midpoint(record: TraceRecord) -> tuple[int, str]:
@@ -117,22 +120,22 @@ def knee(record: TraceRecord) -> tuple[int, str]:
 
 
 def auto(record: TraceRecord) -> tuple[int, str]:
-    """The knee if S is positive there beyond doubt, else the b of the largest S if that is, else the midpoint.
+    """The licensed boundary whose licence is furthest from being lost, else the midpoint.
 
     Ours. Only boundaries with a quarter of the layers or more on each side are considered: for SmolLM2-135M both knee
-    and largest S are at layer 2 of 30, because of a spike in one layer, which leaves almost nothing to train.
-    "Beyond doubt": the 95% interval of S(b) lies above 0. That interval does not account for the search over b, so
-    it is somewhat too narrow; the midpoint is the one b that no search chose, which is why it is the fallback.
+    and largest S are at layer 2 of 30, because of a spike in one layer, which leaves almost nothing to train. Licences
+    are corrected for this search (licence.py). Of those, the one with the largest least lower end of an interval of
+    S(b) among all settings is taken. The midpoint is the one b that no search chose, which is why it is the fallback.
     """
-    quarter = math.ceil(len(record.layers) / 4)
-    inner = range(quarter, len(record.layers) - quarter + 1)
-    for choose in (_knee_among, _s_maximal_among):
-        layer, reason = choose(record, inner)
-        if _doubt(record, layer) is None:
-            return layer, reason
-    layer = first_deep_layer(0.5, len(record.layers))
-    span = f"between {inner[0]} and {inner[-1]}"
-    return layer, f"No boundary {span} is beyond doubt, so the midpoint; {_score(record, layer)}."
+    inner = inner_boundaries(len(record.layers))
+    licensed = [b for b in inner if judge(record.licence_settings, b, INNER).verdict == LICENSED]
+    span = f"boundaries {inner[0]} to {inner[-1]}"
+    if not licensed:
+        layer = first_deep_layer(0.5, len(record.layers))
+        return layer, f"None of {span} is licensed, so the midpoint; {_score(record, layer)}."
+    layer = max(licensed, key=lambda b: (least_lower_end(record.licence_settings, b, INNER), -b))
+    margin = f"S({layer}) is at least {least_lower_end(record.licence_settings, layer, INNER):+.3f} under every setting"
+    return layer, f"Of {span}, {format_layers(licensed)} are licensed, and {margin}; {_score(record, layer)}."
 
 
 STRATEGIES: Mapping[str, Callable[[TraceRecord], tuple[int, str]]] = {
@@ -142,6 +145,7 @@ STRATEGIES: Mapping[str, Callable[[TraceRecord], tuple[int, str]]] = {
     "s-maximal": s_maximal,
     "task-particle": task_particle,
 }
+SEARCHES: Mapping[str, str] = {"auto": INNER, "knee": ALL, "s-maximal": ALL}  # the others do not search S(b)
 assert tuple(STRATEGIES) == NAMES, "recipe.STRATEGIES names another set of strategies, or in another order"
 
 
@@ -162,41 +166,20 @@ def _knee_among(record: TraceRecord, boundaries: range) -> tuple[int, str]:
 
 
 def _score(record: TraceRecord, layer: int) -> str:
-    s, band = record.boundary[layer - 1].s, record.boundary[layer - 1].s_ci
+    s, band = record.boundary[layer - 1].s_debiased, record.boundary[layer - 1].s_debiased_ci
     spread = f"95% interval {band[0]:+.3f} to {band[1]:+.3f}" if band else "one prompt, no interval"
     return f"S({layer}) = {s:+.3f} ({spread})"
 
 
-def _warning(record: TraceRecord, layer: int) -> str | None:
-    doubt = _doubt(record, layer)
-    if doubt is None:
-        return None
-    found = f"Freezing deep is not supported by the trace of {record.donor.reference}: {_score(record, layer)} {doubt}."
-    return f"{found} {_best_supported(record)}"
+def _warning(record: TraceRecord, licence: Licence) -> str | None:
+    """Why the trace does not support freezing from this boundary on, and which boundaries it does; None for a licence.
 
-
-def _best_supported(record: TraceRecord) -> str:
-    """The boundary whose S is most certainly positive: the largest lower end of an interval, in the middle half first.
-
-    Boundaries near the ends, where one layer decides, are named only if none in the middle half is supported.
+    Named are those in the middle half, where `auto` searches.
     """
-    num_layers = len(record.layers)
-    quarter = math.ceil(num_layers / 4)
-    for boundaries in (range(quarter, num_layers - quarter + 1), range(1, num_layers)):
-        supported = {
-            b: band[0] for b in boundaries if _doubt(record, b) is None and (band := record.boundary[b - 1].s_ci)
-        }
-        if supported:
-            best = max(supported, key=lambda b: (supported[b], -b))
-            return f"The best supported boundary is layer {best}: {_score(record, best)}."
-    return "No boundary is supported by this trace."
-
-
-def _doubt(record: TraceRecord, layer: int) -> str | None:
-    """Why S at this boundary does not license freezing deep, None where it does."""
-    figure = record.boundary[layer - 1]
-    if figure.s <= 0:
-        return "is not positive"
-    if figure.s_ci is None:
-        return "may be chance"
-    return "has an interval that contains zero" if figure.s_ci[0] <= 0 else None
+    if licence.verdict == LICENSED:
+        return None
+    licensed = [
+        b for b in inner_boundaries(len(record.layers)) if judge(record.licence_settings, b, INNER).verdict == LICENSED
+    ]
+    others = f"Licensed are boundaries {format_layers(licensed)}." if licensed else "No boundary is licensed."
+    return f"{record.donor.reference}: {licence.sentence} {others}"

@@ -16,7 +16,9 @@ from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.records import read_json
 
 AUTO = "auto"
+NONE = "none"
 FILLERS = ("_", ".", " ", "?", "0")
+FREQUENT = (" the", "the", "的", ",", "e", "0")  # what "auto" takes as the second mask token
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,27 @@ def choose_mask_token(tokenizer: Any, mask_with: str = AUTO) -> MaskToken:
         what = f"{mask_with!r} is not one token of this tokenizer but {pieces}."
         raise InputError(Problem("mask_with", what, "Give a text that is one token, or a token's id."))
     return MaskToken(found, tokenizer.convert_ids_to_tokens(found), "text")
+
+
+def choose_second_mask(tokenizer: Any, first: MaskToken, mask_with: str = AUTO) -> MaskToken | None:
+    """A mask token other than `first`, named as for `choose_mask_token`; None for "none".
+
+    "auto" takes the first of FREQUENT that is one token: a word that occurs, where the first is usually one that does
+    not; None where none of them is. Raises InputError for the same token twice.
+    """
+    if mask_with == NONE:
+        return None
+    if mask_with != AUTO:
+        token = choose_mask_token(tokenizer, mask_with)
+        if token.id == first.id:
+            what = f"the second mask token is the first one, {first.text!r}."
+            raise InputError(Problem("second_mask_with", what, "Name another token, or none."))
+        return token
+    for text in FREQUENT:
+        found = _as_one_token(tokenizer, text)
+        if found is not None and found != first.id:
+            return MaskToken(found, tokenizer.convert_ids_to_tokens(found), "frequent token")
+    return None
 
 
 def draw_positions(ids: Sequence[int], special: frozenset[int], share: float, seed: int, index: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hybridizer.core.bootstrap import Array, Interval, interval, intervals, recentred, resampling_weights
+from hybridizer.core.bootstrap import Array, Interval, count_clusters, interval, intervals, recentred, resampled_means
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.records import to_jsonable
 from hybridizer.trace.record import TraceRun
@@ -75,7 +75,7 @@ class ProfileChange:
     """What training did to a trace of n prompts. `boundary` is the first deep layer, and S is S(boundary).
 
     `verdict` is of the deep side, see the module; `sentence` states it with its numbers. Every `x_ci` is a 95% interval
-    by the bootstrap over prompts, the same resamples before and after; None for a single prompt.
+    by the bootstrap over clusters of prompts, the same resamples before and after; None for a single cluster.
     """
 
     boundary: int
@@ -120,20 +120,21 @@ def compare_profiles(before: TraceRun, after: TraceRun, boundary: int) -> Profil
     """
     _refuse_unlike(before, after)
     first, second = _js(before), _js(after)
-    n, num_layers = len(first), first.shape[1] - 1
+    clusters, num_layers = before.readings.clusters, first.shape[1] - 1
+    n = count_clusters(len(first), clusters)
     assert 1 <= boundary < num_layers, boundary
     settings = before.record.settings
-    weights = resampling_weights(n, settings.num_resamples, settings.seed)
-    js = _Figure(first.mean(axis=0), second.mean(axis=0), weights @ first, weights @ second)
+    one, other = before.readings.target_prob, after.readings.target_prob
+    drawn = resampled_means((first, second, one, other), settings.num_resamples, settings.seed, clusters)
+    js = _Figure(first.mean(axis=0), second.mean(axis=0), *drawn[:2])
     delta = _Figure(*(delta_js(values) for values in vars(js).values()))
     score = _Figure(*(boundary_scores(values)[..., [boundary - 1]] for values in vars(js).values()))
-    one, other = before.readings.target_prob, after.readings.target_prob
-    prob = _Figure(one.mean(axis=0), other.mean(axis=0), weights @ one, weights @ other)
+    prob = _Figure(one.mean(axis=0), other.mean(axis=0), *drawn[2:])
     deep = _side(delta, prob, range(boundary, num_layers), n)
     verdict = _verdict(deep)
     return ProfileChange(
         boundary=boundary,
-        n=n,
+        n=len(first),
         verdict=verdict,
         sentence=_sentence(deep, verdict),
         shallow=_side(delta, prob, range(boundary), n),

@@ -16,11 +16,15 @@ from hybridizer.trace.probes import ProbeSet, check_targets
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as token ids, with what the tokenizer puts before a text; `masked` has the same length."""
+    """One prompt as token ids, with what the tokenizer puts before a text.
+
+    `masked`, and `masked_again` with the second mask token at the same positions, have the same length.
+    """
 
     ids: tuple[int, ...]
     masked: tuple[int, ...] | None
     answer: int | None
+    masked_again: tuple[int, ...] | None = None
 
 
 def prepare_prompts(
@@ -30,19 +34,27 @@ def prepare_prompts(
     mask_token: MaskToken | None,
     positions: Path | None,
     seed: int = 0,
+    second_token: MaskToken | None = None,
 ) -> list[Prompt]:
     """The prompts in file order; masked where `mask_token` is given, at positions drawn with `seed` or given.
 
     Raises InputError for prompts without tokens, prompts without maskable tokens, and a file of positions that does not
     fit.
     """
-    encoded = [tuple(ids) for ids in encode_prompts(tokenizer, [probe.prompt for probe in probes.probes])]
+    shared: dict[int, int] = {}  # one object per token, not per place: half of the memory of many prompts
+    encoded = [
+        tuple(shared.setdefault(token, token) for token in ids)
+        for ids in encode_prompts(tokenizer, [probe.prompt for probe in probes.probes])
+    ]
     _refuse_short(probes, encoded, least=2 if mask_token and positions is None and settings.mask_ratio > 0 else 1)
     answers = check_targets(probes.probes, tokenizer).token_ids
     if mask_token is None:
         return [Prompt(ids, None, answer) for ids, answer in zip(encoded, answers, strict=True)]
     masked = _mask_all(probes, encoded, tokenizer, settings, mask_token, positions, seed)
-    return [Prompt(*fields) for fields in zip(encoded, masked, answers, strict=True)]
+    again: Sequence[tuple[int, ...] | None] = [None] * len(encoded)
+    if second_token is not None:
+        again = _mask_all(probes, encoded, tokenizer, settings, second_token, positions, seed)
+    return [Prompt(*fields) for fields in zip(encoded, masked, answers, again, strict=True)]
 
 
 def check_fit(prompts: Sequence[Prompt], probes: ProbeSet, num_embeddings: int, max_tokens: int | None) -> None:
@@ -53,7 +65,7 @@ def check_fit(prompts: Sequence[Prompt], probes: ProbeSet, num_embeddings: int, 
         if max_tokens is not None and len(prompt.ids) > max_tokens:
             what = f"{len(prompt.ids)} tokens, and the model takes {max_tokens}."
             problems.append(Problem(where, what, "Shorten the prompt, or leave it out."))
-        largest = max(prompt.ids + (prompt.masked or ()))
+        largest = max(prompt.ids + (prompt.masked or ()) + (prompt.masked_again or ()))
         if largest >= num_embeddings:
             what = (
                 f"token {largest}, and the model has embeddings for {num_embeddings}: tokenizer and model do not match."

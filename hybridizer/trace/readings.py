@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
+from numpy.typing import NDArray
 
-from hybridizer.core.bootstrap import Array
+from hybridizer.core.bootstrap import Clusters
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,10 @@ class Reading:
 
     Divergences are in bits. `target` is t*, the most probable next token of the model, `target_prob` its probability
     through the lens at each state. `js` is the context perturbation, `layer_js` the layer perturbation, None if not
-    measured. `kl` is KL(P(L) || P(s)) of each state s, `kl_uniform` KL(P(L) || uniform). `hit` and `answer_prob` are
-    about the probe's own target: whether t* is it, and its probability at the model's end; None without one.
+    measured; `js_second` is `js` with the second mask token. `tuned_js`, `tuned_js_second` and `tuned_kl` are those of
+    the tuned lens where it is read besides the plain one. `kl` is KL(P(L) || P(s)) of each state s, `kl_uniform`
+    KL(P(L) || uniform). `hit` and `answer_prob` are about the probe's own target: whether t* is it, and its probability
+    at the model's end; None without one.
     """
 
     index: int
@@ -31,13 +34,18 @@ class Reading:
     kl_uniform: float
     hit: bool | None
     answer_prob: float | None
+    js_second: tuple[float, ...] | None = None
+    tuned_js: tuple[float, ...] | None = None
+    tuned_js_second: tuple[float, ...] | None = None
+    tuned_kl: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Readings:
     """Readings in the order of the probes, over the L+1 states.
 
-    `hit` and `answer_prob` are NaN where a prompt has no answer. See sensitivity.py for how states are counted.
+    `hit` and `answer_prob` are NaN where a prompt has no answer. `clusters` numbers the clusters of prompts that are
+    not independent, None where all are (core/bootstrap.py). See sensitivity.py for how states are counted.
     """
 
     target_prob: Float64[np.ndarray, "prompts states"]
@@ -47,6 +55,11 @@ class Readings:
     kl_uniform: Float64[np.ndarray, "prompts"]
     hit: Float64[np.ndarray, "prompts"]
     answer_prob: Float64[np.ndarray, "prompts"]
+    js_second: Float64[np.ndarray, "prompts states"] | None = None
+    tuned_js: Float64[np.ndarray, "prompts states"] | None = None
+    tuned_js_second: Float64[np.ndarray, "prompts states"] | None = None
+    tuned_kl: Float64[np.ndarray, "prompts states"] | None = None
+    clusters: Int64[np.ndarray, "prompts"] | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -60,11 +73,14 @@ class Readings:
 
 
 class ReadingsTable:
-    """The readings of `num_prompts` prompts, filled in any order: 8 bytes per number, where a Reading takes 32."""
+    """The readings of `num_prompts` prompts, filled in any order: 4 bytes per number, where a Reading takes 32.
+
+    Nothing is lost: all that is measured is float32 (divergence.py).
+    """
 
     def __init__(self, num_prompts: int) -> None:
         """An empty table."""
-        self._columns: dict[str, Array] = {}
+        self._columns: dict[str, NDArray[np.float32]] = {}
         self._filled = np.zeros(num_prompts, dtype=np.bool_)
 
     @property
@@ -82,17 +98,19 @@ class ReadingsTable:
                 if value is not None:
                     self._column(name, np.shape(value))[reading.index] = value
 
-    def stack(self) -> Readings:
-        """The table as Readings. Every prompt must have been read."""
+    def stack(self, clusters: Clusters | None = None) -> Readings:
+        """The table, emptied, as Readings of prompts in these clusters. Every prompt must have been read."""
         assert self._filled.all(), "a prompt was never read"
         unknown = np.full(len(self._filled), np.nan)
         optional: dict[str, Any] = {"js": None, "layer_js": None, "hit": unknown, "answer_prob": unknown}
-        return Readings(**{**optional, **self._columns})
+        for name in list(self._columns):  # one at a time, so that both forms of a column exist of one alone
+            optional[name] = self._columns.pop(name).astype(np.float64)
+        return Readings(**optional, clusters=clusters)
 
-    def _column(self, name: str, shape: tuple[int, ...]) -> Array:
+    def _column(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         if name not in self._columns:
-            self._columns[name] = np.full((len(self._filled), *shape), np.nan)
+            self._columns[name] = np.full((len(self._filled), *shape), np.nan, np.float32)
         return self._columns[name]
 
 
-_COLUMNS = tuple(field.name for field in fields(Readings))
+_COLUMNS = tuple(field.name for field in fields(Readings) if field.name != "clusters")

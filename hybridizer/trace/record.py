@@ -1,9 +1,9 @@
-"""The record of one trace, "hybridizer.trace/2": a stable format that other programs read.
+"""The record of one trace, "hybridizer.trace/3": a stable format that other programs read.
 
 Layers are counted from 0: `layers[l]` is layer l, 0..L-1, with the figures of its output; the embedding output, which
 comes before layer 0, is a field of its own. A boundary b, 1..L-1, is the first deep layer. (The papers count layers
 1..L; see sensitivity.py.) Divergences are in bits. A field `x_ci` is the bootstrap 95% interval over prompts of x,
-[low, high], and null where x is, or where there is only one prompt.
+[low, high], and null where x is, or where there is only one prompt; prompts that name a cluster are drawn by cluster.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hybridizer.trace.readings import Readings
 if TYPE_CHECKING:  # baselines need torch
     from hybridizer.trace.baselines import LayerScores
 
-SCHEMA = "hybridizer.trace/2"
+SCHEMA = "hybridizer.trace/3"
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,12 @@ class RecordedDonor:
 
 @dataclass(frozen=True)
 class RecordedProbes:
-    """Which prompts were traced, and how many."""
+    """Which prompts were traced, how many, and how many independent clusters they are: n where none is named."""
 
     name: str
     sha256: str
     n: int
+    num_clusters: int
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ class RecordedSettings:
     """Everything besides donor and probes that the numbers depend on.
 
     `mask_with` is the text of the token that replaced masked ones, `mask_token_id` its id, `mask_chosen_as` why it was
-    taken. Where positions were given, `mask_positions` is the sha256 of the lists and `mask_ratio` null. `noise_ratio`
-    is null without the layer perturbation, the mask fields without the context perturbation. `tuned_lens` is the key
-    of the fitted maps.
+    taken; `second_mask_with` and `second_mask_token_id` are those of the second run. Where positions were given,
+    `mask_positions` is the sha256 of the lists and `mask_ratio` null. `noise_ratio` is null without the layer
+    perturbation, the mask fields without the context perturbation. `lens` is the one behind the figures,
+    `licence_lenses` those that the licence was evaluated with. `tuned_lens` is the key of the fitted maps.
     """
 
     perturb: str
@@ -61,9 +63,12 @@ class RecordedSettings:
     mask_with: str | None
     mask_token_id: int | None
     mask_chosen_as: str | None
+    second_mask_with: str | None
+    second_mask_token_id: int | None
     mask_positions: str | None
     noise_ratio: float | None
     lens: str
+    licence_lenses: tuple[str, ...]
     tuned_lens: str | None
     epsilon: float
     tau: float
@@ -96,7 +101,7 @@ class LayerFigures:
     with "both", js is the context perturbation and layer_js the layer perturbation. ratio_*: of the change ratio over
     prompts. task_particles: the number of prompts whose task particle is here. explained: 1 - mean KL(final || here) /
     mean KL(final || uniform): 1 at the last layer, 0 no better than knowing nothing, negative where the lens misleads,
-    null for a model whose answer is always uniform.
+    null for a model whose answer is always uniform. blind: whether the lens explains under 10% here.
     """
 
     layer: int
@@ -113,6 +118,7 @@ class LayerFigures:
     layer_js_ci: Interval | None
     explained: float | None
     explained_ci: Interval | None
+    blind: bool
 
 
 @dataclass(frozen=True)
@@ -146,11 +152,45 @@ class VulnerableLayer:
 
 @dataclass(frozen=True)
 class BoundaryFigure:
-    """S(b): mean delta_js of layers 0..b-1 minus that of layers b..L-1; b is the first deep layer."""
+    """S(b): mean delta_js of layers 0..b-1 minus that of layers b..L-1; b is the first deep layer.
+
+    `s` is the paper's plain figure, made of absolute values, which noise makes too large; its `s_ci` covers the true
+    value in 0 to 97% of simulated traces. `s_debiased` estimates the same without that bias, and its interval covers it
+    in about 95% (scripts/coverage.py). deep_stability: 1 - mean delta_js of layers b..L-1, debiased too.
+    """
 
     b: int
     s: float
     s_ci: Interval | None
+    s_debiased: float
+    s_debiased_ci: Interval | None
+    deep_stability: float
+    deep_stability_ci: Interval | None
+
+
+@dataclass(frozen=True)
+class SettingScores:
+    """S(b) under one setting: a mask token, a lens, and the prompts of one template, or all of them (null).
+
+    `s` has the debiased S(b) of b = 1..L-1, over the layers that are not `blind_layers`; null where a side has none.
+    `s_error` is its standard error, null for a single cluster, `s_bias` the most that debiasing may have left. An
+    interval is s +- (a critical value times s_error + s_bias): `critical` for a b that was given; `critical_inner` for
+    one that was searched for among those with a quarter of the layers or more on each side, `critical_all` among all,
+    both by the max-statistic of the bootstrap.
+    """
+
+    mask: str
+    lens: str
+    template: str | None
+    n: int
+    num_clusters: int
+    blind_layers: tuple[int, ...]
+    s: tuple[float | None, ...]
+    s_error: tuple[float | None, ...]
+    s_bias: tuple[float | None, ...]
+    critical: float
+    critical_inner: float
+    critical_all: float
 
 
 @dataclass(frozen=True)
@@ -171,7 +211,9 @@ class TraceRecord:
     """One trace. accuracy: the share of the `accuracy_n` prompts with a one-token target that are answered with it.
 
     target_prob: mean probability of that target at the model's end, over the same prompts. Both are null without
-    targets. `boundary` has every b, 1..L-1; boundary_marks: b at 33%, 50% and 66% of the depth.
+    targets. `boundary` has every b, 1..L-1; boundary_marks: b at 33%, 50% and 66% of the depth. licence_settings: what
+    the licence to freeze deep is judged by (licence.py); empty without the context perturbation. `accuracy_ci` is
+    Wilson's interval.
     """
 
     donor: RecordedDonor
@@ -189,6 +231,7 @@ class TraceRecord:
     boundary: tuple[BoundaryFigure, ...]
     boundary_marks: dict[str, int]
     best_boundary: BestBoundary | None
+    licence_settings: tuple[SettingScores, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The record as the plain JSON object of the contract, `schema` first."""
@@ -234,6 +277,9 @@ def _disorder(record: TraceRecord, value: Any) -> Iterator[str]:
         yield f"its layers are not numbered 0..{num_layers - 1} in order"
     if [row.b for row in record.boundary] != list(range(1, num_layers)):
         yield f"its boundaries are not numbered 1..{num_layers - 1} in order"
+    rows = [column for row in record.licence_settings for column in (row.s, row.s_error, row.s_bias)]
+    if any(len(column) != num_layers - 1 for column in rows):
+        yield f"a setting of its licence does not have boundaries 1..{num_layers - 1}"
 
 
 def _refusal(path: Path, what: str) -> CheckpointError:

@@ -5,7 +5,6 @@ On disk a trace is its record as JSON, and its readings, which any other figure 
 
 from __future__ import annotations
 
-import io
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hybridizer import __version__
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError, Problem
-from hybridizer.core.files import write_file
+from hybridizer.core.files import new_file
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.donors.donor import Donor
@@ -100,11 +99,13 @@ def check_prompts(donor: Donor, request: TraceRequest) -> tuple[int | None, ...]
     cannot be used.
     """
     from hybridizer.models.load import load_tokenizer
-    from hybridizer.trace.masking import choose_mask_token
+    from hybridizer.trace.masking import choose_mask_token, choose_second_mask
     from hybridizer.trace.prompts import prepare_prompts
 
     tokenizer, settings = load_tokenizer(donor.folder, "remote_code" in donor.allow), request.settings
     mask_token = choose_mask_token(tokenizer, settings.mask_with) if settings.perturb != "layer" else None
+    if mask_token is not None:
+        choose_second_mask(tokenizer, mask_token, settings.second_mask_with)  # refuses a token that cannot be used
     prompts = prepare_prompts(request.probes, tokenizer, settings, mask_token, request.mask_positions, request.seed)
     return tuple(prompt.answer for prompt in prompts)
 
@@ -113,9 +114,8 @@ def _write_run(folder: Path, run: TraceRun) -> None:
     """Write a trace into the existing `folder`; the record last, so that a trace is complete or absent."""
     import numpy as np
 
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: array for name, array in vars(run.readings).items() if array is not None})
-    write_file(folder / _READINGS, buffer.getvalue())
+    with new_file(folder / _READINGS) as partial, partial.open("wb") as file:
+        np.savez(file, **{name: array for name, array in vars(run.readings).items() if array is not None})
     write_json(folder / _RECORD, run.record.to_json())
 
 
@@ -138,15 +138,20 @@ def _read_run(folder: Path, name: str, reference: str) -> TraceRun:
 
 def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tuple[LayerScores, ...]:
     """Measures of each layer of `donor` from other papers, on the weights and on the request's prompts, unmasked."""
+    from hybridizer.core.bootstrap import number_clusters
     from hybridizer.models.encode import encode_prompts
     from hybridizer.trace.baselines import score_activations, score_weights
 
     model, tokenizer, parts = _load(donor, request)
     prompts = encode_prompts(tokenizer, [probe.prompt for probe in request.probes.probes])
+    clusters = number_clusters([probe.cluster for probe in request.probes.probes])
     with monitor.task(f"baselines of '{donor.name}'", parts.num_layers + len(prompts), "steps") as advance:
         ratio = score_weights(parts, advance)
         size = request.settings.batch_size
-        return (ratio, *score_activations(model, parts, prompts, batch_size=size, seed=request.seed, advance=advance))
+        scores = score_activations(
+            model, parts, prompts, batch_size=size, seed=request.seed, clusters=clusters, advance=advance
+        )
+        return (ratio, *scores)
 
 
 def _load(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:
@@ -168,7 +173,7 @@ def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) ->
     assert donor.fingerprint is not None, "a donor is traced with its fingerprint known"
     model, tokenizer, parts = _load(donor, request)
     about = RecordedDonor(donor.reference, donor.fingerprint, donor.structure.family, parts.num_layers)
-    tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.settings.lens == "tuned" else None
+    tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.settings.lens != "plain" else None
     with monitor.task(f"trace '{donor.name}'", len(request.probes.probes), "prompts") as advance:
         traced = trace_model(
             model,

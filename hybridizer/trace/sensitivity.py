@@ -13,7 +13,9 @@ deep layer, and at the same time the number of shallow layers: the papers' split
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
+
+from hybridizer.core.bootstrap import Clusters, standard_errors
 
 
 def delta_js(js: Float64[np.ndarray, "*batch states"]) -> Float64[np.ndarray, "*batch states-1"]:
@@ -38,6 +40,28 @@ def boundary_scores(js: Float64[np.ndarray, "*batch states"]) -> Float64[np.ndar
     return shallow / b - deep / (num_layers - b)
 
 
+def change_errors(
+    js: Float64[np.ndarray, "prompts states"], clusters: Clusters | None
+) -> Float64[np.ndarray, "layers"]:
+    """The standard errors of mean JS of a layer's output - mean JS of its input, for layers 0..L-1."""
+    num_layers = js.shape[1] - 1
+    columns = (js[:, layer + 1 : layer + 2] - js[:, layer : layer + 1] for layer in range(num_layers))
+    return np.concatenate([standard_errors(column, clusters) for column in columns])
+
+
+def boundary_contrasts(readable: Bool[np.ndarray, "layers"]) -> Float64[np.ndarray, "boundaries layers"]:
+    """What dJS of layers 0..L-1 is multiplied with to give S(b) of b = 1..L-1, over the layers that are `readable`.
+
+    Layers that are not count on neither side. Rows are NaN for a b that leaves a side without a readable layer.
+    """
+    num_layers = len(readable)
+    shallow = np.tri(num_layers - 1, num_layers, dtype=np.bool_)
+    sides = [(side & readable).astype(np.float64) for side in (shallow, ~shallow)]
+    counts = [side.sum(axis=1, keepdims=True) for side in sides]
+    shares = [side / np.where(count > 0, count, np.nan) for side, count in zip(sides, counts, strict=True)]
+    return np.asarray(shares[0] - shares[1])
+
+
 NO_PARTICLE = -1
 
 
@@ -60,7 +84,9 @@ def task_particles(
 
     Ours: the first layer at which the probability rises, by a ratio of at least `tau`, to at least `p_min`.
     """
-    rises = target_prob[:, 1:] > target_prob[:, :-1]
-    steep = change_ratios(target_prob, epsilon) >= tau
-    found = rises & steep & (target_prob[:, 1:] >= p_min)
-    return np.where(found.any(axis=1), found.argmax(axis=1), NO_PARTICLE)
+    particles = np.full(len(target_prob), NO_PARTICLE)
+    for layer in range(target_prob.shape[1] - 2, -1, -1):  # one at a time, for the memory of many prompts
+        before, after = target_prob[:, layer], target_prob[:, layer + 1]
+        steep = change_ratios(target_prob[:, layer : layer + 2], epsilon)[:, 0] >= tau
+        particles[(after > before) & steep & (after >= p_min)] = layer
+    return particles

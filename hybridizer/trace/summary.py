@@ -11,15 +11,21 @@ from numpy.typing import NDArray
 
 from hybridizer.core.bootstrap import (
     Array,
+    Clusters,
     Interval,
+    count_clusters,
+    debiased_abs,
     drawn_interval,
     folded_interval,
     interval,
     intervals,
     mean_samples,
+    proportion_interval,
+    symmetric_intervals,
     weight_blocks,
 )
 from hybridizer.recipe.layers import first_deep_layer
+from hybridizer.trace.licence import find_blind, score_settings
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import (
     BestBoundary,
@@ -35,7 +41,9 @@ from hybridizer.trace.record import (
 )
 from hybridizer.trace.sensitivity import (
     NO_PARTICLE,
+    boundary_contrasts,
     boundary_scores,
+    change_errors,
     change_ratios,
     delta_js,
     task_particles,
@@ -52,7 +60,6 @@ class _Samples:
     `disturbed_js` is `layer_js` without its first column. `particle` leaves samples without a particle out.
     """
 
-    hit: Array
     answer_prob: Array
     target_prob: Array
     js: Array
@@ -65,22 +72,27 @@ class _Samples:
 
 
 def summarise(
-    readings: Readings, donor: RecordedDonor, probes: RecordedProbes, settings: RecordedSettings
+    readings: Readings,
+    donor: RecordedDonor,
+    probes: RecordedProbes,
+    settings: RecordedSettings,
+    templates: Sequence[str | None],
 ) -> TraceRecord:
-    """The record of a trace: every figure with its bootstrap interval over the prompts."""
+    """The record of a trace: every figure with its bootstrap interval over the prompts, drawn by cluster."""
     js = readings.layer_js if settings.perturb == "layer" else readings.js
     assert js is not None
     particles = task_particles(readings.target_prob, settings.tau, settings.p_min, settings.epsilon)
-    blocks = weight_blocks(readings.num_prompts, settings.num_resamples, settings.seed)
+    clusters = readings.clusters
+    blocks = weight_blocks(readings.num_prompts, settings.num_resamples, settings.seed, clusters=clusters)
     samples = _joined([_sample(readings, js, particles, weights) for weights in blocks])
-    boundary, best = _boundaries(js, samples)
+    boundary, best = _boundaries(js, samples, clusters)
     embedding, layers = _layers(readings, js, particles, samples, settings.epsilon)
     return TraceRecord(
         donor=donor,
         probes=probes,
         settings=settings,
         accuracy=_known_mean(readings.hit),
-        accuracy_ci=_known_interval(readings.hit, samples.hit),
+        accuracy_ci=proportion_interval(readings.hit, clusters),
         accuracy_n=int((~np.isnan(readings.hit)).sum()),
         target_prob=_known_mean(readings.answer_prob),
         target_prob_ci=_known_interval(readings.answer_prob, samples.answer_prob),
@@ -91,6 +103,7 @@ def summarise(
         boundary=boundary,
         boundary_marks={name: first_deep_layer(at, len(layers)) for name, at in MARKS.items()} if boundary else {},
         best_boundary=best,
+        licence_settings=score_settings(readings, settings, templates),
     )
 
 
@@ -98,7 +111,6 @@ def _sample(readings: Readings, js: Array, particles: NDArray[np.int64], weights
     """The samples that one block of resampling weights (rows, n) gives."""
     layer_js = readings.layer_js
     return _Samples(
-        hit=mean_samples(readings.hit, weights),
         answer_prob=mean_samples(readings.answer_prob, weights),
         target_prob=weights @ readings.target_prob,
         js=weights @ js,
@@ -133,19 +145,24 @@ def _layers(
     readings: Readings, js: Array, particles: NDArray[np.int64], samples: _Samples, epsilon: float
 ) -> tuple[EmbeddingFigures, tuple[LayerFigures, ...]]:
     """The figures of the L+1 states: of the embedding output, and of the output of every layer."""
-    n = readings.num_prompts
+    n = count_clusters(readings.num_prompts, readings.clusters)
     states = _states(readings, js, samples)
     delta = delta_js(js.mean(axis=0))
     signed = np.diff(samples.js, axis=1)
-    ratios = change_ratios(readings.target_prob, epsilon)
+    blind = find_blind(readings.kl, readings.kl_uniform)
+
+    def ratios(layer: int) -> Array:
+        return change_ratios(readings.target_prob[:, layer : layer + 2], epsilon)[:, 0]
+
     layers = tuple(
         LayerFigures(
             layer=layer,
-            ratio_median=float(np.median(ratios[:, layer])),
-            ratio_mean=float(ratios[:, layer].mean()),
+            ratio_median=float(np.median(ratios(layer))),
+            ratio_mean=float(ratios(layer).mean()),
             delta_js=float(delta[layer]),
             delta_js_ci=folded_interval(signed[:, layer]) if n > 1 else None,
             task_particles=int((particles == layer).sum()),
+            blind=bool(blind[layer]),
             **vars(state),
         )
         for layer, state in enumerate(states[1:])
@@ -155,7 +172,7 @@ def _layers(
 
 def _states(readings: Readings, js: Array, samples: _Samples) -> list[EmbeddingFigures]:
     """The figures of every state, the embedding output first."""
-    n = readings.num_prompts
+    n = count_clusters(readings.num_prompts, readings.clusters)
     prob_ci = intervals(samples.target_prob, n)
     js_ci = intervals(samples.js, n)
     varies = bool(readings.kl_uniform.sum() > 0)  # nothing to explain in uniform answers
@@ -210,13 +227,41 @@ def _vulnerable_layer(layer_js: Array | None, samples: _Samples) -> VulnerableLa
     return VulnerableLayer(worst, (worst + 1) / len(means), float(means[worst]), ci, support)
 
 
-def _boundaries(js: Array, samples: _Samples) -> tuple[tuple[BoundaryFigure, ...], BestBoundary | None]:
+def _boundaries(
+    js: Array, samples: _Samples, clusters: Clusters | None
+) -> tuple[tuple[BoundaryFigure, ...], BestBoundary | None]:
     scores = boundary_scores(js.mean(axis=0))
     if not len(scores):
         return (), None
     score_samples = boundary_scores(samples.js)
-    cis = intervals(score_samples, len(js))
-    figures = tuple(BoundaryFigure(b, float(s), ci) for b, (s, ci) in enumerate(zip(scores, cis, strict=True), start=1))
+    cis = intervals(score_samples, count_clusters(len(js), clusters))
+    debiased = _debiased(js, samples.js, clusters)
+    figures = tuple(
+        BoundaryFigure(b, float(s), ci, *others)
+        for b, (s, ci, *others) in enumerate(zip(scores, cis, *debiased, strict=True), start=1)
+    )
     best = int(scores.argmax())
     support = float((score_samples.argmax(axis=1) == best).mean())
     return figures, BestBoundary(best + 1, float(scores[best]), cis[best], support)
+
+
+def _debiased(
+    js: Array, js_samples: Array, clusters: Clusters | None
+) -> tuple[list[float], list[Interval | None], list[float], list[Interval | None]]:
+    """Debiased S(b) and deep stability for b = 1..L-1, each with its intervals; from JS (n, L+1) and its samples."""
+    contrasts = boundary_contrasts(np.ones(js.shape[1] - 1, np.bool_))
+    deep = np.where(contrasts < 0, contrasts, 0.0)  # minus the mean of the deep side
+    error = change_errors(js, clusters)
+    means, drawn = np.diff(js.mean(axis=0)), np.diff(js_samples, axis=1)
+    delta, samples = debiased_abs(means, error), debiased_abs(drawn, error)
+    num_clusters = count_clusters(len(js), clusters)
+    s, stability = delta @ contrasts.T, 1 + delta @ deep.T
+    s_cis = symmetric_intervals(s, samples @ contrasts.T, num_clusters)
+    stability_cis = symmetric_intervals(stability, samples @ deep.T, num_clusters)
+    inside = [None if band is None else (_share(band[0]), _share(band[1])) for band in stability_cis]
+    return s.tolist(), s_cis, [_share(value) for value in stability.tolist()], inside
+
+
+def _share(value: float) -> float:
+    """`value`, a debiased estimate, moved into the range 0..1 that the true one is in."""
+    return min(1.0, max(0.0, value))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybridizer.core.bootstrap import count_clusters, number_clusters
 from hybridizer.core.errors import DonorError, Problem, RunError
 from hybridizer.core.records import content_hash, read_json
 from hybridizer.models.batching import make_batches
@@ -21,7 +22,7 @@ from hybridizer.models.parts import Parts
 from hybridizer.recipe.models import Trace
 from hybridizer.trace.journal import TraceProgress
 from hybridizer.trace.lens import Lens, check_lens
-from hybridizer.trace.masking import MaskToken, choose_mask_token
+from hybridizer.trace.masking import MaskToken, choose_mask_token, choose_second_mask
 from hybridizer.trace.measure import Meter
 from hybridizer.trace.probes import ProbeSet
 from hybridizer.trace.prompts import Prompt, check_fit, prepare_prompts
@@ -49,20 +50,24 @@ def trace_model(
     """Trace `model` on `probes`; see TraceRecord for every figure and its unit. The run is named by the reference.
 
     Statistics are float32 or better whatever the dtype of the weights, and within 1e-4 for any `batch_size`. `seed` is
-    that of masks, noise and bootstrap; `settings.probes`, `.lens` and `.dtype` are not read here: all three are
-    arguments. With a `journal`, finished batches are kept there and an interrupted trace resumes with the missing
-    prompts; `advance` gets the number of prompts that finished, those found in the journal included.
+    that of masks, noise and bootstrap; `settings.probes` and `.dtype` are not read here: both are arguments. The lens
+    is `tuned_lens` if given, read besides the plain one where `settings.lens` is "both". With a `journal`, finished
+    batches are kept there and an interrupted trace resumes with the missing prompts; `advance` gets the number of
+    prompts that finished, those found in the journal included.
 
     Raises InputError for prompts that cannot be used, DonorError for a model whose lens is not exact or that computes
     NaN, RunError when a device runs out of memory.
     """
     check_lens(model, parts)
     mask_token = choose_mask_token(tokenizer, settings.mask_with) if settings.perturb != "layer" else None
-    prompts = prepare_prompts(probes, tokenizer, settings, mask_token, mask_positions, seed)
+    second = choose_second_mask(tokenizer, mask_token, settings.second_mask_with) if mask_token else None
+    prompts = prepare_prompts(probes, tokenizer, settings, mask_token, mask_positions, seed, second)
     check_fit(prompts, probes, len(next(parts.embedding.parameters())), max_tokens(model.config))
-    used = _used_settings(model, settings, seed, mask_token, mask_positions, tuned_lens)
-    about = RecordedProbes(probes.name, probes.sha256, len(prompts))
-    meter = Meter(Lens(model, parts, tuned_lens), settings, seed)
+    used = _used_settings(model, settings, seed, (mask_token, second), mask_positions, tuned_lens)
+    clusters = number_clusters([probe.cluster for probe in probes.probes])
+    num_clusters = count_clusters(len(prompts), clusters)
+    about = RecordedProbes(probes.name, probes.sha256, len(prompts), num_clusters)
+    meter = _make_meter(model, parts, settings, seed, tuned_lens)
     log = TraceProgress(journal, content_hash([donor, about, used])) if journal else None
     table = ReadingsTable(len(prompts))
     if log:
@@ -75,8 +80,17 @@ def trace_model(
         if log:
             log.append(measured)
         advance(len(measured))
-    stacked = table.stack()
-    return TraceRun(donor.reference, summarise(stacked, donor, about, used), stacked)
+    del prompts  # the summary needs their memory
+    templates = [probe.template for probe in probes.probes]
+    stacked = table.stack(clusters)
+    return TraceRun(donor.reference, summarise(stacked, donor, about, used, templates), stacked)
+
+
+def _make_meter(model: nn.Module, parts: Parts, settings: Trace, seed: int, tuned_lens: TunedLens | None) -> Meter:
+    tuned = Lens(model, parts, tuned_lens)
+    if tuned_lens is not None and settings.lens == "both":
+        return Meter(Lens(model, parts), settings, seed, tuned)
+    return Meter(tuned, settings, seed)
 
 
 def _pending(prompts: Sequence[Prompt], finished: frozenset[int], batch_size: int) -> Iterator[tuple[int, ...]]:
@@ -106,11 +120,13 @@ def _used_settings(
     model: nn.Module,
     settings: Trace,
     seed: int,
-    mask_token: MaskToken | None,
+    mask_tokens: tuple[MaskToken | None, MaskToken | None],
     mask_positions: Path | None,
     tuned_lens: TunedLens | None,
 ) -> RecordedSettings:
     """The settings that had an effect; None for those that had none."""
+    mask_token, second = mask_tokens
+    lens = "tuned" if tuned_lens and settings.lens != "both" else "plain"
     positions = content_hash(read_json(mask_positions)) if mask_token and mask_positions else None
     return RecordedSettings(
         perturb=settings.perturb,
@@ -118,9 +134,12 @@ def _used_settings(
         mask_with=mask_token.text if mask_token else None,
         mask_token_id=mask_token.id if mask_token else None,
         mask_chosen_as=mask_token.chosen_as if mask_token else None,
+        second_mask_with=second.text if second else None,
+        second_mask_token_id=second.id if second else None,
         mask_positions=positions,
         noise_ratio=settings.noise_ratio if settings.perturb != "context" else None,
-        lens="tuned" if tuned_lens else "plain",
+        lens=lens,
+        licence_lenses=(lens, "tuned") if tuned_lens and lens == "plain" else (lens,),
         tuned_lens=tuned_lens.key if tuned_lens else None,
         epsilon=settings.epsilon,
         tau=settings.tau,

@@ -4,7 +4,7 @@ import math
 
 
 def synthetic_record(reference="alpha", num_layers=30, n=500, height=0.05, with_layer=False, with_intervals=True):
-    """The plain object of "hybridizer.trace/2" with computed numbers."""
+    """The plain object of "hybridizer.trace/3" with computed numbers."""
 
     def near(value, width):
         return [max(0.0, value - width), value + width] if with_intervals else None
@@ -26,7 +26,7 @@ def synthetic_record(reference="alpha", num_layers=30, n=500, height=0.05, with_
         })  # fmt: skip
     scores = [sum(delta[:b]) / b - sum(delta[b:]) / (num_layers - b) for b in range(1, num_layers)]
     return {
-        "schema": "hybridizer.trace/2",
+        "schema": "hybridizer.trace/3",
         "donor": {"reference": reference, "fingerprint": "sha256:0", "family": "llama", "num_layers": num_layers},
         "probes": {"name": "antonyms-en", "sha256": "0" * 64, "n": n},
         "settings": {"perturb": "both" if with_layer else "context", "mask_ratio": 0.3, "lens": "plain", "seed": 0},

@@ -7,7 +7,7 @@ import pytest
 from hybridizer.core.errors import InputError
 from hybridizer.recipe.fields import read_boundary
 from hybridizer.trace.boundary import STRATEGIES, choose_boundary
-from support.trace_records import record
+from support.trace_records import record, setting
 
 FRONT = [0.30, 0.20, 0.10, 0.02, 0.02, 0.01]  # the shallow side is the sensitive one
 BACK = FRONT[::-1]
@@ -85,22 +85,32 @@ def test_a_donor_without_sensitivity_has_no_knee():
         choose_boundary("knee", record([0.0] * 4))
 
 
-def test_auto_takes_the_knee_when_the_evidence_is_clear():
+def test_auto_takes_the_licensed_boundary_whose_least_interval_is_highest():
     chosen = choose_boundary("auto", record(FRONT))
     assert (chosen.layer, chosen.strategy, chosen.warning) == (2, "auto", None)
+    assert chosen.licence.verdict == "licensed"
     assert chosen.reason == (
-        "The knee of the cumulative sensitivity among boundaries 2 to 4: "
-        "the first 2 of 6 layers have 77% of the sensitivity; S(2) = +0.212 (95% interval +0.202 to +0.223)."
+        "Of boundaries 2 to 4, 2..4 are licensed, and S(2) is at least +0.202 under every setting; "
+        "S(2) = +0.212 (95% interval +0.202 to +0.223)."
     )
 
 
-def test_auto_takes_the_largest_s_when_only_that_is_clear():
-    sure = record([0.2, 0.2, 0.15, 0.1, 0.02, 0.0, 0.0, 0.0])  # S(3) = 0.159, and the knee is at 4
-    figures = [replace(row, s_ci=(-0.1, 0.5)) if row.b == 4 else row for row in sure.boundary]
-    unsure = replace(sure, boundary=tuple(figures))
-    chosen = choose_boundary("auto", unsure)
-    assert (choose_boundary("knee", unsure).layer, chosen.layer, chosen.warning) == (4, 3, None)
-    assert chosen.reason.startswith("The largest S(b) among boundaries 2 to 6 is at layer 3")
+def test_auto_passes_over_a_boundary_that_one_setting_does_not_support():
+    sure = record(FRONT)
+    scores = [row.s for row in sure.boundary]
+    doubtful = setting("x", [-0.1 if b == 2 else s for b, s in enumerate(scores, start=1)], 0.01, template="X means")
+    chosen = choose_boundary("auto", replace(sure, licence_settings=(*sure.licence_settings, doubtful)))
+    assert (chosen.layer, chosen.warning) == (3, None)
+    assert "3..4 are licensed" in chosen.reason
+
+
+def test_a_boundary_that_was_searched_for_needs_wider_intervals_than_one_that_was_given():
+    base = record(FRONT, half_width=0.1)  # S(2) = 0.213
+    rows = tuple(setting(row.mask, row.s, 0.1, searched=3.0) for row in base.licence_settings)
+    wide = replace(base, licence_settings=rows)
+    assert choose_boundary(2, wide).warning is None
+    assert "is not decided" in choose_boundary("knee", wide).warning
+    assert choose_boundary("auto", wide).reason.startswith("None of boundaries 2 to 4 is licensed, so the midpoint")
 
 
 @pytest.mark.parametrize(("num_layers", "first", "last"), [(2, 1, 1), (3, 1, 2), (4, 1, 3), (5, 2, 3), (30, 8, 22)])
@@ -116,34 +126,34 @@ def test_auto_leaves_a_quarter_of_the_layers_on_either_side(num_layers, first, l
 def test_auto_falls_back_to_the_midpoint_and_warns(delta_js):
     chosen = choose_boundary("auto", record(delta_js))
     assert chosen.layer == 3
-    assert chosen.reason.startswith("No boundary between 2 and 4 is beyond doubt, so the midpoint; S(3) = ")
-    assert chosen.warning.startswith("Freezing deep is not supported by the trace of alpha: S(3) = ")
+    assert chosen.reason.startswith("None of boundaries 2 to 4 is licensed, so the midpoint; S(3) = ")
+    assert chosen.warning.startswith("alpha: Freezing from layer 3 on is ")
 
 
 @pytest.mark.parametrize("asked", [*sorted(STRATEGIES), 0.5, 3])
 def test_a_negative_score_is_warned_of_with_the_number_and_the_recipe_is_obeyed(asked):
     chosen = choose_boundary(asked, record(BACK, particle=4))
     s = record(BACK).boundary[chosen.layer - 1].s
-    assert (
-        f"S({chosen.layer}) = {s:+.3f} (95% interval {s - 0.01:+.3f} to {s + 0.01:+.3f}) is not positive"
-        in chosen.warning
-    )
+    assert chosen.licence.verdict == "refused"
+    assert f"is refused: S({chosen.layer}) is below 0 under 2 of 2 settings" in chosen.warning
+    assert f"{s:+.3f} ({s - 0.01:+.3f} to {s + 0.01:+.3f}) with mask '_', plain lens, all prompts" in chosen.warning
 
 
 def test_an_interval_that_contains_zero_is_warned_of():
     assert choose_boundary(3, record(FRONT, half_width=0.183)).warning is None  # S(3) = 0.1833...
-    assert choose_boundary(3, record(FRONT, half_width=0.184)).warning.partition("has an interval that contains zero.")[
-        1
-    ]
+    assert (
+        "is not decided: S(3) is not distinguished from 0"
+        in choose_boundary(3, record(FRONT, half_width=0.184)).warning
+    )
 
 
-def test_a_score_of_zero_is_not_positive():
-    assert choose_boundary(2, record([0.125] * 4)).warning.count("is not positive.") == 1
+def test_a_score_of_zero_is_not_licensed():
+    assert choose_boundary(2, record([0.125] * 4)).licence.verdict == "not decided"
 
 
 def test_one_prompt_is_not_enough():
     chosen = choose_boundary("midpoint", record(FRONT, half_width=None))
-    assert "S(3) = +0.183 (one prompt, no interval) may be chance." in chosen.warning
+    assert chosen.licence.verdict == "not decided" and "+0.183 (no interval)" in chosen.warning
 
 
 def test_a_reason_is_one_sentence():
@@ -170,13 +180,10 @@ def test_a_donor_of_one_layer_cannot_be_split():
         choose_boundary("midpoint", record([0.1]))
 
 
-def test_a_warning_names_the_boundary_that_is_best_supported():
-    steps = [0.0, 0.4, 0.4, 0.4, 0.0, 0.0, 0.0, 0.0]  # S(4) is the largest in the middle half
-    chosen = choose_boundary(1, record(steps))
-    best = max(range(2, 7), key=lambda b: record(steps).boundary[b - 1].s)
-    assert "is not positive." in chosen.warning and best == 4
-    assert f"The best supported boundary is layer 4: S(4) = {record(steps).boundary[3].s:+.3f}" in chosen.warning
+def test_a_warning_names_the_boundaries_that_are_licensed():
+    steps = [0.0, 0.4, 0.4, 0.4, 0.0, 0.0, 0.0, 0.0]
+    assert choose_boundary(1, record(steps)).warning.endswith("Licensed are boundaries 2..6.")
 
 
-def test_where_no_boundary_is_supported_the_warning_says_so():
-    assert choose_boundary(2, record([0.1, 0.2, 0.3, 0.4])).warning.endswith("No boundary is supported by this trace.")
+def test_where_no_boundary_is_licensed_the_warning_says_so():
+    assert choose_boundary(2, record([0.1, 0.2, 0.3, 0.4])).warning.endswith("No boundary is licensed.")

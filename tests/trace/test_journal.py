@@ -77,7 +77,8 @@ def test_readings_are_stacked_in_the_order_of_the_probes():
     table.add([reading(0)])
     stacked = table.stack()
     assert stacked.num_prompts == 2
-    assert stacked.js.tolist() == [[0.0, 1 / 3], [0.0, 1 / 3]]
+    assert stacked.js.tolist() == [[0.0, float(np.float32(1 / 3))]] * 2  # what is measured is float32
+    assert stacked.js.dtype == np.float64
     assert stacked.layer_js is None
     assert stacked.hit[0] == 1 and np.isnan(stacked.hit[1])
 

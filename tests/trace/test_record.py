@@ -34,7 +34,7 @@ MISSING = object()
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (["schema"], "hybridizer.trace/1", "its schema is 'hybridizer.trace/1', not 'hybridizer.trace/2'"),
+        (["schema"], "hybridizer.trace/2", "its schema is 'hybridizer.trace/2', not 'hybridizer.trace/3'"),
         (["schema"], MISSING, "its schema is None"),
         (["layers"], None, "layers: Input should be"),
         (["layers"], [3], "layers.0: Input should be"),

@@ -1,12 +1,14 @@
 """The summary of many prompts."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 
 from hybridizer.trace.readings import Readings
-from hybridizer.trace.record import RecordedDonor, RecordedProbes, RecordedSettings
+from hybridizer.trace.record import RecordedDonor, RecordedProbes
 from hybridizer.trace.summary import summarise
+from support.trace_records import SETTINGS
 
 NUM_PROMPTS, NUM_LAYERS, NUM_RESAMPLES = 8000, 2, 1000
 
@@ -17,13 +19,15 @@ def test_the_memory_of_a_summary_does_not_grow_with_the_number_of_prompts():
     states = generator.random((NUM_PROMPTS, NUM_LAYERS + 1))
     each = generator.random(NUM_PROMPTS)
     readings = Readings(states, states, states, states, each, each.round(), each)
-    settings = RecordedSettings(
-        perturb="both", mask_ratio=0.3, mask_with="_", mask_token_id=1, mask_chosen_as="text", mask_positions=None,
-        noise_ratio=0.1, lens="plain", tuned_lens=None, epsilon=1e-10, tau=0.5, p_min=0.1, seed=0,
-        num_resamples=NUM_RESAMPLES, dtype="float32",
-    )  # fmt: skip
+    settings = replace(SETTINGS, perturb="both", noise_ratio=0.1, num_resamples=NUM_RESAMPLES)
     tracemalloc.start()
-    record = summarise(readings, RecordedDonor("a", "", "", NUM_LAYERS), RecordedProbes("p", "", NUM_PROMPTS), settings)
+    record = summarise(
+        readings,
+        RecordedDonor("a", "", "", NUM_LAYERS),
+        RecordedProbes("p", "", NUM_PROMPTS, NUM_PROMPTS),
+        settings,
+        [None] * NUM_PROMPTS,
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 48 * 2**20

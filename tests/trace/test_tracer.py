@@ -115,7 +115,36 @@ def test_the_batch_size_changes_nothing(family, tmp_path):
     one, many = (run(donor, settings=dataclasses.replace(QUICK, perturb="both", batch_size=size)) for size in (1, 64))
     for field in dataclasses.fields(Readings):
         a, b = getattr(one.readings, field.name), getattr(many.readings, field.name)
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+        assert (a is None) == (b is None), field.name
+        if a is not None:
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+def test_the_second_mask_token_is_read_in_the_same_trace_as_in_one_of_its_own(donor):
+    first = run(donor, settings=dataclasses.replace(QUICK, mask_with=".", second_mask_with="e"))
+    other = run(donor, settings=dataclasses.replace(QUICK, mask_with="e", second_mask_with="none"))
+    np.testing.assert_array_equal(first.readings.js_second, other.readings.js)
+    assert other.readings.js_second is None
+    assert (first.readings.js_second != first.readings.js).any()
+    assert (first.record.settings.mask_with, first.record.settings.second_mask_with) == (".", "e")
+
+
+def test_the_second_mask_token_must_be_another_one(donor):
+    with pytest.raises(InputError, match=r"second_mask_with: the second mask token is the first one, 'e'\."):
+        run(donor, settings=dataclasses.replace(QUICK, mask_with="e", second_mask_with="e"))
+
+
+def test_both_lenses_are_read_in_one_trace_and_the_figures_are_those_of_the_plain_one(donor):
+    shifted = TunedLens(torch.zeros(4, 64, 64), torch.ones(4, 64), "sha256:lens")
+    both = run(donor, settings=dataclasses.replace(QUICK, lens="both"), tuned_lens=shifted)
+    plain, tuned = run(donor), run(donor, tuned_lens=shifted)
+    np.testing.assert_allclose(both.readings.js, plain.readings.js, atol=1e-6)
+    for name in ("js", "js_second", "kl"):
+        mine = getattr(both.readings, f"tuned_{name}")
+        np.testing.assert_allclose(mine, getattr(tuned.readings, name), atol=1e-5)
+    assert both.record.settings.lens == "plain" and both.record.settings.licence_lenses == ("plain", "tuned")
+    assert {row.lens for row in both.record.licence_settings} == {"plain", "tuned"}
+    assert tuned.record.settings.licence_lenses == ("tuned",) and plain.readings.tuned_js is None
 
 
 def test_small_chunks_of_logits_change_nothing(donor, monkeypatch):
@@ -229,9 +258,9 @@ def test_a_journal_of_other_settings_is_not_continued(donor, tmp_path):
 
 def test_the_record_as_json_keeps_the_contract(donor):
     record = json.loads(json.dumps(run(donor, settings=dataclasses.replace(QUICK, perturb="both")).record.to_json()))
-    assert next(iter(record)) == "schema" and record["schema"] == "hybridizer.trace/2"
+    assert next(iter(record)) == "schema" and record["schema"] == "hybridizer.trace/3"
     assert set(record["donor"]) == {"reference", "fingerprint", "family", "num_layers"}
-    assert record["probes"] == {"name": "tiny.jsonl", "sha256": "0" * 64, "n": 7}
+    assert record["probes"] == {"name": "tiny.jsonl", "sha256": "0" * 64, "n": 7, "num_clusters": 7}
     asked = {"perturb", "mask_ratio", "mask_with", "lens", "epsilon", "tau", "p_min", "seed", "dtype"}
     assert asked <= set(record["settings"])
     assert record["settings"]["mask_with"] == "<unk>" and record["settings"]["dtype"] == "float32"
@@ -241,7 +270,9 @@ def test_the_record_as_json_keeps_the_contract(donor):
         for name in ("target_prob", "js", "delta_js"):
             low, high = row[f"{name}_ci"]
             assert low <= row[name] <= high
-    assert [(row["b"], set(row)) for row in record["boundary"]] == [(b, {"b", "s", "s_ci"}) for b in (1, 2, 3)]
+    scores = {"b", "s", "s_ci", "s_debiased", "s_debiased_ci", "deep_stability", "deep_stability_ci"}
+    assert [(row["b"], set(row)) for row in record["boundary"]] == [(b, scores) for b in (1, 2, 3)]
+    assert [(row["mask"], row["lens"]) for row in record["licence_settings"]] == [("<unk>", "plain"), (",", "plain")]
     assert record["task_particle"]["n"] + record["task_particle"]["num_without"] == 7
     assert sum(row["task_particles"] for row in record["layers"]) == record["task_particle"]["n"]
     assert record["vulnerable_layer"]["layer"] in {0, 1, 2, 3}
