@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float32
 from torch import Tensor, nn
 
 from hybridizer.core.bootstrap import Array
@@ -85,8 +84,8 @@ def text_batches(text: TextSet, context: int) -> Iterator[TextBatch]:
         yield TextBatch(np.stack([np.concatenate(parts_of_row) for parts_of_row in parts_of_rows]), rows)
 
 
-def add_bits_(bits: Array, batch: TextBatch, losses: Float32[Tensor, "rows scored"]) -> None:
-    """Add the token losses of one batch, in nats, to the bits of its documents (documents,)."""
+def add_bits_(bits: Array, batch: TextBatch, losses: Tensor) -> None:
+    """Add the losses of one batch, (rows, tokens - 1) in nats, to the bits of its documents (documents,)."""
     in_bits = losses.cpu().double().numpy() / math.log(2)
     for row, of_tokens in zip(batch.rows, in_bits, strict=True):
         bits[row.document] += of_tokens[row.num_prefix + row.first - row.begin - 1 :].sum()
