@@ -17,15 +17,25 @@ Intervals are 95%, by the bootstrap over prompts, the same resamples for all don
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridizer.core.bootstrap import Array, Interval, drawn_interval, mean_samples, recentred, resampling_weights
+from hybridizer.core.bootstrap import (
+    LEVEL,
+    Array,
+    Interval,
+    drawn_interval,
+    mean_samples,
+    recentred,
+    resampling_weights,
+)
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.records import to_jsonable
 from hybridizer.trace.boundary import Boundary, choose_boundary
@@ -149,6 +159,13 @@ def chance_level(targets: Sequence[str | None]) -> float:
         fix = "Give probes with different one-token targets; by stability alone a random model would rank first."
         raise InputError(Problem("probes", f"{what}, so that competence cannot be distinguished from chance.", fix))
     return max(counts.values()) / len(targets)
+
+
+def wilson_interval(hits: int, n: int) -> Interval:
+    """The 95% Wilson interval of a proportion, `hits` of `n`, which has a width at 0 of n and n of n too."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    centre, spread = hits + z * z / 2, z * math.sqrt(hits * (n - hits) / n + z * z / 4)
+    return max(0.0, (centre - spread) / (n + z * z)), min(1.0, (centre + spread) / (n + z * z))
 
 
 def above_chance(share: Array, chance: float) -> Array:
