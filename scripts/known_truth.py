@@ -31,7 +31,7 @@ from hybridizer.scan.score import builtin_documents, encode_text
 from hybridizer.trace.masking import choose_mask_token
 from hybridizer.trace.probes import ProbeSet, load_probes
 from hybridizer.trace.prompts import Prompt, prepare_prompts
-from hybridizer.trace.ranking import above_chance, chance_level, wilson_interval
+from hybridizer.trace.competence import above_chance, chance_level, wilson_interval
 from hybridizer.trace.sensitivity import delta_js
 
 BOUNDARY_SHARE = 0.5
