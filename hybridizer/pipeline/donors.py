@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -38,16 +38,11 @@ def trace_donors(
     `json_out` and `plot` that are to be written, prompts that a donor's tokenizer cannot use and, if the donors are to
     be `ranked`, whatever makes ranking impossible.
     """
-    problems = [*_argument_problems(texts, request, allow), *_output_problems(json_out, plot, len(texts))]
+    problems = [*find_argument_problems(texts, request.seed, allow), *find_output_problems(json_out, plot)]
+    problems += _crowd_problems(plot, len(texts))
     if problems:
         raise InputError(*problems)
-    access = Access(fetch=True, fingerprint=True, allow=allow)
-    donors = []
-    for text in texts:
-        reference = parse_reference(text, Path.cwd(), where=text)
-        donor = open_donor(text, reference, access, text, monitor)
-        assert isinstance(donor, Donor), "a donor that may be fetched is there afterwards"
-        donors.append(donor)
+    donors = open_named({text: text for text in texts}, allow, monitor)
     if ranked:
         _check_rankable(donors, request)
     elif len(donors) > 1:  # a single donor's own trace finds the same before it runs the model
@@ -61,18 +56,34 @@ def trace_donors(
     return [replace(traced, baselines=found) for traced, found in zip(traces, scores, strict=True)]
 
 
-def _argument_problems(texts: Sequence[str], request: TraceRequest, allow: Sequence[str]) -> Iterator[Problem]:
+def open_named(names: Mapping[str, str], allow: tuple[str, ...], monitor: Monitor) -> list[Donor]:
+    """Donors by reference, each called by the name that `names` gives it, fetched if needed and fingerprinted.
+
+    Raises DonorError and CheckpointError.
+    """
+    access = Access(fetch=True, fingerprint=True, allow=allow)
+    donors = []
+    for text, name in names.items():
+        donor = open_donor(name, parse_reference(text, Path.cwd(), where=text), access, text, monitor)
+        assert isinstance(donor, Donor), "a donor that may be fetched is there afterwards"
+        donors.append(donor)
+    return donors
+
+
+def find_argument_problems(texts: Sequence[str], seed: int, allow: Sequence[str]) -> Iterator[Problem]:
+    """Donors named twice, a seed out of range, permissions that do not exist."""
     for text, count in Counter(texts).items():
         if count > 1:
             yield Problem("donors", f"'{text}' is named {count} times.", "Name each donor once.")
-    if not 0 <= request.seed <= MAX_SEED:
-        yield Problem("seed", f"{request.seed} is not in the range 0..{MAX_SEED}.", "Give a number in that range.")
+    if not 0 <= seed <= MAX_SEED:
+        yield Problem("seed", f"{seed} is not in the range 0..{MAX_SEED}.", "Give a number in that range.")
     for name in allow:
         if name not in get_args(Allowed):
             yield Problem("allow", f"'{name}' is not something that can be allowed.", nearest(name, get_args(Allowed)))
 
 
-def _output_problems(json_out: Path | None, plot: Path | None, num_donors: int) -> Iterator[Problem]:
+def find_output_problems(json_out: Path | None, plot: Path | None) -> Iterator[Problem]:
+    """Files that cannot be written: a folder, a file in a folder that does not exist, a picture of an unknown kind."""
     for path in (json_out, plot):
         if path is None or str(path) == "-":
             continue
@@ -81,15 +92,21 @@ def _output_problems(json_out: Path | None, plot: Path | None, num_donors: int) 
         elif not path.parent.is_dir():
             yield Problem(str(path), f"the folder {path.parent} does not exist.", "Create it first.")
     if plot is not None:
-        from hybridizer.report.plots import MAX_DONORS, figure_kind
+        from hybridizer.report.plots import figure_kind
 
-        if num_donors > MAX_DONORS:
-            what = f"{num_donors} donors cannot be told apart in one picture."
-            yield Problem("plot", what, f"Plot at most {MAX_DONORS} at once.")
         try:
             figure_kind(plot)
         except InputError as error:
             yield from error.problems
+
+
+def _crowd_problems(plot: Path | None, num_donors: int) -> Iterator[Problem]:
+    if plot is not None:
+        from hybridizer.report.plots import MAX_DONORS
+
+        if num_donors > MAX_DONORS:
+            what = f"{num_donors} donors cannot be told apart in one picture."
+            yield Problem("plot", what, f"Plot at most {MAX_DONORS} at once.")
 
 
 def _check_rankable(donors: Sequence[Donor], request: TraceRequest) -> None:
