@@ -16,7 +16,7 @@ LAW = [
     {"cli"},
     {"pipeline"},
     {"report"},
-    {"splice", "train"},
+    {"splice", "train", "scan"},
     {"trace", "plan", "evaluate"},
     {"data", "donors"},
     {"models"},

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hybridizer.core.bootstrap import Array
 from hybridizer.core.errors import InputError, Problem, RunError
@@ -39,6 +40,14 @@ class Window:
         return self.num_prefix + self.end - self.begin
 
 
+@dataclass(frozen=True)
+class TextBatch:
+    """Windows of one length: their token ids, int64 (rows, tokens), and which tokens of which document they score."""
+
+    ids: npt.NDArray[np.int64]
+    rows: tuple[Window, ...]
+
+
 def score_documents(
     model: nn.Module, parts: Parts, text: TextSet, context: int, advance: Callable[[int], None] = lambda tokens: None
 ) -> Array:
@@ -53,23 +62,33 @@ def score_documents(
     a tokenizer without a prefix the first token of the text is free, before and after training alike.
     Raises InputError for token ids that the model has no embedding for, RunError where a loss is not finite.
     """
-    _refuse_unknown_tokens(parts, text)
+    refuse_unknown_tokens(parts, text)
     objective = CausalLMLoss(model, parts)
+    bits = np.zeros(len(text.documents))
+    for batch in text_batches(text, context):
+        add_bits_(bits, batch, objective.token_losses(torch.from_numpy(batch.ids).to(parts.device)))
+        advance(batch.ids.size)
+    refuse_broken(bits, text)
+    return bits
+
+
+def text_batches(text: TextSet, context: int) -> Iterator[TextBatch]:
+    """The windows of `text` in batches of equal length, in the order in which they are scored."""
     windows = list(_windows(text, context))
     prefix = np.asarray(text.prefix, np.int64)
-    bits = np.zeros(len(text.documents))
     for batch in make_batches([window.num_tokens for window in windows], BATCH_ROWS):
-        rows = [windows[i] for i in batch]
+        rows = tuple(windows[i] for i in batch)
         parts_of_rows = [
             (prefix[: row.num_prefix], text.documents[row.document].tokens[row.begin : row.end]) for row in rows
         ]
-        ids = np.stack([np.concatenate(parts_of_row) for parts_of_row in parts_of_rows])
-        losses = objective.token_losses(torch.from_numpy(ids).to(parts.device)).cpu().double().numpy() / math.log(2)
-        for row, of_tokens in zip(rows, losses, strict=True):
-            bits[row.document] += of_tokens[row.num_prefix + row.first - row.begin - 1 :].sum()
-        advance(ids.size)
-    _refuse_broken(bits, text)
-    return bits
+        yield TextBatch(np.stack([np.concatenate(parts_of_row) for parts_of_row in parts_of_rows]), rows)
+
+
+def add_bits_(bits: Array, batch: TextBatch, losses: Tensor) -> None:
+    """Add the losses of one batch, (rows, tokens - 1) in nats, to the bits of its documents (documents,)."""
+    in_bits = losses.cpu().double().numpy() / math.log(2)
+    for row, of_tokens in zip(batch.rows, in_bits, strict=True):
+        bits[row.document] += of_tokens[row.num_prefix + row.first - row.begin - 1 :].sum()
 
 
 def cut_windows(document: int, length: int, context: int, num_prefix: int = 0) -> Iterator[Window]:
@@ -102,7 +121,8 @@ def _windows(text: TextSet, context: int) -> Iterator[Window]:
         yield from cut_windows(number, len(document.tokens), context, num_prefix)
 
 
-def _refuse_unknown_tokens(parts: Parts, text: TextSet) -> None:
+def refuse_unknown_tokens(parts: Parts, text: TextSet) -> None:
+    """Raise InputError for token ids that the model has no embedding for."""
     known = len(next(parts.embedding.parameters()))
     largest = max((int(document.tokens.max()) for document in text.documents), default=0)
     if largest >= known:
@@ -110,7 +130,8 @@ def _refuse_unknown_tokens(parts: Parts, text: TextSet) -> None:
         raise InputError(Problem(f"text '{text.name}'", what, "Use the tokenizer the model was trained with."))
 
 
-def _refuse_broken(bits: Array, text: TextSet) -> None:
+def refuse_broken(bits: Array, text: TextSet) -> None:
+    """Raise RunError where the bits of a document are not finite."""
     broken = np.flatnonzero(~np.isfinite(bits))
     if len(broken):
         what = f"the loss is not a number on {len(broken)} of {len(bits)} documents, the first being {broken[0] + 1}."
