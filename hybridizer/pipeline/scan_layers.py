@@ -20,7 +20,7 @@ from hybridizer.recipe.models import DataEntry
 from hybridizer.scan.request import ScanRequest
 
 if TYPE_CHECKING:
-    from hybridizer.scan.record import ScanRecord
+    from hybridizer.scan.record import ScanRecord, Winner
 
 MAX_NAME = 40  # characters of a donor's name in tables and recipes
 
@@ -40,8 +40,8 @@ def scan_donors(
 ) -> ScanRecord:
     """Scan donors that a command line names, the host first; the best are written as recipes into the folder `out`.
 
-    `text` are files to score on, None for the built-in text. What cannot work is refused before a model is loaded, with
-    InputError, or PlanError for donors that do not fit together: names, settings, files and folders that are to be written.
+    `text` are files to score on, None for the built-in text. What cannot work is refused before a model is loaded:
+    InputError for names, settings, and what is to be written; PlanError for donors that do not fit together.
     """
     from hybridizer.trace.probes import load_probes
 
@@ -89,12 +89,13 @@ def write_recipes(record: ScanRecord, donors: Sequence[Donor], folder: Path) -> 
     mixed = len({donor.main_dtype for donor in donors}) > 1
     paths = []
     for number, winner in enumerate(record.winners, start=1):
-        used = {donor["donor"] for donor in winner.slices} | {donors[0].name}
-        name = f"{number}-" + re.sub(r"[^0-9A-Za-z]+", "-", winner.name).strip("-")[:60].strip("-")
+        row = winner.row
+        used = {piece["donor"] for piece in row.slices} | {donors[0].name}
+        name = f"{number}-" + re.sub(r"[^0-9A-Za-z]+", "-", row.name).strip("-")[:60].strip("-")
         values: dict[str, Any] = {
             "name": name,
             "donors": {donor.name: _entry(donor) for donor in donors if donor.name in used},
-            "layout": {"host": donors[0].name, "slices": [dict(entry) for entry in winner.slices]},
+            "layout": {"host": donors[0].name, "slices": [dict(entry) for entry in row.slices]},
         }
         if mixed:
             values["output"] = {"dtype": "float32"}
@@ -104,9 +105,9 @@ def write_recipes(record: ScanRecord, donors: Sequence[Donor], folder: Path) -> 
     return paths
 
 
-def _heading(winner: Any, record: ScanRecord) -> str:
+def _heading(winner: Winner, record: ScanRecord) -> str:
     figures = []
-    for what, decision in (("bits per byte", winner.bits), ("accuracy", winner.accuracy)):
+    for what, decision in (("bits per byte", winner.bits_change), ("accuracy", winner.accuracy_change)):
         if decision is not None:
             band = decision.change_ci
             spread = f", 95% interval {band[0]:+.4f} to {band[1]:+.4f}" if band else ""
@@ -114,7 +115,7 @@ def _heading(winner: Any, record: ScanRecord) -> str:
     tried = (
         f"# found by hybridize scan among {record.num_tried} models, measured on items that the search did not see\n"
     )
-    return f"# {winner.name}\n{tried}{''.join(figures)}"
+    return f"# {winner.row.name}\n{tried}{''.join(figures)}"
 
 
 def _entry(donor: Donor) -> dict[str, Any]:

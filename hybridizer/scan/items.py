@@ -1,12 +1,12 @@
-"""What models are scored on: beginnings of documents, and prompts with one-token answers, in two halves.
+"""What models are scored on: beginnings of documents, and prompts with one-token answers, divided by purpose.
 
-One half is searched on, the other one tests what was found. Prompts that ask for the same pair of words both ways are
+What the search found is tested on items that it did not see. Prompts that ask for the same pair of words both ways are
 one group, and a group is never divided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,16 +17,17 @@ from hybridizer.core.errors import InputError, Problem
 from hybridizer.data.batches import Source
 from hybridizer.data.tokenize import Encoder
 from hybridizer.evaluate.texts import GENERAL, LEAST_TOKENS, Document, TextSet
+from hybridizer.scan.request import ACCURACY, BITS
 from hybridizer.scan.score import Items
-from hybridizer.scan.select import Indices, split_halves
+from hybridizer.scan.select import Indices, divide
 from hybridizer.trace.probes import Probe, ProbeSet
 
 LEAST_BUILTIN_BYTES = 1000
 
 
 @dataclass(frozen=True)
-class Half:
-    """Items of one half, and the number of the group of each prompt. There may be no document, or no prompt."""
+class Part:
+    """Items for one purpose, and the number of the group of each prompt. There may be no document, or no prompt."""
 
     items: Items
     groups: tuple[int, ...]
@@ -40,6 +41,15 @@ class Half:
     def group_sizes(self) -> Array:
         """The number of prompts of each group, in the order of the groups' numbers, float64."""
         return np.unique(np.asarray(self.groups), return_counts=True)[1].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Division:
+    """Items to screen many candidates on (None where items are few), to search on and to test on: all different."""
+
+    screen: Part | None
+    search: Part
+    test: Part
 
 
 def builtin_documents() -> list[str]:
@@ -101,30 +111,37 @@ def draw_probes(probes: ProbeSet, count: int, seed: int) -> ProbeSet:
     return replace(probes, probes=tuple(answered[index] for index in sorted(taken)))
 
 
-def halve(items: Items, probes: Sequence[Probe], seed: int) -> tuple[Half, Half]:
-    """Both halves, documents and groups of prompts divided at random.
+def divide_items(items: Items, probes: Sequence[Probe], by: str, seed: int) -> Division:
+    """The items of each purpose. Those of the figure that is searched by are divided; all others are for the test.
 
     `probes` are those of `items.prompts`, in order; prompts whose answer is not one token are left out. Raises
-    InputError where there is not one item for each half.
+    InputError where there is not one item of that figure to search on and one to test on.
     """
     usable = [index for index, prompt in enumerate(items.prompts) if prompt.answer is not None]
     groups = dict(zip(usable, group_prompts([probes[index] for index in usable]), strict=True))
     numbers = sorted(set(groups.values()))
     (text,) = items.texts
-    if max(len(text.documents), len(numbers)) < 2:
-        what = f"{len(text.documents)} documents and {len(numbers)} groups of prompts cannot be divided in two."
-        raise InputError(Problem("items", what, "Give two documents or more, or more probes."))
-    halves = zip(split_halves(len(text.documents), seed), split_halves(len(numbers), seed), strict=True)
-    first, second = (_half(items, groups, documents, [numbers[i] for i in drawn]) for documents, drawn in halves)
-    return first, second
+    num_documents, num_groups = len(text.documents), len(numbers)
+    if (num_documents if by == BITS else num_groups) < 2:
+        what = f"{num_documents} documents and {num_groups} groups of usable prompts, too few for a search by {by}."
+        fix = "Give more text, or probes whose answers are one token, or search by the other figure."
+        raise InputError(Problem("items", what, fix))
+    nothing: Indices = np.array([], np.int64)
+    documents = divide(num_documents, seed) if by == BITS else (nothing, nothing, np.arange(num_documents))
+    drawn = divide(num_groups, seed) if by == ACCURACY else (nothing, nothing, np.arange(num_groups))
+    screen, search, test = (
+        _part(items, groups, chosen, {numbers[place] for place in places})
+        for chosen, places in zip(documents, drawn, strict=True)
+    )
+    return Division(screen if screen.num_documents or screen.groups else None, search, test)
 
 
-def _half(items: Items, groups: Mapping[int, int], documents: Indices, drawn: Sequence[int]) -> Half:
+def _part(items: Items, groups: Mapping[int, int], documents: Indices, drawn: Collection[int]) -> Part:
     (text,) = items.texts
     taken = replace(text, documents=tuple(text.documents[index] for index in documents))
-    prompts = [index for index, group in groups.items() if group in set(drawn)]
+    prompts = [index for index, group in groups.items() if group in drawn]
     some = replace(items, texts=(taken,), prompts=tuple(items.prompts[index] for index in prompts))
-    return Half(some, tuple(groups[index] for index in prompts))
+    return Part(some, tuple(groups[index] for index in prompts))
 
 
 def _text(

@@ -27,10 +27,11 @@ class ScanRequest:
         beam: how many models `drop` and `per_layer` go on from at each step.
         by: the figure that is searched by and decided on: bits (per byte) or accuracy (of the probes).
         candidates: the most models that the search scores.
+        screen: look at many candidates on few items first, and score the best of them in full.
         best: how many of the best are tested again.
-        documents, document_tokens: beginnings of documents, of so many tokens each, for both halves together.
-        prompts: the most probes, for both halves together.
-        seed: of the halves, draws and resamples.
+        documents, document_tokens: beginnings of documents, of so many tokens each, for search and test together.
+        prompts: the most probes, likewise.
+        seed: of the division of the items, draws and resamples.
     """
 
     changes: tuple[str, ...] = ()
@@ -40,10 +41,11 @@ class ScanRequest:
     beam: int = 1
     by: str = BITS
     candidates: int = 300
+    screen: bool = True
     best: int = 5
-    documents: int = 64
+    documents: int = 72
     document_tokens: int = 96
-    prompts: int = 200
+    prompts: int = 120
     seed: int = 0
 
     @property
@@ -85,14 +87,11 @@ class ScanRequest:
             yield Problem("per_layer", "there is one donor to choose from.", "Name another donor.")
 
     def _item_problems(self) -> Iterator[Problem]:
-        least = {"documents": self.documents, "prompts": self.prompts}
-        for name, count in least.items():
-            if count < 0 or count == 1:
-                yield Problem(name, f"{count} cannot be divided in two halves.", "Give 2 or more, or 0 for none.")
+        counts = {"documents": self.documents, "prompts": self.prompts}
+        yield from (Problem(name, f"{n} is negative.", "Give 0 or more.") for name, n in counts.items() if n < 0)
         needed = "documents" if self.by == BITS else "prompts"
-        if least[needed] == 0:
-            yield Problem(
-                needed, f"there are none, and the search goes by {self.by}.", "Give some, or search by others."
-            )
+        if counts[needed] in (0, 1):
+            what = f"{counts[needed]} cannot be divided into those for the search by {self.by} and those for the test."
+            yield Problem(needed, what, "Give 2 or more, or search by the other figure.")
         if self.document_tokens == 1:
             yield Problem("document_tokens", "the first token is not predicted.", "Give 2 or more.")

@@ -20,45 +20,54 @@ from hybridizer.evaluate.model import compute_dtype, default_device
 from hybridizer.models.load import load_causal_lm, load_tokenizer
 from hybridizer.models.parts import find_parts
 from hybridizer.models.quiet import without_bars
-from hybridizer.scan.candidates import Candidate, Space, draw, list_candidates
-from hybridizer.scan.items import Half, builtin_documents, draw_probes, encode_beginnings, halve, take_beginnings
+from hybridizer.scan.candidates import Candidate, Layers, Space, describe, draw, list_candidates
+from hybridizer.scan.items import (
+    Division,
+    Part,
+    builtin_documents,
+    divide_items,
+    draw_probes,
+    encode_beginnings,
+    take_beginnings,
+)
 from hybridizer.scan.record import (
+    Figures,
+    Row,
     ScannedDonor,
     ScanRecord,
-    describe_half,
     find_chance,
-    make_row,
+    list_rows,
+    measure,
     retest,
     summarise,
     value_of,
 )
-from hybridizer.scan.request import ACCURACY, BITS, ScanRequest
+from hybridizer.scan.request import ScanRequest
 from hybridizer.scan.score import Score, Scorer, prepare_items
 from hybridizer.scan.score_log import ScoreLog
-from hybridizer.scan.search import Scored, Search, cost_of_drops, search_all, search_drops, search_mixes
+from hybridizer.scan.search import (
+    Objective,
+    Scored,
+    Screen,
+    Search,
+    rounds_of_drops,
+    search_all,
+    search_drops,
+    search_mixes,
+)
 from hybridizer.trace.probes import ProbeSet
 
 BUILTIN_TEXT = "Python reference"
 SCORES = "hybridizer.scan_scores/1"  # of the journals
+LEAST_PASSING = 6  # of a screen
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """The donors by name, the host first, and both halves of the items."""
+    """The donors by name, the host first, and the items of each purpose."""
 
     donors: Mapping[str, Donor]
-    search: Half
-    test: Half
-
-    @property
-    def halves(self) -> tuple[Half, Half]:
-        """Both halves."""
-        return self.search, self.test
-
-    @property
-    def text_name(self) -> str | None:
-        """The name of the text; None without documents."""
-        return self.search.items.texts[0].name if self.search.num_documents else None
+    items: Division
 
     @property
     def dtype(self) -> str:
@@ -80,12 +89,12 @@ class Workbench:
             models[name] = (model, find_parts(model))
         return models
 
-    def log(self, half: Half, monitor: Monitor) -> ScoreLog:
-        """The scores of models on one half: those in the cache, and those to come."""
-        path = cache_folder() / "scans" / f"{self._key(half).removeprefix('sha256:')}.jsonl"
+    def log(self, part: Part, monitor: Monitor) -> ScoreLog:
+        """The scores of models on some items: those in the cache, and those to come."""
+        path = cache_folder() / "scans" / f"{self._key(part).removeprefix('sha256:')}.jsonl"
 
         def make() -> Scorer:
-            return Scorer(self.models, next(iter(self.donors)), half.items)
+            return Scorer(self.models, next(iter(self.donors)), part.items)
 
         work = "scan (same donors and items)"
         try:
@@ -95,13 +104,13 @@ class Workbench:
             path.unlink()
             return ScoreLog(Journal(path, path.stem, work), make)
 
-    def _key(self, half: Half) -> str:
+    def _key(self, part: Part) -> str:
         """A hash of what scores depend on."""
         donors = [(name, donor.fingerprint) for name, donor in self.donors.items()]
-        prompts = [(prompt.ids, prompt.answer) for prompt in half.items.prompts]
-        texts = [text.identity for text in half.items.texts]
+        prompts = [(prompt.ids, prompt.answer) for prompt in part.items.prompts]
+        texts = [text.identity for text in part.items.texts]
         place = (default_device().type, self.dtype)
-        return content_hash([SCORES, donors, texts, prompts, half.items.context, place, __version__])
+        return content_hash([SCORES, donors, texts, prompts, part.items.context, place, __version__])
 
 
 def set_up(donors: Sequence[Donor], request: ScanRequest, probes: ProbeSet | None, source: Source | None) -> Workbench:
@@ -120,14 +129,14 @@ def set_up(donors: Sequence[Donor], request: ScanRequest, probes: ProbeSet | Non
         text = take_beginnings(source, encoder, count, max_tokens)
     drawn = draw_probes(probes, request.prompts, request.seed) if probes and request.prompts else None
     items = prepare_items(tokenizer, drawn if drawn and drawn.probes else None, [text], context=max_tokens)
-    search, test = halve(items, drawn.probes if drawn else (), request.seed)
-    return Workbench({donor.name: donor for donor in donors}, search, test)
+    division = divide_items(items, drawn.probes if drawn else (), request.by, request.seed)
+    return Workbench({donor.name: donor for donor in donors}, division)
 
 
 def scan(
     donors: Sequence[Donor], request: ScanRequest, probes: ProbeSet | None, source: Source | None, monitor: Monitor
 ) -> ScanRecord:
-    """Search on one half of the items, test the best on the other.
+    """Search on some of the items, test the best on the others.
 
     The donors are of one shape, the host first, their fingerprints known; `probes` and `source` as for `set_up`. Raises
     InputError for requests that these donors or items cannot meet.
@@ -136,30 +145,63 @@ def scan(
     if problems := list(find_space_problems(space, request)):
         raise InputError(*problems)
     bench = set_up(donors, request, probes, source)
-    _refuse_empty(bench, request)
     candidates = None if request.steps else list_candidates(space, request.kinds(len(donors)))
-    search, host = _search(bench, space, candidates, request, monitor)
-    tried = [scored for layers, scored in search.scored.items() if layers != space.host]
-    finalists = _choose(tried, space, request)
-    scores, host_again = _score_again(bench, space, finalists, monitor)
-    rows = [make_row(scored, bench.search, host, request.by) for scored in _ordered(tried)]
-    best = [make_row(scored, bench.search, host, request.by) for scored in finalists]
-    winners = retest(best, scores, bench.test, host_again, request.by, request.seed)
+    found = _search(bench, space, candidates, request, monitor)
+    finalists = _choose(found.scored, space, request)
+    scores, host_again = _test(bench, space, finalists, monitor)
+    rows = found.list_rows(request.by)
+    by_name = {row.name: row for row in rows}
+    best = [by_name[finalist.candidate.name] for finalist in finalists]
+    winners = retest(best, scores, bench.items.test, host_again, request.by, request.seed)
+    test = measure(bench.items.test, host_again)
     return ScanRecord(
         donors=tuple(_describe(donor) for donor in donors),
         settings={**request.settings(), "dtype": bench.dtype, "device": default_device().type},
-        text=bench.text_name,
-        probes=probes.name if probes and bench.search.groups else None,
-        search=describe_half(bench.search, host),
-        test=describe_half(bench.test, host_again),
+        text=bench.items.test.items.texts[0].name if test.num_documents else None,
+        probes=probes.name if probes and test.num_prompts else None,
+        screen=found.screen_figures,
+        search=measure(bench.items.search, found.host),
+        test=test,
         num_possible=None if candidates is None else len(candidates),
-        num_tried=len(tried),
-        num_refused=len(search.refused),
+        num_tried=len(found.search.tried) - (space.host in found.search.tried),
+        num_scored=len(found.scored),
+        num_refused=len(found.search.refused),
         candidates=tuple(rows),
-        null=find_chance(tried, bench.search, host, request.by, request.seed),
+        null=find_chance(found.scored, bench.items.search, found.host, request.by, request.seed),
         winners=winners,
-        sentence=summarise(winners, space.host, request),
+        sentence=summarise(winners, finalists[0].candidate.layers if finalists else None, space.host, request),
     )
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finished search. `host` is the host's score on the items of the search, `screen` the same for the screen."""
+
+    search: Search
+    bench: Workbench
+    layers: Layers
+    host: Score
+    screen: Score | None
+
+    @property
+    def scored(self) -> list[Scored]:
+        """The candidates that were scored in full, the host left out, best first."""
+        tried = [scored for layers, scored in self.search.scored.items() if layers != self.layers]
+        return sorted(tried, key=lambda scored: scored.value)
+
+    @property
+    def screen_figures(self) -> Figures | None:
+        """The items of the screen, and the host's figures on them."""
+        part = self.bench.items.screen
+        return None if part is None or self.screen is None else measure(part, self.screen)
+
+    def list_rows(self, by: str) -> list[Row]:
+        """Every candidate, best first."""
+        part = self.bench.items.screen
+        screened = None if part is None or self.screen is None else value_of(part, self.screen, by)
+        rows = list_rows(self.search, value_of(self.bench.items.search, self.host, by), screened, by)
+        own = describe(self.layers)
+        return [row for row in rows if row.name != own]
 
 
 def find_space_problems(space: Space, request: ScanRequest) -> Iterator[Problem]:
@@ -174,66 +216,67 @@ def find_space_problems(space: Space, request: ScanRequest) -> Iterator[Problem]
         yield Problem("drop", what, f"Give at most {depth - 1}.")
 
 
-def _refuse_empty(bench: Workbench, request: ScanRequest) -> None:
-    needed = {
-        BITS: min(half.num_documents for half in bench.halves),
-        ACCURACY: min(len(h.groups) for h in bench.halves),
-    }
-    if not needed[request.by]:
-        what = f"there are too few usable items for a search by {request.by}: each half needs one."
-        fix = "Give more text or probes whose answers are one token, or search by the other figure."
-        raise InputError(Problem("items", what, fix))
-
-
 def _search(
     bench: Workbench, space: Space, candidates: list[Candidate] | None, request: ScanRequest, monitor: Monitor
-) -> tuple[Search, Score]:
-    """The finished search, and the host's figures on its half."""
-    log = bench.log(bench.search, monitor)
+) -> Found:
+    """Score candidates, or go step by step."""
     drawn = None if candidates is None else draw(candidates, request.candidates, request.seed)
-    total = request.candidates if drawn is None else len(drawn)
-    if request.drop is not None:
-        total = min(total, cost_of_drops(len(space.host), request.drop, request.beam))
+    rounds = _rounds(space, drawn, request)
+    log, screen, quick = bench.log(bench.items.search, monitor), None, None
+    part = bench.items.screen
+    if part is not None and request.screen:
+        quick = bench.log(part, monitor)
+        screen = Screen(quick, _objective(part, request.by), max(LEAST_PASSING, request.best))
+        if all(screen.num_passing(size) == size for size in rounds):
+            screen = quick = None
+    total = sum(rounds) + sum(screen.num_passing(size) for size in rounds) if screen else sum(rounds)
     with monitor.task("score models", total + 1, "models") as advance:
         log.prepare([space.host])
         host = log.score(space.host)
         advance(1)
-        search = Search(log, lambda score: value_of(bench.search, score, request.by), advance, request.candidates)
+        search = Search(log, _objective(bench.items.search, request.by), advance, request.candidates, screen)
         if drawn is not None:
             search_all(search, space, drawn)
         elif request.drop is not None:
             search_drops(search, space, request.drop, request.beam, request.seed)
         else:
             search_mixes(search, space, request.beam, request.seed)
-    return search, host
+    return Found(search, bench, space.host, host, quick.score(space.host) if quick else None)
 
 
-def _ordered(tried: Sequence[Scored]) -> list[Scored]:
-    return sorted(tried, key=lambda scored: scored.value)
+def _objective(part: Part, by: str) -> Objective:
+    return lambda score: value_of(part, score, by)
 
 
-def _choose(tried: Sequence[Scored], space: Space, request: ScanRequest) -> list[Scored]:
+def _rounds(space: Space, drawn: list[Candidate] | None, request: ScanRequest) -> list[int]:
+    """At most how many models each round of the search tries."""
+    if drawn is not None:
+        return [len(drawn)]
+    if request.drop is not None:
+        return rounds_of_drops(len(space.host), request.drop, request.beam)
+    return [request.candidates]
+
+
+def _choose(scored: Sequence[Scored], space: Space, request: ScanRequest) -> list[Scored]:
     """The best of the search; of a search for layers to leave out, the best of those that lack as many as requested.
 
     Raises InputError where the budget ended before there was one.
     """
     if request.drop is not None:
         depth = len(space.host) - request.drop
-        tried = [scored for scored in tried if len(scored.candidate.layers) == depth]
-        if not tried:
-            needed = cost_of_drops(len(space.host), request.drop, request.beam)
+        scored = [one for one in scored if len(one.candidate.layers) == depth]
+        if not scored:
+            needed = sum(rounds_of_drops(len(space.host), request.drop, request.beam))
             what = f"the budget of {request.candidates} models ended before {request.drop} layers were left out."
             raise InputError(Problem("candidates", what, f"Give {needed}, or leave out fewer."))
-    return _ordered(tried)[: request.best]
+    return list(scored[: request.best])
 
 
-def _score_again(
-    bench: Workbench, space: Space, finalists: Sequence[Scored], monitor: Monitor
-) -> tuple[list[Score], Score]:
-    """The finalists' figures on the test half, and the host's."""
-    log = bench.log(bench.test, monitor)
+def _test(bench: Workbench, space: Space, finalists: Sequence[Scored], monitor: Monitor) -> tuple[list[Score], Score]:
+    """The finalists' scores on the items of the test, and the host's."""
+    log = bench.log(bench.items.test, monitor)
     scores = []
-    with monitor.task("test the best again", len(finalists) + 1, "models") as advance:
+    with monitor.task("test the best", len(finalists) + 1, "models") as advance:
         log.prepare([space.host])
         host = log.score(space.host)
         advance(1)

@@ -29,6 +29,8 @@ class Scores(Protocol):
         ...
 
 
+PASSING = 8  # one in so many passes a screen
+
 Objective: TypeAlias = "Callable[[Score], float]"
 Advance: TypeAlias = Callable[[int, str], None]
 
@@ -42,46 +44,82 @@ class Scored:
     value: float
 
 
+@dataclass(frozen=True)
+class Screen:
+    """A quick look at many candidates, on items of its own: the best of each round are scored in full.
+
+    An eighth of a round passes, at least `least`; a round of up to twice as many is not screened.
+    """
+
+    scorer: Scores
+    objective: Objective
+    least: int
+
+    def num_passing(self, size: int) -> int:
+        """How many candidates of a round of this size are scored in full."""
+        return size if size <= 2 * self.least else max(self.least, -(-size // PASSING))
+
+
 @dataclass
 class Search:
-    """The state of a search: what was scored, in order, each arrangement once, at most `budget` of them.
+    """The state of a search: at most `budget` arrangements are tried, each once.
 
-    `refused` are the arrangements that the family cannot have, each with the reason.
+    `tried` are all, in order, as candidates; `screened` their values on the items of the screen, where there is one;
+    `scored` those that were scored in full; `refused` those that the family cannot have, each with the reason.
     """
 
     scorer: Scores
     objective: Objective
     advance: Advance
     budget: int
+    screen: Screen | None = None
+    tried: dict[Layers, Candidate] = field(default_factory=dict)
+    screened: dict[Layers, float] = field(default_factory=dict)
     scored: dict[Layers, Scored] = field(default_factory=dict)
     refused: dict[Layers, str] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
-        """How many arrangements may still be scored."""
-        return self.budget - len(self.scored) - len(self.refused)
-
-    def best(self, count: int) -> list[Scored]:
-        """The best so far, best first; of equal ones the first scored."""
-        return sorted(self.scored.values(), key=lambda scored: scored.value)[:count]
+        """How many arrangements may still be tried."""
+        return self.budget - len(self.tried)
 
     def score(self, candidates: Sequence[Candidate], paths: Sequence[Layers]) -> list[Scored]:
-        """Those of the candidates that can be, with their figures; what was scored before is not scored again.
+        """The candidates that can be and pass the screen, with their figures, in order.
 
-        Most of them begin as one of `paths` does.
+        None of them was tried before, and all that are tried in one round are compared with each other. Most of them
+        begin as one of `paths` does.
         """
+        self.tried |= {candidate.layers: candidate for candidate in candidates}
         self.scorer.prepare(paths)
-        for candidate in candidates:
-            if candidate.layers in self.scored or candidate.layers in self.refused:
-                continue
-            try:
-                score = self.scorer.score(candidate.layers)
-            except PlanError as error:
-                self.refused[candidate.layers] = error.problems[0].what
-            else:
+        passed = self._pass_screen(candidates, paths)
+        for candidate in passed:
+            score = self._try(self.scorer, candidate)
+            if score is not None:
                 self.scored[candidate.layers] = Scored(candidate, score, self.objective(score))
             self.advance(1, candidate.name)
-        return [self.scored[candidate.layers] for candidate in candidates if candidate.layers in self.scored]
+        return [self.scored[candidate.layers] for candidate in passed if candidate.layers in self.scored]
+
+    def _pass_screen(self, candidates: Sequence[Candidate], paths: Sequence[Layers]) -> list[Candidate]:
+        """The best of a round, in the order for reuse; all of a round that is not screened."""
+        count = len(candidates) if self.screen is None else self.screen.num_passing(len(candidates))
+        if self.screen is None or count == len(candidates):
+            return list(candidates)
+        self.screen.scorer.prepare(paths)
+        for candidate in candidates:
+            score = self._try(self.screen.scorer, candidate)
+            if score is not None:
+                self.screened[candidate.layers] = self.screen.objective(score)
+            self.advance(1, f"screen: {candidate.name}")
+        known = [candidate for candidate in candidates if candidate.layers in self.screened]
+        best = sorted(known, key=lambda candidate: self.screened[candidate.layers])[:count]
+        return sort_for_reuse(best)
+
+    def _try(self, scorer: Scores, candidate: Candidate) -> Score | None:
+        try:
+            return scorer.score(candidate.layers)
+        except PlanError as error:
+            self.refused[candidate.layers] = error.problems[0].what
+            return None
 
 
 def search_all(search: Search, space: Space, candidates: Sequence[Candidate]) -> None:
@@ -122,16 +160,15 @@ def search_mixes(search: Search, space: Space, beam: int, seed: int) -> None:
             return
 
 
-def cost_of_drops(depth: int, count: int, beam: int) -> int:
-    """At most how many models `search_drops` scores."""
-    return sum((depth - step) * (beam if step else 1) for step in range(count))
+def rounds_of_drops(depth: int, count: int, beam: int) -> list[int]:
+    """At most how many models each step of `search_drops` tries."""
+    return [(depth - step) * (beam if step else 1) for step in range(count)]
 
 
 def _within(search: Search, moves: Iterable[Iterator[Layers]], seed: int) -> list[Candidate]:
     """The new arrangements that `moves` lead to, in the order for reuse; a draw of them where the budget is smaller."""
     reached = dict.fromkeys(layers for move in moves for layers in move)
-    known = search.scored.keys() | search.refused.keys()
-    fresh = sort_for_reuse(Candidate(Mix(layers), layers) for layers in reached if layers not in known)
+    fresh = sort_for_reuse(Candidate(Mix(layers), layers) for layers in reached if layers not in search.tried)
     return draw(fresh, max(search.left, 0), seed)
 
 

@@ -24,6 +24,7 @@ from hybridizer.core.bootstrap import LEVEL, Array, Interval, resampling_weights
 NUM_FLIPS = 2000
 NUM_RESAMPLES = 2000
 LEAST_ITEMS = 6  # five deviations of one sign have a probability of 1/16, more than 5%
+LEAST_TO_SCREEN = 27  # a screen of three items
 BLOCK_BYTES = 64 << 20
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no difference shown"
 
@@ -71,11 +72,15 @@ class Null:
         return min(1.0, self.num_expected / self.num_found) if self.num_found else None
 
 
-def split_halves(num_items: int, seed: int) -> tuple[Indices, Indices]:
-    """Two halves of the items, drawn at random, each in order: to search on, and to test on, with one less if odd."""
+def divide(num_items: int, seed: int) -> tuple[Indices, Indices, Indices]:
+    """Items to screen on, to search on and to test on: a ninth, and halves of the rest, drawn at random, each in order.
+
+    Fewer than LEAST_TO_SCREEN items are halved and none is left for a screen; of an odd number the search has one more.
+    """
     order = np.random.default_rng(seed).permutation(num_items)
-    middle = (num_items + 1) // 2
-    return np.sort(order[:middle]), np.sort(order[middle:])
+    first = num_items // 9 if num_items >= LEAST_TO_SCREEN else 0
+    middle = first + (num_items - first + 1) // 2
+    return np.sort(order[:first]), np.sort(order[first:middle]), np.sort(order[middle:])
 
 
 def sum_groups(values: Array, groups: Sequence[int]) -> Array:
