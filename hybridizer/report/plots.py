@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import matplotlib
 from matplotlib import font_manager
@@ -26,6 +27,15 @@ MAX_DONORS = len(panels.COLOURS)
 # Names and probes may be Chinese: the first of these that is installed draws what DejaVu Sans cannot.
 CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei",
              "PingFang SC", "SimHei")  # fmt: skip
+# matplotlib writes colours as inline styles, which only !important overrides.
+DARK_MODE = (
+    "@media (prefers-color-scheme: dark) {"
+    ' [style*="fill: #ffffff"] { fill: #16181d !important; }'
+    " text { fill: #e6e6e6 !important; }"
+    ' [style*="stroke: #000000"], [style*="stroke: #222222"] { stroke: #e6e6e6 !important; }'
+    ' [style*="stroke: #dddddd"] { stroke: #3a3f47 !important; }'
+    " }"
+)
 BANDS = "Bands and bars: 95% intervals over prompts"
 
 
@@ -77,10 +87,11 @@ def draw_donors(records: Sequence[Record], boundaries: Sequence[int | None] = ()
     return figure
 
 
-def write_figure(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path, *, title: str = "", description: str = "") -> None:
     """Write a figure as SVG or PNG, by the suffix, complete or not at all; on one machine always the same bytes.
 
-    An SVG keeps its text as text. Raises InputError for another suffix.
+    An SVG keeps its text as text. With a `title` it gets that and the `description` for readers who do not see it, and
+    the colours of dark mode where the reader has that. Raises InputError for another suffix.
     """
     kind = figure_kind(path)
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
@@ -89,7 +100,15 @@ def write_figure(figure: Figure, path: Path) -> None:
         # Without a font for a donor's name the PNG shows boxes in it; the SVG is right.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-    write_file(path, buffer.getvalue())
+    content = buffer.getvalue()
+    write_file(path, _described(content, title, description) if title and kind == "svg" else content)
+
+
+def _described(svg: bytes, title: str, description: str) -> bytes:
+    """The SVG with title, description and the style of dark mode as the first children of its root."""
+    start = svg.index(b">", svg.index(b"<svg ")) + 1
+    head = f"\n <title>{escape(title)}</title>\n <desc>{escape(description)}</desc>\n <style>{DARK_MODE}</style>"
+    return svg[:start] + head.encode() + svg[start:]
 
 
 def figure_kind(path: Path) -> str:

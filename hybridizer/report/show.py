@@ -80,9 +80,10 @@ def show_scan(record: Mapping[str, Any], out: Path | None) -> None:
 def plot_scan(record: Mapping[str, Any], path: Path) -> None:
     """Draw every candidate of a scan into `path`."""
     from hybridizer.report.plots import write_figure
-    from hybridizer.report.scan_plot import draw_scan
+    from hybridizer.report.scan_plot import describe_scan, draw_scan
 
-    write_figure(draw_scan(record), path)
+    title = f"Scan of {record['donors'][0]['reference']}"
+    write_figure(draw_scan(record), path, title=title, description=describe_scan(record))
     echo(f"drew {path}", err=True)
 
 

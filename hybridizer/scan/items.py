@@ -22,7 +22,7 @@ from hybridizer.scan.score import Items
 from hybridizer.scan.select import Indices, divide
 from hybridizer.trace.probes import Probe, ProbeSet
 
-LEAST_BUILTIN_BYTES = 1000
+LEAST_BUILTIN_BYTES = 400
 
 
 @dataclass(frozen=True)
