@@ -78,7 +78,8 @@ class ScanRequest:
         yield from self._item_problems()
 
     def _clashes(self, num_donors: int) -> Iterator[Problem]:
-        chosen = [n for n in ("changes", "drop", "per_layer") if getattr(self, n) not in ((), None, False)]
+        asked = {"changes": bool(self.changes), "drop": self.drop is not None, "per_layer": self.per_layer}
+        chosen = [name for name, is_asked in asked.items() if is_asked]
         if len(chosen) > 1:
             yield Problem(" and ".join(chosen), "these are different searches.", "Give one of them.")
         if self.drop is not None and self.drop < 1:
