@@ -149,8 +149,21 @@ def list_rows(search: Search, host: float, screened_host: float | None, by: str)
         if full is None and quick is None:
             continue
         screened = None if quick is None or screened_host is None else sign * (quick - screened_host)
-        rows.append(_row(candidate, screened, None if full is None else sign * (full.value - host)))
+        rows.append(make_row(candidate, screened, None if full is None else sign * (full.value - host)))
     return sorted(rows, key=lambda row: (row.change is None, sign * (_first(row.change, row.screened))))
+
+
+def make_row(candidate: Candidate, screened: float | None, change: float | None) -> Row:
+    """The row of a candidate."""
+    return Row(
+        name=candidate.name,
+        kind=type(candidate.change).__name__.lower(),
+        place={} if isinstance(candidate.change, Mix) else asdict(candidate.change),
+        slices=tuple(to_slices(candidate.layers)),
+        num_layers=len(candidate.layers),
+        screened=screened,
+        change=change,
+    )
 
 
 def find_chance(scored: Sequence[Scored], part: Part, host: Score, by: str, seed: int) -> Null | None:
@@ -202,18 +215,6 @@ def _summarise_drop(winner: Winner, best: Layers, host: Layers, by: str) -> str:
     assert decision is not None, "a search goes by a figure that there is"
     change = f"{decision.change:+.4f} bits per byte" if by == BITS else f"{decision.change:+.1%} of the probes answered"
     return f"the layers that matter least are {gone}: without them {change} on items that the search did not see."
-
-
-def _row(candidate: Candidate, screened: float | None, change: float | None) -> Row:
-    return Row(
-        name=candidate.name,
-        kind=type(candidate.change).__name__.lower(),
-        place={} if isinstance(candidate.change, Mix) else asdict(candidate.change),
-        slices=tuple(to_slices(candidate.layers)),
-        num_layers=len(candidate.layers),
-        screened=screened,
-        change=change,
-    )
 
 
 def _first(*values: float | None) -> float:
