@@ -121,6 +121,8 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
     layers, parameters = len(checked.plan.layers), checked.plan.num_parameters
     echo(f"{recipe}: no problem found; {layers} layers, {parameters:,} parameters")
     layout = checked.recipe.layout
+    if layout.candidates is not None:
+        echo(f"the layers are left to a scan; checked as if they were the host's, '{layout.host}'")
     if layout.deep == AUTO:
         echo(f"`deep` is auto, which only a trace can choose; checked as if it were the host, '{layout.host}'")
     echo(after)

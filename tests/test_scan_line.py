@@ -108,9 +108,9 @@ def test_a_budget_draws_by_the_seed():
 
 @pytest.mark.slow
 def test_many_candidates_are_screened_on_items_of_their_own():
-    options = ("--documents", "27", "--best", "2")
+    options = ("--documents", "54", "--best", "2")
     record = scan(*options)
-    assert record["screen"]["num_documents"] == 3 and record["search"]["num_documents"] == 12
+    assert record["screen"]["num_documents"] == 3 and record["search"]["num_documents"] == 26
     assert (record["num_tried"], record["num_scored"]) == (14, 6) and record["null"]["num_tried"] == 6
     passed = [row for row in record["candidates"] if row["change"] is not None]
     others = [row["screened"] for row in record["candidates"] if row["change"] is None]
@@ -271,3 +271,34 @@ def write_bfloat16():
     content = {"donors": {"b": "b"}, "layout": {"slices": [{"donor": "b"}]}, "output": {"dtype": "bfloat16"}}
     Path("half.yaml").write_text(yaml.safe_dump(content))
     return "half.yaml"
+
+
+def write_auto(**layout):
+    donors = {"a": "a", "b": "b"} if "host" in layout else {"a": "a"}
+    content = {"donors": donors, "layout": layout or "auto", "trace": {"probes": "p.jsonl"}}
+    Path("auto.yaml").write_text(yaml.safe_dump(content))
+    return "auto.yaml"
+
+
+def test_a_recipe_whose_layers_are_left_to_a_scan_is_checked_planned_and_stored(monkeypatch):
+    recipe = write_auto(host="a", candidates=20)
+    shown = hybridize("check", recipe).stdout
+    assert "4 layers" in shown and "the layers are left to a scan; checked as if they were the host's, 'a'" in shown
+    plan = hybridize_json("plan", recipe)
+    assert plan["evidence"]["reasons"][0].startswith("Layers by a scan of ")
+    assert hybridize_json("plan", "runs/auto/recipe.resolved.yaml")["hash"] == plan["hash"]
+    assert hybridize_json("plan", recipe)["hash"] == plan["hash"]
+
+
+@pytest.mark.parametrize("verdict", ["better", "no difference shown"])
+def test_a_scan_changes_the_host_only_where_the_test_shows_that_it_is_better(monkeypatch, verdict):
+    monkeypatch.setattr("hybridizer.scan.select._verdict", lambda *_: verdict)
+    plan = hybridize_json("plan", write_auto())
+    layers = [row["sources"][0].rpartition(" ")[2] for row in plan["layers"]]
+    assert (layers == ["0", "1", "2", "3"]) == (verdict != "better")
+    assert ("no change was better than the model as it is" in plan["evidence"]["reasons"][0]) == (verdict != "better")
+
+
+def test_a_scan_in_a_recipe_refuses_donors_of_other_shapes():
+    make_donor(Path("b"), hidden_size=32)
+    assert "`hidden_size` is 32, and 64" in hybridize("plan", write_auto(host="a", candidates=9), code=2).stderr

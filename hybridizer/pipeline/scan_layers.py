@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from hybridizer.pipeline.donors import find_argument_problems, find_output_probl
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.recipe.dump import to_yaml
-from hybridizer.recipe.models import DataEntry
+from hybridizer.recipe.models import DataEntry, Recipe, Slice
 from hybridizer.scan.request import ScanRequest
 
 if TYPE_CHECKING:
@@ -58,6 +59,42 @@ def scan_donors(
     if out is not None:
         write_recipes(record, donors, out)
     return record
+
+
+def choose_layers(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with the layers that a scan chose, and why; unchanged, without a reason, where none is asked for.
+
+    With one donor cuts and repeats are tried, with several a donor for each layer. The first of the tested models that
+    is better than the host is taken, the host as it is if none is. Raises PlanError for donors that do not fit
+    together, and what `scan` raises.
+    """
+    layout = recipe.layout
+    if layout.candidates is None:
+        return recipe, ()
+    from hybridizer.scan.run import scan  # loads torch
+    from hybridizer.scan.select import BETTER
+    from hybridizer.trace.runs import request_from_section
+
+    host = donors[layout.host]
+    ordered = [host, *(donor for donor in donors.values() if donor.name != host.name)]
+    check_fit(ordered)
+    request = ScanRequest(candidates=layout.candidates, per_layer=len(ordered) > 1, seed=recipe.seed)
+    probes = request_from_section(recipe.trace, recipe.seed, recipe.folder).probes
+    record = scan(ordered, request, probes, None, monitor)
+    better = next((winner.row for winner in record.winners if winner.verdict == BETTER), None)
+    slices = [{"donor": host.name}] if better is None else better.slices
+    reason = f"Layers by a scan of {record.num_tried} models: {record.sentence}"
+    return _with_slices(recipe, slices), (reason,)
+
+
+def assume_host(recipe: Recipe) -> Recipe:
+    """The recipe with the host's own layers where a scan is to choose them, for checks of everything else."""
+    return recipe if recipe.layout.candidates is None else _with_slices(recipe, [{"donor": recipe.layout.host}])
+
+
+def _with_slices(recipe: Recipe, slices: Sequence[Mapping[str, Any]]) -> Recipe:
+    made = tuple(Slice(**piece) for piece in slices)
+    return replace(recipe, layout=replace(recipe.layout, candidates=None, slices=made))
 
 
 def name_donors(texts: Sequence[str]) -> dict[str, str]:

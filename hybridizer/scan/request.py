@@ -44,7 +44,7 @@ class ScanRequest:
     screen: bool = True
     best: int = 5
     documents: int = 72
-    document_tokens: int = 96
+    document_tokens: int = 64
     prompts: int = 120
     seed: int = 0
 
