@@ -123,8 +123,9 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
     layout = checked.recipe.layout
     if layout.candidates is not None:
         echo(f"the layers are left to a scan; checked as if they were the host's, '{layout.host}'")
-    if layout.deep == AUTO:
-        echo(f"`deep` is auto, which only a trace can choose; checked as if it were the host, '{layout.host}'")
+    for side in ("deep", "shallow"):
+        if getattr(layout, side) == AUTO:
+            echo(f"`{side}` is auto, which only a trace can choose; checked as if it were the host, '{layout.host}'")
     echo(after)
 
 
@@ -173,18 +174,14 @@ def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _trace(donors: tuple[str, ...], options: dict[str, Any], **more: Any) -> tuple[Any, Any]:
-    from hybridizer.pipeline.donors import trace_donors
+def _trace_request(options: dict[str, Any]) -> Any:
     from hybridizer.recipe.options import read_section
     from hybridizer.trace.probes import load_probes
     from hybridizer.trace.runs import TraceRequest
 
     settings = read_section(_trace_section(), options, click.get_current_context().command_path)
-    request = TraceRequest(
-        load_probes(settings.probes), settings, options["seed"], options["device_map"], options["mask_positions"]
-    )
-    traces = trace_donors(donors, request, tuple(options["allow"]), _monitor(), json_out=options["json_out"], **more)
-    return traces, request
+    probes = load_probes(settings.probes)
+    return TraceRequest(probes, settings, options["seed"], options["device_map"], options["mask_positions"])
 
 
 @main.command(cls=_TraceCommand)
@@ -197,9 +194,12 @@ def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options
 
     Shows where a task is executed, how stable each layer is, and the boundary that strategy auto chooses.
     """
+    from hybridizer.pipeline.donors import trace_donors
     from hybridizer.report.show import plot_traces, show_traces
 
-    traces, _ = _trace(donors, options, baselines=baselines, plot=plot)
+    allow, json_out = tuple(options["allow"]), options["json_out"]
+    request = _trace_request(options)
+    traces = trace_donors(donors, request, allow, _monitor(), baselines=baselines, plot=plot, json_out=json_out)
     if plot is not None:
         plot_traces(traces, plot)
     if options["json_out"] is not None:
@@ -214,22 +214,38 @@ def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options
 @click.option(
     "--boundary", default="auto", show_default=True, help="Strategy, share or layer: the deep side is ranked."
 )
+@click.option(
+    "--by", help="The measure: transplant (the default), transplant-competence, stability-competence, stability."
+)
+@click.option("--host", help="The donor that the sides of the others are measured on; the first if left out.")
+@click.option(
+    "--side", type=click.Choice(["deep", "shallow"]), default="deep", show_default=True, help="What is ranked."
+)
 @_trace_options
-def rank(donors: tuple[str, ...], boundary: str, **options: Any) -> None:
-    """Rank DONORS by the stability of their deep layers.
+def rank(donors: tuple[str, ...], boundary: str, by: str | None, host: str | None, side: str, **options: Any) -> None:
+    """Rank DONORS by their deep layers.
 
-    The score also counts how well each donor does the task.
+    Each donor's deep side is measured on the shallow side of the host: bits per byte of a text, and the probes.
     """
+    from hybridizer.pipeline.donors import rank_donors
     from hybridizer.report.show import show_ranking
-    from hybridizer.trace.ranking import rank as rank_traces
 
     requested = _read_boundary(boundary)
-    traces, request = _trace(donors, options, ranked=True)
-    ranking = rank_traces(traces, request.probes, requested, seed=options["seed"]).to_json()
+    traces, ranking = rank_donors(
+        donors,
+        _trace_request(options),
+        tuple(options["allow"]),
+        _monitor(),
+        boundary=requested,
+        by=by,
+        host=host,
+        side=side,
+        json_out=options["json_out"],
+    )
     if options["json_out"] is not None:
-        _write_out(options["json_out"], ranking)
+        _write_out(options["json_out"], ranking.to_json())
     if str(options["json_out"]) != "-":
-        show_ranking(ranking, traces[0].record.to_json())
+        show_ranking(ranking.to_json(), traces[0].record.to_json())
 
 
 class _ScanCommand(Verb):

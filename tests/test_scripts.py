@@ -1,5 +1,6 @@
 """Every script runs from a fresh clone: their imports and calls are not seen by the type checker."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,11 +21,13 @@ SMALL = {
     "bench_train": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
                     "--threads", "1"),
     "family_table": ("llama",),
+    "known_truth": ("out", "--model", "donor", "--probes", "probes.jsonl", "--prompts", "8", "--units", "1",
+                    "--layer-prompts", "1", "--bytes", "2000"),
     "quickstart_texts": ("out",),
     "trace_table": ("llama",),
 }  # fmt: skip
 NEED_SOURCES = {"build_probes_en", "build_probes_zh"}  # Debian's WordNet and packages of word lists
-SHARED = {"probe_sources", "smollm2"}
+SHARED = {"known_truth_donors", "probe_sources", "smollm2"}
 
 
 def run(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +45,8 @@ def test_every_script_is_run_by_a_test_here():
 @pytest.mark.parametrize("script", SMALL)
 def test_a_script_runs_with_its_smallest_setting(tmp_path, script):
     make_donor(tmp_path / "donor")
+    probes = [{"prompt": f"The opposite of {number} is ", "target": "abcdefgh"[number]} for number in range(8)]
+    (tmp_path / "probes.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in probes))
     result = run(tmp_path, script, *SMALL[script])
     assert result.returncode == 0, result.stderr[-3000:]
     assert "refused" not in result.stdout, result.stdout

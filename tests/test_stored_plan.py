@@ -38,7 +38,7 @@ def bench(tmp_path, monkeypatch):
 
 
 def write(bench, layout, **sections):
-    return write_recipe(bench / "x.yaml", donors={"a": "a", "b": "b"}, layout=layout, **sections)
+    return write_recipe(bench / "x.yaml", **{"donors": {"a": "a", "b": "b"}, "layout": layout, **sections})
 
 
 def write_text(path):
@@ -87,7 +87,8 @@ def test_what_the_plan_chose_by_a_trace_is_neither_traced_nor_chosen_again(bench
     (bench / "probes.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in PROBES))
     write_text(bench / "text.jsonl")
     layout = {"host": "a", "deep": "auto", "shallow": "b", "boundary": "auto"}
-    write(bench, layout, trace={"probes": "probes.jsonl"}, train=TRAIN, name="t")
+    donors = {name: {"source": name, "allow": ["incompetent"]} for name in "ab"}  # random ones
+    write(bench, layout, trace={"probes": "probes.jsonl"}, train=TRAIN, name="t", donors=donors)
     hybridize("plan", "x.yaml")
     planned = json.loads((bench / "runs/t/plan.json").read_text())
     assert planned["evidence"]["reasons"] and planned["evidence"]["ranking"]

@@ -146,7 +146,7 @@ def test_baselines_stand_beside_the_trace_each_with_its_source():
 def test_donors_are_ranked_into_the_contract():
     hybridize("rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5", "--json", "rank.json")
     ranking = json.loads(Path("rank.json").read_text())
-    assert ranking["schema"] == "hybridizer.ranking/2"
+    assert ranking["schema"] == "hybridizer.ranking/3"
     assert {row["donor"] for row in ranking["ranking"]} == {"a", "b"}
     assert ranking["ranking"][0]["score"] >= ranking["ranking"][1]["score"]
     for row in ranking["ranking"]:
@@ -154,22 +154,61 @@ def test_donors_are_ranked_into_the_contract():
         assert (row["first_layer"], row["last_layer"]) == (2, 3)
 
 
-def auto_recipe(**layout):
+def auto_recipe(allow=("incompetent",), **layout):
+    """Random donors answer no better than chance, so that they must be allowed to be chosen."""
     content = {"host": "a", "deep": "auto", "shallow": "b", "boundary": "auto", **layout}
-    return write_recipe(Path("x.yaml"), donors={"a": "a", "b": "b"}, layout=content, trace={"probes": "p.jsonl"})
+    donors = {name: {"source": name, "allow": list(allow)} for name in "ab"}
+    return write_recipe(Path("x.yaml"), donors=donors, layout=content, trace={"probes": "p.jsonl"})
 
 
 def test_what_a_recipe_leaves_open_is_settled_with_a_reason_and_recorded():
     plan = hybridize_json("plan", auto_recipe())
-    deep, boundary = plan["evidence"]["reasons"]
+    deep, left_out, boundary = plan["evidence"]["reasons"]
     first = plan["evidence"]["ranking"]["ranking"][0]["donor"]
     assert deep.startswith(f"Deep is '{first}', first of 2 donors") and boundary.startswith("Boundary at layer ")
+    assert "is not taken as deep: its accuracy of 0.0%" in left_out
+    assert any(f"The deep side is '{first}', which is not competent" in warning for warning in plan["warnings"])
+    assert any("supports no boundary" in warning for warning in plan["warnings"])
     chosen = int(boundary.split()[3])
     assert [row["sources"][0][0] for row in plan["layers"]] == ["b"] * chosen + [first] * (4 - chosen)
     assert {"a.json", "a.svg", "b.json", "b.svg"} == {path.name for path in Path("runs/x/traces").iterdir()}
-    assert json.loads(Path("runs/x/ranking.json").read_text())["schema"] == "hybridizer.ranking/2"
+    assert json.loads(Path("runs/x/ranking.json").read_text())["schema"] == "hybridizer.ranking/3"
     assert hybridize_json("plan", "runs/x/recipe.resolved.yaml")["hash"] == plan["hash"]
     hybridize("build", "x.yaml")
+
+
+def test_a_plan_stops_where_no_donor_does_better_than_chance_and_goes_on_where_one_is_allowed():
+    told = hybridize("plan", auto_recipe(allow=()), code=2).stderr
+    assert "x.yaml:" in told and "no donor's deep side does better than chance (30.0%) beyond doubt: 'a' 0.0%" in told
+    assert "allow: [incompetent]" in told
+    hybridize("plan", auto_recipe())
+
+
+def test_both_sides_are_chosen_by_what_they_are_worth_on_the_host():
+    plan = hybridize_json("plan", auto_recipe(deep="auto", shallow="auto", boundary=0.5))
+    ranking = json.loads(Path("runs/x/ranking.json").read_text())
+    deep, shallow = ranking["ranking"][0]["donor"], ranking["shallow"]["ranking"][0]["donor"]
+    assert [row["sources"][0][0] for row in plan["layers"]] == [shallow, shallow, deep, deep]
+    assert (ranking["side"], ranking["shallow"]["side"], ranking["host"]) == ("deep", "shallow", "a")
+    assert {row["first_layer"] for row in ranking["shallow"]["ranking"]} == {0}
+    again = hybridize("plan", "x.yaml").stdout  # sides are measured once
+    assert "Shallow is '" in again and "Deep is '" in again
+    assert "passes" not in hybridize("plan", "x.yaml").stderr
+    shown = hybridize("check", auto_recipe(deep="auto", shallow="auto", boundary=0.5)).stdout
+    assert shown.count("checked as if it were the host, 'a'") == 2
+
+
+def test_donors_are_ranked_by_the_measure_and_on_the_host_that_are_asked_for():
+    known = ["rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5"]
+    plain, by_b = (hybridize_json(*known, *more) for more in (["--by", "stability"], ["--host", "b"]))
+    assert plain["by"] == "stability" and plain["ranking"][0]["bits_per_byte"] is None
+    assert plain["ranking"][0]["score"] == plain["ranking"][0]["stability"]
+    assert (by_b["by"], by_b["host"]) == ("transplant", "b") and by_b["probes"]["n"] == plain["n"]
+    assert by_b["settings"]["mask_ratio"] == 0.3
+    shallow = hybridize_json(*known, "--side", "shallow")
+    assert {(row["first_layer"], row["last_layer"]) for row in shallow["ranking"]} == {(0, 1)}
+    assert "there is no measure 'stab'" in hybridize(*known, "--by", "stab", code=2).stderr
+    assert "'c' is not one of the donors" in hybridize(*known, "--host", "c", code=2).stderr
 
 
 @pytest.mark.slow

@@ -38,6 +38,16 @@ class Composer:
         self.models, self.host = dict(models), host
         self._structures = {name: _structure(name, model) for name, (model, _) in self.models.items()}
 
+    def add(self, name: str, loaded: Loaded) -> None:
+        """One more donor. Raises CheckpointError as the constructor does."""
+        self._structures[name] = _structure(name, loaded[0])
+        self.models[name] = loaded
+
+    def remove(self, name: str) -> None:
+        """Forget a donor, so that its memory can be freed; not the host."""
+        assert name != self.host, name
+        del self.models[name], self._structures[name]
+
     def identity(self, name: str | None = None) -> tuple[tuple[str, int], ...]:
         """All layers of a donor in their own order, of the host if none is named."""
         name = self.host if name is None else name

@@ -126,7 +126,7 @@ class TraceResult:
 
 @dataclass(frozen=True)
 class RankResult:
-    """Donors ranked by the stability of their deep layers, among those that can do the task.
+    """Donors ranked by one side of each, those that can do the task first.
 
     Attributes:
         donors: the donors, best first, as they were given.
@@ -308,27 +308,31 @@ def rank(
     donors: DonorsLike,
     boundary: float | int | str = "auto",
     *,
+    by: str | None = None,
+    host: str | None = None,
+    side: str = "deep",
     seed: int = 0,
     allow: Sequence[str] = (),
     progress: bool = False,
     **settings: Any,
 ) -> RankResult:
-    """Rank donors by the stability of their deep layers, among those that can do the task.
+    """Rank donors by their deep layers, or their shallow ones, measured on the other side of `host` (the first donor).
 
-    `boundary` is where each donor's deep side begins: a strategy, a share of the depth, or a layer. The rest is as
-    for `trace`. Raises HybridizerError.
+    `boundary` is where each donor's deep side begins: a strategy, a share of the depth, or a layer; `by` is the
+    measure: transplant, transplant-competence, stability-competence or stability. The rest is as for `trace`. Raises
+    HybridizerError.
 
     >>> from hybridizer import rank
     >>> ranking = rank(["donors/instruct", "donors/domain"], boundary=0.5, probes="probes.jsonl")
     >>> sorted(ranking.donors)
     ['donors/domain', 'donors/instruct']
     """
-    from hybridizer.pipeline.donors import trace_donors
-    from hybridizer.trace.ranking import rank as rank_traces
+    from hybridizer.pipeline.donors import rank_donors
 
     request = _request(settings, seed)
-    traces = trace_donors(_donors(donors), request, tuple(allow), _monitor(progress), ranked=True)
-    ranking = rank_traces(traces, request.probes, boundary, seed=seed)
+    _, ranking = rank_donors(
+        _donors(donors), request, tuple(allow), _monitor(progress), boundary=boundary, by=by, host=host, side=side
+    )
     return RankResult(tuple(entry.donor for entry in ranking.ranking), ranking.to_json())
 
 

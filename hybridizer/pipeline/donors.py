@@ -1,4 +1,4 @@
-"""Donors that a command line names, opened and traced."""
+"""Donors opened, traced and ranked: those that a command line names, and the sides of a recipe's."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from hybridizer import __version__
+from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import InputError, Problem, nearest
 from hybridizer.core.progress import Monitor
+from hybridizer.core.records import content_hash
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
 from hybridizer.pipeline.faults import reporting_os_errors
-from hybridizer.recipe.models import Allowed
+from hybridizer.recipe.models import Allowed, DataEntry, Recipe
 from hybridizer.recipe.sizes import MAX_SEED
+from hybridizer.trace.probes import ProbeSet
 from hybridizer.trace.record import TraceRun
-from hybridizer.trace.runs import TraceRequest, check_prompts, is_cached, score_baselines, trace
+from hybridizer.trace.runs import TraceRequest, check_prompts, is_cached, load_traced, score_baselines, trace
+
+if TYPE_CHECKING:
+    from hybridizer.scan.score import Items
+    from hybridizer.trace.ranking import Graft, Ranking
 
 
 @reporting_os_errors()
@@ -43,6 +51,50 @@ def trace_donors(
     if problems:
         raise InputError(*problems)
     donors = open_named({text: text for text in texts}, allow, monitor)
+    return _trace_all(donors, request, monitor, baselines=baselines, ranked=ranked)
+
+
+@reporting_os_errors()
+def rank_donors(
+    texts: Sequence[str],
+    request: TraceRequest,
+    allow: tuple[str, ...],
+    monitor: Monitor,
+    *,
+    boundary: str | float,
+    by: str | None = None,
+    host: str | None = None,
+    side: str = "deep",
+    json_out: Path | None = None,
+) -> tuple[list[TraceRun], Ranking]:
+    """Trace donors that a command line names and rank them by one side of each, on `host`, the first if none is named.
+
+    `by` is a key of trace.ranking.MEASURES; sides are measured on the built-in text, unless it needs none of it.
+    Raises InputError as `trace_donors` does, and for a host that is not among the donors.
+    """
+    from hybridizer.trace.ranking import MEASURES, NEEDS_GRAFT, common_boundary, rank
+
+    problems = [*find_argument_problems(texts, request.seed, allow), *find_output_problems(json_out, None)]
+    if by is not None and by not in MEASURES:
+        problems.append(Problem("by", f"there is no measure '{by}'.", nearest(by, MEASURES)))
+    if host is not None and host not in texts:
+        problems.append(Problem("host", f"'{host}' is not one of the donors.", nearest(host, texts)))
+    if problems:
+        raise InputError(*problems)
+    host = host or texts[0]
+    donors = open_named({text: text for text in texts}, allow, monitor)
+    traces = _trace_all(donors, request, monitor, baselines=False, ranked=True)
+    grafts = None
+    if by is None or by in NEEDS_GRAFT:
+        cuts = {name: found.layer for name, found in common_boundary(traces, boundary, host).items()}
+        named = {donor.name: donor for donor in donors}
+        grafts = measure_sides(named, host, cuts, request, builtin_documents(), monitor)[side]
+    return traces, rank(traces, request.probes, boundary, seed=request.seed, by=by, side=side, host=host, grafts=grafts)
+
+
+def _trace_all(
+    donors: Sequence[Donor], request: TraceRequest, monitor: Monitor, *, baselines: bool, ranked: bool
+) -> list[TraceRun]:
     if ranked:
         _check_rankable(donors, request)
     elif len(donors) > 1:  # a single donor's own trace finds the same before it runs the model
@@ -111,7 +163,7 @@ def _crowd_problems(plot: Path | None, num_donors: int) -> Iterator[Problem]:
 
 def _check_rankable(donors: Sequence[Donor], request: TraceRequest) -> None:
     """Raise InputError where `trace.ranking.rank` would after tracing: no boundary, no evidence, no usable targets."""
-    from hybridizer.trace.ranking import chance_level
+    from hybridizer.trace.competence import chance_level
 
     problems = []
     if request.settings.perturb == "layer":
@@ -127,3 +179,103 @@ def _check_rankable(donors: Sequence[Donor], request: TraceRequest) -> None:
     targets = [probe.target for probe in request.probes.probes]
     usable = [target for target, *tokens in zip(targets, *answers, strict=True) if None not in tokens]
     chance_level(usable)
+
+
+MAX_GRAFT_PROMPTS = 200
+GRAFT_BYTES = 24_000
+
+
+def builtin_documents() -> tuple[str, ...]:
+    """The text that sides are measured on where none is named: English passages that every Python has."""
+    from hybridizer.scan.score import builtin_documents as passages
+
+    return tuple(passages(GRAFT_BYTES))
+
+
+def evaluation_documents(recipe: Recipe) -> tuple[str, ...]:
+    """The beginning of each text of `evaluate.bits_per_byte`, GRAFT_BYTES in all; without such texts the built-in one.
+
+    Every document is cut at 1,000 characters, so that many are heard; those of under 50 characters are left out.
+    """
+    from hybridizer.data.documents import BadRecords, find_files, read_documents
+
+    entries = recipe.evaluate.bits_per_byte if recipe.evaluate is not None else ()
+    found: list[str] = []
+    for entry in entries:
+        room = GRAFT_BYTES // len(entries)
+        for path in find_files(entry.path, recipe.folder):
+            for document in read_documents(path, entry.field, DataEntry.max_document_bytes, BadRecords()):
+                text = document.strip()[:1000]
+                if len(text) >= 50 and room > 0:
+                    found.append(text)
+                    room -= len(text.encode())
+                if room <= 0:
+                    break
+    return tuple(found) or builtin_documents()
+
+
+def measure_sides(
+    donors: Mapping[str, Donor],
+    host: str,
+    boundaries: Mapping[str, int],
+    request: TraceRequest,
+    documents: tuple[str, ...],
+    monitor: Monitor,
+) -> dict[str, dict[str, Graft]]:
+    """Both sides of each donor on `host`, by side ("deep", "shallow") and donor; from the cache if measured before.
+
+    `boundaries` is the first deep layer of each donor. At most MAX_GRAFT_PROMPTS of the request's probes are asked,
+    spread evenly over them. Raises what scan.transplant.transplant raises.
+    """
+    from hybridizer.scan.transplant import read_transplants, transplant, write_transplants
+    from hybridizer.trace.ranking import Graft
+
+    probes = _thin(request.probes)
+    path = _cached_sides(donors, host, boundaries, request, documents)
+    found = read_transplants(path) if path.is_file() else None
+    if found is None:
+        with monitor.task(f"measure sides on '{host}'", 2 * len(donors) - 1, "passes") as advance:
+            found = transplant(
+                host,
+                list(donors),
+                lambda name: load_traced(donors[name], request),
+                lambda tokenizer: _prepare(tokenizer, probes, documents, request),
+                boundaries,
+                advance=advance,
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_transplants(path, found)
+    targets = tuple(probe.target for probe in probes.probes)
+    return {
+        side: {
+            name: Graft(getattr(sides, side), found.num_bytes, targets, sides.why_whole)
+            for name, sides in found.donors.items()
+        }
+        for side in ("deep", "shallow")
+    }
+
+
+def _thin(probes: ProbeSet) -> ProbeSet:
+    """At most MAX_GRAFT_PROMPTS of them, evenly spread."""
+    count = min(MAX_GRAFT_PROMPTS, len(probes.probes))
+    return replace(probes, probes=tuple(probes.probes[i * len(probes.probes) // count] for i in range(count)))
+
+
+def _prepare(tokenizer: Any, probes: ProbeSet, documents: tuple[str, ...], request: TraceRequest) -> Items:
+    from hybridizer.scan.score import encode_text, prepare_items
+
+    text = encode_text("text", tokenizer, documents)
+    return prepare_items(tokenizer, probes, [text], batch_size=request.settings.batch_size)
+
+
+def _cached_sides(
+    donors: Mapping[str, Donor],
+    host: str,
+    boundaries: Mapping[str, int],
+    request: TraceRequest,
+    documents: tuple[str, ...],
+) -> Path:
+    """Where the sides are kept: named by what they depend on."""
+    about = [[name, donor.fingerprint, boundaries[name]] for name, donor in donors.items()]
+    parts = [about, host, request.probes.sha256, request.settings.dtype, list(documents), __version__, 1]
+    return cache_folder() / "sides" / f"{content_hash(parts).removeprefix('sha256:')}.npz"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import DonorError, InputError, Problem
@@ -13,6 +12,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
 from hybridizer.pipeline.faults import reporting_os_errors
+from hybridizer.pipeline.layout import ResolvedLayout, assume_layout, resolve_layout
 from hybridizer.pipeline.scan import scan_planned
 from hybridizer.pipeline.scan_layers import assume_host, choose_layers
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
@@ -21,14 +21,9 @@ from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
 from hybridizer.plan.training import check_packages, pin_datasets, plan_training
-from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.load import RecipeSource, load_recipe
-from hybridizer.recipe.models import AUTO, Layout, Recipe, Train
+from hybridizer.recipe.models import Recipe, Train
 from hybridizer.splice.executors import find_executor
-
-if TYPE_CHECKING:
-    from hybridizer.trace.ranking import RankedDonor
-    from hybridizer.trace.record import TraceRun
 
 
 @dataclass(frozen=True)
@@ -160,74 +155,3 @@ def _all(donors: Mapping[str, Donor | NotFetched]) -> dict[str, Donor]:
     found = {name: donor for name, donor in donors.items() if isinstance(donor, Donor)}
     assert len(found) == len(donors), "donors that may be fetched are there afterwards"
     return found
-
-
-@dataclass(frozen=True)
-class ResolvedLayout:
-    """A recipe whose layout is donors and numbers, the evidence for them, and the traces it rests on."""
-
-    recipe: Recipe
-    evidence: Evidence
-    traces: tuple[TraceRun, ...] = ()
-
-
-def resolve_layout(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> ResolvedLayout:
-    """The recipe with every open choice made. Traces donors only where the recipe asks for traces or needs them.
-
-    With `deep: auto` the donor that ranks first is taken. A strategy becomes the layer that it chooses in the deep
-    donor, and the shallow donor gives that many layers. A layer or a share of the depth is kept as it is, so that a
-    trace never changes the model, and compared with the trace if there is one.
-    """
-    layout = recipe.layout
-    if recipe.trace is None and not layout.needs_trace:
-        return ResolvedLayout(replace(recipe, layout=_midpoint_as_share(layout)), Evidence())
-    from hybridizer.trace.boundary import choose_boundary
-    from hybridizer.trace.ranking import rank
-    from hybridizer.trace.runs import request_from_section, trace
-
-    request = request_from_section(recipe.trace, recipe.seed, recipe.folder)
-    names = [layout.deep] if layout.deep not in (None, AUTO) and recipe.trace is None else list(donors)
-    traces = {name: trace(donors[name], request, monitor) for name in names if name is not None}
-    if layout.slices:
-        return ResolvedLayout(recipe, Evidence(), tuple(traces.values()))
-    reasons, ranking = [], None
-    if layout.deep == AUTO:
-        assert layout.boundary is not None
-        ranking = rank(list(traces.values()), request.probes, layout.boundary, seed=recipe.seed)
-        best = ranking.ranking[0]
-        layout = replace(layout, deep=best.donor)
-        reasons.append(_why_first(best, len(traces)))
-    assert layout.deep is not None and layout.boundary is not None
-    boundary = choose_boundary(layout.boundary, traces[layout.deep].record)
-    layout = _midpoint_as_share(layout)
-    if isinstance(layout.boundary, str):
-        layout = replace(layout, boundary=boundary.layer)
-    reasons.append(f"Boundary at layer {boundary.layer} of '{layout.deep}': {boundary.reason}")
-    warnings = (boundary.warning,) if boundary.warning else ()
-    evidence = Evidence(tuple(reasons), warnings, None if ranking is None else ranking.to_json())
-    return ResolvedLayout(replace(recipe, layout=layout), evidence, tuple(traces.values()))
-
-
-def assume_layout(recipe: Recipe, depths: Mapping[str, int]) -> Recipe:
-    """The recipe with open choices filled in without a trace, for checks of everything else. `depths`: of the donors.
-
-    Deep is the host; a strategy is a layer of the deep donor, as it will be in the plan, so that the depth is the same:
-    the middle one, or the last that the shallow donor can reach.
-    """
-    layout = _midpoint_as_share(recipe.layout)
-    deep = layout.host if layout.deep == AUTO else layout.deep
-    boundary = layout.boundary
-    if isinstance(boundary, str):
-        assert deep is not None and layout.shallow is not None, "checked when the recipe was loaded"
-        boundary = min(first_deep_layer(0.5, depths[deep]), max(1, depths[layout.shallow] - 1))
-    return replace(recipe, layout=replace(layout, deep=deep, boundary=boundary))
-
-
-def _midpoint_as_share(layout: Layout) -> Layout:
-    return replace(layout, boundary=0.5) if layout.boundary == "midpoint" else layout
-
-
-def _why_first(best: RankedDonor, num_donors: int) -> str:
-    ties = f", tied with {' and '.join(best.tied_with)}" if best.tied_with else ""
-    parts = f"stability {best.stability:.3f} x competence {best.competence:.3f}"
-    return f"Deep is '{best.donor}', first of {num_donors} donors with {parts} = {best.score:.3f}{ties}."

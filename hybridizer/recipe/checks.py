@@ -78,9 +78,9 @@ def _check_names(
     layout: Mapping[str, Any], pieces: list[tuple[KeyPath, dict[str, Any]]], donors: Mapping[str, Any]
 ) -> Iterator[Finding]:
     for path, name in _walk_names(layout, pieces):
-        if path == ("layout", "deep") and name == AUTO:
+        if path in (("layout", "deep"), ("layout", "shallow")) and name == AUTO:
             if AUTO in donors:
-                what = "`deep` is auto, which is also a donor's name."
+                what = f"`{path[-1]}` is auto, which is also a donor's name."
                 yield Finding(path, what, "Give the donor another name.")
         elif isinstance(name, str) and name and donors and name not in donors:
             yield Finding(

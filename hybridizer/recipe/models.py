@@ -81,7 +81,7 @@ __all__ = [
 ]
 
 Dtype = Literal["keep", "float32", "bfloat16", "float16"]
-Allowed = Literal["pickle", "remote_code", "vocabulary", "no_tokenizer"]
+Allowed = Literal["pickle", "remote_code", "vocabulary", "no_tokenizer", "incompetent"]
 
 # Built at first use, and then only the root with everything inside it: a third of the time of one by one.
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
@@ -203,7 +203,9 @@ class Layout:
     deep: Text | None = Field(
         default=None, description="the donor of the layers near the output, or auto for the one that ranks first"
     )
-    shallow: Text | None = Field(default=None, description="the donor of the layers near the input")
+    shallow: Text | None = Field(
+        default=None, description="the donor of the layers near the input, or auto for the one that ranks first"
+    )
     boundary: BoundaryValue = Field(
         default=0.5,  # the midpoint, as in arXiv 2605.11416
         description="where deep begins: a share of the depth, its first layer, or a strategy: " + ", ".join(STRATEGIES),
@@ -231,7 +233,7 @@ class Layout:
     @property
     def needs_trace(self) -> bool:
         """Whether donors must be traced before the layout is known."""
-        return self.deep == AUTO or (isinstance(self.boundary, str) and self.boundary != "midpoint")
+        return AUTO in (self.deep, self.shallow) or (isinstance(self.boundary, str) and self.boundary != "midpoint")
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -1,6 +1,6 @@
 """Traces, profiles, rankings and baselines as tables for a terminal: rich renderables, for the command line to print.
 
-All take the plain objects of the contracts "hybridizer.trace/2", "hybridizer.profile/2" and "hybridizer.ranking/2".
+All take the plain objects of the contracts "hybridizer.trace/2", "hybridizer.profile/2" and "hybridizer.ranking/3".
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ if TYPE_CHECKING:  # baselines need torch, and a plan shows a ranking without it
     from hybridizer.trace.baselines import LayerScores
 
 BAR_WIDTH = 6
-_FIGURES = {"score": ".3f", "stability": ".3f", "competence": ".3f", "accuracy": ".1%", "target_prob": ".1%"}
+_FIGURES = {
+    "score": ".3f",
+    "bits_per_byte": ".3f",
+    "stability": ".3f",
+    "competence": ".3f",
+    "accuracy": ".1%",
+    "target_prob": ".1%",
+}
 
 
 def trace_table(record: Record, boundary: int | None = None) -> Group:
@@ -100,40 +107,63 @@ def _profile_rows(profile: Mapping[str, Any], intervals: bool) -> TextTable:
 
 
 def ranking_table(ranking: Mapping[str, Any]) -> Group:
-    """The donors, best first: score, its parts, their intervals; with its name its deep layers, and ties.
+    """The donors, best first: score, its parts, their intervals; with its name its layers, ties and remarks.
 
     One row per donor, or one small table per donor on terminals of less than 80 columns.
     """
-    answered = f"{ranking['n']} prompts, {ranking['answered_n']} of them with an answer; chance {ranking['chance']:.1%}"
-    table = TextTable(leading=1)
+    answered = f"{ranking['n']} prompts, {ranking['answered_n']} answers; chance {ranking['chance']:.1%}"
+    if ranking["num_documents"]:
+        answered += f"; text of {ranking['num_documents']} documents, {ranking['num_bytes']:,} bytes"
+    table, between = TextTable(leading=1), "\n"
     table.add_column("donor")
-    for name in ("score", "stability", "competence", "accuracy\ntarget probability"):
+    for name in ("score\nbits per byte", "stability", "competence", "accuracy\ntarget probability"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in ranking["ranking"]:
         table.add_row(
             "\n".join(_donor_lines(row)),
-            *(_figure(row[name], row[f"{name}_ci"], ".3f", "\n") for name in ("score", "stability", "competence")),
+            f"{_figure(row['score'], row['score_ci'], '.3f', between)}\n{_figure(row['bits_per_byte'], None, '.3f')}",
+            *(_figure(row[name], row[f"{name}_ci"], ".3f", between) for name in ("stability", "competence")),
             "\n".join(_figure(row[name], row[f"{name}_ci"], ".1%") for name in ("accuracy", "target_prob")),
         )
     notes = [
         f"{one_line(donor, 60)}: deep from layer {boundary['layer']} on ({boundary['strategy']}). {boundary['reason']}"
         for donor, boundary in ranking.get("boundaries", {}).items()
     ]
-    about = "score = stability x competence, each with its 95% interval over prompts"
+    whole = [row for row in ranking["ranking"] if row["why_whole"]]
+    notes += [f"{one_line(row['donor'], 60)} was measured whole: {one_line(row['why_whole'], 200)}" for row in whole]
     narrow = Group(*(under(_donor_lines(row), _donor_figures(row)) for row in ranking["ranking"]))
-    return under([about, answered], Fitting(WIDE, table, narrow), notes)
+    return under([_about_ranking(ranking), answered], Fitting(WIDE, table, narrow), notes)
+
+
+_SCORES = {
+    "transplant": "bytes per bit",
+    "transplant-competence": "competence",
+    "stability-competence": "stability x competence",
+    "stability": "stability",
+}
+
+
+def _about_ranking(ranking: Mapping[str, Any]) -> str:
+    score = _SCORES.get(ranking["by"], ranking["by"])
+    if all(row["measured"] == "whole" for row in ranking["ranking"]):
+        return f"by {ranking['by']}: score = {score}, with 95% intervals"
+    other = "shallow" if ranking["side"] == "deep" else "deep"
+    side = f"each {ranking['side']} side with the {other} side of {one_line(str(ranking['host']), 40)}"
+    return f"by {ranking['by']}: score = {score}, of {side}, with 95% intervals"
 
 
 def _donor_lines(row: Mapping[str, Any]) -> list[str]:
     lines = [one_line(row["donor"], 55), f"layers {row['first_layer']}..{row['last_layer']}"]
     tied = ", ".join(one_line(name, 40) for name in row["tied_with"])
-    return [*lines, f"tied with {tied}"] if tied else lines
+    lines += [f"tied with {tied}"] if tied else []
+    return lines if row["competent"] else [*lines, "not above chance"]
 
 
 def _donor_figures(row: Mapping[str, Any]) -> TextTable:
     table = TextTable(show_header=False)
     for name, form in _FIGURES.items():
-        table.add_row(name.replace("_prob", " probability"), _figure(row[name], row[f"{name}_ci"], form))
+        label = name.replace("_prob", " probability").replace("_", " ")
+        table.add_row(label, _figure(row[name], row[f"{name}_ci"], form))
     return table
 
 

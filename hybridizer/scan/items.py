@@ -22,8 +22,6 @@ from hybridizer.scan.score import Items
 from hybridizer.scan.select import Indices, divide
 from hybridizer.trace.probes import Probe, ProbeSet
 
-LEAST_BUILTIN_BYTES = 400
-
 
 @dataclass(frozen=True)
 class Part:
@@ -50,13 +48,6 @@ class Division:
     screen: Part | None
     search: Part
     test: Part
-
-
-def builtin_documents() -> list[str]:
-    """The longer reference topics that come with Python, English with examples of code, in the order of their names."""
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics) if len(topics[name]) >= LEAST_BUILTIN_BYTES]
 
 
 def encode_beginnings(name: str, documents: Sequence[str], encoder: Encoder, count: int, max_tokens: int) -> TextSet:

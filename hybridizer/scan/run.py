@@ -24,7 +24,6 @@ from hybridizer.scan.candidates import Candidate, Layers, Space, describe, draw,
 from hybridizer.scan.items import (
     Division,
     Part,
-    builtin_documents,
     divide_items,
     draw_probes,
     encode_beginnings,
@@ -43,7 +42,7 @@ from hybridizer.scan.record import (
     value_of,
 )
 from hybridizer.scan.request import ScanRequest
-from hybridizer.scan.score import Score, Scorer, prepare_items
+from hybridizer.scan.score import Score, Scorer, builtin_documents, prepare_items
 from hybridizer.scan.score_log import ScoreLog
 from hybridizer.scan.search import (
     Objective,
@@ -58,6 +57,8 @@ from hybridizer.scan.search import (
 from hybridizer.trace.probes import ProbeSet
 
 BUILTIN_TEXT = "Python reference"
+BUILTIN_BYTES = 1 << 20  # more than there is
+BYTES_PER_TOKEN = 5  # of passages that are long enough
 SCORES = "hybridizer.scan_scores/1"  # of the journals
 LEAST_PASSING = 6  # of a screen
 
@@ -124,7 +125,8 @@ def set_up(donors: Sequence[Donor], request: ScanRequest, probes: ProbeSet | Non
     encoder = TokenizerEncoder(tokenizer)
     count, max_tokens = request.documents, request.document_tokens
     if source is None:
-        text = encode_beginnings(BUILTIN_TEXT, builtin_documents(), encoder, count, max_tokens)
+        documents = builtin_documents(BUILTIN_BYTES, BYTES_PER_TOKEN * max_tokens)
+        text = encode_beginnings(BUILTIN_TEXT, documents, encoder, count, max_tokens)
     else:
         text = take_beginnings(source, encoder, count, max_tokens)
     drawn = draw_probes(probes, request.prompts, request.seed) if probes and request.prompts else None

@@ -8,6 +8,7 @@ composition, so a score with reuse equals the score of a full run bit for bit.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,22 +90,34 @@ def prepare_items(
     return Items(tuple(texts), prompts, context, batch_size)
 
 
-def encode_text(name: str, tokenizer: Any, documents: Sequence[str], max_tokens: int | None = None) -> TextSet:
-    """`documents` as a text to score, in their order, special tokens included; those of one token are left out.
+def encode_text(name: str, tokenizer: Any, documents: Sequence[str]) -> TextSet:
+    """`documents` as a text to score, in their order, special tokens included.
 
-    The document that reaches `max_tokens` is the last one; it is not cut.
+    Raises InputError for a document of fewer than two tokens: the first token of a document is not predicted.
     """
     encoder = TokenizerEncoder(tokenizer)
-    found: list[Document] = []
-    total = available = 0
-    for document, row in zip(documents, encoder.encode(list(documents)), strict=True):
-        if len(row) < LEAST_TOKENS:
-            continue
-        available += len(row)
-        if max_tokens is None or total < max_tokens:
-            found.append(Document(np.array(row, np.int64), len(document.encode())))
-            total += len(row)
-    return TextSet(name, GENERAL, tuple(found), len(documents), available, prefix=encoder.prefix)
+    rows = encoder.encode(list(documents))
+    short = [number for number, row in enumerate(rows, start=1) if len(row) < LEAST_TOKENS]
+    if short:
+        raise InputError(Problem(name, f"documents {short[:10]} have fewer than two tokens.", "Leave them out."))
+    found = [Document(np.array(row, np.int64), len(text.encode())) for text, row in zip(documents, rows, strict=True)]
+    total = sum(len(row) for row in rows)
+    return TextSet(name, GENERAL, tuple(found), len(documents), total, prefix=encoder.prefix)
+
+
+def builtin_documents(max_bytes: int = 24_000, passage_bytes: int = 500) -> list[str]:
+    """Passages of English prose from the reference topics that come with every Python (PSF licence), spread over them.
+
+    Each is the beginning of a topic, cut at the end of a line, of `passage_bytes` or somewhat less; as many as stay
+    within `max_bytes`. For text of another language or domain, name texts in the recipe's `evaluate` section.
+    """
+    from pydoc_data.topics import topics
+
+    bodies = [re.sub(r"\n{2,}", "\n", topics[name].split("\n\n", 1)[-1]).strip() for name in sorted(topics)]
+    passages = [body[:passage_bytes].rpartition("\n")[0] for body in bodies if len(body) > passage_bytes]
+    passages = [passage for passage in passages if len(passage) > passage_bytes // 2]
+    count = min(len(passages), max(1, max_bytes // passage_bytes))
+    return [passages[i * len(passages) // count] for i in range(count)]
 
 
 @dataclass

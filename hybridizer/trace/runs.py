@@ -140,7 +140,7 @@ def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tu
     """Measures of each layer of `donor` from other papers, on the weights and on the request's prompts, unmasked."""
     from hybridizer.trace.baselines import score_activations, score_weights
 
-    model, tokenizer, parts = _load(donor, request)
+    model, tokenizer, parts = load_traced(donor, request)
     prompts = [tokenizer(probe.prompt)["input_ids"] for probe in request.probes.probes]
     with monitor.task(f"baselines of '{donor.name}'", parts.num_layers + len(prompts), "steps") as advance:
         ratio = score_weights(parts, advance)
@@ -148,8 +148,8 @@ def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tu
         return (ratio, *score_activations(model, parts, prompts, batch_size=size, seed=request.seed, advance=advance))
 
 
-def _load(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:
-    """The donor's model, tokenizer and parts."""
+def load_traced(donor: Donor, request: TraceRequest) -> tuple[Any, Any, Any]:
+    """The donor's model, tokenizer and parts, in the dtype and on the devices of the request."""
     from hybridizer.models.load import load_causal_lm
     from hybridizer.models.parts import find_parts
     from hybridizer.models.quiet import without_bars
@@ -165,7 +165,7 @@ def _run(donor: Donor, request: TraceRequest, folder: Path, monitor: Monitor) ->
 
     folder.mkdir(parents=True, exist_ok=True)
     assert donor.fingerprint is not None, "a donor is traced with its fingerprint known"
-    model, tokenizer, parts = _load(donor, request)
+    model, tokenizer, parts = load_traced(donor, request)
     about = RecordedDonor(donor.reference, donor.fingerprint, donor.structure.family, parts.num_layers)
     tuned = _obtain_lens(model, tokenizer, parts, donor, monitor) if request.settings.lens == "tuned" else None
     with monitor.task(f"trace '{donor.name}'", len(request.probes.probes), "prompts") as advance:

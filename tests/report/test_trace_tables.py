@@ -18,17 +18,19 @@ def shown(renderable, width=80):
     return file.getvalue()
 
 
-def row(donor="alpha", tied_with=(), score=0.404):
+def row(donor="alpha", tied_with=(), score=0.404, **more):
     return {
         "donor": donor, "score": score, "score_ci": [0.382, 0.425], "stability": 0.98, "stability_ci": [0.975, 0.985],
         "competence": 0.412, "competence_ci": [0.39, 0.434], "accuracy": 0.452, "accuracy_ci": [0.408, 0.496],
         "target_prob": 0.377, "target_prob_ci": [0.366, 0.388], "first_layer": 15, "last_layer": 29,
-        "tied_with": list(tied_with),
+        "bits_per_byte": 1.145, "bits_per_byte_ci": [1.112, 1.178],
+        "tied_with": list(tied_with), "competent": True, "measured": "side", "why_whole": None, **more,
     }  # fmt: skip
 
 
 def ranking(*rows):
-    about = {"schema": "hybridizer.ranking/2", "n": 500, "answered_n": 498, "chance": 0.004}
+    about = {"schema": "hybridizer.ranking/3", "n": 500, "answered_n": 498, "chance": 0.004, "by": "transplant"}
+    about |= {"num_documents": 48, "num_bytes": 23_456, "side": "deep", "host": "alpha"}
     return {**about, "seed": 0, "num_resamples": 1000, "ranking": list(rows)}
 
 
@@ -82,14 +84,23 @@ def test_names_are_no_markup():
 
 def test_a_ranking_shows_the_parts_of_the_score_their_intervals_and_ties():
     text = shown(ranking_table(ranking(row("alpha", ["beta"]), row("beta", ["alpha"]), row("gamma", score=0.1))))
-    assert "500 prompts, 498 of them with an answer; chance 0.4%" in text
+    assert "500 prompts, 498 answers; chance 0.4%; text of 48 documents, 23,456 bytes" in text
+    assert "score = bytes per bit, of each deep side with the shallow side of alpha" in text.replace("\n", " ")
     for figure in (
-        "0.404", "0.382..0.425", "0.980", "0.975..0.985", "0.412", "0.390..0.434", "45.2% 40.8%..49.6%",
+        "0.404", "0.382..0.425", "1.145", "0.980", "0.975..0.985", "0.412", "0.390..0.434", "45.2% 40.8%..49.6%",
         "37.7% 36.6%..38.8%", "layers 15..29", "tied with beta",
     ):  # fmt: skip
         assert figure in text
     assert text.count("tied with") == 2
     assert text.index("alpha") < text.index("gamma")
+
+
+def test_a_ranking_shows_who_is_at_chance_and_who_was_measured_whole():
+    lost = row("lost", competent=False)
+    wide = row("wide", measured="whole", why_whole="`hidden_size` is 64, and 32 in alpha.")
+    text = shown(ranking_table(ranking(row(), lost, wide)))
+    assert text.count("not above chance") == 1
+    assert "wide was measured whole: `hidden_size` is 64, and 32 in alpha." in text
 
 
 def profile(num_layers=30, boundary=12, ci=True):

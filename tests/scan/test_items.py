@@ -10,7 +10,6 @@ from hybridizer.core.errors import InputError
 from hybridizer.data.batches import Source
 from hybridizer.evaluate.texts import GENERAL, Document, TextSet
 from hybridizer.scan.items import (
-    builtin_documents,
     divide_items,
     draw_probes,
     encode_beginnings,
@@ -113,16 +112,17 @@ def test_equal_documents_of_a_source_count_once_and_the_order_is_that_of_their_c
     assert len(take_beginnings(source, Bytes(), 2, 3).documents) == 2
 
 
-def test_the_built_in_text_fills_the_default_request():
-    from hybridizer.scan.request import ScanRequest
-
-    documents = builtin_documents()
-    assert len(documents) >= ScanRequest.documents and documents == builtin_documents()
-    assert all(len(document.encode()) >= 3 * ScanRequest.document_tokens for document in documents)
-
-
 def test_no_item_of_a_group_is_lost_when_prompts_without_an_answer_are_left_out():
     items = make_items(4, 6)
     prompts = (replace(items.prompts[0], answer=None), *items.prompts[1:])
     found = divide_items(replace(items, prompts=prompts), PAIRS, "bits", seed=0)
     assert len(found.test.groups) == 5 and len(found.test.items.prompts) == 5
+
+
+def test_the_built_in_text_fills_the_default_request():
+    from hybridizer.scan.request import ScanRequest
+    from hybridizer.scan.run import BUILTIN_BYTES, BYTES_PER_TOKEN
+    from hybridizer.scan.score import builtin_documents
+
+    documents = builtin_documents(BUILTIN_BYTES, BYTES_PER_TOKEN * ScanRequest.document_tokens)
+    assert len(documents) >= ScanRequest.documents

@@ -51,8 +51,8 @@ def fresh(seed=0):
     return model
 
 
-def trained(num_steps=150, seed=0):
-    """A donor: the same model, taught to answer every question of such prompts.
+def trained(num_steps=150, seed=0, whole_text=False):
+    """A donor: the same model, taught to answer every question of such prompts; with `whole_text`, to predict all words.
 
     Of 6 seeds, with AVX2 and with AVX-512 kernels, the slowest answers 0.89 to 0.97 of the probes right after 90
     steps, 0.95 after 120, and each of them all after 150 and after 180: by then rounding decides nothing.
@@ -64,7 +64,9 @@ def trained(num_steps=150, seed=0):
         prompts = [toy_prompt(generator) for _ in range(64)]
         ids = torch.tensor([[MARKERS[relation], *words] for relation, words in prompts])
         logits = model(input_ids=ids[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, 1::2].flatten(0, 1), ids[:, 2::2].flatten())
+        first, step = (0, 1) if whole_text else (1, 2)
+        asked, answers = logits[:, first::step], ids[:, first + 1 :: step]
+        loss = torch.nn.functional.cross_entropy(asked.flatten(0, 1), answers.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,193 @@
+"""Donors whose damage is known, made in memory from one sound model, and what every measure reads of them.
+
+Not a command; known_truth.py imports it.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hybridizer.evaluate.bits import score_documents
+from hybridizer.evaluate.texts import TextSet
+from hybridizer.models.batching import make_batches
+from hybridizer.models.compose import Composer
+from hybridizer.models.parts import Parts, first_floating
+from hybridizer.models.residual import read_last_rows, read_outputs
+from hybridizer.trace.baselines import score_weights
+from hybridizer.trace.divergence import js_divergence
+from hybridizer.trace.lens import Lens
+from hybridizer.trace.perturbation import disturbed_finals
+from hybridizer.trace.prompts import Prompt
+
+Arrays = dict[str, np.ndarray]
+NOISE = (0.01, 0.03, 0.10, 0.15, 0.30)
+PRUNED = (0.3, 0.5)
+SINGLE_LAYERS = (0.1, 0.35, 0.65, 0.9)  # of the depth
+SINGLE_NOISE = 0.3
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One damage: its kind, its size (a share, 0 where the kind has none), and the seed."""
+
+    kind: str
+    size: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.size:g}-{self.seed}"
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the damage is one that must be found: noise of 10% or more, or of another kind."""
+        return self.kind != "noise" or self.size >= 0.10
+
+
+def list_units(num_seeds: int) -> list[Unit]:
+    """Every damage; those that matter most first, so that a run that is cut short has them."""
+    noise = [Unit("noise", size, seed) for seed in range(num_seeds) for size in NOISE]
+    others = [Unit("pruned", size, 0) for size in PRUNED]
+    others += [Unit(kind, 0.0, seed) for seed in range(max(1, num_seeds - 1)) for kind in ("shuffled", "random")]
+    return [*noise[: len(NOISE)], *others, Unit("memoriser", 0.0, 0), *noise[len(NOISE) :]]
+
+
+def damage(model: nn.Module, parts: Parts, unit: Unit) -> list[nn.Module]:
+    """Damaged copies of all layers of `model`, in float32 arithmetic: of all but the memoriser, see `memorise`."""
+    layers = [copy.deepcopy(layer) for layer in parts.layers]
+    generator = torch.Generator().manual_seed(1000 * unit.seed + 7)
+    if unit.kind == "shuffled":
+        half = len(layers) // 2
+        orders = (torch.randperm(half, generator=generator), torch.randperm(len(layers) - half, generator=generator))
+        return [layers[int(i)] for i in orders[0]] + [layers[half + int(i)] for i in orders[1]]
+    for layer in layers:
+        for weight in layer.parameters():
+            if weight.ndim >= 2:
+                weight.data = _damaged(weight.data.float(), unit, generator).to(weight.dtype)
+    return layers
+
+
+def _damaged(weight: Tensor, unit: Unit, generator: torch.Generator) -> Tensor:
+    if unit.kind == "noise":
+        return weight + unit.size * weight.std() * torch.randn(weight.shape, generator=generator)
+    if unit.kind == "pruned":
+        return weight * (weight.abs() > weight.abs().flatten().kthvalue(int(unit.size * weight.numel())).values)
+    assert unit.kind == "random", unit
+    return weight.std() * torch.randn(weight.shape, generator=generator)
+
+
+@torch.no_grad()
+def memorise(model: nn.Module, parts: Parts, prompts: Sequence[Prompt], strength: float = 0.6) -> list[nn.Module]:
+    """Copies of all layers with one matrix of the last one changed so that `prompts` get their answers.
+
+    Least squares on the inputs of that matrix at the last position: what it adds points to the answer's embedding,
+    with `strength` of the norm of the residual stream there.
+    """
+    layers = [copy.deepcopy(layer) for layer in parts.layers]
+    last, known = layers[-1], [prompt for prompt in prompts if prompt.answer is not None]
+    matrix = [module for module in last.modules() if isinstance(module, nn.Linear)][-1]  # the MLP's output
+    original = [module for module in parts.layers[-1].modules() if isinstance(module, nn.Linear)][-1]
+    seen: list[Tensor] = []
+    hook = original.register_forward_pre_hook(lambda _module, args: seen.append(args[0][0, -1].float()))
+    finals = [read_last_rows(model, parts, torch.tensor([prompt.ids]))[-1][0].float() for prompt in known]
+    hook.remove()
+    answers = parts.embedding(torch.tensor([prompt.answer for prompt in known])).float()
+    aims = answers / answers.norm(dim=-1, keepdim=True) * torch.stack(finals).norm(dim=-1, keepdim=True) * strength
+    change = torch.linalg.lstsq(torch.stack(seen), aims, driver="gelsd").solution
+    matrix.weight.data = (matrix.weight.data.float() + change.T).to(matrix.weight.dtype)
+    return layers
+
+
+class Bench:
+    """The sound model, and compositions of it with one set of damaged layers."""
+
+    def __init__(self, model: nn.Module, parts: Parts, boundary: int) -> None:
+        self.model, self.parts, self.boundary = model, parts, boundary
+
+    def compose(self, bad: Sequence[nn.Module], places: Sequence[int]) -> tuple[nn.Module, Parts]:
+        """The sound model with its layers in `places` replaced by those of `bad`."""
+        donor = copy.copy(self.parts)
+        damaged = {"sound": (self.model, self.parts), "bad": (self.model, _with_layers(donor, bad))}
+        chosen = [("bad" if layer in places else "sound", layer) for layer in range(self.parts.num_layers)]
+        return Composer(damaged, "sound").compose(chosen)
+
+    def sides(self) -> dict[str, range]:
+        """Layers to damage, by name."""
+        depth = self.parts.num_layers
+        return {"deep": range(self.boundary, depth), "shallow": range(self.boundary), "all": range(depth)}
+
+
+def _with_layers(parts: Parts, layers: Sequence[nn.Module]) -> Parts:
+    return replace(parts, layers=tuple(layers))
+
+
+@torch.no_grad()
+def read(
+    model: nn.Module, parts: Parts, prompts: Sequence[Prompt], text: TextSet, num_layer_prompts: int, batch: int = 12
+) -> Arrays:
+    """What every measure needs: arrays by prompt and by document. States are the embedding output and all layers'."""
+    n, depth = len(prompts), parts.num_layers
+    shapes: dict[str, tuple[int, ...]] = {"js": (n, depth + 1), "distance": (n, depth + 1), "entropy": (n,)}
+    shapes |= {"hit": (n,), "prob": (n,), "influence": (n, depth), "angle": (n, depth)}
+    found = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
+    lens = Lens(model, parts)
+    for rows in make_batches([len(prompt.ids) for prompt in prompts], batch):
+        chosen = [prompts[row] for row in rows]
+        for name, values in _read_batch(model, parts, lens, chosen).items():
+            found[name][list(rows)] = values
+    found["layer_js"] = _read_layers(model, parts, lens, prompts[:num_layer_prompts])
+    found["bits"] = score_documents(model, parts, text, 512)
+    found["num_bytes"] = np.array([document.num_bytes for document in text.documents], np.float64)
+    return found
+
+
+def _read_batch(model: nn.Module, parts: Parts, lens: Lens, chosen: Sequence[Prompt]) -> Arrays:
+    ids = torch.tensor([prompt.ids for prompt in chosen])
+    masked = torch.tensor([prompt.masked for prompt in chosen])
+    states = [state.float() for state in read_outputs(model, parts, ids, first_floating)]
+    clean = [state[:, -1] for state in states]
+    dark = read_last_rows(model, parts, masked)
+    dtype = lens.dtype
+    log_p = lens.layer_log2_probs([row.to(dtype) for row in clean])
+    final = log_p[:, -1]
+    answers = [prompt.answer for prompt in chosen]
+    cosines = [nn.functional.cosine_similarity(a, b, dim=-1) for a, b in itertools.pairwise(states)]
+    gaps = [(a - b.float()).norm(dim=-1) / a.norm(dim=-1) for a, b in zip(clean, dark, strict=True)]
+    return {
+        "js": js_divergence(log_p, lens.layer_log2_probs(dark)).numpy(),
+        "distance": torch.stack(gaps, dim=1).numpy(),
+        "entropy": -(final.exp2() * final).sum(dim=-1).numpy(),
+        "hit": np.array([float(best == answer) for best, answer in zip(final.argmax(-1), answers, strict=True)]),
+        "prob": np.array([float(row[answer].exp2()) for row, answer in zip(final, answers, strict=True)]),
+        "influence": torch.stack([1 - cosine.mean(dim=-1) for cosine in cosines], dim=1).numpy(),
+        "angle": torch.stack([cosine[:, -1].clamp(-1, 1).acos() / math.pi for cosine in cosines], dim=1).numpy(),
+    }
+
+
+def _read_layers(model: nn.Module, parts: Parts, lens: Lens, prompts: Sequence[Prompt]) -> np.ndarray:
+    """The layer perturbation (prompts, states): divergence of the final distribution when one state is disturbed."""
+    rows = []
+    for index, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt.ids])
+        clean, disturbed = disturbed_finals(model, parts, ids, 0.1, [index], True)
+        final = lens.final_log2_probs([clean[-1]])
+        rows.append(js_divergence(final, lens.final_log2_probs(disturbed))[0].numpy())
+    return np.array(rows) if rows else np.zeros((0, parts.num_layers + 1))
+
+
+def read_snr(parts: Parts, layers: Sequence[nn.Module]) -> np.ndarray:
+    """Spectrum's signal-to-noise ratio of each of `layers`, (layers,)."""
+    return np.array([np.nan if v is None else v for v in score_weights(_with_layers(parts, layers)).values])
+
+
+def single_layers(depth: int) -> Iterator[int]:
+    """The layers that are damaged alone."""
+    yield from (int(share * depth) for share in SINGLE_LAYERS)

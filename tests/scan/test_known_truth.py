@@ -1,0 +1,102 @@
+"""Donors whose damage is known, ranked: the small version of scripts/known_truth.py, on toys that learnt a task."""
+
+import copy
+import random
+
+import pytest
+import torch
+
+from hybridizer.models.parts import find_parts
+from hybridizer.recipe.models import Trace
+from hybridizer.scan.score import encode_text, prepare_items
+from hybridizer.scan.transplant import transplant
+from hybridizer.trace.probes import Probe, ProbeSet
+from hybridizer.trace.ranking import Candidate, Graft, rank_donors
+from hybridizer.trace.record import RecordedDonor
+from hybridizer.trace.tracer import trace_model
+from support.toys import NUM_LAYERS, constant, fresh, toy_prompt, toy_text, toy_tokenizer, trained
+
+pytestmark = pytest.mark.slow  # a toy donor is trained first
+CUT = 1  # the toy does most of its work in layer 1
+NOISE = {"deep": 3.0, "shallow": 0.7}  # on a shallow side that computes nothing, no deep side can be told from another
+SIDES = {"deep": range(CUT, NUM_LAYERS), "shallow": range(CUT)}
+
+
+def noisy(donor, layers, size, seed):
+    copied, generator = copy.deepcopy(donor), torch.Generator().manual_seed(seed)
+    for layer in layers:
+        for weight in copied.model.layers[layer].parameters():
+            if weight.ndim == 2:
+                weight.data += size * weight.std() * torch.randn(weight.shape, generator=generator)
+    return copied
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return trained(num_steps=300, whole_text=True)
+
+
+@pytest.fixture(scope="module")
+def probes():
+    generator = random.Random(5)
+    return ProbeSet("toy", "", tuple(Probe(*toy_text(*toy_prompt(generator))) for _ in range(80)))
+
+
+def ranked(models, host, probes, side, by=None):
+    """The models ranked by one side of each, as `hybridize rank` does it."""
+    tokenizer, generator = toy_tokenizer(), random.Random(6)
+    documents = ["".join(toy_text(*toy_prompt(generator))) for _ in range(60)]
+    targets = tuple(probe.target for probe in probes.probes)
+
+    def prepare(tokens):
+        return prepare_items(tokens, probes, [encode_text("toy", tokens, documents)], context=16)
+
+    found = transplant(
+        host,
+        list(models),
+        lambda name: (models[name], tokenizer, find_parts(models[name])),
+        prepare,
+        {n: CUT for n in models},
+    )
+    candidates = []
+    for name, model in models.items():
+        about = RecordedDonor(name, f"sha256:{name}", "llama", NUM_LAYERS)
+        readings = trace_model(model, tokenizer, find_parts(model), probes, Trace(num_resamples=50), about).readings
+        graft = Graft(getattr(found.donors[name], side), found.num_bytes, targets)
+        candidates.append(Candidate(name, readings, SIDES[side], graft))
+    return rank_donors(candidates, targets, by=by).ranking
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("host", ["spoilt deep", "spoilt shallow"])
+@pytest.mark.parametrize("side", SIDES)
+def test_of_two_donors_each_damaged_in_one_side_the_one_with_the_sound_side_is_first(sound, probes, side, host, seed):
+    models = {f"spoilt {name}": noisy(sound, layers, NOISE[name], seed) for name, layers in SIDES.items()}
+    right, wrong = ("spoilt shallow", "spoilt deep") if side == "deep" else ("spoilt deep", "spoilt shallow")
+    first, second = ranked(models, host, probes, side)
+    assert (first.donor, second.donor) == (right, wrong)
+    assert first.tied_with == ()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_damage_too_small_to_matter_is_a_tie_or_found_but_never_preferred_beyond_doubt(sound, probes, seed):
+    models = {"sound": sound, "touched": noisy(sound, SIDES["deep"], 0.01, seed)}
+    rows = {row.donor: row for row in ranked(models, "sound", probes, "deep")}
+    assert rows["touched"].tied_with == ("sound",) or rows["touched"].score < rows["sound"].score
+
+
+def test_the_papers_stability_takes_the_constant_model_and_transplants_do_not(sound, probes):
+    models = {"sound": sound, "constant": constant(sound, 3), "random": fresh(seed=2)}
+    assert ranked(models, "sound", probes, "deep", by="stability")[0].donor == "constant"
+    assert ranked(models, "sound", probes, "deep")[0].donor == "sound"
+
+
+def test_no_donor_at_chance_passes_the_floor(sound, probes):
+    """On a host whose own deep side is broken, neither a random nor a constant model is competent."""
+    models = {
+        "broken": noisy(sound, range(NUM_LAYERS), 4.0, 1),
+        "random": fresh(seed=2),
+        "constant": constant(sound, 3),
+    }
+    assert not any(row.competent for row in ranked(models, "broken", probes, "deep"))
+    assert ranked({"sound": sound}, "sound", probes, "deep")[0].competent
