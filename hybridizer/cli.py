@@ -275,10 +275,11 @@ class _ScanCommand(Verb):
 )
 @_scan_option("candidates", "The most models to try; of more, a random draw.")
 @click.option(
-    "--screen/--no-screen",
-    default=ScanRequest.screen,
-    show_default=True,
-    help="Look at many models on few items first, and score the best of them in full.",
+    "--full",
+    "screen",
+    flag_value=False,
+    default=True,
+    help="Score every model in full, without a first look at many on few items.",
 )
 @_scan_option("best", "How many of the best are tested again, on items that the search did not see.")
 @click.option("--text", metavar="FILES", help="Text to score on: a file or a glob; by default the Python reference.")

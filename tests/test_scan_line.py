@@ -117,7 +117,7 @@ def test_many_candidates_are_screened_on_items_of_their_own():
     assert record["candidates"][:6] == passed and max(row["screened"] for row in passed) <= min(others)
     assert others == sorted(others)
     assert "14 models tried, 6 of them passed the screen" in hybridize("scan", "a", *SMALL, *options).stdout
-    without = scan(*options, "--no-screen")
+    without = scan(*options, "--full")
     assert without["screen"] is None and without["num_scored"] == 14
     full = {row["name"]: row["change"] for row in without["candidates"]}
     assert all(full[row["name"]] == row["change"] for row in passed)
