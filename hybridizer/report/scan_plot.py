@@ -47,7 +47,7 @@ def draw_scan(record: Record) -> Figure:
     with matplotlib.rc_context(plot_style()):
         size = max(1, len(groups))
         heights = [_height(rows) for _, rows in groups] or [2.0]
-        figure = Figure(figsize=(9, 1.6 + sum(heights)), layout="constrained")
+        figure = Figure(figsize=(9, 2.4 + sum(heights)), layout="constrained")
         every = figure.subplots(size, 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         norm = _norm([_shown(row) for _, rows in groups for row in rows])
         for axes, (panel, rows) in zip(every, groups, strict=True):
@@ -64,7 +64,7 @@ def draw_scan(record: Record) -> Figure:
 def caption(record: Record) -> list[str]:
     """What was scanned, on what, and the result, in lines that fit the picture."""
     lines = [*setting_lines(record), record["sentence"]]
-    return [part for line in lines for part in textwrap.wrap(line, 110, break_on_hyphens=False)]
+    return [part for line in lines for part in textwrap.wrap(line, 120, break_on_hyphens=False)]
 
 
 def describe_scan(record: Record) -> str:
@@ -146,10 +146,10 @@ def _colours(record: Record) -> str:
 
 def _draw_bar(figure: Figure, every: Any, norm: SymLogNorm, record: Record) -> None:
     mappable = matplotlib.cm.ScalarMappable(norm, _colours(record))
-    bar = figure.colorbar(
-        mappable, ax=list(every), shrink=0.6, aspect=40, format=FuncFormatter(lambda value, _: f"{value:+g}")
-    )
-    bar.set_label(f"change of {NAMES[record['settings']['by']]} ({_items_of(record)})\no tested, * better in the test")
+    form = FuncFormatter(lambda value, _: f"{value:+g}")
+    bar = figure.colorbar(mappable, ax=list(every), location="bottom", shrink=0.7, aspect=50, format=form)
+    figure_name = NAMES[record["settings"]["by"]]
+    bar.set_label(f"change of {figure_name} ({_items_of(record)}); o: tested, *: better in the test")
 
 
 def _items_of(record: Record) -> str:

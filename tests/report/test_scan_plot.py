@@ -54,7 +54,7 @@ def test_the_screen_is_drawn_where_candidates_were_screened():
     grid = images(figure)["layers left out"][1]
     row = next(row for row in record["candidates"] if row["name"] == "cut 2")
     assert grid[0, 2] == pytest.approx(row["screened"]) != row["change"]
-    assert any("(screen)" in axes.get_ylabel() for axes in figure.axes)
+    assert any("(screen)" in axes.get_xlabel() for axes in figure.axes)
 
 
 def test_tested_candidates_are_marked_and_better_ones_with_a_star():
