@@ -1,7 +1,7 @@
 """Build hybrid language models from pretrained checkpoints: trace, rank, splice, freeze, train, prove.
 
-The commands of `hybridize` are functions here: `from hybridizer import check, plan, build, trace, rank, evaluate,
-verify`, with typed results (hybridizer/pipeline/api.py). Importing this package imports nothing
+The commands of `hybridize` are functions here: `from hybridizer import check, plan, build, trace, rank, scan,
+evaluate, verify`, with typed results (hybridizer/pipeline/api.py). Importing this package imports nothing
 heavy.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         EvaluateResult,
         PlanResult,
         RankResult,
+        ScanResult,
         TraceResult,
         VerifyResult,
         build,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         evaluate,
         plan,
         rank,
+        scan,
         trace,
         verify,
     )
@@ -41,6 +43,7 @@ __all__ = [
     "PlanResult",
     "Problem",
     "RankResult",
+    "ScanResult",
     "TraceResult",
     "VerifyResult",
     "__version__",
@@ -49,6 +52,7 @@ __all__ = [
     "evaluate",
     "plan",
     "rank",
+    "scan",
     "trace",
     "verify",
 ]
@@ -57,9 +61,9 @@ __all__ = [
 def _verb(name: str, *, has_subpackage: bool = False) -> property:
     """The function `name` of hybridizer.pipeline.api, imported on first use.
 
-    hybridizer.plan, hybridizer.trace and hybridizer.evaluate are subpackages too, and the import system binds a
-    subpackage under its name. A property wins over that: the name is the function, in whatever order things are
-    imported. The function shares the subpackage's namespace, so that `hybridizer.plan.make` and `import
+    hybridizer.plan, hybridizer.trace, hybridizer.scan and hybridizer.evaluate are subpackages too, and the import
+    system binds a subpackage under its name. A property wins over that: the name is the function, in whatever order
+    things are imported. The function shares the subpackage's namespace, so that `hybridizer.plan.make` and `import
     hybridizer.plan.make as m` still find the submodule.
     """
 
@@ -85,6 +89,7 @@ class _Package(ModuleType):
     evaluate = _verb("evaluate", has_subpackage=True)
     plan = _verb("plan", has_subpackage=True)
     rank = _verb("rank")
+    scan = _verb("scan", has_subpackage=True)
     trace = _verb("trace", has_subpackage=True)
     verify = _verb("verify")
 

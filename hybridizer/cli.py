@@ -14,6 +14,7 @@ from hybridizer.core.records import to_jsonable
 from hybridizer.recipe.sizes import MAX_SEED
 from hybridizer.report.program import OutputFile, Program, Verb
 from hybridizer.report.terminal import draw, echo, print_json, warn
+from hybridizer.scan.request import BY, KINDS, ScanRequest
 
 _RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -29,6 +30,13 @@ _ALLOW = click.option(
     "--allow", multiple=True, type=click.Choice(["remote_code", "pickle"]), help="Permit donors of this kind."
 )
 _NO_LOAD = click.option("--no-load", is_flag=True, help="Leave out the checks that need the model in memory.")
+
+
+def _scan_option(name: str, about: str, least: int = 1) -> Any:
+    """An option for a count in ScanRequest, whose default it has."""
+    default = getattr(ScanRequest, name)
+    flag = f"--{name.replace('_', '-')}"
+    return click.option(flag, type=click.IntRange(least), default=default, show_default=True, help=about)
 
 
 def _monitor() -> Any:
@@ -116,6 +124,8 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
     layers, parameters = len(checked.plan.layers), checked.plan.num_parameters
     echo(f"{recipe}: no problem found; {layers} layers, {parameters:,} parameters")
     layout = checked.recipe.layout
+    if layout.candidates is not None:
+        echo(f"the layers are left to a scan; checked as if they were the host's, '{layout.host}'")
     for side in ("deep", "shallow"):
         if getattr(layout, side) == AUTO:
             echo(f"`{side}` is auto, which only a trace can choose; checked as if it were the host, '{layout.host}'")
@@ -237,6 +247,104 @@ def rank(donors: tuple[str, ...], boundary: str, by: str | None, host: str | Non
         _write_out(options["json_out"], ranking.to_json())
     if str(options["json_out"]) != "-":
         show_ranking(ranking.to_json(), traces[0].record.to_json())
+
+
+class _ScanCommand(Verb):
+    takes_json_path = True
+
+
+@main.command(cls=_ScanCommand)
+@click.argument("donors", nargs=-1, required=True)
+@click.option(
+    "--changes",
+    multiple=True,
+    type=click.Choice(KINDS),
+    help="Kinds of changes to try; by default all that the number of donors allows.",
+)
+@click.option(
+    "--drop", type=click.IntRange(1), metavar="K", help="Find the K layers of the first donor that matter least."
+)
+@click.option("--per-layer", is_flag=True, help="Choose a donor for each layer, one layer at a time.")
+@_scan_option("span", "The most layers that a change cuts, repeats or swaps, or a seam adds or loses.")
+@_scan_option("beam", "How many models --drop and --per-layer continue from at each step.")
+@click.option(
+    "--by",
+    type=click.Choice(BY),
+    default=ScanRequest.by,
+    show_default=True,
+    help="The figure that is searched by: bits per byte of text, or accuracy of the probes.",
+)
+@_scan_option("candidates", "The most models to try; of more, a random draw.")
+@click.option(
+    "--full",
+    "screen",
+    flag_value=False,
+    default=True,
+    help="Score every model in full, without a first look at many on few items.",
+)
+@_scan_option("best", "How many of the best are tested again, on items that the search did not see.")
+@click.option("--text", metavar="FILES", help="Text to score on: a file or a glob; by default the Python reference.")
+@click.option(
+    "--field", default="text", show_default=True, help="The JSONL field or Parquet column that holds the text."
+)
+@_scan_option("documents", "How many documents of the text are scored, both halves together.", least=0)
+@_scan_option("document_tokens", "How many tokens of each document are scored.", least=2)
+@click.option(
+    "--probes", default="antonyms-en", show_default=True, help="Prompts: a built-in set, or a JSON Lines file."
+)
+@_scan_option("prompts", "How many of the prompts are scored, both halves together.", least=0)
+@click.option(
+    "--json",
+    "json_out",
+    type=OutputFile(),
+    metavar="[FILE.json]",
+    help="Print one JSON document, and nothing else, on stdout; with a name, write it there instead.",
+)
+@click.option("--plot", type=OutputFile(".svg", ".png"), help="Draw every candidate into this file, .svg or .png.")
+@click.option(
+    "--out",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    help="Write the best as recipes into this folder.",
+)
+@click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(["remote_code", "pickle", "vocabulary"]),
+    help="Permit donors of this kind.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of everything random."
+)
+def scan(
+    donors: tuple[str, ...],
+    json_out: Path | None,
+    plot: Path | None,
+    out: Path | None,
+    text: str | None,
+    field: str,
+    probes: str,
+    allow: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Try changes of the layers of DONORS in memory.
+
+    The first donor is the host; every change is compared with it as it is. Layers are cut, repeated and, with several
+    donors, joined and swapped. The best are tested again on items that the search did not see.
+    """
+    from hybridizer.pipeline.scan_layers import scan_donors
+    from hybridizer.recipe.models import DataEntry
+    from hybridizer.report.show import plot_scan, show_scan
+
+    entry = None if text is None else DataEntry(path=text, field=field)
+    outputs = {"json_out": json_out, "plot": plot, "out": out}
+    request = ScanRequest(**options)
+    record = scan_donors(donors, request, _monitor(), probes=probes, text=entry, allow=allow, **outputs).to_json()
+    if plot is not None:
+        plot_scan(record, plot)
+    if json_out is not None:
+        _write_out(json_out, record)
+    if str(json_out) != "-":
+        show_scan(record, out)
 
 
 def _read_boundary(text: str) -> float | int | str:

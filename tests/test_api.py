@@ -16,8 +16,8 @@ from hybridizer.pipeline import api
 from support.lines import hybridize_json
 from support.workshop import DIAL, DONORS, make_workshop
 
-VERBS = ("build", "check", "evaluate", "plan", "rank", "trace", "verify")
-WITH_SUBPACKAGE = ("evaluate", "plan", "trace")
+VERBS = ("build", "check", "evaluate", "plan", "rank", "scan", "trace", "verify")
+WITH_SUBPACKAGE = ("evaluate", "plan", "scan", "trace")
 
 
 @pytest.fixture
@@ -65,7 +65,9 @@ def test_a_verb_is_the_function_whether_or_not_its_subpackage_was_imported_befor
 
 
 @pytest.mark.parametrize(
-    ("verb", "module"), [("plan", "layout"), ("trace", "probes"), ("evaluate", "scores")], ids=WITH_SUBPACKAGE[::-1]
+    ("verb", "module"),
+    [("evaluate", "scores"), ("plan", "layout"), ("scan", "request"), ("trace", "probes")],
+    ids=WITH_SUBPACKAGE,
 )
 def test_submodules_of_a_subpackage_with_a_verbs_name_are_reached_in_every_way(verb, module):
     run_python(

@@ -108,7 +108,7 @@ def test_names_that_are_not_utf8_are_printed():
 COMMANDS = [
     ["init", "nowhere/x.yaml"], ["check", "nowhere.yaml"], ["plan", "nowhere.yaml"], ["build", "nowhere.yaml"],
     ["verify", "nowhere"], ["inspect", "nowhere"], ["trace", "nowhere"], ["rank", "nowhere"], ["schema", "extra"],
-    ["pack", "nowhere", "--base", "a", "--out", "p"], ["graft", "a", "nowhere", "--out", "m"],
+    ["pack", "nowhere", "--base", "a", "--out", "p"], ["graft", "a", "nowhere", "--out", "m"], ["scan", "nowhere"],
 ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The Python API: the commands of `hybridize` as functions with typed results.
 
-    from hybridizer import check, plan, build, trace, rank, evaluate, verify
+    from hybridizer import check, plan, build, trace, rank, scan, evaluate, verify
 
 A recipe is the path of a YAML file, or a mapping with the same content; relative paths in a mapping count from the
 working folder. `overrides` are what `--set` is on the command line: dotted keys and their values. Every error that a
@@ -137,6 +137,19 @@ class RankResult:
     """
 
     donors: tuple[str, ...]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """Changes of a model's layers, tried in memory.
+
+    Attributes:
+        better: names of the changes that are better than the model as it is, on items that the search did not see.
+        record: every model that was tried, the best tested with intervals, as `hybridize scan --json` writes it.
+    """
+
+    better: tuple[str, ...]
     record: Mapping[str, Any]
 
 
@@ -326,6 +339,49 @@ def rank(
         _donors(donors), request, tuple(allow), _monitor(progress), boundary=boundary, by=by, host=host, side=side
     )
     return RankResult(tuple(entry.donor for entry in ranking.ranking), ranking.to_json())
+
+
+def scan(
+    donors: DonorsLike,
+    *,
+    text: str | Path | None = None,
+    field: str = "text",
+    probes: str | Path = "antonyms-en",
+    out: str | Path | None = None,
+    allow: Sequence[str] = (),
+    progress: bool = False,
+    **settings: Any,
+) -> ScanResult:
+    """Try changes of the layers of the first donor in memory: cuts and repeats, with more donors seams and swaps.
+
+    `text` is a file or a glob whose documents are scored, with their text in `field`; the Python reference if left out.
+    `settings` are the fields of hybridizer.scan.request.ScanRequest. With `out`, an existing folder, the best are
+    written there as recipes. Scores are kept in the cache. Raises HybridizerError.
+
+    >>> from hybridizer import scan
+    >>> found = scan("donors/instruct", changes=("cut",), documents=8, prompts=0)
+    >>> found.record["num_tried"], [row["kind"] for row in found.record["candidates"]][:2]
+    (9, ['cut', 'cut'])
+    """
+    from hybridizer.pipeline.scan_layers import scan_donors
+    from hybridizer.recipe.models import DataEntry
+    from hybridizer.scan.request import ScanRequest
+    from hybridizer.scan.select import BETTER
+
+    known = ScanRequest.__dataclass_fields__
+    if unknown := [key for key in settings if key not in known]:
+        raise TypeError(f"unknown scan setting '{unknown[0]}'. {DidYouMean(unknown[0], known)}")
+    record = scan_donors(
+        _donors(donors),
+        ScanRequest(**settings),
+        _monitor(progress),
+        probes=str(probes),
+        text=None if text is None else DataEntry(path=str(text), field=field),
+        allow=tuple(allow),
+        out=None if out is None else Path(out),
+    )
+    better = tuple(winner.row.name for winner in record.winners if winner.verdict == BETTER)
+    return ScanResult(better, record.to_json())
 
 
 def evaluate(

@@ -19,13 +19,13 @@ from hybridizer.donors.reference import parse_reference
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.recipe.models import Allowed, DataEntry, Recipe
 from hybridizer.recipe.sizes import MAX_SEED
-from hybridizer.trace.probes import ProbeSet
-from hybridizer.trace.record import TraceRun
-from hybridizer.trace.runs import TraceRequest, check_prompts, is_cached, load_traced, score_baselines, trace
 
 if TYPE_CHECKING:
     from hybridizer.scan.score import Items
+    from hybridizer.trace.probes import ProbeSet
     from hybridizer.trace.ranking import Graft, Ranking
+    from hybridizer.trace.record import TraceRun
+    from hybridizer.trace.runs import TraceRequest
 
 
 @reporting_os_errors()
@@ -46,10 +46,11 @@ def trace_donors(
     `json_out` and `plot` that are to be written, prompts that a donor's tokenizer cannot use and, if the donors are to
     be `ranked`, whatever makes ranking impossible.
     """
-    problems = [*_argument_problems(texts, request, allow), *_output_problems(json_out, plot, len(texts))]
+    problems = [*find_argument_problems(texts, request.seed, allow), *find_output_problems(json_out, plot)]
+    problems += _crowd_problems(plot, len(texts))
     if problems:
         raise InputError(*problems)
-    donors = _open_all(texts, allow, monitor)
+    donors = open_named({text: text for text in texts}, allow, monitor)
     return _trace_all(donors, request, monitor, baselines=baselines, ranked=ranked)
 
 
@@ -73,7 +74,7 @@ def rank_donors(
     """
     from hybridizer.trace.ranking import MEASURES, NEEDS_GRAFT, common_boundary, rank
 
-    problems = [*_argument_problems(texts, request, allow), *_output_problems(json_out, None, len(texts))]
+    problems = [*find_argument_problems(texts, request.seed, allow), *find_output_problems(json_out, None)]
     if by is not None and by not in MEASURES:
         problems.append(Problem("by", f"there is no measure '{by}'.", DidYouMean(by, MEASURES)))
     if host is not None and host not in texts:
@@ -81,7 +82,7 @@ def rank_donors(
     if problems:
         raise InputError(*problems)
     host = host or texts[0]
-    donors = _open_all(texts, allow, monitor)
+    donors = open_named({text: text for text in texts}, allow, monitor)
     traces = _trace_all(donors, request, monitor, baselines=False, ranked=True)
     grafts = None
     if by is None or by in NEEDS_GRAFT:
@@ -91,20 +92,11 @@ def rank_donors(
     return traces, rank(traces, request.probes, boundary, seed=request.seed, by=by, side=side, host=host, grafts=grafts)
 
 
-def _open_all(texts: Sequence[str], allow: tuple[str, ...], monitor: Monitor) -> list[Donor]:
-    access = Access(fetch=True, fingerprint=True, allow=allow)
-    donors = []
-    for text in texts:
-        reference = parse_reference(text, Path.cwd(), where=text)
-        donor = open_donor(text, reference, access, text, monitor)
-        assert isinstance(donor, Donor), "a donor that may be fetched is there afterwards"
-        donors.append(donor)
-    return donors
-
-
 def _trace_all(
     donors: Sequence[Donor], request: TraceRequest, monitor: Monitor, *, baselines: bool, ranked: bool
 ) -> list[TraceRun]:
+    from hybridizer.trace.runs import check_prompts, is_cached, score_baselines, trace
+
     if ranked:
         _check_rankable(donors, request)
     elif len(donors) > 1:  # a single donor's own trace finds the same before it runs the model
@@ -118,12 +110,27 @@ def _trace_all(
     return [replace(traced, baselines=found) for traced, found in zip(traces, scores, strict=True)]
 
 
-def _argument_problems(texts: Sequence[str], request: TraceRequest, allow: Sequence[str]) -> Iterator[Problem]:
+def open_named(names: Mapping[str, str], allow: tuple[str, ...], monitor: Monitor) -> list[Donor]:
+    """Donors by reference, each called by the name that `names` gives it, fetched if needed and fingerprinted.
+
+    Raises DonorError and CheckpointError.
+    """
+    access = Access(fetch=True, fingerprint=True, allow=allow)
+    donors = []
+    for text, name in names.items():
+        donor = open_donor(name, parse_reference(text, Path.cwd(), where=text), access, text, monitor)
+        assert isinstance(donor, Donor), "a donor that may be fetched is there afterwards"
+        donors.append(donor)
+    return donors
+
+
+def find_argument_problems(texts: Sequence[str], seed: int, allow: Sequence[str]) -> Iterator[Problem]:
+    """Donors named twice, a seed out of range, permissions that do not exist."""
     for text, count in Counter(texts).items():
         if count > 1:
             yield Problem("donors", f"'{text}' is named {count} times.", "Name each donor once.")
-    if not 0 <= request.seed <= MAX_SEED:
-        yield Problem("seed", f"{request.seed} is not in the range 0..{MAX_SEED}.", "Give a number in that range.")
+    if not 0 <= seed <= MAX_SEED:
+        yield Problem("seed", f"{seed} is not in the range 0..{MAX_SEED}.", "Give a number in that range.")
     for name in allow:
         if name not in get_args(Allowed):
             yield Problem(
@@ -131,7 +138,8 @@ def _argument_problems(texts: Sequence[str], request: TraceRequest, allow: Seque
             )
 
 
-def _output_problems(json_out: Path | None, plot: Path | None, num_donors: int) -> Iterator[Problem]:
+def find_output_problems(json_out: Path | None, plot: Path | None) -> Iterator[Problem]:
+    """Files that cannot be written: a folder, a file in a folder that does not exist, a picture of an unknown kind."""
     for path in (json_out, plot):
         if path is None or str(path) == "-":
             continue
@@ -140,20 +148,27 @@ def _output_problems(json_out: Path | None, plot: Path | None, num_donors: int) 
         elif not path.parent.is_dir():
             yield Problem(str(path), f"the folder {path.parent} does not exist.", "Create it first.")
     if plot is not None:
-        from hybridizer.report.plots import MAX_DONORS, figure_kind
+        from hybridizer.report.plots import figure_kind
 
-        if num_donors > MAX_DONORS:
-            what = f"{num_donors} donors cannot be told apart in one picture."
-            yield Problem("plot", what, f"Plot at most {MAX_DONORS} at once.")
         try:
             figure_kind(plot)
         except InputError as error:
             yield from error.problems
 
 
+def _crowd_problems(plot: Path | None, num_donors: int) -> Iterator[Problem]:
+    if plot is not None:
+        from hybridizer.report.plots import MAX_DONORS
+
+        if num_donors > MAX_DONORS:
+            what = f"{num_donors} donors cannot be told apart in one picture."
+            yield Problem("plot", what, f"Plot at most {MAX_DONORS} at once.")
+
+
 def _check_rankable(donors: Sequence[Donor], request: TraceRequest) -> None:
     """Raise InputError where `trace.ranking.rank` would after tracing: no boundary, no evidence, no usable targets."""
     from hybridizer.trace.competence import chance_level
+    from hybridizer.trace.runs import check_prompts
 
     problems = []
     if request.settings.perturb == "layer":
@@ -219,6 +234,7 @@ def measure_sides(
     """
     from hybridizer.scan.transplant import read_transplants, transplant, write_transplants
     from hybridizer.trace.ranking import Graft
+    from hybridizer.trace.runs import load_traced
 
     probes = _thin(request.probes)
     path = _cached_sides(donors, host, boundaries, request, documents)

@@ -14,6 +14,7 @@ from hybridizer.donors.open import NotFetched, open_donors, scan_donors
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.layout import ResolvedLayout, assume_layout, resolve_layout
 from hybridizer.pipeline.scan import scan_planned
+from hybridizer.pipeline.scan_layers import assume_host, choose_layers
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
 from hybridizer.plan.layout import lay_out, warn_of_pairs
 from hybridizer.plan.make import make_plan
@@ -46,14 +47,15 @@ def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, d
     Raises RecipeError, DonorError, CheckpointError or PlanError with all problems of the first stage that has any.
     """
     recipe = _load(path, overrides)
+    assumed = assume_host(recipe)
     donors = open_donors(recipe, monitor, fetch=deep, fingerprint=False)
     ready = {name: donor for name, donor in donors.items() if isinstance(donor, Donor)}
     if len(ready) < len(donors):
-        _check_ranges(recipe, donors)
+        _check_ranges(assumed, donors)
         return Checked(recipe, None, tuple(sorted(donors.keys() - ready.keys())))
     if deep:
         scan_donors(ready, monitor)
-    assumed = assume_layout(recipe, {name: donor.structure.num_layers for name, donor in ready.items()})
+    assumed = assume_layout(assumed, {name: donor.structure.num_layers for name, donor in ready.items()})
     return Checked(recipe, _plan(assumed, ready, Evidence(), pin=False), ())
 
 
@@ -71,7 +73,11 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors if required."""
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
-    resolved = resolve_layout(pin_datasets(recipe), donors, monitor)
+    recipe, reasons = choose_layers(pin_datasets(recipe), donors, monitor)
+    resolved = resolve_layout(recipe, donors, monitor)
+    if reasons:
+        evidence = replace(resolved.evidence, reasons=(*reasons, *resolved.evidence.reasons))
+        resolved = replace(resolved, evidence=evidence)
     plan = _plan(resolved.recipe, donors, resolved.evidence, pin=True)
     scan_planned(plan, donors)
     return Planned(resolved, plan, donors)

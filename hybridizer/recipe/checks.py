@@ -90,7 +90,12 @@ def _check_names(
 
 def _check_dial(layout: Mapping[str, Any], tree: Tree) -> Iterator[Finding]:
     dial = [key for key in _DIAL if key in layout]
-    if "slices" in layout and dial:
+    if "candidates" in layout:
+        others = ", ".join(f"`{key}`" for key in (*dial, *(["slices"] if "slices" in layout else [])))
+        if others:
+            what = f"`candidates` leaves every layer to a scan, and other keys choose layers too: {others}."
+            yield Finding(("layout", "candidates"), what, f"Keep one way: delete `candidates`, or delete {others}.")
+    elif "slices" in layout and dial:
         places = ", ".join(f"`{key}` at {locate(tree.places, ('layout', key))}" for key in dial)
         fix = f"Keep one way: delete `slices`, or delete {' and '.join(f'`{key}`' for key in dial)}."
         what = f"`slices` gives the layout in full, and other keys give it too: {places}."

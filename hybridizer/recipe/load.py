@@ -15,7 +15,7 @@ from hybridizer.recipe.checks import check
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.fields import FROM_RECIPE
 from hybridizer.recipe.messages import rewrite
-from hybridizer.recipe.models import Recipe
+from hybridizer.recipe.models import AUTO, DEFAULT_CANDIDATES, Recipe
 from hybridizer.recipe.overrides import apply
 from hybridizer.recipe.sections import fill_in
 from hybridizer.recipe.tree import Finding, Tree, clip, locate, show
@@ -111,17 +111,19 @@ def _decode(content: bytes, where: Callable[[int], str]) -> str:
 
 
 def _apply_all(tree: Tree, overrides: Sequence[str]) -> None:
-    _expand_donors(tree.values)
+    _expand(tree.values)
     for override in overrides:
         try:
             apply(tree, override)
         except RecipeError as error:
             tree.problems += error.problems
-        _expand_donors(tree.values)
+        _expand(tree.values)
 
 
-def _expand_donors(values: dict[str, Any]) -> None:
-    """`domain: donors/domain` is short for `domain: {source: donors/domain}`."""
+def _expand(values: dict[str, Any]) -> None:
+    """`domain: donors/domain` is short for `domain: {source: donors/domain}`, and `layout: auto` for a scan."""
+    if values.get("layout") == AUTO:
+        values["layout"] = {"candidates": DEFAULT_CANDIDATES}
     donors = values.get("donors")
     if isinstance(donors, dict):
         short = {name: {"source": donor} for name, donor in donors.items() if isinstance(donor, str)}

@@ -55,6 +55,7 @@ from hybridizer.recipe.tree import KeyPath, locate
 
 __all__ = [
     "AUTO",
+    "DEFAULT_CANDIDATES",
     "HUB_KEYS",
     "SIDES",
     "STRATEGIES",
@@ -84,6 +85,7 @@ Allowed = Literal["pickle", "remote_code", "vocabulary", "no_tokenizer", "incomp
 
 # Built at first use, and then only the root with everything inside it: a third of the time of one by one.
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
+DEFAULT_CANDIDATES = 300  # of `layout: auto`
 HUB_KEYS = ("split", "config", "revision", "max_documents")  # they have no effect on files
 
 
@@ -158,10 +160,14 @@ class Slice:
 
 _DIAL_OR_SLICES: JsonDict = {
     "oneOf": [
-        {"required": ["deep", "shallow"], "not": {"required": ["slices"]}},
+        {"required": ["deep", "shallow"], "not": {"anyOf": [{"required": ["slices"]}, {"required": ["candidates"]}]}},
         {
             "required": ["slices"],
             "not": {"anyOf": [{"required": ["deep"]}, {"required": ["shallow"]}, {"required": ["boundary"]}]},
+        },
+        {
+            "required": ["candidates"],
+            "not": {"anyOf": [{"required": [key]} for key in ("deep", "shallow", "boundary", "slices")]},
         },
     ]
 }
@@ -184,7 +190,7 @@ _EXAMPLE_SLICES = [
 
 @dataclass(frozen=True, config=ConfigDict(**_CONFIG, json_schema_extra=_DIAL_OR_SLICES))
 class Layout:
-    """Which donor gives which layer: by the dial (deep, shallow, boundary) or in full (slices), never both.
+    """Which donor gives which layer: by the dial (deep, shallow, boundary), in full (slices) or by a scan (candidates).
 
     A float boundary is a share of the depth, above 0 and below 1; an int one is the first layer of the deep side, at
     least 1. With slices the boundary has no effect.
@@ -204,6 +210,12 @@ class Layout:
         default=0.5,  # the midpoint, as in arXiv 2605.11416
         description="where deep begins: a share of the depth, its first layer, or a strategy: " + ", ".join(STRATEGIES),
     )
+    candidates: Count | None = Field(
+        default=None,
+        description="the most models that a scan tries to choose every layer, in place of deep, shallow and boundary;"
+        f" `layout: auto` is short for {DEFAULT_CANDIDATES}",
+        examples=[DEFAULT_CANDIDATES],
+    )
     slices: tuple[Slice, ...] | None = Field(
         default=None,
         min_length=1,
@@ -214,6 +226,8 @@ class Layout:
     @property
     def unused_keys(self) -> tuple[str, ...]:
         """The keys that have no effect beside the others."""
+        if self.candidates is not None:
+            return ("deep", "shallow", "boundary", "slices")
         return ("deep", "shallow", "boundary") if self.slices else ("slices",)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from hybridizer.recipe.models import Recipe
+from hybridizer.recipe.models import AUTO, Recipe
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -20,6 +20,9 @@ def json_schema() -> dict[str, Any]:
     source = schema["$defs"]["DonorEntry"]["properties"]["source"]
     donors["patternProperties"] = {pattern: {"anyOf": [source, donor]}}
     donors["additionalProperties"] = False
+    layout = schema["properties"]["layout"]
+    about = {key: layout.pop(key) for key in ("title", "description") if key in layout}
+    schema["properties"]["layout"] = {**about, "anyOf": [{"const": AUTO}, layout]}
     return {"$schema": DIALECT} | schema
 
 

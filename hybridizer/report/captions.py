@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from hybridizer.recipe.layers import format_layers
-from hybridizer.trace.licence import LEAST_EXPLAINED
+from hybridizer.trace.blind import LEAST_EXPLAINED
 
 Record = Mapping[str, Any]
 

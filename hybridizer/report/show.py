@@ -66,6 +66,30 @@ def show_ranking(ranking: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         echo(line)
 
 
+def show_scan(record: Mapping[str, Any], out: Path | None) -> None:
+    """A scan: what was tried, the best tested again, what chance would find, and the result in a sentence."""
+    from hybridizer.report.scan_tables import chance_lines, setting_lines, winners_table
+
+    for line in setting_lines(record):
+        echo(line)
+    if record["winners"]:
+        draw(winners_table(record))
+    for line in chance_lines(record):
+        echo(line)
+    echo(record["sentence"])
+    if out is not None:
+        echo(f"wrote {len(record['winners'])} recipes into {out}")
+
+
+def plot_scan(record: Mapping[str, Any], path: Path) -> None:
+    """Draw every candidate of a scan into `path`."""
+    from hybridizer.report.plots import write_figure
+    from hybridizer.report.scan_plot import draw_scan
+
+    write_figure(draw_scan(record), path)
+    echo(f"drew {path}", err=True)
+
+
 def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, every_layer: bool) -> None:
     """A plan with the amounts of its run, its cost and the measured time, where they are given."""
     from hybridizer.report.cost_tables import cost_table, expectation_lines

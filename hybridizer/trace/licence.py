@@ -34,7 +34,7 @@ from hybridizer.trace.record import RecordedSettings, SettingScores
 from hybridizer.trace.sensitivity import boundary_contrasts, change_errors
 
 LICENSED, REFUSED, UNDECIDED = "licensed", "refused", "not decided"
-LEAST_EXPLAINED = 0.1  # below this a layer's figures describe the lens more than the layer
+
 MIN_PROMPTS = 40
 MAX_NAMED = 3  # settings named in a sentence
 GIVEN, INNER, ALL = "given", "inner", "all"  # how a boundary was found, see SettingScores

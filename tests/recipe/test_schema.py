@@ -185,12 +185,14 @@ def test_every_key_is_described(validator) -> None:
 @pytest.mark.slow
 def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
     dial = VALUES | {"layout": {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}}
+    budget = VALUES | {"layout": {"host": "a", "candidates": 9}}
     keys = {key for section in [validator.schema, *validator.schema["$defs"].values()] for key in section["properties"]}
-    assert keys <= {step for values in (VALUES, dial) for path in paths(values) for step in path}
+    assert keys <= {step for values in (VALUES, dial, budget) for path in paths(values) for step in path}
     num_loaded = 0
     starts = [
         *((VALUES, path) for path in paths(VALUES)),
         *((dial, path) for path in paths(dial) if path[0] == "layout"),
+        *((budget, path) for path in paths(budget) if path[0] == "layout"),
     ]
     for start, path in starts:
         for stranger in STRANGERS:

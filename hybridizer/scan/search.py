@@ -1,0 +1,184 @@
+"""Three searches over arrangements of layers: every candidate of a list, layers to leave out, a donor for each layer.
+
+They see a scorer, which turns layers into figures per item, and an objective, which turns those into one number; lower
+is better. What is scored together is in an order that shares beginnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from hybridizer.core.errors import PlanError
+from hybridizer.scan.candidates import Candidate, Layers, Mix, Space, draw, sort_for_reuse
+
+if TYPE_CHECKING:
+    from hybridizer.scan.score import Score
+
+
+class Scores(Protocol):
+    """Scores models by the layers that they are made of."""
+
+    def score(self, layers: Layers) -> Score:
+        """The figures of a model. Raises PlanError when there can be no such model."""
+        ...
+
+    def prepare(self, paths: Sequence[Layers]) -> None:
+        """Be ready for models that begin as `paths` do. Changes no figure."""
+        ...
+
+
+PASSING = 8  # one in so many passes a screen
+
+Objective: TypeAlias = "Callable[[Score], float]"
+Advance: TypeAlias = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate, its figures per item, and the number that the search goes by."""
+
+    candidate: Candidate
+    score: Score
+    value: float
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A quick look at many candidates, on items of its own: the best of each round are scored in full.
+
+    An eighth of a round passes, at least `least`; a round of up to twice as many is not screened.
+    """
+
+    scorer: Scores
+    objective: Objective
+    least: int
+
+    def num_passing(self, size: int) -> int:
+        """How many candidates of a round of this size are scored in full."""
+        return size if size <= 2 * self.least else max(self.least, -(-size // PASSING))
+
+
+@dataclass
+class Search:
+    """The state of a search: at most `budget` arrangements are tried, each once.
+
+    `tried` are all, in order, as candidates; `screened` their values on the items of the screen, where there is one;
+    `scored` those that were scored in full; `refused` those that the family cannot have, each with the reason.
+    """
+
+    scorer: Scores
+    objective: Objective
+    advance: Advance
+    budget: int
+    screen: Screen | None = None
+    tried: dict[Layers, Candidate] = field(default_factory=dict)
+    screened: dict[Layers, float] = field(default_factory=dict)
+    scored: dict[Layers, Scored] = field(default_factory=dict)
+    refused: dict[Layers, str] = field(default_factory=dict)
+
+    @property
+    def left(self) -> int:
+        """How many arrangements may still be tried."""
+        return self.budget - len(self.tried)
+
+    def score(self, candidates: Sequence[Candidate], paths: Sequence[Layers]) -> list[Scored]:
+        """The candidates that can be and pass the screen, with their figures, in order.
+
+        None of them was tried before, and all that are tried in one round are compared with each other. Most of them
+        begin as one of `paths` does.
+        """
+        self.tried |= {candidate.layers: candidate for candidate in candidates}
+        self.scorer.prepare(paths)
+        passed = self._pass_screen(candidates, paths)
+        for candidate in passed:
+            score = self._try(self.scorer, candidate)
+            if score is not None:
+                self.scored[candidate.layers] = Scored(candidate, score, self.objective(score))
+            self.advance(1, candidate.name)
+        return [self.scored[candidate.layers] for candidate in passed if candidate.layers in self.scored]
+
+    def _pass_screen(self, candidates: Sequence[Candidate], paths: Sequence[Layers]) -> list[Candidate]:
+        """The best of a round, in the order for reuse; all of a round that is not screened."""
+        count = len(candidates) if self.screen is None else self.screen.num_passing(len(candidates))
+        if self.screen is None or count == len(candidates):
+            return list(candidates)
+        self.screen.scorer.prepare(paths)
+        for candidate in candidates:
+            score = self._try(self.screen.scorer, candidate)
+            if score is not None:
+                self.screened[candidate.layers] = self.screen.objective(score)
+            self.advance(1, f"screen: {candidate.name}")
+        known = [candidate for candidate in candidates if candidate.layers in self.screened]
+        best = sorted(known, key=lambda candidate: self.screened[candidate.layers])[:count]
+        return sort_for_reuse(best)
+
+    def _try(self, scorer: Scores, candidate: Candidate) -> Score | None:
+        try:
+            return scorer.score(candidate.layers)
+        except PlanError as error:
+            self.refused[candidate.layers] = error.problems[0].what
+            return None
+
+
+def search_all(search: Search, space: Space, candidates: Sequence[Candidate]) -> None:
+    """Score every candidate of a list."""
+    first = {candidate.layers[0][0] for candidate in candidates}
+    search.score(sort_for_reuse(candidates), [space.of(donor) for donor in space.depths if donor in first])
+
+
+def search_drops(search: Search, space: Space, count: int, beam: int, seed: int) -> None:
+    """Leave `count` layers of the host out, one after the other, so that the model loses least.
+
+    At each step every remaining layer of the `beam` best models is tried (`beam` 1 is greedy). Models of every depth on
+    the way are scored too; `finalists` picks those of the last.
+    """
+    states = [space.host]
+    for _ in range(count):
+        tried = search.score(_within(search, (_without(state) for state in states), seed), states)
+        if not tried:
+            return
+        states = [scored.candidate.layers for scored in sorted(tried, key=lambda scored: scored.value)[:beam]]
+
+
+def search_mixes(search: Search, space: Space, beam: int, seed: int) -> None:
+    """Choose a donor for each layer of the host: change one layer at a time, as long as the best model gets better.
+
+    At each step every single change of the `beam` best models is tried. Ends when no change improves the best one, or
+    when the budget is used up.
+    """
+    (start,) = search.score([Candidate(Mix(space.host), space.host)], [space.host])
+    states = [start]
+    while search.left > 0:
+        before = states[0].value
+        paths = [state.candidate.layers for state in states]
+        tried = search.score(_within(search, (_with_one_change(path, space) for path in paths), seed), paths)
+        known = {scored.candidate.layers: scored for scored in (*states, *tried)}
+        states = sorted(known.values(), key=lambda scored: scored.value)[:beam]
+        if states[0].value >= before:
+            return
+
+
+def rounds_of_drops(depth: int, count: int, beam: int) -> list[int]:
+    """At most how many models each step of `search_drops` tries."""
+    return [(depth - step) * (beam if step else 1) for step in range(count)]
+
+
+def _within(search: Search, moves: Iterable[Iterator[Layers]], seed: int) -> list[Candidate]:
+    """The new arrangements that `moves` lead to, in the order for reuse; a draw of them where the budget is smaller."""
+    reached = dict.fromkeys(layers for move in moves for layers in move)
+    fresh = sort_for_reuse(Candidate(Mix(layers), layers) for layers in reached if layers not in search.tried)
+    return draw(fresh, max(search.left, 0), seed)
+
+
+def _without(layers: Layers) -> Iterator[Layers]:
+    if len(layers) > 1:
+        yield from (layers[:place] + layers[place + 1 :] for place in range(len(layers)))
+
+
+def _with_one_change(layers: Layers, space: Space) -> Iterator[Layers]:
+    for place in range(len(layers)):
+        for donor, depth in space.depths.items():
+            if place < depth and layers[place] != (donor, place):
+                yield (*layers[:place], (donor, place), *layers[place + 1 :])
