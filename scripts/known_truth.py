@@ -19,19 +19,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from known_truth_donors import SINGLE_NOISE, Arrays, Bench, Unit, damage, list_units, memorise, read, read_snr
+from known_truth_donors import (
+    SINGLE_NOISE,
+    Arrays,
+    Bench,
+    Unit,
+    add_snr,
+    choose_prompts,
+    damage,
+    list_units,
+    memorise,
+    read,
+)
 from known_truth_donors import single_layers as single_layers_of
 from smollm2 import smollm2_folder
 
 from hybridizer.core.bootstrap import Array, drawn_interval, resampling_weights
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
-from hybridizer.recipe.models import Trace
 from hybridizer.scan.score import builtin_documents, encode_text
 from hybridizer.trace.competence import above_chance, chance_level, wilson_interval
-from hybridizer.trace.masking import choose_mask_token
-from hybridizer.trace.probes import ProbeSet, load_probes
-from hybridizer.trace.prompts import Prompt, prepare_prompts
+from hybridizer.trace.probes import load_probes
+from hybridizer.trace.prompts import Prompt
 from hybridizer.trace.sensitivity import delta_js
 
 BOUNDARY_SHARE = 0.5
@@ -272,7 +281,7 @@ def table(runs: Mapping[str, Arrays], units: Sequence[Unit], layout: tuple[int, 
 
 
 def trend_table(runs: Mapping[str, Arrays], units: Sequence[Unit], layout: tuple[int, int], judge: Judge) -> str:
-    """How each measure of the deep side changes with noise there: does it fall under damage?"""
+    """How each measure of the deep side changes with noise there: does it fall with each size from 10% on?"""
     boundary, depth = layout
     sizes = sorted({unit.size for unit in units if unit.kind == "noise"})
     lines = ["| measure, deep side | sound | " + " | ".join(f"{size:.0%} noise" for size in sizes) + " | falls |"]
@@ -284,7 +293,8 @@ def trend_table(runs: Mapping[str, Arrays], units: Sequence[Unit], layout: tuple
             found = [runs[f"{u.name}-deep"] for u in units if u.kind == "noise" and u.size == size
                      and f"{u.name}-deep" in runs]  # fmt: skip
             values.append(float(np.mean([measure(Side(run, run, deep))[0] for run in found])) if found else np.nan)
-        known = [value for value in values if not np.isnan(value)]
+        kept = [values[0], *(value for size, value in zip(sizes, values[1:], strict=True) if size >= 0.10)]
+        known = [value for value in kept if not np.isnan(value)]
         falls = "yes" if len(known) > 1 and all(a > b for a, b in itertools.pairwise(known)) else "no"
         lines.append(f"| {name} | " + " | ".join(f"{value:.4f}" for value in values) + f" | {falls} |")
     return "\n".join(lines)
@@ -319,30 +329,30 @@ def measure_all(folder: Path, units: Sequence[Unit], prompts: Sequence[Prompt], 
     text = encode_text("python reference", tokenizer, builtin_documents(arguments.bytes))
     bench = Bench(model, parts, round(BOUNDARY_SHARE * parts.num_layers))
 
-    def save(name: str, bad: Sequence[torch.nn.Module], places: Sequence[int], **more: Array) -> None:
+    def save(name: str, bad: Sequence[torch.nn.Module], places: Sequence[int]) -> None:
         started = time.process_time()
         composed, its_parts = bench.compose(bad, places)
         arrays = read(composed, its_parts, prompts, text, arguments.layer_prompts)
-        np.savez(folder / f"{name}.npz", **arrays, **more)
+        np.savez(folder / f"{name}.npz", **arrays)
         print(f"{name}: {time.process_time() - started:.1f} CPU seconds", file=sys.stderr, flush=True)
 
     def missing(names: Sequence[str]) -> list[str]:
         return [name for name in names if not (folder / f"{name}.npz").is_file()]
 
     if missing(["own"]):
-        snr = {"snr": read_snr(parts, parts.layers)} if arguments.snr else {}
-        save("own", parts.layers, (), **snr)
+        save("own", parts.layers, ())
     for unit in units:
         wanted = missing([f"{unit.name}-{side}" for side in bench.sides()])
         if wanted:
             is_memoriser = unit.kind == "memoriser"
             bad = memorise(model, parts, prompts) if is_memoriser else damage(model, parts, unit)
-            snr = {"snr": read_snr(parts, bad)} if arguments.snr and unit.seed == 0 else {}
             for name in wanted:
-                save(name, bad, bench.sides()[name.rpartition("-")[2]], **snr)
+                save(name, bad, bench.sides()[name.rpartition("-")[2]])
     for layer in single_layers_of(parts.num_layers) if arguments.singles else ():
         if missing([f"single-{layer}"]):
             save(f"single-{layer}", damage(model, parts, Unit("noise", SINGLE_NOISE, 9)), (layer,))
+    if arguments.snr:
+        add_snr(folder, bench, units)
 
 
 def main() -> None:
@@ -383,25 +393,6 @@ def main() -> None:
     )
     print("\n\n".join((head, *parts)))
 
-
-def choose_prompts(tokenizer: object, whole: ProbeSet, count: int) -> tuple[list[Prompt], list[str | None]]:
-    """The first prompts that have a one-token answer, at most one of each pair of words, and the answers."""
-    settings = Trace()
-    mask_token = choose_mask_token(tokenizer, settings.mask_with)
-    seen: set[str] = set()
-    chosen = []
-    for probe in whole.probes:
-        asked = probe.prompt.rsplit("\n", 1)[-1]
-        words = set(asked.split())
-        if probe.target is not None and not seen & words and probe.target.strip() not in seen:
-            chosen.append(probe)
-            seen |= {probe.target.strip(), *(word for word in words if word not in COMMON)}
-    prompts = prepare_prompts(ProbeSet("p", "", tuple(chosen)), tokenizer, settings, mask_token, None)
-    usable = [(p, probe.target) for p, probe in zip(prompts, chosen, strict=True) if p.answer is not None][:count]
-    return [prompt for prompt, _ in usable], [target for _, target in usable]
-
-
-COMMON = {"The", "opposite", "of", "is", "means", "versus"}
 
 if __name__ == "__main__":
     main()

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,11 +22,14 @@ from hybridizer.models.batching import make_batches
 from hybridizer.models.compose import Composer
 from hybridizer.models.parts import Parts, first_floating
 from hybridizer.models.residual import read_last_rows, read_outputs
+from hybridizer.recipe.models import Trace
 from hybridizer.trace.baselines import score_weights
 from hybridizer.trace.divergence import js_divergence
 from hybridizer.trace.lens import Lens
+from hybridizer.trace.masking import choose_mask_token
 from hybridizer.trace.perturbation import disturbed_finals
-from hybridizer.trace.prompts import Prompt
+from hybridizer.trace.probes import ProbeSet
+from hybridizer.trace.prompts import Prompt, prepare_prompts
 
 Arrays = dict[str, np.ndarray]
 NOISE = (0.01, 0.03, 0.10, 0.15, 0.30)
@@ -191,3 +195,41 @@ def read_snr(parts: Parts, layers: Sequence[nn.Module]) -> np.ndarray:
 def single_layers(depth: int) -> Iterator[int]:
     """The layers that are damaged alone."""
     yield from (int(share * depth) for share in SINGLE_LAYERS)
+
+
+def add_snr(folder: Path, bench: Bench, units: Sequence[Unit]) -> None:
+    """Add singular values to the readings of the sound model and of noisy and pruned donors of the first seed."""
+    own = dict(np.load(folder / "own.npz"))
+    if "snr" not in own:
+        own["snr"] = read_snr(bench.parts, bench.parts.layers)
+        np.savez(folder / "own.npz", **own)
+    for unit in units:
+        names = {side: folder / f"{unit.name}-{side}.npz" for side in bench.sides()}
+        runs = {side: dict(np.load(path)) for side, path in names.items()}
+        if unit.seed or unit.kind not in ("noise", "pruned") or all("snr" in run for run in runs.values()):
+            continue
+        damaged = read_snr(bench.parts, damage(bench.model, bench.parts, unit))
+        for side, layers in bench.sides().items():
+            snr = own["snr"].copy()
+            snr[list(layers)] = damaged[list(layers)]
+            np.savez(names[side], **{**runs[side], "snr": snr})
+
+
+def choose_prompts(tokenizer: object, whole: ProbeSet, count: int) -> tuple[list[Prompt], list[str | None]]:
+    """The first prompts that have a one-token answer, at most one of each pair of words, and the answers."""
+    settings = Trace()
+    mask_token = choose_mask_token(tokenizer, settings.mask_with)
+    seen: set[str] = set()
+    chosen = []
+    for probe in whole.probes:
+        asked = probe.prompt.rsplit("\n", 1)[-1]
+        words = set(asked.split())
+        if probe.target is not None and not seen & words and probe.target.strip() not in seen:
+            chosen.append(probe)
+            seen |= {probe.target.strip(), *(word for word in words if word not in COMMON)}
+    prompts = prepare_prompts(ProbeSet("p", "", tuple(chosen)), tokenizer, settings, mask_token, None)
+    usable = [(p, probe.target) for p, probe in zip(prompts, chosen, strict=True) if p.answer is not None][:count]
+    return [prompt for prompt, _ in usable], [target for _, target in usable]
+
+
+COMMON = {"The", "opposite", "of", "is", "means", "versus"}

@@ -52,7 +52,7 @@ def fresh(seed=0):
 
 
 def trained(num_steps=150, seed=0, whole_text=False):
-    """A donor: the same model, taught to answer every question of such prompts; with `whole_text`, to predict all words.
+    """A donor: the same model, taught to answer every question of such prompts; if `whole_text`, to predict all words.
 
     Of 6 seeds, with AVX2 and with AVX-512 kernels, the slowest answers 0.89 to 0.97 of the probes right after 90
     steps, 0.95 after 120, and each of them all after 150 and after 180: by then rounding decides nothing.
