@@ -140,3 +140,10 @@ def test_small_rounds_are_not_screened():
     search, _ = make_search(full, screen=Screen(quick, bits, least=6))
     search_all(search, SPACE, list_candidates(SPACE, ("cut",)))
     assert quick.asked == [] and len(full.asked) == 11
+
+
+def test_a_choice_of_donors_tries_no_model_twice():
+    scorer = Known(lambda layers: sum((donor == "b") != (layer in (1, 4)) for donor, layer in layers))
+    search, _ = make_search(scorer)
+    search_mixes(search, SPACE, beam=3, seed=0)
+    assert len(set(scorer.asked)) == len(scorer.asked)
