@@ -29,6 +29,7 @@ from hybridizer.core.bootstrap import (
     weight_blocks,
 )
 from hybridizer.recipe.layers import format_layers
+from hybridizer.trace.blind import LEAST_EXPLAINED
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import RecordedSettings, SettingScores
 from hybridizer.trace.sensitivity import boundary_contrasts, change_errors
