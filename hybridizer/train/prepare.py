@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hybridizer.core.errors import InputError, Problem
+from hybridizer.models.document_attention import document_attention
 from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
 from hybridizer.models.objective import CausalLMLoss, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
@@ -48,6 +49,8 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
         enter(_precision(job, dtype))
         # Before anything else runs the model: what is tested below is then what trains.
         enter(_fusing(job))
+        # Before the model is tested for leaks. It acts below the modules, and runs what torch's own function ran.
+        enter(_documents(job, dtype, device))
         # After fusing, which compares results as rounded by the dtype. It acts below the modules.
         enter(_upcasting(job, dtype, device))
         # Changes nothing. It inspects the head in the dtype that computes, and isolation tests the model through it.
@@ -72,6 +75,13 @@ def _precision(job: TrainJob, dtype: torch.dtype) -> Iterator[None]:
 
 def _fusing(job: TrainJob) -> AbstractContextManager[Any]:
     return nullcontext() if job.settings.compile else fused(job.model)  # it would break compiled graphs at every module
+
+
+def _documents(job: TrainJob, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
+    emulated = matmul_dtype(dtype, device) != dtype
+    if device.type != "cpu" or job.settings.compile or emulated:  # it would break compiled graphs at every attention
+        return nullcontext()
+    return document_attention(dtype)
 
 
 def _upcasting(job: TrainJob, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:

@@ -2,8 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from hybridizer.core.errors import InputError
+from hybridizer.models import hardware as hardware_module
 from hybridizer.models.parts import find_parts
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, tensor_sha256
 from hybridizer.train.job import TrainJob
@@ -78,3 +80,19 @@ def test_a_model_that_is_refused_is_given_back_too(tmp_path):
     with pytest.raises(InputError, match="Set `packed: false`"), prepare(job, CPU):
         raise AssertionError("documents that cannot be isolated were let pass")
     assert structure_of(job.model) == structure
+
+
+@pytest.mark.parametrize(("precision", "hardware", "compile_layers", "ours"), [
+    ("float32", False, False, True), ("bfloat16", True, False, True), ("bfloat16", False, False, False),
+    ("float32", False, True, False),
+])  # fmt: skip
+def test_attention_runs_document_by_document_where_products_are_not_emulated_or_compiled(
+    tmp_path, monkeypatch, precision, hardware, compile_layers, ours
+):
+    monkeypatch.setattr(hardware_module, "has_bfloat16", lambda device: hardware)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    before = functional.scaled_dot_product_attention
+    job = job_of(tmp_path, "llama", replace(SECTION, precision=precision, compile=compile_layers))
+    with prepare(job, CPU):
+        assert (functional.scaled_dot_product_attention is not before) == ours
+    assert functional.scaled_dot_product_attention is before
