@@ -216,7 +216,7 @@ class _Run:
             "tokens": self.state.tokens,
             "tokens_per_second": tokens / seconds,
             "flops_per_second": flops,
-            "share_of_peak": flops / figures.peak_flops if figures.peak_flops else 0.0,
+            **figures.shares(flops, self._runtime.num_ranks),
             **{f"gradient_norm_{side}": norm for side, norm in gradients.norms.items()},
             "memory_bytes": peak_memory_bytes(self._runtime.device),
             "seconds": self._elapsed(),
