@@ -98,8 +98,8 @@ def _report(arguments, freeze: str, lines) -> None:
     ceiling = statistics.median(f["peak_flops"] for f in ours)
     flops = ours[-1]["token_flops"] * tokens
     print(
-        f"\n{arguments.shape} stored in {arguments.stored}, freeze {freeze}, {arguments.precision} on {arguments.device}"
-        f", {arguments.rows} x {arguments.tokens} tokens, {arguments.threads} threads, {len(ours)} steps each"
+        f"\n{arguments.shape} stored in {arguments.stored}, freeze {freeze}, "
+        f"{arguments.precision} on {arguments.device}, {arguments.rows} x {arguments.tokens} tokens, {arguments.threads} threads, {len(ours)} steps each"
     )
     second = "second" if arguments.device == "cuda" else "CPU second"
     print(f"ceiling: {ceiling / 1e9:.0f} GFLOP per {second} in {arguments.precision} matrix products")

@@ -56,8 +56,9 @@ def document_attention(dtype: torch.dtype) -> Iterator[None]:
         if dropout_p == 0 and _is_self_attention(query, key, value, dtype, enable_gqa):
             spans = spans_of(attn_mask, query.shape, is_causal)
         if spans is None:
-            options = {"scale": scale, "enable_gqa": enable_gqa}
-            return torch_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+            return torch_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
         return attend(query, key, value, spans, scale)
 
     _set_attention(attention)
