@@ -99,7 +99,8 @@ def _report(arguments, freeze: str, lines) -> None:
     flops = ours[-1]["token_flops"] * tokens
     print(
         f"\n{arguments.shape} stored in {arguments.stored}, freeze {freeze}, "
-        f"{arguments.precision} on {arguments.device}, {arguments.rows} x {arguments.tokens} tokens, {arguments.threads} threads, {len(ours)} steps each"
+        f"{arguments.precision} on {arguments.device}, {arguments.rows} x {arguments.tokens} tokens, "
+        f"{arguments.threads} threads, {len(ours)} steps each"
     )
     second = "second" if arguments.device == "cuda" else "CPU second"
     print(f"ceiling: {ceiling / 1e9:.0f} GFLOP per {second} in {arguments.precision} matrix products")
