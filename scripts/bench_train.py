@@ -98,8 +98,9 @@ def _report(arguments, freeze: str, lines) -> None:
     ceiling = statistics.median(f["peak_flops"] for f in ours)
     flops = ours[-1]["token_flops"] * tokens
     print(
-        f"\n{arguments.shape}, freeze {freeze}, {arguments.precision} on {arguments.device}, {arguments.rows} x "
-        f"{arguments.tokens} tokens, {arguments.threads} threads, {len(ours)} steps each"
+        f"\n{arguments.shape} stored in {arguments.stored}, freeze {freeze}, "
+        f"{arguments.precision} on {arguments.device}, {arguments.rows} x {arguments.tokens} tokens, "
+        f"{arguments.threads} threads, {len(ours)} steps each"
     )
     second = "second" if arguments.device == "cuda" else "CPU second"
     print(f"ceiling: {ceiling / 1e9:.0f} GFLOP per {second} in {arguments.precision} matrix products")
@@ -269,6 +270,7 @@ def _trainer(arguments, folder: Path) -> None:
     torch.set_num_threads(arguments.threads)
     turn = Turn(arguments.device)
     model, _, plan = _frozen_model(arguments, folder)
+    model.float()  # it has no masters: weights in bfloat16 would lose most updates
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in plan.trained)
     data = _data(arguments, folder)
@@ -341,7 +343,7 @@ def _ceiling(device: str, dtype: str, measure) -> float:
 
 
 def _frozen_model(arguments, folder: Path):
-    """The model in float32, its parts and the freeze plan, the same for both trainers."""
+    """The model as it is stored, its parts and the freeze plan, the same for both trainers."""
     import torch
 
     from hybridizer.models.load import load_causal_lm, random_causal_lm
@@ -354,14 +356,19 @@ def _frozen_model(arguments, folder: Path):
         family, sizes = SHAPES[arguments.shape]
         torch.manual_seed(0)
         model = random_causal_lm({"model_type": family, **sizes}, torch.float32)
+    if arguments.stored == "bfloat16":
+        model.bfloat16()
     parts = find_parts(model)
     return model, parts, plan_freeze(model, parts, _settings(arguments), len(parts.layers) // 2)
 
 
 def _model_shape(model):
+    import torch
+
     from hybridizer.plan.shapes import planned_shape
 
-    tensors = {name: (tuple(p.shape), "F32") for name, p in model.named_parameters()}
+    dtypes = {torch.float32: "F32", torch.bfloat16: "BF16"}
+    tensors = {name: (tuple(p.shape), dtypes[p.dtype]) for name, p in model.named_parameters()}
     return planned_shape(model.config.to_dict(), tensors)
 
 
@@ -369,6 +376,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--precision", choices=["float32", "bfloat16", "auto"], default="float32")
+    parser.add_argument("--stored", choices=["float32", "bfloat16"], default="float32", help="the checkpoint's dtype")
     parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--freeze", choices=["deep", "shallow", "none"], nargs="+", default=["deep"])

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 # Limits the activations of one batch for prompts of any length.
 MAX_BATCH_TOKENS = 2048
 
@@ -25,3 +28,9 @@ def make_batches(lengths: Sequence[int], batch_size: int) -> list[tuple[int, ...
         size = max(1, min(batch_size, MAX_BATCH_TOKENS // length))
         batches += [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
     return batches
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host `tensor` on `device`; for CUDA through pinned memory, from which the copy does not stop the host."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)

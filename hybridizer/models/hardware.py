@@ -7,6 +7,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# FLOP/s of dense bfloat16 products with float32 sums, by the name that CUDA gives the device. NVIDIA's data sheets of
+# H100, H200, L40S and HGX B200 (of eight) print figures with sparsity: 1979, 1979, 733 and 36,000 TFLOP/s; half is
+# dense. RTX 4090: white paper of the Ada architecture. Laptop GPUs, MIG slices and the like are other devices.
+DATASHEET_FLOPS = {
+    "NVIDIA H100 80GB HBM3": 989.5e12,
+    "NVIDIA H100 PCIe": 756.5e12,
+    "NVIDIA H200": 989.5e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA B200": 2250e12,
+}
+
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of x86 twice, and of ARM
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -37,6 +53,20 @@ def choose_matmul_dtype(dtype: str, device: str) -> str:
     """The dtype in which a training in `dtype` multiplies: itself, or float32 where a CPU would emulate bfloat16."""
     emulated = dtype == "bfloat16" and device == "cpu" and not has_bfloat16(device)
     return "float32" if emulated else dtype
+
+
+def datasheet_flops(name: str, dtype: str) -> float:
+    """FLOP/s of products in `dtype` by the data sheet of the device called `name`; 0 for those not in the table."""
+    return DATASHEET_FLOPS.get(name, 0.0) if dtype == "bfloat16" else 0.0
+
+
+def device_name(device: str) -> str:
+    """What the maker calls a CUDA device such as cuda:0; of other devices, nothing."""
+    if not device.startswith("cuda"):
+        return ""
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def cpu_flags() -> frozenset[str]:

@@ -48,13 +48,16 @@ class CausalLMLoss(nn.Module):
         input_ids: Int[Tensor, "rows tokens"],
         position_ids: Int[Tensor, "rows tokens"],
         targets: Int64[Tensor, "rows tokens"],
+        places: Int64[Tensor, "predicted"] | None = None,
     ) -> Float32[Tensor, ""]:
-        """The loss sum of one batch; targets are IGNORED where nothing is predicted."""
+        """The loss sum of one batch; targets are IGNORED where nothing is predicted.
+
+        With `places`, what `predicted_places` found on the host, the head runs on those tokens alone.
+        """
         hidden = self.hidden(input_ids, position_ids).flatten(0, 1)
         flat = targets.flatten()
-        counted = flat != IGNORED
-        if 10 * int(counted.sum()) < 9 * len(flat):  # padding: a copy costs less than the head
-            hidden, flat = hidden[counted], flat[counted]
+        if places is not None:
+            hidden, flat = hidden[places], flat[places]
         assert self._parts.head is not None
         parameters = list(self._parts.head.parameters())
         return cross_entropy_sum(hidden, self._head, parameters, flat, self._chunk_bytes)
@@ -120,6 +123,16 @@ class CausalLMLoss(nn.Module):
                 Problem(type(self.model).__name__, what, "This family cannot be trained or scored here.")
             ) from error
         return torch.equal(logits, head(probe))
+
+
+def predicted_places(targets: Int64[Tensor, "rows tokens"]) -> Int64[Tensor, "predicted"] | None:
+    """Where in the flat batch something is predicted, or None if that is nearly everywhere.
+
+    For targets on the host: on a device, the host would have to wait for the count. Where more than a tenth is padding,
+    a copy of the other tokens costs less than the head.
+    """
+    counted = (targets != IGNORED).flatten()
+    return counted.nonzero()[:, 0] if 10 * int(counted.sum()) < 9 * counted.numel() else None
 
 
 @contextmanager

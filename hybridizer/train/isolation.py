@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridizer.models.batching import to_device
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import MODEL_FAULTS, first_floating
 from hybridizer.models.wrapping import wrapped_forward
@@ -50,15 +51,15 @@ def documents_leak(objective: CausalLMLoss, vocab_size: int, num_tokens: int = F
 @contextmanager
 def isolate_documents(
     model: nn.Module, layers: Sequence[nn.Module], vocab_size: int, num_tokens: int = FEW_TOKENS
-) -> Iterator[int]:
-    """Inside the block, modules in `layers` through which documents leak run on each separately; yields how many.
+) -> Iterator[Documents]:
+    """Inside the block, modules in `layers` through which documents leak run on each separately; yields these.
 
     They are found with rows of `num_tokens`; modules that compress many tokens into one may leak over long rows only.
     The documents of a batch are read off the `position_ids`, (rows, tokens) and 0 where one begins, that `model` is
     called with. A call without them keeps those of the batch before: layers may run again for the backward pass.
     """
     modules = leaking_modules(model, layers, vocab_size, num_tokens)
-    documents = Documents()
+    documents = Documents(len(modules))
 
     def enter(_model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("position_ids") is not None:
@@ -67,7 +68,7 @@ def isolate_documents(
     hook = model.register_forward_pre_hook(enter, with_kwargs=True)
     try:
         with wrapped_forward(modules, lambda forward: partial(documents.run, forward)):
-            yield len(modules)
+            yield documents
     finally:
         hook.remove()
 
@@ -156,28 +157,51 @@ def _shifted(tensor: Tensor) -> Tensor:
 class _Group:
     """Documents that run together. `places` (documents, tokens) are positions in the flat batch, `real` no padding.
 
+    `kept` are the positions of the real ones in the flattened group.
+
     A padded place repeats its document's last one: a causal module never reads it, masks of pairs hide it, and
     its output is not used.
     """
 
     places: Tensor
     real: Tensor
+    kept: Tensor
 
 
 class Documents:
-    """Where the documents of the current batch are, and how modules run over each of them separately."""
+    """Where the documents of the current batch are, and how `num_modules` modules run over each of them separately."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_modules: int) -> None:
+        self.num_modules = num_modules
+        self._announced = False
         self._shape = torch.Size()
         self._groups: list[_Group] = []  # none where every document has a row of its own
         self._order = torch.empty(0)
 
     def enter(self, position_ids: Tensor) -> None:
-        """From now on the batch is the one of `position_ids` (rows, tokens)."""
+        """From now on the batch is the one of `position_ids` (rows, tokens), unless it was announced."""
+        if not self._announced:
+            self.announce(position_ids, position_ids.device)
+        self._announced = False
+        assert position_ids.shape == self._shape, "of the batch that was announced"
+
+    def announce(self, position_ids: Tensor, device: torch.device) -> None:
+        """The next batch is the one of `position_ids` (rows, tokens), known on the host, and runs on `device`.
+
+        Otherwise the host would wait for the device to read them.
+        """
+        self._announced = True
         self._shape = position_ids.shape
-        self._groups = _grouped(position_ids)
-        if self._groups:
-            self._order = torch.cat([group.places[group.real] for group in self._groups]).argsort()
+        if self.num_modules == 0:
+            return
+        groups = _grouped(position_ids)
+        if groups:
+            order = torch.cat([group.places[group.real] for group in groups]).argsort()
+            self._order = to_device(order, device)
+        self._groups = [
+            _Group(*(to_device(tensor, device) for tensor in (group.places, group.real, group.kept)))
+            for group in groups
+        ]
 
     @torch.compiler.disable(reason="documents differ in number and length from batch to batch")
     def run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -195,7 +219,7 @@ class Documents:
     def _run_group(self, forward: Callable[..., Any], group: _Group, args: Any, kwargs: Any) -> Any:
         take = partial(_take, shape=self._shape, group=group)
         output = forward(*_mapped(args, take), **_mapped(kwargs, take))
-        return _mapped(output, lambda given: given[group.real] if given.shape[:2] == group.places.shape else None)
+        return _mapped(output, lambda given: _kept(given, group))
 
     def _joined(self, outputs: Sequence[Any]) -> Any:
         """Outputs of all groups, each (tokens of the group, ...), as one of (rows, tokens, ...)."""
@@ -220,7 +244,9 @@ def _grouped(position_ids: Tensor) -> list[_Group]:
         if at == len(sizes) or sizes[at] < _SHORTEST * sizes[start]:
             steps = torch.arange(sizes[start], device=begins.device)
             length = lengths[start:at, None]
-            groups.append(_Group(begins[start:at] + torch.minimum(steps, length - 1), steps < length))
+            real = steps < length
+            kept = real.flatten().nonzero()[:, 0]
+            groups.append(_Group(begins[start:at] + torch.minimum(steps, length - 1), real, kept))
             start = at
     return groups
 
@@ -236,6 +262,11 @@ def _take(tensor: Tensor, shape: torch.Size, group: _Group) -> Tensor:
     # A document's last token would see its own copies in the padding.
     hidden = False if masks.dtype == torch.bool else torch.finfo(masks.dtype).min
     return masks.masked_fill(~group.real[:, None, None], hidden)
+
+
+def _kept(given: Tensor, group: _Group) -> Tensor | None:
+    """The real tokens of `given`, which has a place for every one of the group, or None if it has not."""
+    return given.flatten(0, 1)[group.kept] if given.shape[:2] == group.places.shape else None
 
 
 def _fits(tensor: Tensor, shape: torch.Size) -> bool:

@@ -86,10 +86,24 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class DeviceFigures:
-    """What throughput is measured against: the cost per token, and FLOP/s of a plain matrix product (0: unknown)."""
+    """What throughput is measured against: the cost per token, and the FLOP/s of one device (0: unknown).
+
+    `peak_flops` were measured with a plain matrix product, `datasheet_flops` are the maker's.
+    """
 
     token_flops: TokenFlops
     peak_flops: float = 0.0
+    datasheet_flops: float = 0.0
+
+    def shares(self, flops: float, num_devices: int) -> dict[str, float]:
+        """Which part of the peaks `flops` per second on `num_devices` are: as measured, and by the data sheet if known.
+
+        The first is 0 where no peak was measured.
+        """
+        shares = {"share_of_peak": flops / (num_devices * self.peak_flops) if self.peak_flops else 0.0}
+        if self.datasheet_flops:
+            shares["share_of_datasheet_peak"] = flops / (num_devices * self.datasheet_flops)
+        return shares
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -
         with prepare(job, device) as prepared:
             run = _Run(job, context, OptimizerStep(job, prepared, context.runtime), proof)
             run.resume(accept_changes)
-            _note_start(context.monitor, prepared.num_isolated, run.state.changes, accept_changes)
+            num_isolated = prepared.documents.num_modules if prepared.documents is not None else 0
+            _note_start(context.monitor, num_isolated, run.state.changes, accept_changes)
             with context.monitor.task("train", job.data.num_steps, "steps") as advance:
                 advance(run.state.step)
                 stopped_by = run.to_end(advance)
@@ -215,7 +216,7 @@ class _Run:
             "tokens": self.state.tokens,
             "tokens_per_second": tokens / seconds,
             "flops_per_second": flops,
-            "share_of_peak": flops / figures.peak_flops if figures.peak_flops else 0.0,
+            **figures.shares(flops, self._runtime.num_ranks),
             **{f"gradient_norm_{side}": norm for side, norm in gradients.norms.items()},
             "memory_bytes": peak_memory_bytes(self._runtime.device),
             "seconds": self._elapsed(),

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from hybridizer.core.errors import InputError, Problem
+from hybridizer.models.document_attention import document_attention
 from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
 from hybridizer.models.objective import CausalLMLoss, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.wrapping import compiled, recomputing
 from hybridizer.train.fused import fused
-from hybridizer.train.isolation import FEW_TOKENS, documents_leak, isolate_documents
+from hybridizer.train.isolation import FEW_TOKENS, Documents, documents_leak, isolate_documents
 from hybridizer.train.job import TrainJob
 from hybridizer.train.precision import choose_dtype, working_precision
 
@@ -24,12 +25,12 @@ from hybridizer.train.precision import choose_dtype, working_precision
 class Prepared:
     """What a prepared model computes with: the loss as a module, and the dtype of its layers.
 
-    `num_isolated` modules run over each document of a packed row separately.
+    `documents` are those of the current batch where rows are packed; modules run over each of them separately.
     """
 
     objective: CausalLMLoss
     dtype: torch.dtype
-    num_isolated: int
+    documents: Documents | None
 
 
 @contextmanager
@@ -48,17 +49,19 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
         enter(_precision(job, dtype))
         # Before anything else runs the model: what is tested below is then what trains.
         enter(_fusing(job))
+        # Before the model is tested for leaks. It acts below the modules, and runs what torch's own function ran.
+        enter(_documents(job, dtype, device))
         # After fusing, which compares results as rounded by the dtype. It acts below the modules.
         enter(_upcasting(job, dtype, device))
         # Changes nothing. It inspects the head in the dtype that computes, and isolation tests the model through it.
         objective = CausalLMLoss(job.model, job.parts, job.loss_chunk_bytes)
         # Before compilation: its trials would each take up one of the few compiled graphs.
-        num_isolated = enter(_isolation(job, objective))
+        documents = enter(_isolation(job, objective))
         # Before checkpointing, which would hide the layers' code from the compiler.
         enter(_compilation(job))
         # Last, so that the backward pass runs everything above once more.
         enter(_checkpointing(job))
-        yield Prepared(objective, dtype, num_isolated)
+        yield Prepared(objective, dtype, documents)
 
 
 @contextmanager
@@ -74,15 +77,22 @@ def _fusing(job: TrainJob) -> AbstractContextManager[Any]:
     return nullcontext() if job.settings.compile else fused(job.model)  # it would break compiled graphs at every module
 
 
+def _documents(job: TrainJob, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
+    emulated = matmul_dtype(dtype, device) != dtype
+    if device.type != "cpu" or job.settings.compile or emulated:  # it would break compiled graphs at every attention
+        return nullcontext()
+    return document_attention(dtype)
+
+
 def _upcasting(job: TrainJob, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     if job.settings.compile or matmul_dtype(dtype, device) == dtype:  # it would break them at every operation
         return nullcontext()
     return UpcastMatmul()
 
 
-def _isolation(job: TrainJob, objective: CausalLMLoss) -> AbstractContextManager[int]:
+def _isolation(job: TrainJob, objective: CausalLMLoss) -> AbstractContextManager[Documents | None]:
     packing = job.data.settings
-    return _isolated(objective, job.parts, packing.seq_len) if packing.packed else nullcontext(0)
+    return _isolated(objective, job.parts, packing.seq_len) if packing.packed else nullcontext()
 
 
 def _compilation(job: TrainJob) -> AbstractContextManager[None]:
@@ -94,17 +104,17 @@ def _checkpointing(job: TrainJob) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _isolated(objective: CausalLMLoss, parts: TrainableParts, row_tokens: int) -> Iterator[int]:
-    """Inside the block, documents of a packed row stay apart, tested on whole rows; yields how many modules that takes.
+def _isolated(objective: CausalLMLoss, parts: TrainableParts, row_tokens: int) -> Iterator[Documents]:
+    """Inside the block, documents of a packed row stay apart, tested on whole rows; yields those of the current batch.
 
     Raises InputError where the leak remains with every module found run separately.
     """
     vocabulary, tokens = _vocabulary(parts), max(row_tokens, FEW_TOKENS)
     for tried in (FEW_TOKENS, tokens):
-        with isolate_documents(objective.model, parts.layers, vocabulary, tried) as count:
+        with isolate_documents(objective.model, parts.layers, vocabulary, tried) as documents:
             fault = _packing_fault(objective, vocabulary, tokens)
             if fault is None:
-                yield count
+                yield documents
                 return
     what = f"its layers let a document of a packed row reach the next one, and {fault}."
     raise InputError(

@@ -279,7 +279,8 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
 
 
 def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
-    """The FLOP per token of `job`, and the FLOP/s of the fastest matrix product on the device."""
+    """The FLOP per token of `job`, and FLOP/s of the device: of its fastest matrix product and of its data sheet."""
+    from hybridizer.models.hardware import datasheet_flops, device_name
     from hybridizer.models.matmul import matmul_dtype
     from hybridizer.train.job import DeviceFigures
     from hybridizer.train.precision import choose_dtype
@@ -292,7 +293,8 @@ def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
     flops = model_token_flops(shape, job.freeze_plan.choice, context, settings.lora.rank if settings.lora else 0)
     dtype = choose_dtype(settings.precision, runtime.device)
     dtype = dtype if settings.compile else matmul_dtype(dtype, runtime.device)
-    return DeviceFigures(flops, measure_peak(str(runtime.device), str(dtype).removeprefix("torch.")))
+    device, name = str(runtime.device), str(dtype).removeprefix("torch.")
+    return DeviceFigures(flops, measure_peak(device, name), datasheet_flops(device_name(device), name))
 
 
 def _record(

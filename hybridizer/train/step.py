@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from hybridizer.data.batches import Batch
+from hybridizer.models.batching import to_device
+from hybridizer.models.objective import predicted_places
 from hybridizer.train.freeze import FreezeProof, check_freeze
 from hybridizer.train.job import TrainJob
 from hybridizer.train.optimizer import Masters, make_optimizer, set_rate_
@@ -31,7 +33,7 @@ class OptimizerStep:
 
     def __init__(self, job: TrainJob, prepared: Prepared, runtime: Runtime) -> None:
         """Raises RunError if the wrapper for several processes made a frozen tensor trainable."""
-        self._job, self._dtype, self._runtime = job, prepared.dtype, runtime
+        self._job, self._prepared, self._runtime = job, prepared, runtime
         self._objective = runtime.wrap(prepared.objective)
         check_freeze(job.model, job.freeze_plan)
         self.masters = Masters(job.model, job.freeze_plan)  # of the parameters as the wrapper left them
@@ -78,10 +80,13 @@ class OptimizerStep:
         batches = data.batches(step, rank, ranks, self._job.settings.micro_batch_size or None)
         # In float64, and read once, after the last batch: each reading would stop the host until the device is done.
         device = self._runtime.device
+        documents = self._prepared.documents
         total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         for number, batch in enumerate(batches, start=1):
             # Low-precision gradients move to the masters after each batch, so they must be the processes' mean by then.
-            last = number == len(batches) or self._dtype != torch.float32
+            last = number == len(batches) or self._prepared.dtype != torch.float32
+            if documents is not None:
+                documents.announce(batch.position_ids, device)
             with self._runtime.without_sync(self._objective, last):
                 loss = self._objective(*self._on_device(batch))
                 self._runtime.backward(loss * (ranks / targets))  # the wrapper averages over processes
@@ -89,7 +94,7 @@ class OptimizerStep:
             total += loss.detach()
         return self._runtime.sum(float(total))[0] / targets
 
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        tensors = (batch.input_ids, batch.position_ids, batch.targets)
-        ids, positions, targets = (tensor.to(self._runtime.device, non_blocking=True) for tensor in tensors)
-        return ids, positions, targets
+    def _on_device(self, batch: Batch) -> list[Tensor | None]:
+        """What the objective takes. What it asks of their values is found here, on the host."""
+        tensors = (batch.input_ids, batch.position_ids, batch.targets, predicted_places(batch.targets))
+        return [None if tensor is None else to_device(tensor, self._runtime.device) for tensor in tensors]

@@ -40,3 +40,14 @@ def test_auto_is_bfloat16_where_there_is_hardware_for_it(bfloat16_cpu):
 def test_the_capabilities_of_a_cpu_need_no_torch():
     program = "import sys, hybridizer.models.hardware as h; h.has_bfloat16('cpu'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_the_data_sheet_is_that_of_the_very_device_and_of_bfloat16():
+    assert hardware.datasheet_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989.5e12
+    assert hardware.datasheet_flops("NVIDIA H100 80GB HBM3", "float32") == 0
+    for other in ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", ""):
+        assert hardware.datasheet_flops(other, "bfloat16") == 0, other
+
+
+def test_a_cpu_has_no_name_in_the_table():
+    assert hardware.device_name("cpu") == ""

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hybridizer.models.loss import IGNORED, cross_entropy_sum, token_losses
+from hybridizer.models.loss import IGNORED, cross_entropy_sum, loss_chunk_bytes, token_losses
 
 TOKENS, WIDTH, VOCABULARY = 37, 24, 301
 
@@ -137,3 +137,8 @@ def test_all_logits_never_exist_at_once(monkeypatch):
     head.linear.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
     cross_entropy_sum(hidden, head, list(head.parameters()), targets, chunk_bytes=4 * VOCABULARY * 8)
     assert max(seen) == 8 and sum(seen) == TOKENS + 1  # one token asks how wide the vocabulary is
+
+
+def test_logits_held_at_a_time_fit_the_cache_of_a_cpu_and_fill_a_gpu():
+    assert loss_chunk_bytes(torch.device("cpu")) == 64 * 2**20
+    assert loss_chunk_bytes(torch.device("cuda", 1)) == 1024 * 2**20

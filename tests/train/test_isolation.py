@@ -33,8 +33,8 @@ def objective_of(model_type):
 
 @contextlib.contextmanager
 def apart(objective):
-    with isolate_documents(objective.model, objective._parts.layers, 256) as count:
-        yield count
+    with isolate_documents(objective.model, objective._parts.layers, 256) as documents:
+        yield documents
 
 
 def documents_of(*lengths, seed=3):
@@ -63,8 +63,8 @@ def losses_of_documents(objective, rows):
 def test_attention_keeps_documents_apart_by_itself(model_type):
     objective = objective_of(model_type)
     assert not documents_leak(objective.train(), 256) and objective.training
-    with apart(objective) as count:
-        assert count == 0
+    with apart(objective) as documents:
+        assert documents.num_modules == 0
     objective.eval()
     documents = documents_of(11, 5, 13)
     before = losses_of_documents(objective, [documents])
@@ -78,8 +78,8 @@ def test_attention_keeps_documents_apart_by_itself(model_type):
 def test_experts_keep_documents_apart_but_for_rounding(model_type):
     objective = objective_of(model_type)
     assert not documents_leak(objective, 256)
-    with apart(objective) as count:
-        assert count == 0
+    with apart(objective) as documents:
+        assert documents.num_modules == 0
     documents = documents_of(11, 5, 13)
     before = losses_of_documents(objective, [documents])
     documents[1] = documents[1].flip(0)
@@ -93,8 +93,8 @@ def test_layers_that_carry_state_are_found_and_a_change_in_one_document_changes_
     objective = objective_of(model_type)
     before_forwards = [vars(module).get("forward") for module in objective.modules()]
     assert documents_leak(objective, 256)
-    with apart(objective) as count:
-        assert count == CARRYING[model_type]
+    with apart(objective) as documents:
+        assert documents.num_modules == CARRYING[model_type]
         assert not documents_leak(objective.train(), 256) and objective.training
         objective.eval()
         rows = [documents_of(11, 5, 13), documents_of(6, 23, seed=4)]
@@ -115,8 +115,8 @@ def test_a_fresh_mixer_whose_output_begins_at_zero_is_found():
         parameter.data.copy_(torch.tensor(-0.0))
     before = bytes_of(objective)
     assert documents_leak(objective, 256)
-    with apart(objective) as count:
-        assert count == len(silent) == 2
+    with apart(objective) as documents:
+        assert documents.num_modules == len(silent) == 2
         assert not documents_leak(objective, 256)
     assert bytes_of(objective) == before
 
@@ -134,8 +134,8 @@ def test_a_faint_trace_of_another_document_is_a_leak_in_any_precision(dtype):
     model.layers[1].norm = torch.nn.Sequential(model.layers[1].norm, Faint())
     objective = CausalLMLoss(model.to(dtype), parts)
     assert documents_leak(objective, 257)
-    with isolate_documents(model, parts.layers, 257) as count:
-        assert count == 1 and not documents_leak(objective, 257)
+    with isolate_documents(model, parts.layers, 257) as documents:
+        assert documents.num_modules == 1 and not documents_leak(objective, 257)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -169,7 +169,7 @@ def test_every_document_runs_alone_in_its_order_and_comes_back_to_its_place(leng
         seen.append(hidden)
         return hidden.cumsum(1), pair[0]  # a recurrence that never forgets
 
-    documents = Documents()
+    documents = Documents(1)
     documents.enter(positions)
     found, same = documents.run(forward, numbers, pair=(numbers[..., None], None))
     expected = [
@@ -180,7 +180,7 @@ def test_every_document_runs_alone_in_its_order_and_comes_back_to_its_place(leng
 
 
 def test_a_mask_of_pairs_is_cut_to_each_document_and_hides_padding():
-    documents = Documents()
+    documents = Documents(1)
     documents.enter(torch.tensor([[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]]))
     mask = torch.arange(2.0 * 25).view(2, 1, 5, 5)
     taken = []

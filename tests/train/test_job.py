@@ -3,8 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from hybridizer.plan.flops import TokenFlops
 from hybridizer.recipe.models import DataEntry, Lora
-from hybridizer.train.job import TrainJob
+from hybridizer.train.job import DeviceFigures, TrainJob
 from support.sections import train_section
 
 # Another value for every setting that is not a number or a switch.
@@ -52,3 +53,12 @@ def test_checkpoints_of_earlier_versions_agree_with_the_same_settings():
 def test_the_last_step_is_that_of_the_data_or_an_earlier_one(max_steps, last):
     job = TrainJob(None, None, None, SimpleNamespace(num_steps=9), train_section(max_steps=max_steps), "")
     assert job.last_step == last
+
+
+def test_throughput_is_a_share_of_the_measured_peak_and_of_the_data_sheet_over_all_devices():
+    figures = DeviceFigures(TokenFlops(1, 1, 1), peak_flops=400e12, datasheet_flops=1000e12)
+    assert figures.shares(400e12, num_devices=2) == {"share_of_peak": 0.5, "share_of_datasheet_peak": 0.2}
+
+
+def test_unknown_peaks_have_no_share():
+    assert DeviceFigures(TokenFlops(1, 1, 1)).shares(400e12, num_devices=2) == {"share_of_peak": 0.0}

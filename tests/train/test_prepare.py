@@ -1,13 +1,19 @@
+import contextlib
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from hybridizer.core.errors import InputError
+from hybridizer.models import hardware as hardware_module
+from hybridizer.models.objective import predicted_places
 from hybridizer.models.parts import find_parts
+from hybridizer.train import prepare as prepare_module
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, tensor_sha256
 from hybridizer.train.job import TrainJob
 from hybridizer.train.prepare import prepare
+from support.host_reads import HostReads
 from support.sections import train_section
 from support.train_models import tiny_model
 from support.train_runs import data_in
@@ -57,7 +63,7 @@ def test_a_prepared_model_is_given_back_as_it_was(tmp_path, monkeypatch, model_t
     with prepare(job, CPU) as prepared:
         assert structure_of(model) != structure
         assert prepared.dtype == torch.float32
-        assert (prepared.num_isolated > 0) == (model_type == "mamba2")
+        assert (prepared.documents.num_modules > 0) == (model_type == "mamba2")
     assert structure_of(model) == structure
     assert tensors_of(model, names) == tensors
 
@@ -78,3 +84,36 @@ def test_a_model_that_is_refused_is_given_back_too(tmp_path):
     with pytest.raises(InputError, match="Set `packed: false`"), prepare(job, CPU):
         raise AssertionError("documents that cannot be isolated were let pass")
     assert structure_of(job.model) == structure
+
+
+@pytest.mark.parametrize(("precision", "hardware", "compile_layers", "ours"), [
+    ("float32", False, False, True), ("bfloat16", True, False, True), ("bfloat16", False, False, False),
+    ("float32", False, True, False),
+])  # fmt: skip
+def test_attention_runs_document_by_document_where_products_are_not_emulated_or_compiled(
+    tmp_path, monkeypatch, precision, hardware, compile_layers, ours
+):
+    monkeypatch.setattr(hardware_module, "has_bfloat16", lambda device: hardware)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    before = functional.scaled_dot_product_attention
+    job = job_of(tmp_path, "llama", replace(SECTION, precision=precision, compile=compile_layers))
+    with prepare(job, CPU):
+        assert (functional.scaled_dot_product_attention is not before) == ours
+    assert functional.scaled_dot_product_attention is before
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mamba2", "gemma2"])
+def test_a_micro_batch_reads_no_value_back(tmp_path, monkeypatch, model_type):
+    monkeypatch.setattr(
+        prepare_module, "document_attention", lambda dtype: contextlib.nullcontext()
+    )  # only there on a CPU
+    job = job_of(tmp_path, model_type, SECTION)
+    batch = job.data.batches(0)[0]
+    batch.targets[:, batch.targets.shape[1] // 2 :] = -100  # so that the head runs on some places only
+    places = predicted_places(batch.targets)
+    assert places is not None
+    with prepare(job, CPU) as prepared:
+        prepared.documents.announce(batch.position_ids, CPU)
+        with HostReads() as reads:
+            prepared.objective(batch.input_ids, batch.position_ids, batch.targets, places).backward()
+    assert reads.lines == []
