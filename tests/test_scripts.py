@@ -13,7 +13,7 @@ from support.lines import make_donor
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "bench_cli": ("--rounds", "1"),
-    "bench_memory": ("--only", "smol-12  none     bfloat16 float32   1 x 1 x 512 rank 64"),
+    "bench_memory": ("--workdir", "out", "--only", "tiny"),
     "bench_scan": ("--workdir", "out", "--donor", "donor", "--models", "1"),
     "bench_splice": ("--gb", "0.05", "--rounds", "1", "--cache", "warm"),
     "bench_tokenise": ("--tokenizer", "donor", "--megabytes", "0.1", "--rounds", "1", "--seq-len", "64"),

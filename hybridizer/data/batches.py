@@ -50,12 +50,14 @@ class Batch:
 
     `position_ids` restart at 0 where a document begins, which isolates documents from each other. `targets` hold the
     next token, and IGNORED at the last token of each piece, on padding, and on a repeated prefix: what follows it there
-    is the middle of a document, which cannot be predicted.
+    is the middle of a document, which cannot be predicted. `sources` are the numbers of the sources that tokens come
+    from, counted from 0 in the order of the recipe.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     targets: Tensor
+    sources: Tensor
 
 
 class TrainingData:
@@ -71,6 +73,7 @@ class TrainingData:
         self._tokens = [token_file.tokens for token_file in token_files]
         self._prefixes = [np.asarray(token_file.prefix, np.int64) for token_file in token_files]
         self._offsets = np.cumsum([0, *(len(token_file.tokens) for token_file in token_files)])
+        self._owners = np.repeat(np.arange(len(sources)), [len(source.token_files) for source in sources])
         generator = np.random.default_rng(seed)
         pieces, self.drawn = self._draw(sources, generator)
         size, rows = settings.seq_len, settings.global_batch_size
@@ -103,6 +106,16 @@ class TrainingData:
         pieces = self._pieces(step)
         return int((pieces[:, 1] - pieces[:, 2] - 1).sum())
 
+    def num_source_targets(self, step: int) -> list[int]:
+        """How many tokens of each source are predicted in one step, over all processes."""
+        pieces = self._pieces(step)
+        counts = np.bincount(
+            self._owners[self._file_numbers(pieces[:, 0])],
+            weights=pieces[:, 1] - pieces[:, 2] - 1,
+            minlength=len(self.drawn),
+        )
+        return [int(count) for count in counts]
+
     def _pieces(self, step: int) -> Pieces:
         rows = self.settings.global_batch_size
         starts = self.packed.starts[step * rows : (step + 1) * rows + 1]
@@ -114,6 +127,7 @@ class TrainingData:
         ids = np.full(shape, self._pad_id, np.int64)
         positions = np.tile(np.arange(shape[1]), (len(rows), 1))
         targets = np.full(shape, IGNORED, np.int64)
+        sources = np.zeros(shape, np.int64)
         for line, row in enumerate(rows):
             at = 0
             for begin, length, num_prefix in self._row(row):
@@ -121,9 +135,10 @@ class TrainingData:
                 ids[line, at : at + length] = piece
                 positions[line, at:] = np.arange(shape[1] - at)
                 targets[line, at + num_prefix : at + length - 1] = piece[num_prefix + 1 :]
+                sources[line, at : at + length] = self._owners[self._file_numbers(begin)]
                 at += length
             positions[line, at:] = np.arange(shape[1] - at)
-        return Batch(*(torch.from_numpy(array) for array in (ids, positions, targets)))
+        return Batch(*(torch.from_numpy(array) for array in (ids, positions, targets, sources)))
 
     def _width(self, rows: range) -> int:
         """The length of a batch's rows: that of the longest where each holds one document, else the whole sequence."""
@@ -138,10 +153,14 @@ class TrainingData:
         return pieces
 
     def _read(self, begin: int, length: int, num_prefix: int) -> npt.NDArray[np.int64]:
-        token_file = int(np.searchsorted(self._offsets, begin, side="right")) - 1
+        token_file = int(self._file_numbers(np.int64(begin)))
         start = begin - int(self._offsets[token_file])
         own = np.asarray(self._tokens[token_file][start : start + length - num_prefix], np.int64)
         return np.concatenate([self._prefixes[token_file], own]) if num_prefix else own
+
+    def _file_numbers(self, begins: Any) -> Any:
+        """The numbers of the token files in which pieces begin; `begins` is a number or an array of them."""
+        return np.searchsorted(self._offsets, begins, side="right") - 1
 
     def _draw(self, sources: Sequence[Source], generator: np.random.Generator) -> tuple[Pieces, tuple[Drawn, ...]]:
         """Pieces of all sources in one shuffled order, each source with its share of the tokens."""

@@ -44,15 +44,28 @@ def cross_entropy_sum(
     gradients if they require them. Softmax and sum are in float32 for inputs of any precision. The same input gives the
     same bits. At most `chunk_bytes` of float32 logits exist at once.
     """
+    return cross_entropy_terms(hidden, head, parameters, targets, chunk_bytes)[0]
+
+
+def cross_entropy_terms(
+    hidden: Float[Tensor, "tokens width"],
+    head: Head,
+    parameters: Sequence[Tensor],
+    targets: Int64[Tensor, "tokens"],
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Float32[Tensor, ""], Float32[Tensor, "tokens"]]:
+    """The sum of `cross_entropy_sum`, and what it sums: -ln p(target) of each token, 0 where the target is ignored.
+
+    Gradients flow through the sum only.
+    """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
-    loss: Tensor
     if isinstance(head, nn.Linear) and head.bias is None:
         chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
         hidden = hidden.to(matmul_dtype(hidden.dtype, hidden.device))  # else each chunk would widen the whole weight
-        loss = _LinearLoss.apply(hidden, head.weight, targets, chunk_tokens)
+        loss, terms = _LinearLoss.apply(hidden, head.weight, targets, chunk_tokens)
     else:
-        loss = _HeadLoss.apply(hidden, targets, head, chunk_bytes, *parameters)
-    return loss
+        loss, terms = _HeadLoss.apply(hidden, targets, head, chunk_bytes, *parameters)
+    return loss, terms
 
 
 @torch.no_grad()
@@ -76,10 +89,10 @@ class _LinearLoss(torch.autograd.Function):
     """The loss of the logits `hidden @ weight.T`: softmax in place, gradients written out by hand."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         weight_cast = weight.to(hidden.dtype)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total, terms = _zeros_of(hidden)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         buffer = hidden.new_empty((min(chunk_tokens, len(hidden)), len(weight)))
@@ -88,8 +101,8 @@ class _LinearLoss(torch.autograd.Function):
             piece, counted = hidden[rows], targets[rows] != IGNORED
             target = targets[rows].clamp_min(0)[:, None]
             logits = torch.mm(piece, weight_cast.T, out=buffer[: len(piece)]).float()
-            losses = _softmax_(logits, target)
-            total += torch.where(counted, losses, 0.0).sum()
+            terms[rows] = torch.where(counted, _softmax_(logits, target), 0.0)
+            total += terms[rows].sum()
             if not (needs_hidden or needs_weight):
                 continue
             logits.scatter_add_(-1, target, logits.new_full((1, 1), -1.0).expand_as(target))
@@ -100,7 +113,8 @@ class _LinearLoss(torch.autograd.Function):
             if grad_weight is not None:
                 _add_product_(grad_weight, slope.T, piece * counted[:, None])
         ctx.grads = grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
-        return total
+        ctx.mark_non_differentiable(terms)
+        return total, terms
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -111,20 +125,22 @@ class _HeadLoss(torch.autograd.Function):
     """The loss of the logits of any head function, by autograd within each chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, chunk_bytes: int, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: Head, chunk_bytes: int, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
         wanted = [p for p, needed in zip(parameters, ctx.needs_input_grad[4:], strict=True) if needed]
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in wanted]
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total, terms = _zeros_of(hidden)
         chunk_tokens = max(1, chunk_bytes // (4 * _vocabulary(head, hidden)))
         for start in range(0, len(hidden), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             piece = hidden[rows].detach().requires_grad_(grad_hidden is not None)
             with torch.set_grad_enabled(bool(wanted) or grad_hidden is not None):
-                loss = functional.cross_entropy(
-                    head(piece).float(), targets[rows], ignore_index=IGNORED, reduction="sum"
-                )
+                log_p = functional.log_softmax(head(piece).float(), -1)
+                loss = functional.nll_loss(log_p, targets[rows], ignore_index=IGNORED, reduction="sum")
             total += loss.detach()
+            terms[rows] = functional.nll_loss(log_p.detach(), targets[rows], ignore_index=IGNORED, reduction="none")
             leaves = ([] if grad_hidden is None else [piece]) + wanted
             grads = list(torch.autograd.grad(loss, leaves)) if leaves else []
             if grad_hidden is not None:
@@ -133,7 +149,8 @@ class _HeadLoss(torch.autograd.Function):
                 grad_sum.add_(grad)
         found = iter(total_grad.to(p.dtype) for total_grad, p in zip(sums, wanted, strict=True))
         ctx.grads = (grad_hidden, *(next(found) if needed else None for needed in ctx.needs_input_grad[4:]))
-        return total
+        ctx.mark_non_differentiable(terms)
+        return total, terms
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -151,6 +168,11 @@ def _softmax_(
     top, wanted = logits.amax(-1), logits.gather(-1, target)[:, 0]
     torch.softmax(logits, -1, out=logits)
     return top - logits.amax(-1).log() - wanted
+
+
+def _zeros_of(hidden: Float[Tensor, "tokens width"]) -> tuple[Float32[Tensor, ""], Float32[Tensor, "tokens"]]:
+    """A sum of losses and the loss of each token, to be filled."""
+    return hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(len(hidden), dtype=torch.float32)
 
 
 def _vocabulary(head: Head, hidden: Float[Tensor, "tokens width"]) -> int:

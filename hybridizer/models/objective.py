@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.models.loss import CHUNK_BYTES, IGNORED, Head, cross_entropy_sum, token_losses
+from hybridizer.models.loss import CHUNK_BYTES, IGNORED, Head, cross_entropy_terms, token_losses
 from hybridizer.models.parts import MODEL_FAULTS, ModelParts, first_floating
 from hybridizer.models.wrapping import Forward, replaced_forward
 
@@ -54,13 +54,26 @@ class CausalLMLoss(nn.Module):
 
         With `places`, what `predicted_places` found on the host, the head runs on those tokens alone.
         """
+        return self._sums(input_ids, position_ids, targets, torch.zeros_like(targets), 1, places)[0]
+
+    def _sums(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        targets: Tensor,
+        groups: Tensor,
+        num_groups: int,
+        places: Tensor | None,
+    ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "groups"]]:
+        """The loss sum of one batch, and the part of it in each group; `groups` has the shape of `targets`."""
         hidden = self.hidden(input_ids, position_ids).flatten(0, 1)
-        flat = targets.flatten()
+        flat, group = targets.flatten(), groups.flatten()
         if places is not None:
-            hidden, flat = hidden[places], flat[places]
+            hidden, flat, group = hidden[places], flat[places], group[places]
         assert self._parts.head is not None
         parameters = list(self._parts.head.parameters())
-        return cross_entropy_sum(hidden, self._head, parameters, flat, self._chunk_bytes)
+        total, terms = cross_entropy_terms(hidden, self._head, parameters, flat, self._chunk_bytes)
+        return total, terms.new_zeros(num_groups).index_add_(0, group, terms)
 
     @torch.no_grad()
     def token_losses(self, input_ids: Int64[Tensor, "rows tokens"]) -> Float32[Tensor, "rows tokens-1"]:
@@ -123,6 +136,28 @@ class CausalLMLoss(nn.Module):
                 Problem(type(self.model).__name__, what, "This family cannot be trained or scored here.")
             ) from error
         return torch.equal(logits, head(probe))
+
+
+class LossBySource(CausalLMLoss):
+    """The same sum, and beside it the sums of each of `num_sources` sources of text, which carry no gradients."""
+
+    def __init__(
+        self, model: nn.Module, parts: TrainableParts, num_sources: int, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
+        """Raises InputError as `CausalLMLoss` does."""
+        super().__init__(model, parts, chunk_bytes)
+        self._num_sources = num_sources
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Int[Tensor, "rows tokens"],
+        position_ids: Int[Tensor, "rows tokens"],
+        targets: Int64[Tensor, "rows tokens"],
+        sources: Int64[Tensor, "rows tokens"],
+        places: Int64[Tensor, "predicted"] | None = None,
+    ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "sources"]]:
+        """The loss sum of one batch, and that of each source; `sources` numbers the source of each token from 0."""
+        return self._sums(input_ids, position_ids, targets, sources, self._num_sources, places)
 
 
 def predicted_places(targets: Int64[Tensor, "rows tokens"]) -> Int64[Tensor, "predicted"] | None:

@@ -18,6 +18,8 @@ from hybridizer.recipe.models import SIDES, Train
 
 SCHEMA = "hybridizer.cost/1"
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2}
+# On a CPU bitsandbytes 0.50 updates a tensor in float32: two moments, the gradient, and two temporaries of that size.
+UNPACKED_BYTES = {"adamw8bit": 20}
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,26 @@ def estimate_cost(plan: Plan, train: Train, boundary: int, device: str, *, mean_
         )
     if train.lora is not None:
         notes.append(f"low-rank adapters of rank {train.lora.rank} train in every arm, and nothing else")
+    if not train.packed:
+        notes.append(
+            f"the peak is that of rows of {train.seq_len} tokens; unpacked rows are as long as the longest document of "
+            "their step, so shorter documents need less"
+        )
+    if train.optimizer == "adamw8bit" and device == "cpu":
+        with_adamw = replace(train, optimizer="adamw")
+        plain, _ = _cost_of("adamw", with_adamw, shape, boundary, run_shape(with_adamw, device, mean_document))
+        notes.append(_eight_bit_note(plain.peak_bytes - requested.peak_bytes, plain.peak_bytes))
     dtype = choose_compute_dtype(train.precision, device)
     return Cost(requested, tuple(arms), dtype, device, run.batch_tokens, found.sentence(), tuple(notes))
+
+
+def _eight_bit_note(saved: int, peak: int) -> str:
+    """What adamw8bit saves on a CPU, of the `peak` with adamw."""
+    saves = f"saves {saved / peak:.0%} of the peak" if saved > 0.01 * peak else "saves no memory"
+    return (
+        f"adamw8bit {saves} here: on a CPU its update unpacks the state of a tensor into "
+        f"{UNPACKED_BYTES['adamw8bit']} bytes per parameter, and the largest tensor counts"
+    )
 
 
 def _cost_of(name: str, train: Train, shape: ModelShape, boundary: int, run: RunShape) -> tuple[FreezeCost, Estimate]:
@@ -119,6 +139,7 @@ def run_shape(train: Train, device: str, mean_document: float | None = None) -> 
         compute_bytes=_num_bytes(dtype),
         product_bytes=_num_bytes(choose_matmul_dtype(dtype, device)),
         moment_bytes=MOMENT_BYTES[train.optimizer],
+        unpacked_bytes=UNPACKED_BYTES.get(train.optimizer, 0) if device == "cpu" else 0,
         gradient_checkpointing=train.gradient_checkpointing,
         accumulates=train.global_batch_size > rows,
         device=device,

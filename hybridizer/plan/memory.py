@@ -7,12 +7,18 @@ from dataclasses import dataclass, replace
 from hybridizer.plan.flops import TokenFlops, count_token_flops, full_training
 from hybridizer.plan.freeze import FreezeChoice
 
-# What glibc's heap holds beyond the living tensors in it: 0.2 to 0.43 of them was measured, over freezes, precisions
-# and shapes (scripts/bench_memory.py). On CUDA living tensors are what is counted.
-HEAP_SPREAD = {"cpu": 0.35, "cuda": 0.0}
-ADAPTED_SPREAD = {"cpu": 0.6, "cuda": 0.0}  # adapters free a block beside each that is kept: 0.38 to 0.8 was measured
+# What glibc's heap holds beyond the living tensors in it, as a share of those that come and go in a step: of
+# activations and a chunk of logits, where 0.2 to 0.5 was measured over freezes, precisions and shapes
+# (scripts/bench_memory.py), and of gradients that are there at the peak. Masters and optimizer state stay, and scatter
+# nothing. On CUDA living tensors are what is counted.
+HEAP_SPREAD = {"cpu": 0.4, "cuda": 0.0}
+ADAPTED_SPREAD = {"cpu": 0.7, "cuda": 0.0}  # adapters free a block beside each that is kept: 0.6 and 0.8 were measured
+GRADIENT_SPREAD = {"cpu": 0.8, "cuda": 0.0}
 LARGE_ELEMENTS = 2**23  # 32 MiB of float32: such a block is never in the heap, it is mapped
 PROCESS_BYTES = {"cpu": 410_000_000, "cuda": 0}  # python, torch 2.13, transformers 5.23 and a model's code
+# What tokenising, splicing and verifying leave behind in the process of a build: 65 to 130 MB was measured, 65 of them
+# with --no-load. A probe has a process of its own.
+BUILD_BYTES = {"cpu": 90_000_000, "cuda": 0}
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class LayerShape:
     layer trains; `attention_width` is heads x head size, 0 without attention. `large_parameters` are those in tensors
     of at least LARGE_ELEMENTS. A low-rank adapter of rank r on each of the `num_linears` linear modules has r times
     `adapter_width` parameters, and the layer keeps `adapted_width` more numbers than a frozen one, and `dropout_width`
-    more again if the adapters have dropout.
+    more again if the adapters have dropout. `largest_parameters` are those of its largest tensor.
     """
 
     parameters: int
@@ -36,6 +42,7 @@ class LayerShape:
     adapter_width: int = 0
     adapted_width: int = 0
     dropout_width: int = 0
+    largest_parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,8 @@ class RunShape:
     """How it will be trained: `batch_tokens` go through at a time, `context` is the mean number a token attends to.
 
     `compute_bytes` is 4 for float32 and 2 for bfloat16; `product_bytes` is the same for matrix products, 4 where a CPU
-    multiplies bfloat16 in float32. `moment_bytes` is what the optimizer keeps per parameter (8, or 2 for 8-bit Adam).
+    multiplies bfloat16 in float32. `moment_bytes` is what the optimizer keeps per parameter (8, or 2 for 8-bit Adam),
+    `unpacked_bytes` what its update takes beside per parameter of the tensor that it is at.
     `accumulates`: a step has several batches, whose gradients add up. `adapter_rank` is the rank of the low-rank
     adapters that train in place of whole matrices, 0 for none; `adapter_dropout`: they have dropout.
     """
@@ -73,6 +81,7 @@ class RunShape:
     compute_bytes: int = 4
     product_bytes: int = 4
     moment_bytes: int = 8
+    unpacked_bytes: int = 0
     gradient_checkpointing: bool = False
     accumulates: bool = False
     loss_chunk_bytes: int = LOSS_CHUNK_BYTES["cpu"]
@@ -85,9 +94,11 @@ class RunShape:
 class Memory:
     """Bytes at the peak of a step, by part.
 
-    The peak is where the forward pass ends, with all activations and the loss, or where the backward pass ends, with
-    all gradients: `activations`, `loss` and `gradients` are what each is at that moment. `allocator` is what the heap
-    holds beyond living tensors.
+    On a CPU the weights are pages of the checkpoint's file, which stays mapped as long as one frozen tensor is in it:
+    pages of trained tensors that compute in another precision than they are stored in count beside what computes.
+    The peak is where the forward pass ends, with all activations and the loss, where the backward pass ends, with all
+    gradients, or in the update: `activations`, `loss`, `gradients` and what the update takes, which is part of
+    `optimizer`, are what each is at that moment. `allocator` is what the heap holds beyond living tensors.
     """
 
     process: int
@@ -131,8 +142,9 @@ class Estimate:
 def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate:
     """What training under `choice` costs, from `freeze.with_adapters` where adapters train.
 
-    Memory is within 15% of what scripts/bench_memory.py measures for models of attention layers; operations are exact
-    for matrices and count attention's two products.
+    Memory is within 15% of what scripts/bench_memory.py measures in real builds of models of attention layers, except
+    with recomputed layers over thousands of tokens, where it is 25% too low; operations are exact for matrices and
+    count attention's two products.
     """
     full, full_run = full_training(choice), replace(run, adapter_rank=0)
     trained, frozen = _parameters(shape, choice, run.adapter_rank)
@@ -182,22 +194,33 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
     trained, frozen = _parameters(shape, choice, run.adapter_rank)
     low = run.compute_bytes < 4
     weights = frozen * shape.stored_bytes + trained * run.compute_bytes
+    if frozen and not run.adapter_rank and run.device == "cpu" and run.compute_bytes != shape.stored_bytes:
+        weights += trained * shape.stored_bytes
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
     waiting = 4 * trained if run.accumulates else 0
     kept, one_layer = _activations(shape, choice, run)
     table = shape.width * shape.vocabulary
-    forward = (waiting, kept, _loss(shape, choice, run))
+    forward = (waiting, kept, _loss(shape, choice, run), 0)
     # A tied embedding's gradient is a table beside the head's; low-precision gradients lie beside those they add to.
     twice = shape.tied and not choice.frozen_embedding
     beside = (run.compute_bytes * table if twice else 0) + (waiting // 2 if low else 0)
-    backward = (4 * trained + beside, one_layer, 0)
-    gradients, activations, loss = max(forward, backward, key=sum)
-    small, small_frozen = _parameters(shape, choice, run.adapter_rank, large=False)
-    states = run.compute_bytes + (4 if low else 0) + run.moment_bytes + (4 if gradients else 0)
-    in_heap = small_frozen * shape.stored_bytes + small * states + activations + min(loss, run.loss_chunk_bytes)
-    allocator = round(in_heap * (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device])
-    process = PROCESS_BYTES[run.device]
-    return Memory(process, weights, masters, optimizer, gradients, activations, loss, allocator)
+    backward = (4 * trained + beside, one_layer, 0, 0)
+    update = (4 * trained, 0, 0, run.unpacked_bytes * _largest_trained(shape, choice, run))
+    gradients, activations, loss, unpacked = max(forward, backward, update, key=sum)
+    passing = activations + min(loss, run.loss_chunk_bytes)
+    small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0] if gradients else 0
+    spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
+    allocator = round(passing * spread + small * GRADIENT_SPREAD[run.device])
+    process = PROCESS_BYTES[run.device] + BUILD_BYTES[run.device]
+    return Memory(process, weights, masters, optimizer + unpacked, gradients, activations, loss, allocator)
+
+
+def _largest_trained(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
+    """The parameters of the largest tensor that trains; 0 for adapters, which are small."""
+    if run.adapter_rank:
+        return 0
+    table = 0 if choice.frozen_embedding and (shape.tied or choice.frozen_head) else shape.width * shape.vocabulary
+    return max([table, *(shape.layers[layer].largest_parameters for layer in choice.trained_layers)])
 
 
 def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
@@ -210,8 +233,10 @@ def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     loss += run.product_bytes * table if run.product_bytes != held else 0  # the head, cast
     if choice.frozen_head:
         return loss
-    # Its gradient is made with the loss, in float32, and passed on in the head's precision.
-    return loss + 4 * table + (run.compute_bytes * table if run.compute_bytes < 4 else 0)
+    # Its gradient is made with the loss, in float32, and passed on in the head's precision. A low-precision product is
+    # a table beside it, which a CPU sums up in float32 first (measured: 10 bytes per parameter in all).
+    summed = 4 if run.product_bytes < 4 and run.device == "cpu" else 0
+    return loss + 4 * table + (run.compute_bytes * table if run.compute_bytes < 4 else 0) + summed * table
 
 
 def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tuple[int, int]:

@@ -93,7 +93,7 @@ def layer_shape(
     adapter_width = sum(linears.values()) + sum(outputs[suffix] for suffix in linears)
     return LayerShape(
         sum(counts), worked, kept, trained, attention_width, large,
-        len(linears), adapter_width, adapted, dropped,
+        len(linears), adapter_width, adapted, dropped, max(counts, default=0),
     )  # fmt: skip
 
 

@@ -103,7 +103,8 @@ class _Run:
         self._runtime, self._clock = context.runtime, context.clock
         self._checkpoints = context.folder / CHECKPOINTS
         self._facts = job.facts(self._runtime.num_ranks)
-        self.state = RunState(DivergenceGuard(job.vocab_size))
+        self._sources = [drawn.name for drawn in job.data.drawn]
+        self.state = RunState(DivergenceGuard(job.vocab_size, self._sources))
         self._unreached: tuple[str, ...] = ()
 
     def resume(self, accept_changes: bool) -> None:
@@ -113,7 +114,7 @@ class _Run:
         if checkpoint is not None:
             self._refuse_nothing_to_do(checkpoint)
             self._step.load_(checkpoint.tensors)
-            self.state = RunState.resumed(checkpoint, self._job.vocab_size)
+            self.state = RunState.resumed(checkpoint, self._job.vocab_size, self._sources)
         self._proof.begin(self._step.masters.tensors, _parameters(self._job.model))
         self._started, self._first_step = self._clock(), self.state.step
         self._saved_at = self._started
@@ -142,9 +143,9 @@ class _Run:
                     minutes = self._job.settings.max_minutes
                     self._context.monitor.note(f"stopped after {minutes:g} minutes, at step {self.state.step}")
                     return "minutes"
-        if self.state.guard.num_above:
-            count = self.state.guard.num_above
-            self._context.monitor.note(f"warning: the last {count} losses are higher than those before: see {LOG}")
+        for source, count in self.state.guard.above.items():
+            losses = "losses" if len(self._sources) == 1 else f"losses of {source}"
+            self._context.monitor.note(f"warning: the last {count} {losses} are higher than those before: see {LOG}")
         return "tokens" if last_step == self._job.data.num_steps else "steps"
 
     def finish(self, stopped_by: str, dtype: torch.dtype) -> TrainResult:
@@ -196,12 +197,12 @@ class _Run:
             raise self._diverged(fault, gradients.lr, self.state.step)
         if self._job.settings.divergence == "off":
             return
-        fault_found = self.state.guard.fault(loss)
+        fault_found = self.state.guard.fault(self.state.step, gradients.source_losses)
         if fault_found is None:
             return
         if self._job.settings.divergence == "stop":
-            raise self._diverged(fault_found, gradients.lr, self.state.step + 1 - self.state.guard.num_above)
-        self._context.monitor.note(f"warning: training step {self.state.step}: {fault_found}")
+            raise self._diverged(fault_found.words, gradients.lr, fault_found.first_step)
+        self._context.monitor.note(f"warning: training step {self.state.step}: {fault_found.words}")
         self.state.guard.forget_fault_()
 
     def _log(self, step: int, gradients: Gradients, seconds: float) -> str:
@@ -218,6 +219,7 @@ class _Run:
             "flops_per_second": flops,
             **figures.shares(flops, self._runtime.num_ranks),
             **{f"gradient_norm_{side}": norm for side, norm in gradients.norms.items()},
+            **self._source_losses(gradients),
             "memory_bytes": peak_memory_bytes(self._runtime.device),
             "seconds": self._elapsed(),
             "seconds_left": mean_seconds * (data.num_steps - step - 1),
@@ -230,6 +232,11 @@ class _Run:
             f"{values['memory_bytes'] / 1e9:.1f} GB"
         )
 
+    def _source_losses(self, gradients: Gradients) -> dict[str, float]:
+        """The loss of each source in the step by name, where there are several."""
+        losses = gradients.source_losses if len(self._sources) > 1 else {}
+        return {f"loss_{self._sources[source]}": loss for source, loss in losses.items()}
+
     def _decide(self, signals: StopSignals) -> _Decision:
         """What all processes do after this step: the main one's clock decides, and a signal to any of them."""
         over = due = False
@@ -241,7 +248,7 @@ class _Run:
         out_of_time, save, interrupted, terminated = self._runtime.sum(float(over), float(due), *received)
         stop = signal.SIGTERM if terminated else signal.SIGINT if interrupted else None
         # Weights whose loss is suspicious would take the place of good ones.
-        save = save and not self.state.guard.num_above
+        save = save and not self.state.guard.above
         return _Decision(bool(out_of_time), bool(save or out_of_time or stop), stop)
 
     def _elapsed(self) -> float:

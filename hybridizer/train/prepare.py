@@ -12,7 +12,7 @@ import torch
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.document_attention import document_attention
 from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
-from hybridizer.models.objective import CausalLMLoss, TrainableParts
+from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.wrapping import compiled, recomputing
 from hybridizer.train.fused import fused
@@ -28,7 +28,7 @@ class Prepared:
     `documents` are those of the current batch where rows are packed; modules run over each of them separately.
     """
 
-    objective: CausalLMLoss
+    objective: LossBySource
     dtype: torch.dtype
     documents: Documents | None
 
@@ -54,7 +54,7 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
         # After fusing, which compares results as rounded by the dtype. It acts below the modules.
         enter(_upcasting(job, dtype, device))
         # Changes nothing. It inspects the head in the dtype that computes, and isolation tests the model through it.
-        objective = CausalLMLoss(job.model, job.parts, job.loss_chunk_bytes)
+        objective = LossBySource(job.model, job.parts, len(job.data.drawn), job.loss_chunk_bytes)
         # Before compilation: its trials would each take up one of the few compiled graphs.
         documents = enter(_isolation(job, objective))
         # Before checkpointing, which would hide the layers' code from the compiler.

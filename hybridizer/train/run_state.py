@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,12 +26,16 @@ class RunState:
     changes: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
-    def resumed(cls, checkpoint: State, vocab_size: int) -> RunState:
-        """The state that `checkpoint` was written with; settings that have changed since are added to `changes`."""
+    def resumed(cls, checkpoint: State, vocab_size: int, sources: Sequence[str]) -> RunState:
+        """The state that `checkpoint` was written with; settings that have changed since are added to `changes`.
+
+        `vocab_size` and the names of the `sources` are those of the guard.
+        """
         figures = checkpoint.figures
         changes = [{"step": checkpoint.step, **asdict(change)} for change in checkpoint.changes]
         return cls(
-            guard=DivergenceGuard(vocab_size, figures.get("guard")),  # earlier versions wrote other figures of theirs
+            # Earlier versions wrote other figures, from which a guard begins again.
+            guard=DivergenceGuard(vocab_size, sources, figures.get("guard")),
             step=checkpoint.step,
             tokens=figures["tokens"],
             seconds=figures["seconds"],

@@ -21,11 +21,15 @@ from hybridizer.train.schedule import rate_factor
 
 @dataclass(frozen=True)
 class Gradients:
-    """The figures of a step before the weights change: mean loss in nats per token, learning rate, gradient norms."""
+    """The figures of a step before the weights change: mean loss in nats per token, learning rate, gradient norms.
+
+    `source_losses` maps the numbers of the sources that the step has tokens of to their mean losses.
+    """
 
     loss: float
     lr: float
     norms: Mapping[str, float]
+    source_losses: Mapping[int, float]
 
 
 class OptimizerStep:
@@ -45,8 +49,8 @@ class OptimizerStep:
         torch.manual_seed(job.seed + 1_000_003 * step + self._runtime.rank)  # dropout draws the same when resumed
         lr = job.settings.lr * rate_factor(job.settings, step, job.data.num_steps)
         set_rate_(self._optimizer, lr)
-        loss = self._backward(step)
-        return Gradients(loss, lr, self.masters.gradient_norms())
+        loss, source_losses = self._backward(step)
+        return Gradients(loss, lr, self.masters.gradient_norms(), source_losses)
 
     def update_(self, gradients: Gradients, proof: FreezeProof | None = None) -> tuple[str, ...]:
         """Clip the gradients, take the step, and free them.
@@ -73,28 +77,34 @@ class OptimizerStep:
         """Restore what `state` returned."""
         self.masters.load_(self._optimizer, tensors)
 
-    def _backward(self, step: int) -> float:
-        """Gradients of the step's mean loss in the masters; the loss in nats per token, over all processes."""
+    def _backward(self, step: int) -> tuple[float, dict[int, float]]:
+        """Gradients of the step's mean loss in the masters; the loss in nats per token, whole and by source."""
         data, ranks, rank = self._job.data, self._runtime.num_ranks, self._runtime.rank
         targets = data.num_targets(step)
         batches = data.batches(step, rank, ranks, self._job.settings.micro_batch_size or None)
         # In float64, and read once, after the last batch: each reading would stop the host until the device is done.
         device = self._runtime.device
         documents = self._prepared.documents
-        total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        sums = torch.zeros(1 + len(data.drawn), dtype=exact, device=device)  # of all, then of each source
         for number, batch in enumerate(batches, start=1):
             # Low-precision gradients move to the masters after each batch, so they must be the processes' mean by then.
             last = number == len(batches) or self._prepared.dtype != torch.float32
             if documents is not None:
                 documents.announce(batch.position_ids, device)
             with self._runtime.without_sync(self._objective, last):
-                loss = self._objective(*self._on_device(batch))
+                loss, source_sums = self._objective(*self._on_device(batch))
                 self._runtime.backward(loss * (ranks / targets))  # the wrapper averages over processes
             self.masters.collect_gradients_()
-            total += loss.detach()
-        return self._runtime.sum(float(total))[0] / targets
+            sums[0] += loss.detach()
+            sums[1:] += source_sums
+        total, *by_source = self._runtime.sum(*sums.tolist())
+        counts = data.num_source_targets(step)
+        found = zip(by_source, counts, strict=True)
+        return total / targets, {source: loss / count for source, (loss, count) in enumerate(found) if count}
 
     def _on_device(self, batch: Batch) -> list[Tensor | None]:
         """What the objective takes. What it asks of their values is found here, on the host."""
-        tensors = (batch.input_ids, batch.position_ids, batch.targets, predicted_places(batch.targets))
+        places = predicted_places(batch.targets)
+        tensors = (batch.input_ids, batch.position_ids, batch.targets, batch.sources, places)
         return [None if tensor is None else to_device(tensor, self._runtime.device) for tensor in tensors]

@@ -112,6 +112,21 @@ def test_a_mixture_takes_its_weights_in_tokens_and_repeats_a_small_source(tmp_pa
     assert data.drawn[1].epochs == pytest.approx(500 / 81, rel=0.1)
 
 
+def test_every_token_is_numbered_by_its_source_and_counted_there(tmp_path):
+    names = ("a", "b", "c")
+    files = [token_file_of([name * (5 + i) for i in range(30)], tmp_path, name=name) for name in names]
+    sources = [Source("ac", (files[0], files[2])), Source("b", (files[1],))]
+    data = TrainingData(sources, train_section(tokens=2000, seq_len=64, global_batch_size=4, heldout_ratio=0))
+    for step in range(data.num_steps):
+        counts = torch.zeros(2, dtype=torch.int64)
+        for batch in data.batches(step, micro_batch_size=1):
+            text = (batch.input_ids != END) & (batch.input_ids != 0)
+            assert torch.equal(batch.sources[text], (batch.input_ids == ord("b"))[text].long())
+            counts += torch.bincount(batch.sources[batch.targets != IGNORED], minlength=2)
+        assert data.num_source_targets(step) == counts.tolist()
+        assert sum(data.num_source_targets(step)) == data.num_targets(step)
+
+
 def test_long_documents_are_cut_at_the_row_length(tmp_path):
     data = data_of(token_file_of(["z" * 150], tmp_path), tokens=151, heldout_ratio=0)
     lengths = sorted(len(d) for d in documents_of(data.batches(0)[0]) if any(d))

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.loss import IGNORED
-from hybridizer.models.objective import CausalLMLoss
+from hybridizer.models.objective import CausalLMLoss, LossBySource
 from hybridizer.models.parts import find_parts, run_model
 from support.train_models import tiny_model
 
@@ -40,6 +40,22 @@ def test_the_loss_and_its_gradients_are_the_models_own(model_type):
         if their is not None:
             # float32 sums of some thousand terms in another order
             torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_the_sums_of_sources_are_the_losses_of_their_tokens_alone(model_type, padded):
+    objective = objective_of(model_type)
+    ids, positions, targets = batch()
+    if padded:
+        targets[:, 12:] = IGNORED
+    sources = (torch.arange(ids.numel()) % 3).view(ids.shape)
+    by_source = LossBySource(objective.model, find_parts(objective.model), 4, chunk_bytes=4 * 256 * 8)
+    total, sums = by_source(ids, positions, targets, sources)
+    assert torch.equal(total, objective(ids, positions, targets))
+    assert not sums.requires_grad and sums[3] == 0
+    alone = [objective(ids, positions, targets.where(sources == source, IGNORED)).detach() for source in range(3)]
+    torch.testing.assert_close(sums[:3], torch.stack(alone), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", *sorted(CAPPED), "mamba2", "rwkv", "bloom"])

@@ -8,7 +8,17 @@ from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.flops import count_token_flops, full_training
 from hybridizer.plan.freeze import choose_frozen
-from hybridizer.plan.memory import LOSS_CHUNK_BYTES, LayerShape, ModelShape, RunShape, estimate
+from hybridizer.plan.memory import (
+    BUILD_BYTES,
+    GRADIENT_SPREAD,
+    HEAP_SPREAD,
+    LOSS_CHUNK_BYTES,
+    PROCESS_BYTES,
+    LayerShape,
+    ModelShape,
+    RunShape,
+    estimate,
+)
 from hybridizer.recipe.models import Lora
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, plan_lora_
 from hybridizer.train.fused import fused
@@ -138,6 +148,54 @@ def test_parts_of_memory_are_all_of_it():
     assert memory.total == sum(vars(memory).values())
     assert memory.masters == 2 * memory.optimizer // 4 > 0
     assert estimate(SMOLLM2, choose("deep"), replace(RUN, device="cuda")).memory.allocator == 0
+
+
+def test_the_file_of_frozen_weights_keeps_the_trained_ones_in_memory_that_compute_in_another_precision():
+    low = replace(RUN, compute_bytes=2)
+    deep, none = (estimate(SMOLLM2, choose(layers), low) for layers in ("deep", "none"))
+    assert deep.memory.weights == 4 * deep.frozen_parameters + (2 + 4) * deep.trained_parameters
+    assert none.memory.weights == 2 * none.trained_parameters, "nothing frozen holds the file"
+    for other in (replace(SMOLLM2, stored_bytes=2), SMOLLM2):
+        run = replace(RUN, compute_bytes=other.stored_bytes)
+        found = estimate(other, choose("deep"), run)
+        assert found.memory.weights == other.stored_bytes * (found.frozen_parameters + found.trained_parameters)
+    on_cuda = estimate(SMOLLM2, choose("deep"), replace(low, device="cuda"))
+    assert on_cuda.memory.weights == 4 * on_cuda.frozen_parameters + 2 * on_cuda.trained_parameters
+
+
+def test_an_update_that_unpacks_the_largest_tensor_is_a_peak_of_its_own():
+    run = replace(RUN, batch_tokens=64, moment_bytes=2, unpacked_bytes=20)
+    full = estimate(SMOLLM2, choose("none"), run)
+    assert full.memory.optimizer == 2 * full.trained_parameters + 20 * 576 * 49152
+    assert (full.memory.gradients, full.memory.activations) == (4 * full.trained_parameters, 0)
+    largest = replace(SMOLLM2, layers=(replace(LAYER, largest_parameters=576 * 1536),) * 30)
+    deep = estimate(largest, choose("deep"), run)
+    assert deep.memory.optimizer == 2 * deep.trained_parameters + 20 * 576 * 1536
+    adapters = estimate(SMOLLM2, choose("deep"), replace(run, adapter_rank=4))
+    assert adapters.memory.optimizer == 2 * adapters.trained_parameters
+
+
+def test_a_bfloat16_product_of_a_cpu_is_summed_up_in_a_float32_table():
+    table, run = 576 * 49152, replace(RUN, compute_bytes=2, product_bytes=2)
+    trained, frozen = (estimate(SMOLLM2, choose(layers), run).memory.loss for layers in ("none", "deep"))
+    cast = 2 * table  # of the frozen head, which is stored in float32
+    assert trained - frozen == 10 * table - cast
+    on_cuda = [
+        estimate(SMOLLM2, choose(layers), replace(run, device="cuda")).memory.loss for layers in ("none", "deep")
+    ]
+    assert on_cuda[0] - on_cuda[1] == 6 * table - cast
+
+
+def test_the_heap_is_scattered_by_what_comes_and_goes():
+    memory = estimate(SMOLLM2, choose("deep"), RUN).memory
+    assert memory.allocator == round(HEAP_SPREAD["cpu"] * (memory.activations + LOSS_CHUNK_BYTES["cpu"]))
+    waiting = estimate(SMOLLM2, choose("deep"), replace(RUN, accumulates=True)).memory
+    assert waiting.allocator - memory.allocator == pytest.approx(GRADIENT_SPREAD["cpu"] * waiting.gradients, abs=1)
+
+
+def test_a_build_has_more_in_its_process_than_a_probe():
+    assert estimate(SMOLLM2, choose("deep"), RUN).memory.process == PROCESS_BYTES["cpu"] + BUILD_BYTES["cpu"]
+    assert estimate(SMOLLM2, choose("deep"), replace(RUN, device="cuda")).memory.process == 0
 
 
 def test_the_chunk_of_the_loss_is_the_one_that_trains():

@@ -7,12 +7,14 @@ import torch
 
 from hybridizer.core.errors import InputError, RunError
 from hybridizer.core.progress import SilentMonitor
+from hybridizer.data.batches import Source, TrainingData
 from hybridizer.models.matmul import UpcastMatmul
 from hybridizer.train.freeze import plan_freeze, tensor_sha256
 from support.marks import slow_except
 from support.sections import train_section
+from support.token_texts import token_file_of
 from support.train_models import plain_model, tiny_model
-from support.train_runs import SETTINGS, bytes_of, data_in, run, run_model
+from support.train_runs import SETTINGS, TEXTS, bytes_of, data_in, run, run_model
 
 
 def lines_of(folder):
@@ -113,6 +115,18 @@ def test_every_step_leaves_a_line_with_all_its_figures(tmp_path):
     assert lines[-1]["tokens"] == result.tokens
     assert lines[-1]["seconds_left"] == 0
     assert lines[0]["gradient_norm_total"] == pytest.approx(lines[0]["gradient_norm_shallow"])
+
+
+def test_a_line_has_the_loss_of_each_source_where_there_are_several(tmp_path):
+    files = [token_file_of(TEXTS[:60], tmp_path, name="a"), token_file_of(TEXTS[60:], tmp_path, name="b")]
+    settings = train_section(seq_len=64, global_batch_size=4)
+    data = TrainingData([Source(f"{place}.txt", (file,)) for place, file in zip("ab", files, strict=True)], settings)
+    run(tmp_path, data=data)
+    for step, line in enumerate(lines_of(tmp_path)):
+        counts = dict(zip(("loss_a.txt", "loss_b.txt"), data.num_source_targets(step), strict=True))
+        assert {name for name in line if name.startswith("loss_")} == {name for name, count in counts.items() if count}
+        whole = sum(count * line.get(name, 0.0) for name, count in counts.items()) / data.num_targets(step)
+        assert line["loss"] == pytest.approx(whole, rel=1e-6)
 
 
 def broken_after(model, step, value):
