@@ -16,7 +16,7 @@ from hybridizer.pipeline.layout import ResolvedLayout, assume_layout, resolve_la
 from hybridizer.pipeline.scan import scan_planned
 from hybridizer.pipeline.scan_layers import assume_host, choose_layers
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
-from hybridizer.plan.layout import lay_out, warn_of_pairs
+from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
@@ -37,7 +37,7 @@ class Checked:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed and may still be a mistake; without a plan what the recipe alone shows."""
-        return self.plan.warnings if self.plan else tuple(warn_of_pairs(self.recipe))
+        return self.plan.warnings if self.plan else self.recipe.warnings
 
 
 @reporting_os_errors()

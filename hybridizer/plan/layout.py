@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.donors.donor import Donor
-from hybridizer.recipe.layers import first_deep_layer, format_layers, warn_of_pair
+from hybridizer.recipe.layers import first_deep_layer, format_layers
 from hybridizer.recipe.models import Blend, Layout, Recipe
 from hybridizer.recipe.tree import KeyPath
 
@@ -65,20 +65,6 @@ def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, 
     if problems:
         raise RecipeError(*problems)
     return tuple(sources)
-
-
-def warn_of_pairs(recipe: Recipe) -> list[str]:
-    """Warnings about lists of two layers, in slices, blends and `train.freeze`, that look like mergekit's ranges."""
-    lists: list[tuple[KeyPath, tuple[int, ...] | None]] = []
-    for index, piece in enumerate(recipe.layout.slices or ()):
-        path: KeyPath = ("layout", "slices", index)
-        lists.append(((*path, "layers"), piece.layers))
-        for number, source in enumerate(piece.blend.sources if piece.blend else ()):
-            lists.append(((*path, "blend", "sources", number, "layers"), source.layers))
-    if recipe.train is not None and isinstance(recipe.train.freeze, tuple):
-        lists.append((("train", "freeze"), recipe.train.freeze))
-    found = [warn_of_pair(layers, recipe.locate(where)) for where, layers in lists if layers is not None]
-    return [warning for warning in found if warning is not None]
 
 
 def _count_out(

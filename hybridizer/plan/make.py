@@ -17,7 +17,7 @@ from hybridizer.families.structure import Source
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.plan.config_shapes import check_attention_left, check_config
-from hybridizer.plan.layout import LayerSource, lay_out, list_used, warn_of_pairs
+from hybridizer.plan.layout import LayerSource, lay_out, list_used
 from hybridizer.plan.origin import Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
 from hybridizer.plan.tensors import explain_unused, plan_tensors
@@ -57,7 +57,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
         config=config,
         tokenizer_files={name: hash_file(path) for name, path in host.tokenizer_files.items()},
         max_shard_bytes=recipe.output.max_shard_bytes,
-        warnings=(*warn_of_pairs(recipe), *warnings, *evidence.warnings),
+        warnings=(*recipe.warnings, *warnings, *evidence.warnings),
         evidence=evidence,
     )
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from hybridizer.core.errors import DidYouMean, RecipeError
 from hybridizer.recipe.fields import read_name
-from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges
-from hybridizer.recipe.models import AUTO, HUB_KEYS
+from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges, warn_of_pair
+from hybridizer.recipe.models import AUTO, HUB_KEYS, Recipe
 from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of, show
 
 _DIAL = ("deep", "shallow", "boundary")
@@ -31,6 +31,20 @@ def check(tree: Tree, default_name: str) -> Iterator[Finding]:
             yield from _check_slice(path, piece)
         yield from _check_total(pieces)
     yield from _check_training(tree.values)
+
+
+def warn_of_pairs(recipe: Recipe) -> list[str]:
+    """Warnings about lists of two layers, in slices, blends and `train.freeze`, that look like mergekit's ranges."""
+    lists: list[tuple[KeyPath, tuple[int, ...] | None]] = []
+    for index, piece in enumerate(recipe.layout.slices or ()):
+        path: KeyPath = ("layout", "slices", index)
+        lists.append(((*path, "layers"), piece.layers))
+        for number, source in enumerate(piece.blend.sources if piece.blend else ()):
+            lists.append(((*path, "blend", "sources", number, "layers"), source.layers))
+    if recipe.train is not None and isinstance(recipe.train.freeze, tuple):
+        lists.append((("train", "freeze"), recipe.train.freeze))
+    found = [warn_of_pair(layers, recipe.locate(where)) for where, layers in lists if layers is not None]
+    return [warning for warning in found if warning is not None]
 
 
 def _check_default_name(name: str) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from hybridizer.core.errors import DidYouMean, Problem, RecipeError
-from hybridizer.recipe.checks import check
+from hybridizer.recipe.checks import check, warn_of_pairs
 from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.fields import FROM_RECIPE
 from hybridizer.recipe.messages import rewrite
@@ -64,7 +64,8 @@ def _checked(tree: Tree, path: Path) -> Recipe:
     if problems or recipe is None:
         raise RecipeError(*sorted(problems, key=_line))
     layout = fill_in(recipe.layout, host=recipe.layout.host or recipe.donors[0].name)
-    return fill_in(recipe, name=recipe.name or path.stem, layout=layout, path=path, places=tree.places)
+    named = fill_in(recipe, name=recipe.name or path.stem, layout=layout, path=path, places=tree.places)
+    return fill_in(named, warnings=tuple(warn_of_pairs(named)))
 
 
 def _lines_of_file(path: Path) -> Callable[[int], str]:

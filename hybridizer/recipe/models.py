@@ -446,6 +446,7 @@ class Recipe:
     places: Annotated[Mapping[KeyPath, str], NotAKey()] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
+    warnings: Annotated[tuple[str, ...], NotAKey()] = dataclasses.field(default=(), compare=False)
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,5 @@
 import pytest
 
-from hybridizer.plan.layout import warn_of_pairs
 from hybridizer.recipe.load import load_recipe
 
 BLEND = """
@@ -19,7 +18,7 @@ train: {data: [{path: t.txt}], tokens: 5, freeze: FREEZE}
 def warnings_of(tmp_path, layers="0..3", side="0..1", freeze="0..3"):
     text = BLEND.replace("LAYERS", layers).replace("SIDE", side).replace("FREEZE", freeze)
     (tmp_path / "r.yaml").write_text(text)
-    return warn_of_pairs(load_recipe(tmp_path / "r.yaml", ()))
+    return list(load_recipe(tmp_path / "r.yaml", ()).warnings)
 
 
 @pytest.mark.parametrize(("key", "line"), [("layers", 6), ("side", 9), ("freeze", 10)])
