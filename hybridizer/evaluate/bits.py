@@ -12,6 +12,7 @@ from torch import nn
 
 from hybridizer.core.bootstrap import Array
 from hybridizer.core.errors import InputError, Problem, RunError
+from hybridizer.evaluate.fitting import batch_tokens, run_batches
 from hybridizer.evaluate.texts import LEAST_TOKENS, TextSet
 from hybridizer.models.batching import make_batches
 from hybridizer.models.objective import CausalLMLoss
@@ -58,16 +59,21 @@ def score_documents(
     windows = list(_windows(text, context))
     prefix = np.asarray(text.prefix, np.int64)
     bits = np.zeros(len(text.documents))
-    for batch in make_batches([window.num_tokens for window in windows], BATCH_ROWS):
-        rows = [windows[i] for i in batch]
-        parts_of_rows = [
-            (prefix[: row.num_prefix], text.documents[row.document].tokens[row.begin : row.end]) for row in rows
+
+    def losses_of(batch: tuple[int, ...]) -> tuple[int, Array]:
+        pieces = [
+            (prefix[: row.num_prefix], text.documents[row.document].tokens[row.begin : row.end])
+            for row in (windows[i] for i in batch)
         ]
-        ids = np.stack([np.concatenate(parts_of_row) for parts_of_row in parts_of_rows])
-        losses = objective.token_losses(torch.from_numpy(ids).to(parts.device)).cpu().double().numpy() / math.log(2)
-        for row, of_tokens in zip(rows, losses, strict=True):
+        ids = np.stack([np.concatenate(pieces_of_row) for pieces_of_row in pieces])
+        losses = objective.token_losses(torch.from_numpy(ids).to(parts.device))
+        return ids.size, losses.cpu().double().numpy() / math.log(2)
+
+    batches = make_batches([window.num_tokens for window in windows], BATCH_ROWS, batch_tokens(parts.device))
+    for batch, (num_tokens, losses) in run_batches(batches, losses_of, f"text '{text.name}'"):
+        for row, of_tokens in zip((windows[i] for i in batch), losses, strict=True):
             bits[row.document] += of_tokens[row.num_prefix + row.first - row.begin - 1 :].sum()
-        advance(ids.size)
+        advance(num_tokens)
     _refuse_broken(bits, text)
     return bits
 

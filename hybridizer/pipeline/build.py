@@ -15,7 +15,7 @@ from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.donors.open import scan_donors
 from hybridizer.pipeline.amounts import training_bytes
-from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run
+from hybridizer.pipeline.evaluate import BeforeAfter, check_prompts, evaluate_run, read_gate
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.output import write_model
 from hybridizer.pipeline.plan import Planned, estimate_training_cost, open_plan, plan_recipe
@@ -165,6 +165,7 @@ def _check_before_splice(planned: Planned, run: RunFolder, monitor: Monitor) -> 
     """Tokenise every text and check prompts, before gigabytes are written that training could not use."""
     if _finished_training(planned, run) is not None:
         return
+    read_gate(planned.resolved.recipe)
     check_prompts(planned.resolved.recipe, planned.donors[planned.plan.host])
     tokenise_texts(planned, monitor)
 
