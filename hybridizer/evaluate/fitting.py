@@ -21,6 +21,12 @@ def batch_tokens(device: torch.device) -> int:
     return MAX_BATCH_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
 
 
+def free_memory() -> None:
+    """Give back what an accelerator keeps of freed tensors."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
 def run_batches(batches: Iterable[Batch], run: Callable[[Batch], Result], where: str) -> Iterator[tuple[Batch, Result]]:
     """Each batch with `run` of it, in order. Where memory runs out, the batch is halved, and later ones are no larger.
 
@@ -42,4 +48,4 @@ def run_batches(batches: Iterable[Batch], run: Callable[[Batch], Result], where:
                 yield part, result
                 left = left[len(part) :]
                 continue
-            torch.accelerator.empty_cache()  # outside of the handler, where the error holds the tensors
+            free_memory()  # outside of the handler, where the error holds the tensors

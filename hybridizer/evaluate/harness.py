@@ -19,6 +19,7 @@ from hybridizer.core.errors import DidYouMean, InputError, Problem, RunError
 from hybridizer.core.records import content_hash, to_jsonable
 from hybridizer.evaluate.candidate import Candidate
 from hybridizer.evaluate.figures import Figure
+from hybridizer.evaluate.fitting import free_memory
 from hybridizer.evaluate.outcome import TASK, Outcome
 from hybridizer.evaluate.request import TaskEntry
 from hybridizer.models.faults import library_faults
@@ -115,7 +116,7 @@ def _evaluate(model: Any, tokenizer: Any, entry: TaskEntry, manager: Any, where:
             return found
         except torch.OutOfMemoryError:
             size //= 2
-        torch.accelerator.empty_cache()
+        free_memory()
     raise RunError(Problem(where, "the device's memory does not hold a single row.", "Use a larger device."))
 
 

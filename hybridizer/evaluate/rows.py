@@ -87,7 +87,7 @@ class RowScorer:
         for at, row in enumerate(rows):
             inputs.setdefault(row.inputs, []).append(at)
         unique = list(inputs)
-        shared, cache = self._share_prefix(unique, where)
+        shared, cache = self._share_prefix(unique, min(len(row.prompt) for row in rows), where)
         lengths = [len(ids) - shared for ids in unique]
 
         def run(batch: tuple[int, ...]) -> dict[int, RowScore]:
@@ -144,20 +144,21 @@ class RowScorer:
             exact[at] = exact.get(at, True) and is_top
         return {at: RowScore(bits[at], exact[at]) for at in bits}
 
-    def _share_prefix(self, inputs: Sequence[Tokens], where: str) -> tuple[int, Any]:
+    def _share_prefix(self, inputs: Sequence[Tokens], shortest: int, where: str) -> tuple[int, Any]:
         """How many first tokens all inputs share, and the model's cache of them; 0 and None if it does not pay.
 
+        Fewer than the `shortest` prompt has, since the first token of an answer is predicted from its last one.
         A cache that changes the result is not used: state-space layers and windows may treat a text that comes in two
         pieces differently. The first two inputs are scored both ways to find out.
         """
-        shared = _common_prefix(inputs)
+        shared = min(_common_prefix(inputs), shortest - 1)
         if shared < LEAST_PREFIX or len(inputs) < LEAST_INPUTS or self._shares_prefix is False:
             return 0, None
         ids = torch.tensor([inputs[0][:shared]], device=self._parts.device)
         with torch.no_grad():
             try:
                 cache = self._objective.cache(ids)
-                agrees = cache is not None and self._agrees(inputs[:2], shared, cache)
+                agrees = self._shares_prefix or cache is not None and self._agrees(inputs[:2], shared, cache)
             except MODEL_FAULTS as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
