@@ -13,6 +13,7 @@ import torch
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.records import content_hash
 from hybridizer.evaluate.fitting import batch_tokens, run_batches
+from hybridizer.evaluate.rows import refuse_broken
 from hybridizer.models.batching import make_batches
 from hybridizer.models.faults import library_faults
 from hybridizer.models.load import max_tokens
@@ -119,6 +120,7 @@ def score_chats(
         for at, value in zip(batch, sums, strict=True):
             bits[at] = value
         advance(sum(len(rows[at].ids) for at in batch))
+    refuse_broken(bits, where)
     return bits
 
 

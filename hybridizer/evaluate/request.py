@@ -66,8 +66,8 @@ class EvalRequest:
     bits_per_byte: tuple[SetEntry, ...] = Field(default=(), description="held-out texts")
     items: tuple[ItemsEntry, ...] = Field(default=(), description="multiple-choice items")
     chats: tuple[ChatEntry, ...] = Field(default=(), description="held-out chats")
-    recall: tuple[Annotated[int, Strict(), Ge(2), Le(MAX_PAIRS)], ...] = Field(
-        default=(), description="numbers of pairs of the recall probe"
+    recall: tuple[Annotated[int, Strict()], ...] = Field(
+        default=(), description="numbers of pairs of the recall probe, 2 to 2000"
     )
     tasks: tuple[TaskEntry, ...] = Field(default=(), description="tasks of lm-eval")
     max_bytes: Count = Field(default=400_000, description="the most bytes per text")
@@ -103,6 +103,9 @@ def read_request(path: Path) -> dict[str, Any]:
 def make_request(values: Mapping[str, Any], where: str) -> EvalRequest:
     """The request that `values` are. Raises InputError at `where` for values it does not take and names given twice."""
     request: EvalRequest = make_section(EvalRequest, values, where, lambda key: f"`{key}`")
+    if wrong := [count for count in request.recall if not 2 <= count <= MAX_PAIRS]:
+        what = f"`recall` takes 2 to {MAX_PAIRS} pairs; got {wrong[0]}."
+        raise InputError(Problem(where, what, "Give the number of keys with values in each prompt."))
     twice = sorted({name for name in request.names if request.names.count(name) > 1})
     if twice:
         what = f"'{twice[0]}' is the name of two sets or tasks."

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridizer.core.errors import InputError, Problem
+from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.evaluate.fitting import batch_tokens, run_batches
 from hybridizer.models.batching import make_batches
 from hybridizer.models.load import max_tokens
@@ -65,6 +65,15 @@ def encode_prompt(tokenizer: Any, text: str) -> Tokens:
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
+def refuse_broken(bits: Sequence[float], where: str) -> None:
+    """Return if all bits are finite numbers; RunError at `where` otherwise."""
+    broken = [at for at, value in enumerate(bits) if not math.isfinite(value)]
+    if broken:
+        what = f"the loss is not a number on {len(broken)} of {len(bits)} items, the first being {broken[0] + 1}."
+        fix = "The weights are damaged, or their precision is too low for this model: use float32 or bfloat16."
+        raise RunError(Problem(where, what, fix))
+
+
 class RowScorer:
     """Scores rows with one model. Rows that share an input go through once, and a prefix that all share once."""
 
@@ -101,6 +110,7 @@ class RowScorer:
             for _, found in run_batches(batches, run, where):
                 scores |= found
                 advance(len(found))
+        refuse_broken([scores[at].bits for at in range(len(rows))], where)
         return [scores[at] for at in range(len(rows))]
 
     def _refuse_unfit(self, rows: Sequence[Row], where: str) -> None:
@@ -158,7 +168,7 @@ class RowScorer:
         with torch.no_grad():
             try:
                 cache = self._objective.cache(ids)
-                agrees = self._shares_prefix or cache is not None and self._agrees(inputs[:2], shared, cache)
+                agrees = self._shares_prefix or (cache is not None and self._agrees(inputs[:2], shared, cache))
             except MODEL_FAULTS as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
