@@ -266,7 +266,6 @@ def eval_(models: tuple[str, ...], out: Path | None, json_out: Path | None, **op
     found = eval_models(models, request, _monitor(), allow=options["allow"], seed=options["seed"])
     record = found.to_json()
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write_details(found, out)
     if json_out is not None:
         _write_out(json_out, record)

@@ -217,7 +217,7 @@ def test_a_build_ends_with_the_exit_code_of_its_gate(bench):
     )
     Path("limits.yaml").write_text("others: {bits_per_byte: {max_loss: 0.01}}\n")
     assert "no 'bits_per_byte' of 'others' is evaluated" in hybridize("build", recipe, code=2).stderr
-    Path("limits.yaml").write_text("other: {bits_per_byte: {max_loss: 5}}\n")
+    Path("limits.yaml").write_text("other: {bits_per_byte: {max_loss: 50}}\n")
     assert "kept" in hybridize("build", recipe).stdout
     Path("limits.yaml").write_text("other: {bits_per_byte: {max_loss: 0.0}}\n")
     found = hybridize_json("build", recipe, code=1)

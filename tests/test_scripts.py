@@ -12,6 +12,7 @@ from support.lines import make_donor
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "bench_cli": ("--rounds", "1"),
+    "bench_eval": ("--model", "donor", "--items", "64", "--kilobytes", "20"),
     "bench_memory": ("--only", "smol-12  none     bfloat16 float32   1 x 1 x 512 rank 64"),
     "bench_splice": ("--gb", "0.05", "--rounds", "1", "--cache", "warm"),
     "bench_tokenise": ("--tokenizer", "donor", "--megabytes", "0.1", "--rounds", "1", "--seq-len", "64"),
@@ -23,7 +24,7 @@ SMALL = {
     "quickstart_texts": ("out",),
     "trace_table": ("llama",),
 }  # fmt: skip
-NEED_SOURCES = {"build_probes_en", "build_probes_zh"}  # Debian's WordNet and packages of word lists
+NEED_SOURCES = {"build_exam_items", "build_probes_en", "build_probes_zh"}  # Debian's WordNet and packages of word lists
 SHARED = {"probe_sources", "smollm2"}
 
 

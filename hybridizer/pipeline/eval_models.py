@@ -131,6 +131,7 @@ def eval_models(
 
 def write_details(evaluation: Evaluation, folder: Path) -> None:
     """Write eval.json, and for each model a folder with one row per item and the first prompt of each set and task."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "eval.json", evaluation.to_json())
     for number, model in enumerate(evaluation.models):
         own = folder / f"{number}-{_as_file_name(model.name)}"
