@@ -1,6 +1,7 @@
 """`hybridize eval` from outside, on tiny models: figures, pairs, limits, resuming, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from hybridizer.evaluate import candidate as candidate_module
+from hybridizer.evaluate.gate import read_limits
+from hybridizer.evaluate.request import make_request, read_request
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -150,6 +153,19 @@ def test_a_file_of_sets_is_the_same_as_options_and_its_paths_count_from_it(bench
     assert one == other
     Path("sets/eval.yaml").write_text("bits_per_byt: []\n")
     assert "bits_per_byt" in hybridize("eval", "a", "--set-file", "sets/eval.yaml", code=2).stderr
+
+
+def test_the_files_in_the_documents_are_read(bench):
+    page = (Path(__file__).parents[1] / "docs/evaluation.md").read_text()
+    sets = re.search(r"```text\n(# --set-file.*?)```", page, re.DOTALL)[1]
+    limits = re.search(r"```text\n(# limits.yaml.*?)```", page, re.DOTALL)[1]
+    (bench / "eval.yaml").write_text(sets)
+    (bench / "limits.yaml").write_text(limits)
+    request = make_request(read_request(bench / "eval.yaml"), "eval.yaml")
+    assert request.names == ("news", "talk", "exam-zh", "law", "recall-8", "recall-32", "recall-128", "ceval-valid")
+    assert request.bits_per_byte[0].source == "site" and request.items[1].shots == 5
+    assert request.items[1].path == str(bench / "law.jsonl") and request.max_bytes == 400_000
+    assert [limit.what for limit in read_limits(bench / "limits.yaml")] == ["news", "exam-en"]
 
 
 def test_examples_and_style_change_the_prompt(bench):
