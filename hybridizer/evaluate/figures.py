@@ -118,9 +118,10 @@ def estimate(figure: Figure, seed: int = 0) -> Estimate:
     sums = _sum_groups(figure)
     count = sums.shape[1]
     if figure.is_share:
-        spread: Interval | None = wilson_interval(figure.value, _effective_number(figure.value, sums))
+        z = t_quantile(count - 1) if count > 1 else Z95
+        spread: Interval | None = wilson_interval(figure.value, _effective_number(figure.value, sums), z)
     else:
-        spread = interval(_ratio_samples(sums, seed)) if count > 1 else None
+        spread = _group_interval(sums, seed)
     number = len(figure.values)
     return Estimate(figure.value, spread, figure.chance, number, count, _caveat(count, figure.is_share))
 
@@ -145,10 +146,8 @@ def compare_figures(a: str, left: Figure, b: str, right: Figure, seed: int = 0) 
         what = f"'{a}' and '{b}' were scored on different items, which cannot be paired."
         raise InputError(Problem(f"{left.what} ({left.metric})", what, "Score both models on the same files."))
     ours, theirs = _sum_groups(left), _sum_groups(right)
-    count, spread = ours.shape[1], None
-    if count > 1:
-        both = np.stack([theirs[0] - ours[0], ours[1]])
-        spread = interval(_ratio_samples(both, seed))
+    count = ours.shape[1]
+    spread = _group_interval(np.stack([theirs[0] - ours[0], ours[1]]), seed)
     difference = right.value - left.value
     told = spread is not None and count >= LEAST_DOCUMENTS and not spread[0] <= 0 <= spread[1]
     b_wins = (difference < 0) == left.lower_is_better
@@ -168,11 +167,23 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail / 2**total)
 
 
-def wilson_interval(share: float, number: float) -> Interval:
-    """Wilson's 95% interval of a share of `number` independent items."""
-    z2 = Z95**2
+def t_quantile(freedom: int) -> float:
+    """The 97.5% quantile of Student's t, by the expansion around the normal one (Abramowitz and Stegun 26.7.5).
+
+    Right to 0.2% from 5 degrees of `freedom` on, too small below.
+    """
+    z, v = Z95, float(freedom)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / v + second / v**2 + third / v**3
+
+
+def wilson_interval(share: float, number: float, z: float = Z95) -> Interval:
+    """Wilson's 95% interval of a share of `number` independent items; `z` is larger where few groups give the spread."""
+    z2 = z**2
     centre = (share + z2 / (2 * number)) / (1 + z2 / number)
-    half = Z95 / (1 + z2 / number) * math.sqrt(share * (1 - share) / number + z2 / (4 * number**2))
+    half = z / (1 + z2 / number) * math.sqrt(share * (1 - share) / number + z2 / (4 * number**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -191,6 +202,20 @@ def _sum_groups(figure: Figure) -> Array:
     places = {name: at for at, name in enumerate(dict.fromkeys(figure.groups))}
     at = np.array([places[name] for name in figure.groups])
     return np.stack([np.bincount(at, np.asarray(column, np.float64)) for column in (figure.values, figure.sizes)])
+
+
+def _group_interval(sums: Array, seed: int) -> Interval | None:
+    """The bootstrap interval of the first row of `sums` over the second, widened as Student's t is beside the normal.
+
+    Resampled groups vary less than new ones: without it, 10 groups covered the truth in 88% of cases in place of 95%.
+    """
+    count = sums.shape[1]
+    if count < 2:
+        return None
+    value = float(sums[0].sum() / sums[1].sum())
+    factor = t_quantile(count - 1) / Z95 * math.sqrt(count / (count - 1))
+    low, high = interval(_ratio_samples(sums, seed))
+    return value + factor * (low - value), value + factor * (high - value)
 
 
 def _ratio_samples(sums: Array, seed: int) -> Array:

@@ -17,6 +17,7 @@ from hybridizer.evaluate.figures import (
     estimate,
     make_figure,
     mcnemar_p,
+    t_quantile,
     wilson_interval,
 )
 
@@ -59,15 +60,21 @@ def test_groups_whose_items_differ_like_any_others_widen_it_by_little():
     assert width[1] == pytest.approx(width[0], rel=0.35)  # the variance of 50 group sums has a spread of 20%
 
 
-def test_intervals_cover_the_truth_in_about_95_of_100_cases():
+@pytest.mark.parametrize("count", [10, 40])
+def test_intervals_cover_the_truth_in_about_95_of_100_cases(count):
     generator = np.random.default_rng(1)
     hits = 0
     for _ in range(400):
-        sizes = generator.integers(50, 150, 40)
-        bits = sizes * (1 + 0.2 * generator.standard_normal(40))
+        sizes = generator.integers(50, 150, count)
+        bits = sizes * (1 + 0.2 * generator.standard_normal(count))
         low, high = estimate(bits_figure(bits.tolist(), sizes.tolist())).value_ci
         hits += low <= 1 <= high
-    assert 0.91 <= hits / 400 <= 0.98  # 40 documents: the percentile bootstrap is a little narrow; 0.95 +- 3 sigma
+    assert 0.917 <= hits / 400 <= 0.983  # 0.95 +- 3 standard errors of 400 cases
+
+
+def test_the_quantile_of_students_t_is_the_tabulated_one():
+    for freedom, expected in ((5, 2.5706), (9, 2.2622), (19, 2.0930), (100, 1.9840)):
+        assert t_quantile(freedom) == pytest.approx(expected, rel=2e-3)
 
 
 def test_pairs_find_a_difference_that_is_small_beside_the_spread_of_documents():
