@@ -180,7 +180,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def wilson_interval(share: float, number: float, z: float = Z95) -> Interval:
-    """Wilson's 95% interval of a share of `number` independent items; `z` is larger where few groups give the spread."""
+    """Wilson's 95% interval of a share of `number` independent items; `z` is larger where groups are few."""
     z2 = z**2
     centre = (share + z2 / (2 * number)) / (1 + z2 / number)
     half = z / (1 + z2 / number) * math.sqrt(share * (1 - share) / number + z2 / (4 * number**2))
