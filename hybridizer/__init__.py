@@ -1,7 +1,7 @@
 """Build hybrid language models from pretrained checkpoints: trace, rank, splice, freeze, train, prove.
 
 The commands of `hybridize` are functions here: `from hybridizer import check, plan, build, trace, rank, scan,
-evaluate, verify`, with typed results (hybridizer/pipeline/api.py). Importing this package imports nothing
+evaluate, eval_models, verify`, with typed results (hybridizer/pipeline/api.py). Importing this package imports nothing
 heavy.
 """
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hybridizer.pipeline.api import (
         BuildResult,
         CheckResult,
+        EvalModelsResult,
         EvaluateResult,
         PlanResult,
         RankResult,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         VerifyResult,
         build,
         check,
+        eval_models,
         evaluate,
         plan,
         rank,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BuildResult",
     "CheckResult",
+    "EvalModelsResult",
     "EvaluateResult",
     "HybridizerError",
     "PlanResult",
@@ -49,6 +52,7 @@ __all__ = [
     "__version__",
     "build",
     "check",
+    "eval_models",
     "evaluate",
     "plan",
     "rank",
@@ -86,6 +90,7 @@ class _Package(ModuleType):
 
     build = _verb("build")
     check = _verb("check")
+    eval_models = _verb("eval_models")
     evaluate = _verb("evaluate", has_subpackage=True)
     plan = _verb("plan", has_subpackage=True)
     rank = _verb("rank")

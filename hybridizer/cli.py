@@ -57,8 +57,8 @@ def _next(*words: object, overrides: Sequence[str] = ()) -> str:
 def main() -> None:
     """Build hybrid language models from pretrained checkpoints by YAML recipe.
 
-    Exit codes: 0 done, 1 the run failed, 2 the input is invalid, 70 a bug in hybridizer, 130 stopped by Ctrl-C, 143 by
-    SIGTERM.
+    Exit codes: 0 done, 1 the run failed or a limit is broken, 2 the input is invalid, 3 a limit cannot be decided, 70 a
+    bug in hybridizer, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
 
 
@@ -132,14 +132,33 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
     echo(after)
 
 
-class _TraceCommand(Verb):
+_JSON_FILE = click.option(
+    "--json",
+    "json_out",
+    type=OutputFile(),
+    metavar="[FILE.json]",
+    help="Print one JSON document, and nothing else, on stdout; with a name, write it there instead.",
+)
+_ALLOW = click.option(
+    "--allow", multiple=True, type=click.Choice(["remote_code", "pickle"]), help="Permit donors of this kind."
+)
+_SEED = click.option(
+    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of everything random."
+)
+
+
+class _JsonFile(Verb):
+    """A command whose --json may name a file."""
+
+    takes_json_path = True
+
+
+class _TraceCommand(_JsonFile):
     """A command with an option for every key of a recipe's `trace` section.
 
     They are made when the command is used or its help is shown: the sections load pydantic, which takes longer than
     all of `hybridize --help`.
     """
-
-    takes_json_path = True
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from hybridizer.recipe.options import section_options
@@ -157,17 +176,9 @@ def _trace_section() -> type:
 def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that trace and rank share besides those of the `trace` section."""
     for option in (
-        click.option(
-            "--json",
-            "json_out",
-            type=OutputFile(),
-            metavar="[FILE.json]",
-            help="Print one JSON document, and nothing else, on stdout; with a name, write it there instead.",
-        ),
+        _JSON_FILE,
         _ALLOW,
-        click.option(
-            "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of everything random."
-        ),
+        _SEED,
         click.option("--device-map", help="Spread the model: auto, balanced, sequential, cpu, ..."),
         click.option("--mask-positions", type=_FILE, help="JSON: one list of token positions per prompt."),
     ):
@@ -347,6 +358,49 @@ def scan(
         show_scan(record, out)
 
 
+@main.command("eval", cls=_JsonFile)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--text", "texts", multiple=True, metavar="NAME=PATH", help="Held-out text: a file or a glob.")
+@click.option("--items", multiple=True, metavar="NAME[=PATH]", help="Multiple choice: exam-en, exam-zh, or a file.")
+@click.option("--shots", type=click.IntRange(0, 64), help="Examples before each question of --items and --task.")
+@click.option("--style", type=click.Choice(["letters", "text"]), help="What answers the questions of --items.")
+@click.option("--recall", multiple=True, type=int, metavar="PAIRS", help="Recall probe with so many keys and values.")
+@click.option("--chat", "chats", multiple=True, metavar="NAME=PATH", help="Held-out chats under each chat template.")
+@click.option("--task", "tasks", multiple=True, metavar="NAME", help="A task or group of lm-eval (extra: eval).")
+@click.option("--include-path", type=click.Path(file_okay=False), help="Folder with the task files of --task.")
+@click.option("--limit", type=click.IntRange(1), help="The most items of each --task.")
+@click.option("--set-file", type=_FILE, help="YAML with the same, and more: see docs/evaluation.md.")
+@click.option("--max-bytes", help="The most bytes of each text.  [default: 400k]")
+@click.option("--context", type=int, help="Tokens per window of a text.  [default: 1024]")
+@click.option("--training-text", multiple=True, metavar="GLOB", help="Training text to look for overlaps in.")
+@click.option("--gate", help="YAML of limits: exit code 1 if one is broken, 3 if it cannot be told.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results of each item.")
+@_ALLOW
+@_SEED
+@_JSON_FILE
+def eval_(models: tuple[str, ...], out: Path | None, json_out: Path | None, **options: Any) -> int:
+    """Evaluate MODEL... on the same texts and tasks, and compare.
+
+    A model is a folder, a run, a GGUF file, org/name on the hub, or pkg:package/path. The limits of a --gate are on
+    what the others lose against the first.
+    """
+    from hybridizer.evaluate.gate import exit_code
+    from hybridizer.evaluate.request import gather_request
+    from hybridizer.pipeline.eval_models import eval_models, write_details
+    from hybridizer.report.show import show_evaluation
+
+    request = gather_request(options, click.get_current_context().command_path)
+    found = eval_models(models, request, _monitor(), allow=options["allow"], seed=options["seed"])
+    record = found.to_json()
+    if out is not None:
+        write_details(found, out)
+    if json_out is not None:
+        _write_out(json_out, record)
+    if str(json_out) != "-":
+        show_evaluation(record, [str(result) for result in found.gate])
+    return exit_code(found.gate)
+
+
 def _read_boundary(text: str) -> float | int | str:
     from dataclasses import replace
 
@@ -438,7 +492,7 @@ def build(
     replace: bool,
     accept_changes: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Build RECIPE: plan, splice, train, export, verify.
 
     The model is in RUNS/<name>/model.
@@ -455,14 +509,20 @@ def build(
     options = {"replace": replace, "deep": deep, "load": not no_load, "accept_changes": accept_changes}
     built = build_recipe(recipe, overrides, runs, _monitor(), **options)
     if built is None:  # another process prints
-        return
+        return 0
+    status = 0
+    if built.outcome is not None:
+        from hybridizer.evaluate.gate import exit_code  # loads numpy, which a build without training does not need
+
+        status = exit_code(built.outcome.gate)
     if as_json:
         value = {"folder": built.folder, "plan_hash": built.plan.hash, "proofs": built.proofs}
         print_json(value if built.outcome is None else {**value, **to_jsonable(built.outcome)})
-        return
+        return status
     show_build(built)
     echo(f"{RunFolder(built.folder).model} is complete and verified")
     echo(_next("inspect", built.folder))
+    return status
 
 
 @main.command()

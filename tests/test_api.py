@@ -16,7 +16,7 @@ from hybridizer.pipeline import api
 from support.lines import hybridize_json
 from support.workshop import DIAL, DONORS, make_workshop
 
-VERBS = ("build", "check", "evaluate", "plan", "rank", "scan", "trace", "verify")
+VERBS = ("build", "check", "eval_models", "evaluate", "plan", "rank", "scan", "trace", "verify")
 WITH_SUBPACKAGE = ("evaluate", "plan", "scan", "trace")
 
 
@@ -81,7 +81,7 @@ def test_submodules_of_a_subpackage_with_a_verbs_name_are_reached_in_every_way(v
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_can_be_inspected_and_pickled(verb):
     function = getattr(hybridizer, verb)
-    assert f"{verb.capitalize()}Result" in inspect.signature(function).return_annotation
+    assert f"{verb.title().replace('_', '')}Result" in inspect.signature(function).return_annotation
     assert function.__name__ == verb and function.__module__ == "hybridizer.pipeline.api"
     assert pickle.loads(pickle.dumps(function)) is function
 

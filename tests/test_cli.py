@@ -109,6 +109,7 @@ COMMANDS = [
     ["init", "nowhere/x.yaml"], ["check", "nowhere.yaml"], ["plan", "nowhere.yaml"], ["build", "nowhere.yaml"],
     ["verify", "nowhere"], ["inspect", "nowhere"], ["trace", "nowhere"], ["rank", "nowhere"], ["schema", "extra"],
     ["pack", "nowhere", "--base", "a", "--out", "p"], ["graft", "a", "nowhere", "--out", "m"], ["scan", "nowhere"],
+    ["eval", "nowhere", "--recall", "2"],
 ]  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def test_every_command_prints_one_document_and_nothing_else():
         hybridize_json("init", "new.yaml"), hybridize_json("schema"), hybridize_json("check", "x.yaml"),
         hybridize_json("plan", "x.yaml"), hybridize_json("build", "x.yaml"), hybridize_json("verify", "runs/x"),
         hybridize_json("inspect", "runs/x"), hybridize_json("trace", "a", "--probes", "p.jsonl"),
-        hybridize_json("rank", "a", "--probes", "p.jsonl"),
+        hybridize_json("rank", "a", "--probes", "p.jsonl"), hybridize_json("eval", "a", "--recall", "2"),
     ]  # fmt: skip
     assert all(isinstance(document, dict) for document in documents)
 

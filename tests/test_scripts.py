@@ -13,6 +13,7 @@ from support.lines import make_donor
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "bench_cli": ("--rounds", "1"),
+    "bench_eval": ("--model", "donor", "--items", "64", "--kilobytes", "20"),
     "bench_memory": ("--workdir", "out", "--only", "tiny"),
     "bench_scan": ("--workdir", "out", "--donor", "donor", "--models", "1"),
     "bench_splice": ("--gb", "0.05", "--rounds", "1", "--cache", "warm"),
@@ -30,6 +31,7 @@ SMALL = {
     "trace_table": ("llama",),
 }  # fmt: skip
 NEED_SOURCES = {
+    "build_exam_items",
     "build_probes_en",
     "build_probes_zh",
     "build_probes_tasks_en",

@@ -67,9 +67,15 @@ def read_documents(path: Path, text_field: str, max_bytes: int, bad: BadRecords)
     `max_bytes` limits one document in UTF-8. Raises InputError when the file as a whole cannot be read: damaged
     compression, damaged Parquet.
     """
+    for _, text in locate_documents(path, text_field, max_bytes, bad):
+        yield text
+
+
+def locate_documents(path: Path, text_field: str, max_bytes: int, bad: BadRecords) -> Iterator[tuple[str, str]]:
+    """The documents that `read_documents` gives, each after its place: the file, "file:line" or "file:row n"."""
     for where, text in _records(path, text_field, bad):
         if usable(text, where, max_bytes, bad):
-            yield text
+            yield where, text
 
 
 def look_for_document(name: str, paths: Sequence[Path], text_field: str, max_bytes: int) -> Problem | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hybridizer.core.bootstrap import Array
 from hybridizer.core.errors import InputError, Problem, RunError
+from hybridizer.evaluate.fitting import batch_tokens, run_batches
 from hybridizer.evaluate.texts import LEAST_TOKENS, TextSet
 from hybridizer.models.batching import make_batches
 from hybridizer.models.objective import CausalLMLoss
@@ -65,8 +66,17 @@ def score_documents(
     refuse_unknown_tokens(parts, text)
     objective = CausalLMLoss(model, parts)
     bits = np.zeros(len(text.documents))
-    for batch in text_batches(text, context):
-        add_bits_(bits, batch, objective.token_losses(torch.from_numpy(batch.ids).to(parts.device)))
+
+    def losses_of(rows: tuple[Window, ...]) -> tuple[TextBatch, Tensor]:
+        batch = _fill(text, rows)
+        return batch, objective.token_losses(torch.from_numpy(batch.ids).to(parts.device))
+
+    windows = list(_windows(text, context))
+    lengths = [window.num_tokens for window in windows]
+    batches = make_batches(lengths, BATCH_ROWS, batch_tokens(parts.device))
+    rows_of_batches = [tuple(windows[i] for i in batch) for batch in batches]
+    for _, (batch, losses) in run_batches(rows_of_batches, losses_of, f"text '{text.name}'"):
+        add_bits_(bits, batch, losses)
         advance(batch.ids.size)
     refuse_broken(bits, text)
     return bits
@@ -75,13 +85,17 @@ def score_documents(
 def text_batches(text: TextSet, context: int) -> Iterator[TextBatch]:
     """The windows of `text` in batches of equal length, in the order in which they are scored."""
     windows = list(_windows(text, context))
-    prefix = np.asarray(text.prefix, np.int64)
     for batch in make_batches([window.num_tokens for window in windows], BATCH_ROWS):
-        rows = tuple(windows[i] for i in batch)
-        parts_of_rows = [
-            (prefix[: row.num_prefix], text.documents[row.document].tokens[row.begin : row.end]) for row in rows
-        ]
-        yield TextBatch(np.stack([np.concatenate(parts_of_row) for parts_of_row in parts_of_rows]), rows)
+        yield _fill(text, tuple(windows[i] for i in batch))
+
+
+def _fill(text: TextSet, rows: tuple[Window, ...]) -> TextBatch:
+    """The batch of windows of one length, with the tokens of `text` in them."""
+    prefix = np.asarray(text.prefix, np.int64)
+    parts_of_rows = [
+        (prefix[: row.num_prefix], text.documents[row.document].tokens[row.begin : row.end]) for row in rows
+    ]
+    return TextBatch(np.stack([np.concatenate(parts_of_row) for parts_of_row in parts_of_rows]), rows)
 
 
 def add_bits_(bits: Array, batch: TextBatch, losses: Tensor) -> None:

@@ -14,18 +14,18 @@ from torch import Tensor
 MAX_BATCH_TOKENS = 2048
 
 
-def make_batches(lengths: Sequence[int], batch_size: int) -> list[tuple[int, ...]]:
+def make_batches(lengths: Sequence[int], batch_size: int, max_tokens: int = MAX_BATCH_TOKENS) -> list[tuple[int, ...]]:
     """Indices into `lengths`, every index once: batches of equal length, at most `batch_size` prompts each.
 
-    Long prompts are put into smaller batches (MAX_BATCH_TOKENS). Longest first, so that a device that is too small
-    fails at once.
+    Long prompts are put into smaller batches, of at most `max_tokens` or one prompt. Longest first, so that
+    a device that is too small fails at once.
     """
     by_length: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         by_length.setdefault(length, []).append(index)
     batches = []
     for length, indices in sorted(by_length.items(), reverse=True):
-        size = max(1, min(batch_size, MAX_BATCH_TOKENS // length))
+        size = max(1, min(batch_size, max_tokens // length))
         batches += [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
     return batches
 

@@ -86,9 +86,22 @@ class CausalLMLoss(nn.Module):
         return losses.view(len(input_ids), -1)
 
     def hidden(
-        self, input_ids: Int[Tensor, "rows tokens"], position_ids: Int[Tensor, "rows tokens"] | None = None
+        self, input_ids: Int[Tensor, "rows tokens"], position_ids: Int[Tensor, "rows tokens"] | None = None, **more: Any
     ) -> Float[Tensor, "rows tokens width"]:
-        """The input of the head; without `position_ids` the model numbers the positions itself."""
+        """The input of the head; without `position_ids` the model numbers the positions itself.
+
+        `more` goes to the model as it is, such as the `past_key_values` of the tokens before `input_ids`.
+        """
+        given = {} if position_ids is None else {"position_ids": position_ids}
+        return self._run(input_ids, **{"use_cache": False, **given, **more})[0]
+
+    @torch.no_grad()
+    def cache(self, input_ids: Int[Tensor, "rows tokens"]) -> Any:
+        """The model's cache after `input_ids`, as its `past_key_values`; None for a model that gives none."""
+        return getattr(self._run(input_ids, use_cache=True)[1], "past_key_values", None)
+
+    def _run(self, input_ids: Int[Tensor, "rows tokens"], **given: Any) -> tuple[Tensor, Any]:
+        """The input of the head, and the model's output, whose logits are empty."""
         assert self._parts.head is not None
         taken: list[Tensor] = []
 
@@ -98,11 +111,15 @@ class CausalLMLoss(nn.Module):
 
         hook = self._parts.head.register_forward_pre_hook(take)
         try:
-            given = {} if position_ids is None else {"position_ids": position_ids}
-            self.model(input_ids=input_ids, use_cache=False, **given)
+            output = self.model(input_ids=input_ids, **given)
         finally:
             hook.remove()
-        return taken[-1]
+        return taken[-1], output
+
+    @torch.no_grad()
+    def logits(self, hidden: Float[Tensor, "tokens width"]) -> Float32[Tensor, "tokens vocabulary"]:
+        """The model's logits in float32 where `hidden` is the input of its head."""
+        return self._head(hidden).float()
 
     @property
     def _head(self) -> Head:

@@ -1,6 +1,6 @@
 """The Python API: the commands of `hybridize` as functions with typed results.
 
-    from hybridizer import check, plan, build, trace, rank, scan, evaluate, verify
+    from hybridizer import check, plan, build, trace, rank, scan, evaluate, eval_models, verify
 
 A recipe is the path of a YAML file, or a mapping with the same content; relative paths in a mapping count from the
 working folder. `overrides` are what `--set` is on the command line: dotted keys and their values. Every error that a
@@ -20,6 +20,7 @@ from hybridizer.core.errors import DidYouMean, InputError, Problem, RecipeError
 
 if TYPE_CHECKING:
     from hybridizer.core.progress import Monitor
+    from hybridizer.evaluate.gate import GateResult
     from hybridizer.pipeline.amounts import RunAmounts
     from hybridizer.plan.cost import Cost, StepTiming
     from hybridizer.plan.manifest import Manifest
@@ -94,6 +95,7 @@ class BuildResult:
         proofs: the checks that passed, each with its result.
         scores: bits per byte and samples before and after training ("hybridizer.scores/1"); None where nothing trained.
         profile: whether the deep side kept its profile ("hybridizer.profile/2"); None where the recipe traces nothing.
+        gate: the limits of the recipe's `evaluate.gate`, each with its verdict: kept, broken or undecided.
     """
 
     folder: Path
@@ -103,6 +105,7 @@ class BuildResult:
     proofs: tuple[Proof, ...]
     scores: Mapping[str, Any] | None
     profile: Mapping[str, Any] | None
+    gate: tuple[GateResult, ...]
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,21 @@ class EvaluateResult:
 
     scores: Mapping[str, Any]
     profile: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class EvalModelsResult:
+    """Models on the same texts and tasks.
+
+    Attributes:
+        models: the models, as they were given.
+        record: figures, pairs, limits and overlaps, as the JSON object that `hybridize eval --json` writes.
+        exit_code: that of the command: 0, 1 where a limit is broken, 3 where one cannot be decided.
+    """
+
+    models: tuple[str, ...]
+    record: Mapping[str, Any]
+    exit_code: int
 
 
 @dataclass(frozen=True)
@@ -279,8 +297,9 @@ def build(
     )
     if built is None:
         return None
-    scores, profile = (built.outcome.scores, built.outcome.profile) if built.outcome else (None, None)
-    return BuildResult(built.folder, built.folder / "model", built.plan, built.manifest, built.proofs, scores, profile)
+    found, model = built.outcome, built.folder / "model"
+    scores, profile, gate = (found.scores, found.profile, found.gate) if found else (None, None, ())
+    return BuildResult(built.folder, model, built.plan, built.manifest, built.proofs, scores, profile, gate)
 
 
 def trace(
@@ -420,6 +439,44 @@ def evaluate(
     with reporting_os_errors(run.path), hold(run):
         found = evaluate_run(planned, run, _monitor(progress))
     return EvaluateResult(found.scores, found.profile)
+
+
+def eval_models(
+    models: DonorsLike,
+    *,
+    set_file: str | Path | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    allow: Sequence[str] = (),
+    progress: bool = False,
+    **settings: Any,
+) -> EvalModelsResult:
+    """Evaluate any models on the same texts and tasks, and compare every two of them.
+
+    `settings` are the keys of an evaluation file, see docs/evaluation.md: `bits_per_byte`, `items`, `recall`, `chats`,
+    `tasks` and the others; `set_file` is such a file, whose keys they replace. The results of every item go into the
+    folder `out`. What was measured before is taken from the cache. Raises HybridizerError; a broken limit is no error
+    but an `exit_code`.
+
+    >>> from hybridizer import eval_models
+    >>> text = {"name": "text", "path": "text.jsonl"}
+    >>> found = eval_models(["donors/instruct", "donors/domain"], bits_per_byte=[text], max_bytes=2000)
+    >>> [(pair["what"], pair["metric"]) for pair in found.record["pairs"]]
+    [('text', 'bits_per_byte')]
+    """
+    from hybridizer.evaluate.gate import exit_code
+    from hybridizer.evaluate.request import make_request, read_request
+    from hybridizer.pipeline.eval_models import eval_models as evaluate_all
+    from hybridizer.pipeline.eval_models import write_details
+
+    plain = {key: _plain(value, f"`{key}`") for key, value in settings.items()}
+    values = {**(read_request(Path(set_file)) if set_file is not None else {}), **plain}
+    names = _donors(models)
+    request = make_request(values, "eval_models")
+    found = evaluate_all(names, request, _monitor(progress), allow=tuple(allow), seed=seed)
+    if out is not None:
+        write_details(found, Path(out))
+    return EvalModelsResult(names, found.to_json(), exit_code(found.gate))
 
 
 def verify(model: str | Path, *, load: bool = True, progress: bool = False) -> VerifyResult:

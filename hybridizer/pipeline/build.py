@@ -168,11 +168,12 @@ def _check_same_plan(runtime: Runtime, plan: Plan) -> None:
 
 def _check_before_splice(planned: Planned, run: RunFolder, monitor: Monitor) -> None:
     """Tokenise every text and check prompts, before gigabytes are written that training could not use."""
-    from hybridizer.pipeline.evaluate import check_prompts
+    from hybridizer.pipeline.evaluate import check_prompts, read_gate
     from hybridizer.pipeline.texts import tokenise_texts
 
     if _finished_training(planned, run) is not None:
         return
+    read_gate(planned.resolved.recipe)
     check_prompts(planned.resolved.recipe, planned.donors[planned.plan.host])
     tokenise_texts(planned, monitor)
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hybridizer.core.errors import RecipeError
+from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
+from hybridizer.evaluate.figures import BITS_PER_BYTE, compare_pairs, text_figures
+from hybridizer.evaluate.gate import GateResult, Limit, judge, read_limits
 from hybridizer.evaluate.run import compare_runs, evaluate
 from hybridizer.pipeline.plan import Planned
 from hybridizer.pipeline.run import RunFolder
@@ -25,10 +27,14 @@ from hybridizer.train.run import open_texts
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """The records of schema "hybridizer.scores/1" and, where the recipe traced its donors, "hybridizer.profile/2"."""
+    """The records of schema "hybridizer.scores/1" and, where the recipe traced its donors, "hybridizer.profile/2".
+
+    `gate` holds the limits of the recipe, judged.
+    """
 
     scores: Mapping[str, Any]
     profile: Mapping[str, Any] | None
+    gate: tuple[GateResult, ...] = ()
 
 
 def evaluate_run(planned: Planned, run: RunFolder, monitor: Monitor) -> BeforeAfter:
@@ -36,13 +42,34 @@ def evaluate_run(planned: Planned, run: RunFolder, monitor: Monitor) -> BeforeAf
 
     Writes scores.json and profile.json. Both sides are scored and traced once for each content and kept in the cache.
     """
-    scores = _compare_scores(planned, run, monitor)
+    scores, gate = _compare_scores(planned, run, monitor)
     write_json(run.scores, scores)
     traced = planned.resolved.traces or planned.resolved.recipe.trace is not None
     profile = _compare_profiles(planned, run, monitor) if traced else None
     if profile is not None:
         write_json(run.profile, profile)
-    return BeforeAfter(scores, profile)
+    return BeforeAfter(scores, profile, gate)
+
+
+def read_gate(recipe: Recipe) -> tuple[Limit, ...]:
+    """The limits that the recipe's `evaluate.gate` names, each on the bits per byte of a text that is evaluated.
+
+    Called before training as well. Raises RecipeError for limits that could never be judged.
+    """
+    if recipe.evaluate is None or recipe.evaluate.gate is None:
+        return ()
+    path = recipe.folder / recipe.evaluate.gate
+    limits = read_limits(path)
+    sources = [entry.name for entry in recipe.train.data] if recipe.train else []
+    names = [*sources, *(text.name for text in recipe.evaluate.bits_per_byte)]
+    problems = []
+    for limit in limits:
+        if limit.metric != BITS_PER_BYTE or limit.what not in names:
+            what = f"no '{limit.metric}' of '{limit.what}' is evaluated in {recipe.locate(('evaluate', 'gate'))}."
+            problems.append(Problem(str(path), what, f"Give {BITS_PER_BYTE} of one of: {', '.join(names)}."))
+    if problems:
+        raise RecipeError(*problems)
+    return limits
 
 
 def check_prompts(recipe: Recipe, host: Donor) -> None:
@@ -63,14 +90,19 @@ def check_prompts(recipe: Recipe, host: Donor) -> None:
         raise RecipeError(*(replace(problem, where=places[index]) for index, problem in unfit.items()))
 
 
-def _compare_scores(planned: Planned, run: RunFolder, monitor: Monitor) -> dict[str, Any]:
+def _compare_scores(
+    planned: Planned, run: RunFolder, monitor: Monitor
+) -> tuple[dict[str, Any], tuple[GateResult, ...]]:
+    """The record, and the limits judged by it."""
     recipe = planned.resolved.recipe
     settings = recipe.evaluate or Evaluate()
     code = _remote_code(planned)
     texts = _open_sets(recipe, settings, run.model, code, monitor)
     before = evaluate(run.spliced, _content(run.spliced), texts, settings, monitor, remote_code=code)
     after = evaluate(run.model, _content(run.model), texts, settings, monitor, remote_code=code)
-    return compare_runs(before, after, seed=recipe.seed)
+    pairs = compare_pairs([("before", text_figures(before)), ("after", text_figures(after))], recipe.seed)
+    gate = judge(read_gate(recipe), pairs, {(pair.what, pair.metric): True for pair in pairs}, "before")
+    return compare_runs(before, after, seed=recipe.seed), gate
 
 
 def _open_sets(recipe: Recipe, request: Evaluate, model: Path, remote_code: bool, monitor: Monitor) -> list[Any]:

@@ -166,6 +166,9 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     probes = resolved.get("trace", {}).get("probes")
     if probes is not None and (recipe.folder / probes).is_file():
         resolved["trace"]["probes"] = str((recipe.folder / probes).absolute())
+    gate = resolved.get("evaluate", {}).get("gate")
+    if gate is not None:
+        resolved["evaluate"]["gate"] = str((recipe.folder / gate).absolute())
     texts = [*resolved.get("train", {}).get("data", []), *resolved.get("evaluate", {}).get("bits_per_byte", [])]
     for text in texts:
         if "path" in text:

@@ -411,6 +411,9 @@ class Evaluate:
     context: AtLeastTwo = Field(default=1024, description="tokens per window")
     prompts: tuple[Text, ...] = Field(default=(), description="prompts to continue before and after")
     new_tokens: PositiveInt = Field(default=40, description="tokens per continuation")
+    gate: Text | None = Field(
+        default=None, description="a YAML file of limits on what training may lose", examples=["limits.yaml"]
+    )
 
 
 def _name_donors(donors: Mapping[str, DonorEntry]) -> tuple[DonorEntry, ...]:

@@ -1,7 +1,8 @@
 """The outermost frame of the command line: every error becomes a message, with --json also an object, and an exit code.
 
-0    done                         70   a bug in hybridizer (EX_SOFTWARE of sysexits.h), with its traceback
-1    the run failed               130  interrupted by Ctrl-C
+0    done                         3    a limit of a gate cannot be decided
+1    the run failed, or a limit   70   a bug in hybridizer (EX_SOFTWARE of sysexits.h), with its traceback
+     of a gate is broken          130  interrupted by Ctrl-C
 2    the input is invalid
 """
 

@@ -106,6 +106,17 @@ def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, 
         echo(line)
 
 
+def show_evaluation(record: Mapping[str, Any], gate: Sequence[str]) -> None:
+    """Every figure of every model, every pair, the overlaps with training text, and the limits."""
+    from hybridizer.report.eval_tables import figures_table, overlap_lines, pairs_table
+
+    draw(figures_table(record))
+    if record["pairs"]:
+        draw(pairs_table(record))
+    for line in (*overlap_lines(record), *gate):
+        echo(line)
+
+
 def show_build(built: Any) -> None:
     """A finished run: where its layers come from, what was verified, what training did."""
     from hybridizer.report.plan_tables import origins_table, proofs_table
@@ -130,3 +141,5 @@ def _show_outcome(built: Any) -> None:
         draw(samples_text(built.outcome.scores))
     if built.outcome.profile is not None:
         draw(profile_table(built.outcome.profile))
+    for result in built.outcome.gate:
+        echo(str(result))

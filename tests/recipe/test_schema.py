@@ -97,6 +97,7 @@ VALUES: dict[str, Any] = {
         "context": 512,
         "prompts": ["Once"],
         "new_tokens": 8,
+        "gate": "limits.yaml",
     },
 }
 for section in ("train", "trace", "evaluate"):  # a new setting needs no line above

@@ -1,0 +1,74 @@
+"""Tasks of lm-eval by its own backend, offline, where it is installed: our scorer gives the same accuracy."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from support.lines import hybridize, hybridize_json, make_donor
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-eval: pip install 'hybridizer[eval]'"),
+    pytest.mark.filterwarnings("ignore"),  # lm-eval and its dependencies warn of themselves
+    pytest.mark.slow,
+]
+GENERATE = {
+    "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "sums.jsonl"}}, "test_split": "test",
+    "output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}",
+    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}, "metric_list": [{"metric": "exact_match"}],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def bench(tmp_path, monkeypatch):
+    """The working folder, with a tiny model `a`, and a folder `own` with a group of two generation tasks."""
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.chdir(tmp_path)
+    make_donor(Path("a"))
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "sums.jsonl").write_text(
+        "".join(json.dumps({"question": f"{n} + 1 =", "answer": n + 1}) + "\n" for n in range(6))
+    )
+    for name in ("one", "two"):
+        (own / f"{name}.yaml").write_text(json.dumps({"task": name, **GENERATE}))
+    (own / "both.yaml").write_text(json.dumps({"group": "both", "task": ["one", "two"]}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("shots", [0, 1])
+def test_our_scorer_gives_the_accuracy_of_lm_eval(language, shots):
+    if (language, shots) == ("en", 1):
+        pytest.skip("a prompt of two questions is longer than the tiny model takes")
+    task, exam = f"hybridizer_exam_{language}", f"exam-{language}"
+    shown = ("--shots", str(shots))
+    ours = hybridize_json("eval", "a", "--items", exam, *shown, "--out", "ours")["models"][0]["tasks"][0]
+    theirs = hybridize_json("eval", "a", "--task", task, *shown, "--out", "theirs")["models"][0]["tasks"][0]
+    assert (ours["metric"], theirs["metric"]) == ("accuracy", "acc") and theirs["chance"] == ours["chance"] == 0.25
+    assert (ours["n"], ours["groups"]) == (theirs["n"], theirs["groups"])
+    assert ours["value"] == theirs["value"] and ours["value_ci"] == theirs["value_ci"]
+    prompts = [
+        Path(folder, "0-a", f"{name}.prompt.txt").read_text() for folder, name in (("ours", exam), ("theirs", task))
+    ]
+    assert prompts[0][:-1] == prompts[1][:-1]  # the last letter is the right answer here, and the first one there
+
+
+def test_a_group_of_generation_tasks_runs_from_local_files():
+    record = hybridize_json("eval", "a", "--task", "both", "--include-path", "own", "--limit", "5")
+    (task,) = record["models"][0]["tasks"]
+    assert (task["name"], task["n"], task["groups"], task["subtasks"]) == ("both", 10, 2, ["one", "two"])
+    again = hybridize("eval", "a", "--task", "both", "--include-path", "own", "--limit", "5")
+    assert "both: unchanged, from the cache" in again.stderr
+    Path("own/sums.jsonl").write_text(json.dumps({"question": "1 + 1 =", "answer": "2"}) + "\n")
+    changed = hybridize_json("eval", "a", "--task", "both", "--include-path", "own", "--limit", "5")
+    assert changed["models"][0]["tasks"][0]["n"] == 2
+
+
+def test_a_task_that_is_not_there_or_has_no_data_is_refused():
+    shown = hybridize("eval", "a", "--task", "bth", "--include-path", "own", code=2).stderr
+    assert "lm-eval has no task of this name" in shown and "Did you mean" in shown
+    Path("own/sums.jsonl").unlink()
+    assert "lm-eval cannot run it" in hybridize("eval", "a", "--task", "one", "--include-path", "own", code=2).stderr
