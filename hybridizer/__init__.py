@@ -17,15 +17,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hybridizer.core.errors import HybridizerError, Problem
     from hybridizer.pipeline.api import (
-        BuildResult,
-        CheckResult,
-        EvalModelsResult,
-        EvaluateResult,
-        PlanResult,
-        RankResult,
-        ScanResult,
-        TraceResult,
-        VerifyResult,
         build,
         check,
         eval_models,
@@ -35,6 +26,17 @@ if TYPE_CHECKING:
         scan,
         trace,
         verify,
+    )
+    from hybridizer.pipeline.results import (
+        BuildResult,
+        CheckResult,
+        EvalModelsResult,
+        EvaluateResult,
+        PlanResult,
+        RankResult,
+        ScanResult,
+        TraceResult,
+        VerifyResult,
     )
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +11,27 @@ import click
 
 from hybridizer import __version__
 from hybridizer.core.records import to_jsonable
-from hybridizer.recipe.sizes import MAX_SEED
-from hybridizer.report.program import OutputFile, Program, Verb
+from hybridizer.report.options import (
+    ALLOW,
+    DEEP,
+    FILE,
+    JSON,
+    JSON_FILE,
+    MODEL,
+    NO_LOAD,
+    RECIPE,
+    RUNS,
+    SEED,
+    SET,
+    JsonFile,
+    TraceCommand,
+    scan_option,
+    trace_options,
+    trace_section,
+)
+from hybridizer.report.program import OutputFile, Program
 from hybridizer.report.terminal import draw, echo, print_json, warn
 from hybridizer.scan.request import BY, KINDS, ScanRequest
-
-_RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_MODEL = click.argument("model", type=click.Path(path_type=Path))
-_SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key: a.b=c.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else, on stdout.")
-_RUNS = click.option(
-    "--runs", type=click.Path(file_okay=False, path_type=Path), show_default="runs",
-    help="Folder that holds one folder per run; for a stored plan, by default, the one that its run is in.",
-)  # fmt: skip
-_DEEP = click.option("--deep-check", "deep", is_flag=True, help="Scan every donor weight for NaN and infinity.")
-_ALLOW = click.option(
-    "--allow", multiple=True, type=click.Choice(["remote_code", "pickle"]), help="Permit donors of this kind."
-)
-_NO_LOAD = click.option("--no-load", is_flag=True, help="Leave out the checks that need the model in memory.")
-
-
-def _scan_option(name: str, about: str, least: int = 1) -> Any:
-    """An option for a count in ScanRequest, whose default it has."""
-    default = getattr(ScanRequest, name)
-    flag = f"--{name.replace('_', '-')}"
-    return click.option(flag, type=click.IntRange(least), default=default, show_default=True, help=about)
 
 
 def _monitor() -> Any:
@@ -64,7 +59,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path), default="recipe.yaml")
-@_JSON
+@JSON
 def init(target: Path, as_json: bool) -> None:
     """Write a commented starter recipe to TARGET (recipe.yaml)."""
     from hybridizer.core.errors import OutputError, Problem
@@ -84,7 +79,7 @@ def init(target: Path, as_json: bool) -> None:
 
 
 @main.command()
-@_JSON
+@JSON
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of recipes, for editors.
 
@@ -96,10 +91,10 @@ def schema(as_json: bool) -> None:
 
 
 @main.command()
-@_RECIPE
-@_SET
-@_DEEP
-@_JSON
+@RECIPE
+@SET
+@DEEP
+@JSON
 def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
     """Check RECIPE without reading weights.
 
@@ -132,73 +127,19 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
     echo(after)
 
 
-_JSON_FILE = click.option(
-    "--json",
-    "json_out",
-    type=OutputFile(),
-    metavar="[FILE.json]",
-    help="Print one JSON document, and nothing else, on stdout; with a name, write it there instead.",
-)
-_ALLOW = click.option(
-    "--allow", multiple=True, type=click.Choice(["remote_code", "pickle"]), help="Permit donors of this kind."
-)
-_SEED = click.option(
-    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of everything random."
-)
-
-
-class _JsonFile(Verb):
-    """A command whose --json may name a file."""
-
-    takes_json_path = True
-
-
-class _TraceCommand(_JsonFile):
-    """A command with an option for every key of a recipe's `trace` section.
-
-    They are made when the command is used or its help is shown: the sections load pydantic, which takes longer than
-    all of `hybridize --help`.
-    """
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from hybridizer.recipe.options import section_options
-
-        *own, help_option = super().get_params(ctx)
-        return [*own, *section_options(_trace_section()), help_option]
-
-
-def _trace_section() -> type:
-    from hybridizer.recipe.models import Trace
-
-    return Trace
-
-
-def _trace_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that trace and rank share besides those of the `trace` section."""
-    for option in (
-        _JSON_FILE,
-        _ALLOW,
-        _SEED,
-        click.option("--device-map", help="Spread the model: auto, balanced, sequential, cpu, ..."),
-        click.option("--mask-positions", type=_FILE, help="JSON: one list of token positions per prompt."),
-    ):
-        function = option(function)
-    return function
-
-
 def _trace_request(options: dict[str, Any]) -> Any:
     from hybridizer.recipe.options import read_section
     from hybridizer.trace.probes import load_probes
     from hybridizer.trace.runs import TraceRequest
 
-    settings = read_section(_trace_section(), options, click.get_current_context().command_path)
+    settings = read_section(trace_section(), options, click.get_current_context().command_path)
     probes = load_probes(settings.probes)
     return TraceRequest(probes, settings, options["seed"], options["device_map"], options["mask_positions"])
 
 
-@main.command(cls=_TraceCommand)
+@main.command(cls=TraceCommand)
 @click.argument("donors", nargs=-1, required=True)
-@_trace_options
+@trace_options
 @click.option("--plot", type=OutputFile(".svg", ".png"), help="Draw the trace into this file, .svg or .png.")
 @click.option("--baselines", is_flag=True, help="Add Spectrum's ratio, block influence and angular distance.")
 def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options: Any) -> None:
@@ -221,7 +162,7 @@ def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options
         show_traces(traces)
 
 
-@main.command(cls=_TraceCommand)
+@main.command(cls=TraceCommand)
 @click.argument("donors", nargs=-1, required=True)
 @click.option(
     "--boundary", default="auto", show_default=True, help="Strategy, share or layer: the deep side is ranked."
@@ -233,7 +174,7 @@ def trace(donors: tuple[str, ...], plot: Path | None, baselines: bool, **options
 @click.option(
     "--side", type=click.Choice(["deep", "shallow"]), default="deep", show_default=True, help="What is ranked."
 )
-@_trace_options
+@trace_options
 def rank(donors: tuple[str, ...], boundary: str, by: str | None, host: str | None, side: str, **options: Any) -> None:
     """Rank DONORS by their deep layers.
 
@@ -260,11 +201,7 @@ def rank(donors: tuple[str, ...], boundary: str, by: str | None, host: str | Non
         show_ranking(ranking.to_json(), traces[0].record.to_json())
 
 
-class _ScanCommand(Verb):
-    takes_json_path = True
-
-
-@main.command(cls=_ScanCommand)
+@main.command(cls=JsonFile)
 @click.argument("donors", nargs=-1, required=True)
 @click.option(
     "--changes",
@@ -276,8 +213,8 @@ class _ScanCommand(Verb):
     "--drop", type=click.IntRange(1), metavar="K", help="Find the K layers of the first donor that matter least."
 )
 @click.option("--per-layer", is_flag=True, help="Choose a donor for each layer, one layer at a time.")
-@_scan_option("span", "The most layers that a change cuts, repeats or swaps, or a seam adds or loses.")
-@_scan_option("beam", "How many models --drop and --per-layer continue from at each step.")
+@scan_option("span", "The most layers that a change cuts, repeats or swaps, or a seam adds or loses.")
+@scan_option("beam", "How many models --drop and --per-layer continue from at each step.")
 @click.option(
     "--by",
     type=click.Choice(BY),
@@ -285,7 +222,7 @@ class _ScanCommand(Verb):
     show_default=True,
     help="The figure that is searched by: bits per byte of text, or accuracy of the probes.",
 )
-@_scan_option("candidates", "The most models to try; of more, a random draw.")
+@scan_option("candidates", "The most models to try; of more, a random draw.")
 @click.option(
     "--full",
     "screen",
@@ -293,24 +230,18 @@ class _ScanCommand(Verb):
     default=True,
     help="Score every model in full, without a first look at many on few items.",
 )
-@_scan_option("best", "How many of the best are tested again, on items that the search did not see.")
+@scan_option("best", "How many of the best are tested again, on items that the search did not see.")
 @click.option("--text", metavar="FILES", help="Text to score on: a file or a glob; by default the Python reference.")
 @click.option(
     "--field", default="text", show_default=True, help="The JSONL field or Parquet column that holds the text."
 )
-@_scan_option("documents", "How many documents of the text are scored, both halves together.", least=0)
-@_scan_option("document_tokens", "How many tokens of each document are scored.", least=2)
+@scan_option("documents", "How many documents of the text are scored, both halves together.", least=0)
+@scan_option("document_tokens", "How many tokens of each document are scored.", least=2)
 @click.option(
     "--probes", default="antonyms-en", show_default=True, help="Prompts: a built-in set, or a JSON Lines file."
 )
-@_scan_option("prompts", "How many of the prompts are scored, both halves together.", least=0)
-@click.option(
-    "--json",
-    "json_out",
-    type=OutputFile(),
-    metavar="[FILE.json]",
-    help="Print one JSON document, and nothing else, on stdout; with a name, write it there instead.",
-)
+@scan_option("prompts", "How many of the prompts are scored, both halves together.", least=0)
+@JSON_FILE
 @click.option("--plot", type=OutputFile(".svg", ".png"), help="Draw every candidate into this file, .svg or .png.")
 @click.option(
     "--out",
@@ -323,9 +254,7 @@ class _ScanCommand(Verb):
     type=click.Choice(["remote_code", "pickle", "vocabulary"]),
     help="Permit donors of this kind.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of everything random."
-)
+@SEED
 def scan(
     donors: tuple[str, ...],
     json_out: Path | None,
@@ -358,7 +287,7 @@ def scan(
         show_scan(record, out)
 
 
-@main.command("eval", cls=_JsonFile)
+@main.command("eval", cls=JsonFile)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--text", "texts", multiple=True, metavar="NAME=PATH", help="Held-out text: a file or a glob.")
 @click.option("--items", multiple=True, metavar="NAME[=PATH]", help="Multiple choice: exam-en, exam-zh, or a file.")
@@ -369,15 +298,15 @@ def scan(
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="A task or group of lm-eval (extra: eval).")
 @click.option("--include-path", type=click.Path(file_okay=False), help="Folder with the task files of --task.")
 @click.option("--limit", type=click.IntRange(1), help="The most items of each --task.")
-@click.option("--set-file", type=_FILE, help="YAML with the same, and more: see docs/evaluation.md.")
+@click.option("--set-file", type=FILE, help="YAML with the same, and more: see docs/evaluation.md.")
 @click.option("--max-bytes", help="The most bytes of each text.  [default: 400k]")
 @click.option("--context", type=int, help="Tokens per window of a text.  [default: 1024]")
 @click.option("--training-text", multiple=True, metavar="GLOB", help="Training text to look for overlaps in.")
 @click.option("--gate", help="YAML of limits: exit code 1 if one is broken, 3 if it cannot be told.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results of each item.")
-@_ALLOW
-@_SEED
-@_JSON_FILE
+@ALLOW
+@SEED
+@JSON_FILE
 def eval_(models: tuple[str, ...], out: Path | None, json_out: Path | None, **options: Any) -> int:
     """Evaluate MODEL... on the same texts and tasks, and compare.
 
@@ -424,9 +353,9 @@ def _write_out(path: Path, value: Any) -> None:
 
 
 @main.command()
-@_RECIPE
-@_SET
-@_RUNS
+@RECIPE
+@SET
+@RUNS
 @click.option(
     "--layers", "every_layer", is_flag=True, help="Show one row for each layer instead of runs of equal ones."
 )
@@ -436,7 +365,7 @@ def _write_out(path: Path, value: Any) -> None:
     type=click.Choice(["cpu", "cuda"]),
     help="Device of the estimated cost; by default this machine's.",
 )
-@_JSON
+@JSON
 def plan(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -473,16 +402,16 @@ def plan(
 
 
 @main.command()
-@_RECIPE
-@_SET
-@_RUNS
-@_DEEP
-@_NO_LOAD
+@RECIPE
+@SET
+@RUNS
+@DEEP
+@NO_LOAD
 @click.option("--replace", is_flag=True, help="Replace a model of another plan in the run's folder.")
 @click.option(
     "--accept-changes", is_flag=True, help="Resume from a checkpoint although lr, schedule or clipping changed."
 )
-@_JSON
+@JSON
 def build(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -526,9 +455,9 @@ def build(
 
 
 @main.command()
-@_MODEL
-@_NO_LOAD
-@_JSON
+@MODEL
+@NO_LOAD
+@JSON
 def verify(model: Path, no_load: bool, as_json: bool) -> None:
     """Verify MODEL against its manifest, then load and run it.
 
@@ -545,11 +474,11 @@ def verify(model: Path, no_load: bool, as_json: bool) -> None:
 
 
 @main.command()
-@_MODEL
+@MODEL
 @click.option("--base", required=True, help="The donor that the training started from: a folder, hub id, or pkg: file.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the pack; a new one.")
-@_ALLOW
-@_JSON
+@ALLOW
+@JSON
 def pack(model: Path, base: str, out: Path, allow: tuple[str, ...], as_json: bool) -> None:
     """Write what a training changed in MODEL as a small pack.
 
@@ -573,8 +502,8 @@ def pack(model: Path, base: str, out: Path, allow: tuple[str, ...], as_json: boo
 @click.argument("pack", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the model.")
 @click.option("--replace", is_flag=True, help="Replace a finished model in that folder.")
-@_ALLOW
-@_JSON
+@ALLOW
+@JSON
 def graft(base: str, pack: Path, out: Path, replace: bool, allow: tuple[str, ...], as_json: bool) -> None:
     """Make the full model from BASE and PACK, bit for bit.
 
@@ -592,9 +521,9 @@ def graft(base: str, pack: Path, out: Path, replace: bool, allow: tuple[str, ...
 
 
 @main.command()
-@_MODEL
+@MODEL
 @click.option("--tensors", is_flag=True, help="List every tensor with its origin.")
-@_JSON
+@JSON
 def inspect(model: Path, tensors: bool, as_json: bool) -> None:
     """Show where each layer of MODEL comes from.
 

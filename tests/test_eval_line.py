@@ -127,7 +127,7 @@ def test_limits_decide_the_exit_code(bench):
     assert hybridize("eval", "./worse", "a", *text).exit_code == 0
     write_lines("news.jsonl", [{"text": "one story"}])
     assert "undecided" in hybridize("eval", "a", "./worse", *text, code=3).stdout
-    assert "there is no set or task 'news'" in hybridize("eval", "a", "b", "--recall", "2", *text[2:], code=2).stderr
+    assert "neither a set nor a task 'news'" in hybridize("eval", "a", "b", "--recall", "2", *text[2:], code=2).stderr
     assert "compares two models" in hybridize("eval", "a", *text, code=2).stderr
 
 

@@ -128,7 +128,7 @@ def _messages(record: Any) -> tuple[Message, ...]:
     """The messages of a record; ValueError says what is wrong."""
     messages = record.get("messages") if isinstance(record, Mapping) else None
     if not isinstance(messages, list) or not messages:
-        raise ValueError("there is no list of 'messages'")
+        raise ValueError("'messages' is missing or not a list")
     for message in messages:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise ValueError("a message needs 'role' and 'content', both text")

@@ -143,7 +143,7 @@ def _item(record: Any) -> Item:
         raise ValueError("the line is not a JSON object")
     question, choices = record.get("question"), _choices(record)
     if not isinstance(question, str) or not question.strip():
-        raise ValueError("there is no text in 'question'")
+        raise ValueError("'question' is missing or not text")
     if not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"an item has 2 to {len(LETTERS)} choices, this one has {len(choices)}")
     if any(not isinstance(choice, str) or not choice.strip() for choice in choices):

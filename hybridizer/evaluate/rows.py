@@ -119,7 +119,7 @@ class RowScorer:
             what = f"an item of {len(longest.inputs):,} tokens, and the model takes {self._room:,}."
             raise InputError(Problem(where, what, "Use fewer examples or shorter items."))
         if any(not row.prompt or not row.target for row in rows):
-            what = "a prompt or an answer is no token by itself in this tokenizer."
+            what = "a prompt or an answer is less than one token in this tokenizer."
             raise InputError(Problem(where, what, "Write a prompt before it, or another answer."))
 
     def _read(self, hidden: Tensor, members: Sequence[Sequence[tuple[int, Row]]]) -> dict[int, RowScore]:

@@ -161,7 +161,7 @@ def _read(request: EvalRequest) -> _Material:
     limits = read_limits(Path(request.gate)) if request.gate else ()
     known = request.names
     if unknown := [limit for limit in limits if limit.what not in known]:
-        what = f"there is no set or task '{unknown[0].what}' in this evaluation."
+        what = f"this evaluation has neither a set nor a task '{unknown[0].what}'."
         raise InputError(Problem(str(request.gate), what, f"It has: {', '.join(known)}."))
     here = Path.cwd()
     return _Material(

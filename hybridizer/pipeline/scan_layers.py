@@ -62,7 +62,7 @@ def scan_donors(
 
 
 def choose_layers(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with the layers that a scan chose, and why; unchanged, without a reason, where none is asked for.
+    """The recipe with the layers that a scan chose, and why; unchanged, without a reason, where none is requested.
 
     With one donor cuts and repeats are tried, with several a donor for each layer. The first of the tested models that
     is better than the host is taken, the host as it is if none is. Raises PlanError for donors that do not fit

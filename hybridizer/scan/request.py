@@ -1,4 +1,4 @@
-"""What a scan is asked for. Nothing heavy is imported here: the command line reads its defaults from this class."""
+"""What a scan is to do. Nothing heavy is imported here: the command line reads its defaults from this class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A donor that memorised one half of the probes is told by the other half."""
+"""A donor that memorised one half of the probes is found out on the other half."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""Freezing deep is licensed where every setting supports it, refused where every one speaks against it, else open."""
+"""Freezing deep is licensed where every setting supports it, refused where every one contradicts it, else open."""
 
 from dataclasses import replace
 
