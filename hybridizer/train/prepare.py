@@ -19,6 +19,7 @@ from hybridizer.models.wrapping import compiled, recomputing
 from hybridizer.train.fused import fused
 from hybridizer.train.isolation import FEW_TOKENS, Documents, documents_leak, isolate_documents
 from hybridizer.train.job import TrainJob
+from hybridizer.train.packed_attention import choose_packed_attention, packed_attention
 from hybridizer.train.precision import choose_dtype, working_precision
 
 
@@ -58,6 +59,8 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
         objective = LossBySource(job.model, job.parts, len(job.data.drawn), job.loss_chunk_bytes)
         # Before compilation: its trials would each take up one of the few compiled graphs.
         documents = enter(_isolation(job, objective))
+        # After isolation, which tests single modules: those take no other mask than one of all pairs.
+        enter(_attention(job, objective, documents, device))
         # Before checkpointing, which would hide the layers' code from the compiler.
         enter(_compilation(job, compiles))
         # Last, so that the backward pass runs everything above once more.
@@ -94,6 +97,15 @@ def _upcasting(compiles: bool, dtype: torch.dtype, device: torch.device) -> Abst
 def _isolation(job: TrainJob, objective: CausalLMLoss) -> AbstractContextManager[Documents | None]:
     packing = job.data.settings
     return _isolated(objective, job.parts, packing.seq_len) if packing.packed else nullcontext()
+
+
+def _attention(
+    job: TrainJob, objective: CausalLMLoss, documents: Documents | None, device: torch.device
+) -> AbstractContextManager[Any]:
+    if documents is None or documents.num_modules:  # modules that run over documents separately take masks apart
+        return nullcontext()
+    attention, tokens = choose_packed_attention(job.model, device), max(job.data.settings.seq_len, FEW_TOKENS)
+    return packed_attention(objective, attention, _vocabulary(job.parts), tokens)
 
 
 def _compilation(job: TrainJob, compiles: bool) -> AbstractContextManager[None]:
