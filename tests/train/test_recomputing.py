@@ -1,17 +1,28 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from plan.test_cost import plan_of
+from safetensors.torch import load_file
 from train.test_loop import lines_of
 
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.cost import estimate_cost, recomputed_layers
+from hybridizer.train import prepare as prepare_module
 from hybridizer.train.freeze import plan_freeze
 from hybridizer.train.timing import expect_time
+from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 from support.sections import train_section
 from support.shapes import shape_of
 from support.train_models import tiny_model
 from support.train_runs import SETTINGS, bytes_of, run_model
+
+TRAIN = {
+    "data": [{"path": "text.jsonl"}], "tokens": 2000, "max_steps": 3, "seq_len": 64, "global_batch_size": 4,
+    "lr": 3e-3, "heldout_ratio": 0.1, "precision": "float32", "freeze": "deep",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -59,3 +70,25 @@ def test_the_measured_peak_falls_with_the_budget():
         assert peaks[-1] <= 1.15 * limited.gradient_checkpointing  # as the estimate
     assert counts == sorted(set(counts)) and counts[-1] < 12
     assert peaks == sorted(peaks, reverse=True)
+
+
+@pytest.mark.slow
+def test_a_build_recomputes_what_its_plan_says_and_trains_the_same_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_donor(Path("a"))
+    Path("text.jsonl").write_text("\n".join(json.dumps({"text": f"document {i} " + "the cat " * i}) for i in range(40)))
+    seen, plain = [], prepare_module.recomputing
+    monkeypatch.setattr(prepare_module, "recomputing", lambda layers: seen.append(len(layers)) or plain(layers))
+    models = []
+    for name, setting in {"whole": False, "tight": "1B"}.items():
+        train = {**TRAIN, "gradient_checkpointing": setting}
+        layout = {"host": "a", "deep": "a", "shallow": "a", "boundary": 0.5}
+        recipe = write_recipe(Path(f"{name}.yaml"), donors={"a": "a"}, layout=layout, train=train)
+        cost = hybridize_json("plan", recipe)["cost"]
+        assert bool(cost["asked"]["recomputed_layers"]) == bool(setting)
+        assert any("cannot be reached" in note for note in cost["notes"]) == bool(setting)
+        hybridize("build", recipe)
+        models.append(load_file(Path("runs") / name / "model" / "model.safetensors"))
+    assert seen == [len(cost["asked"]["recomputed_layers"])]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(tensor, models[1][key]) for key, tensor in models[0].items())
