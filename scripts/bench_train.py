@@ -157,6 +157,7 @@ def _ours(arguments, folder: Path) -> None:
     from hybridizer.models.hardware import choose_compute_dtype
     from hybridizer.plan.cost import run_shape
     from hybridizer.plan.memory import estimate
+    from hybridizer.plan.recompute import with_recomputing
     from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
     from hybridizer.train.loop import train
     from hybridizer.train.runtime import Runtime
@@ -167,7 +168,10 @@ def _ours(arguments, folder: Path) -> None:
     turn, watch = Turn(arguments.device), Stopwatch()
     model, parts, plan = _frozen_model(arguments, folder)
     dtype = choose_compute_dtype(arguments.precision, arguments.device)
-    cost = estimate(_model_shape(model), plan.choice, run_shape(_settings(arguments), arguments.device))
+    shape, settings = _model_shape(model), _settings(arguments)
+    planned = run_shape(settings, arguments.device)
+    planned = with_recomputing(settings, arguments.device, shape, plan.choice, planned)
+    cost = estimate(shape, plan.choice, planned)
 
     class Monitor(SilentMonitor):
         @contextmanager
@@ -198,7 +202,10 @@ def _ours(arguments, folder: Path) -> None:
 
     if on_cpu:
         watch.hook(parts, plan.choice.boundary)
-    job = TrainJob(model, parts, plan, _data(arguments, folder), _settings(arguments), plan_hash="bench")
+    job = TrainJob(
+        model, parts, plan, _data(arguments, folder), settings, plan_hash="bench",
+        recomputed_layers=planned.recomputed_layers,
+    )  # fmt: skip
     run = folder / f"run-{os.getpid()}"
     train(job, RunContext(run, TimedRuntime(cpu=on_cpu), Monitor(), DeviceFigures(cost.token_flops)))
 
@@ -206,6 +213,7 @@ def _ours(arguments, folder: Path) -> None:
 def _settings(arguments):
     """The recipe section that the bench stands for."""
     from hybridizer.recipe.models import DataEntry, Train
+    from hybridizer.recipe.sizes import parse_size
 
     (freeze,) = arguments.freeze
     return Train(
@@ -217,7 +225,7 @@ def _settings(arguments):
         lr=1e-5,
         precision=arguments.precision,
         checkpoint_minutes=1e9,
-        gradient_checkpointing=arguments.recompute,
+        gradient_checkpointing=parse_size(arguments.budget) if arguments.budget else arguments.recompute,
     )
 
 
@@ -383,6 +391,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--recompute", action="store_true", help="recompute layers; ours only")
+    parser.add_argument("--budget", help="recompute as many layers as it takes to stay within it, such as 2GB")
     parser.add_argument("--only", choices=["ours"], help="leave the other trainer out")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=os.cpu_count())

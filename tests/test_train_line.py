@@ -361,7 +361,7 @@ def test_the_hash_follows_the_text_and_the_settings_and_not_the_place(bench, tmp
     recipe = recipe_of(bench)
     first = hybridize_json("plan", recipe)["hash"]
     assert hybridize_json("plan", bench / "runs/x/recipe.resolved.yaml")["hash"] == first
-    for change in ("checkpoint_minutes=1", "max_steps=3", "max_minutes=9"):
+    for change in ("checkpoint_minutes=1", "max_steps=3", "max_minutes=9", "compile=auto", "compile=false"):
         assert hybridize_json("plan", recipe, "--set", f"train.{change}")["hash"] == first
     assert hybridize_json("plan", recipe, "--set", "train.freeze=2..3")["hash"] == first
     elsewhere = tmp_path_factory.mktemp("else")

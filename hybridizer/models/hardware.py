@@ -5,6 +5,9 @@ Nothing here imports torch for a CPU on Linux, so that a plan can be made withou
 
 from __future__ import annotations
 
+import math
+import os
+from importlib.util import find_spec
 from pathlib import Path
 
 # FLOP/s of dense bfloat16 products with float32 sums, by the name that CUDA gives the device. NVIDIA's data sheets of
@@ -53,6 +56,29 @@ def choose_matmul_dtype(dtype: str, device: str) -> str:
     """The dtype in which a training in `dtype` multiplies: itself, or float32 where a CPU would emulate bfloat16."""
     emulated = dtype == "bfloat16" and device == "cpu" and not has_bfloat16(device)
     return "float32" if emulated else dtype
+
+
+def choose_compile(requested: bool | str, device: str) -> bool:
+    """Whether a training on a device of that type compiles its layers: as requested; `auto` does on CUDA only.
+
+    On a CPU compiled layers do without the attention and the fused networks that are faster there. Without Triton,
+    torch has nothing to compile to on CUDA.
+    """
+    if requested == "auto":
+        return device == "cuda" and find_spec("triton") is not None
+    return bool(requested)
+
+
+def device_bytes(device: str) -> int | None:
+    """The memory of this process's device of that type: of the GPU, or of this machine; None where it is unknown."""
+    if device == "cpu":
+        names = "SC_PAGE_SIZE", "SC_PHYS_PAGES"
+        return math.prod(map(os.sysconf, names)) if os.sysconf_names.keys() >= set(names) else None
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(None).total_memory) if torch.cuda.is_available() else None
+    return None
 
 
 def datasheet_flops(name: str, dtype: str) -> float:

@@ -9,9 +9,10 @@ from hybridizer.checkpoint.dtypes import DTYPE_BITS, FLOATING, SAFETENSORS_NAMES
 from hybridizer.core.records import to_jsonable
 from hybridizer.models.hardware import choose_compute_dtype, choose_matmul_dtype
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.plan.freeze import choose_frozen, with_adapters
-from hybridizer.plan.memory import LOSS_CHUNK_BYTES, Estimate, Memory, ModelShape, RunShape, estimate
+from hybridizer.plan.freeze import FreezeChoice, choose_frozen, with_adapters
+from hybridizer.plan.memory import HEAP_SPREAD, LOSS_CHUNK_BYTES, Estimate, Memory, ModelShape, RunShape, estimate
 from hybridizer.plan.plan import Plan
+from hybridizer.plan.recompute import memory_budget, repeated_flops, with_recomputing
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.models import SIDES, Train
@@ -24,7 +25,11 @@ UNPACKED_BYTES = {"adamw8bit": 20}
 
 @dataclass(frozen=True)
 class FreezeCost:
-    """One freeze choice: parameters, FLOP per token and their share of full training, bytes at the peak."""
+    """One freeze choice: parameters, FLOP per token and their share of full training, bytes at the peak.
+
+    `recomputed_layers` run again in the backward pass; their operations, `recomputed_share` of the others, are not
+    among them.
+    """
 
     name: str
     trained_layers: str
@@ -35,6 +40,8 @@ class FreezeCost:
     share_of_full_flops: float
     memory: Memory
     peak_bytes: int
+    recomputed_layers: tuple[int, ...] = ()
+    recomputed_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ def estimate_cost(plan: Plan, train: Train, boundary: int, device: str, *, mean_
             f"the peak is that of rows of {train.seq_len} tokens; unpacked rows are as long as the longest document of "
             "their step, so shorter documents need less"
         )
+    if train.gradient_checkpointing is not False:
+        notes.append(_recompute_note(requested, len(shape.layers), memory_budget(train, device)))
     if train.optimizer == "adamw8bit" and device == "cpu":
         with_adamw = replace(train, optimizer="adamw")
         plain, _ = _cost_of("adamw", with_adamw, shape, boundary, run_shape(with_adamw, device, mean_document))
@@ -109,10 +118,23 @@ def _eight_bit_note(saved: int, peak: int) -> str:
     )
 
 
+def _recompute_note(asked: FreezeCost, num_layers: int, budget: int | None) -> str:
+    """Which layers are recomputed, and whether the step then stays within `budget`."""
+    layers = asked.recomputed_layers
+    note = f"{len(layers)} of {num_layers} layers are recomputed in the backward pass"
+    if layers:
+        note += f" ({format_layers(layers)}), which adds {asked.recomputed_share:.0%} to the operations above"
+    if budget is not None:
+        limit = f"the limit of {budget / 1e9:.3g} GB"
+        note += f", to stay within {limit}" if asked.peak_bytes <= budget else f"; {limit} cannot be reached"
+    return note
+
+
 def _cost_of(name: str, train: Train, shape: ModelShape, boundary: int, run: RunShape) -> tuple[FreezeCost, Estimate]:
     choice = choose_frozen(train, len(shape.layers), boundary, shape.tied)
     if train.lora is not None:
         choice = with_adapters(choice)
+    run = with_recomputing(train, run.device, shape, choice, run)
     found = estimate(shape, choice, run)
     arm = FreezeCost(
         name=name,
@@ -124,12 +146,23 @@ def _cost_of(name: str, train: Train, shape: ModelShape, boundary: int, run: Run
         share_of_full_flops=found.token_flops.total / found.full_token_flops.total,
         memory=found.memory,
         peak_bytes=found.memory.total,
+        recomputed_layers=run.recomputed_layers,
+        recomputed_share=repeated_flops(shape, run) / found.token_flops.total,
     )
     return arm, found
 
 
+def recomputed_layers(shape: ModelShape, train: Train, choice: FreezeChoice, device: str) -> tuple[int, ...]:
+    """The layers that a training of this model under `choice` recomputes on a device of that type."""
+    kind = device if device in HEAP_SPREAD else "cpu"  # the estimate knows no other kinds
+    return with_recomputing(train, kind, shape, choice, run_shape(train, kind)).recomputed_layers
+
+
 def run_shape(train: Train, device: str, mean_document: float | None = None) -> RunShape:
-    """The sizes of one step of `train` on a device of that type; `mean_document` as in `estimate_cost`."""
+    """The sizes of one step of `train` on a device of that type, no layer recomputed yet.
+
+    `mean_document` is as in `estimate_cost`.
+    """
     dtype = choose_compute_dtype(train.precision, device)
     rows = train.micro_batch_size or train.global_batch_size
     return RunShape(
@@ -140,7 +173,6 @@ def run_shape(train: Train, device: str, mean_document: float | None = None) -> 
         product_bytes=_num_bytes(choose_matmul_dtype(dtype, device)),
         moment_bytes=MOMENT_BYTES[train.optimizer],
         unpacked_bytes=UNPACKED_BYTES.get(train.optimizer, 0) if device == "cpu" else 0,
-        gradient_checkpointing=train.gradient_checkpointing,
         accumulates=train.global_batch_size > rows,
         device=device,
         adapter_rank=train.lora.rank if train.lora else 0,

@@ -72,8 +72,9 @@ class RunShape:
     `compute_bytes` is 4 for float32 and 2 for bfloat16; `product_bytes` is the same for matrix products, 4 where a CPU
     multiplies bfloat16 in float32. `moment_bytes` is what the optimizer keeps per parameter (8, or 2 for 8-bit Adam),
     `unpacked_bytes` what its update takes beside per parameter of the tensor that it is at.
-    `accumulates`: a step has several batches, whose gradients add up. `adapter_rank` is the rank of the low-rank
-    adapters that train in place of whole matrices, 0 for none; `adapter_dropout`: they have dropout.
+    `recomputed_layers` keep their input only and run again in the backward pass. `accumulates`: a step has several
+    batches, whose gradients add up. `adapter_rank` is the rank of the low-rank adapters that train in place of whole
+    matrices, 0 for none; `adapter_dropout`: they have dropout.
     """
 
     batch_tokens: int
@@ -82,7 +83,7 @@ class RunShape:
     product_bytes: int = 4
     moment_bytes: int = 8
     unpacked_bytes: int = 0
-    gradient_checkpointing: bool = False
+    recomputed_layers: tuple[int, ...] = ()
     accumulates: bool = False
     loss_chunk_bytes: int = LOSS_CHUNK_BYTES["cpu"]
     device: str = "cpu"
@@ -198,15 +199,16 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
         weights += trained * shape.stored_bytes
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
     waiting = 4 * trained if run.accumulates else 0
-    kept, one_layer = _activations(shape, choice, run)
+    kept, one_layer, recomputed = _activations(shape, choice, run)
     table = shape.width * shape.vocabulary
     forward = (waiting, kept, _loss(shape, choice, run), 0)
     # A tied embedding's gradient is a table beside the head's; low-precision gradients lie beside those they add to.
     twice = shape.tied and not choice.frozen_embedding
     beside = (run.compute_bytes * table if twice else 0) + (waiting // 2 if low else 0)
     backward = (4 * trained + beside, one_layer, 0, 0)
+    again = (waiting, recomputed, 0, 0)
     update = (4 * trained, 0, 0, run.unpacked_bytes * _largest_trained(shape, choice, run))
-    gradients, activations, loss, unpacked = max(forward, backward, update, key=sum)
+    gradients, activations, loss, unpacked = max(forward, again, backward, update, key=sum)
     passing = activations + min(loss, run.loss_chunk_bytes)
     small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0] if gradients else 0
     spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
@@ -239,20 +241,30 @@ def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     return loss + 4 * table + (run.compute_bytes * table if run.compute_bytes < 4 else 0) + summed * table
 
 
-def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tuple[int, int]:
-    """Bytes kept for the backward pass by all layers from the lowest trained one on, and by the largest of them.
+def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tuple[int, int, int]:
+    """Bytes kept for the backward pass by all layers, by the largest of them, and at most while one runs again.
 
-    With gradient checkpointing each layer keeps its input, and one layer at a time keeps everything.
+    A recomputed layer keeps its input until the backward pass reaches it, and then everything, beside what the layers
+    before it keep.
     """
-    lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=len(shape.layers))
-    kept = [
-        layer.kept_width + (0 if number in choice.frozen_layers else _trained_width(layer, run))
-        for number, layer in enumerate(shape.layers[lowest:], start=lowest)
-    ]
-    most = max(kept, default=0)
-    per_token = len(kept) * shape.width if run.gradient_checkpointing else sum(kept)
+    widths = kept_widths(shape, choice, run)
+    again = set(run.recomputed_layers)
+    before = highest = 0
+    for number, width in widths.items():
+        kept = shape.width if number in again else width
+        highest = max(highest, before + width if number in again else 0)
+        before += kept
     scale = run.batch_tokens * run.compute_bytes
-    return per_token * scale, most * scale
+    return before * scale, max(widths.values(), default=0) * scale, highest * scale
+
+
+def kept_widths(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> dict[int, int]:
+    """How many numbers per token each layer keeps for the backward pass, from the lowest trained one on."""
+    lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=len(shape.layers))
+    return {
+        number: layer.kept_width + (0 if number in choice.frozen_layers else _trained_width(layer, run))
+        for number, layer in enumerate(shape.layers[lowest:], start=lowest)
+    }
 
 
 def _trained_width(layer: LayerShape, run: RunShape) -> int:

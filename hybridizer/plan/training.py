@@ -100,6 +100,7 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
         "head": choice.frozen_head,
     }
     settings = {key: value for key, value in plain(train).items() if key not in _ELSEWHERE}
+    settings["compile"] = train.compile is True  # `auto` depends on the device, which a plan does not
     training = TrainPlan(
         boundary=boundary,
         frozen_layers=choice.frozen_layers,

@@ -136,6 +136,22 @@ def _read_layers(value: object) -> tuple[int, ...]:
     return expand(read_ranges(value))
 
 
+def _read_auto_switch(value: object) -> bool | str:
+    if isinstance(value, bool) or value == AUTO:
+        return value
+    raise _refusal(f"must be true, false or {AUTO}; got {show(value)}.", "Write one of them, without quotes.")
+
+
+def _read_recompute(value: object) -> bool | str | int:
+    if isinstance(value, bool) or value == AUTO:
+        return value
+    try:
+        return parse_size(value)
+    except RecipeError:
+        what = f"must be true, false, {AUTO} or a size in bytes; got {show(value)}."
+        raise _refusal(what, "Write the memory to stay within, as in 8GB, or one of the words.") from None
+
+
 def _read_parameter(value: object) -> ParameterValue:
     if not isinstance(value, (bool, int, float)):
         raise _refusal(f"must be a number, true or false; got {show(value)}.", "Write a number without quotes.")
@@ -165,6 +181,16 @@ _SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 
 # Strict where pydantic would convert: "3" is not 3, and 1 is not true. Messages take the bounds from these.
 Switch: TypeAlias = Annotated[bool, Strict()]
+AutoSwitch: TypeAlias = Annotated[
+    bool | str,
+    PlainValidator(_as_validator(_read_auto_switch)),
+    _either({"type": "boolean"}, {"enum": [AUTO]}),
+]
+Recompute: TypeAlias = Annotated[
+    bool | str | int,
+    PlainValidator(_as_validator(_read_recompute)),
+    _either({"type": "boolean"}, {"enum": [AUTO]}, {"type": "integer", "minimum": 1}, _SIZE_TEXT),
+]
 Seed: TypeAlias = Annotated[int, Strict(), Ge(0), Le(MAX_SEED)]
 NonNegativeInt: TypeAlias = Annotated[int, Strict(), Ge(0)]
 PositiveInt: TypeAlias = Annotated[int, Strict(), Ge(1)]

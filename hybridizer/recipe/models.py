@@ -22,6 +22,7 @@ from hybridizer.recipe.fields import (
     SIDES,
     STRATEGIES,
     AtLeastTwo,
+    AutoSwitch,
     Boundary,
     BoundaryValue,
     Count,
@@ -42,6 +43,7 @@ from hybridizer.recipe.fields import (
     PositiveInt,
     Ratio,
     RatioBelowOne,
+    Recompute,
     Seed,
     Size,
     SortedParameters,
@@ -376,10 +378,14 @@ class Train:
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="the compute dtype; auto: bfloat16 where the device has hardware for it"
     )
-    gradient_checkpointing: Switch = Field(
-        default=False, description="recompute activations: less memory, a third more compute"
+    gradient_checkpointing: Recompute = Field(
+        default=False,
+        description="recompute the activations of all layers (true), or of as many as it takes to stay within a size "
+        "such as 8GB, or within the device's memory (auto): less memory, up to a third more compute",
     )
-    compile: Switch = Field(default=False, description="compile the layers with torch.compile")
+    compile: AutoSwitch = Field(
+        default=AUTO, description="compile the layers with torch.compile; auto: on CUDA, not on a CPU"
+    )
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many steps", examples=[1000])
     max_minutes: Positive | None = Field(default=None, description="stop after this many minutes", examples=[60])
     checkpoint_minutes: NonNegative = Field(default=5.0, description="minutes between checkpoints; 0: every step")

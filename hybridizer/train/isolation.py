@@ -42,10 +42,16 @@ def documents_leak(objective: CausalLMLoss, vocab_size: int, num_tokens: int = F
     document = torch.randint(vocab_size, (1, size), generator=generator).to(device)
     fixed, *changed = (torch.cat([other, document], 1) for other in others)
     positions = _positions(first, size, device).expand(2, -1)
-    with _in_eval(objective), _nothing_zero(objective):
+    with in_eval(objective), _nothing_zero(objective):
         results = [objective.hidden(torch.cat([fixed, row]), positions)[:, first:] for row in (fixed, *changed)]
     beside, behind = ([result[row] for result in results] for row in (0, 1))
     return _spread(behind) > _LEAK_FACTOR * _spread(beside)
+
+
+def two_documents(vocab_size: int, num_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random ids and the positions, each (1, tokens), of a row of `num_tokens` that holds two documents."""
+    ids = torch.randint(vocab_size, (1, num_tokens), generator=torch.Generator().manual_seed(0))
+    return ids.to(device), _positions(*_lengths(num_tokens), device)
 
 
 @contextmanager
@@ -100,7 +106,7 @@ def leaking_modules(
             else:
                 yield from look(child)
 
-    with _in_eval(model), _nothing_zero(model):
+    with in_eval(model), _nothing_zero(model):
         try:
             model(input_ids=ids, position_ids=_positions(first, size, ids.device), use_cache=False)
         finally:
@@ -305,7 +311,7 @@ def _spread(results: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _in_eval(module: nn.Module) -> Iterator[None]:
+def in_eval(module: nn.Module) -> Iterator[None]:
     """Inside the block, `module` is in eval mode: dropout would look like a leak."""
     training = module.training
     module.eval()

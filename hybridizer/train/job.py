@@ -13,6 +13,7 @@ from torch import nn
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash
 from hybridizer.data.batches import TrainingData
+from hybridizer.models.hardware import choose_compile
 from hybridizer.models.loss import CHUNK_BYTES
 from hybridizer.models.objective import TrainableParts
 from hybridizer.plan.flops import TokenFlops
@@ -37,7 +38,8 @@ class TrainJob:
     """Everything that decides the numbers of a run: the same job on the same device gives the same bits.
 
     `plan_hash` names what the model was made of, which `plan_details` describes in plain values. `seed` is that of
-    dropout, and at most `loss_chunk_bytes` of float32 logits exist at a time.
+    dropout, and at most `loss_chunk_bytes` of float32 logits exist at a time. `recomputed_layers` run again in the
+    backward pass, which changes no bit.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class TrainJob:
     seed: int = 0
     loss_chunk_bytes: int = CHUNK_BYTES
     plan_details: Mapping[str, Any] = field(default_factory=dict)
+    recomputed_layers: tuple[int, ...] = ()
 
     @property
     def vocab_size(self) -> int:
@@ -60,13 +63,13 @@ class TrainJob:
         """The number of steps after which the run ends: those of the data, or fewer by `max_steps`."""
         return min(self.data.num_steps, self.settings.max_steps or self.data.num_steps)
 
-    def facts(self, num_ranks: int) -> dict[str, Any]:
-        """What a checkpoint must agree with to be resumed from by `num_ranks` processes."""
+    def facts(self, num_ranks: int, device: str = "cpu") -> dict[str, Any]:
+        """What a checkpoint must agree with to be resumed from by `num_ranks` processes on a `device` of that type."""
         return {
             "plan": self.plan_hash,
             "freeze": content_hash([self.freeze_plan.trained, self.freeze_plan.frozen]),
             "data": self.data.facts,
-            "train": self._settings_facts(),
+            "train": self._settings_facts(device),
             "processes": num_ranks,
         }
 
@@ -75,9 +78,10 @@ class TrainJob:
         choice = asdict(self.freeze_plan.choice)
         return {"plan": self.plan_details, "freeze": {key: value for key, value in choice.items() if key != "notes"}}
 
-    def _settings_facts(self) -> dict[str, Any]:
+    def _settings_facts(self, device: str) -> dict[str, Any]:
         names = [key.name for key in fields(self.settings) if key.name not in _FREE | _RECORDED_BESIDE]
         values = {name: getattr(self.settings, name) for name in names}
+        values["compile"] = choose_compile(self.settings.compile, device)
         optimizer = {"name": values.pop("optimizer"), **{name: values.pop(name) for name in _OPTIMIZER}}
         schedule = {"kind": values.pop("schedule"), **{name: values.pop(name) for name in _SCHEDULE}}
         inner = {"loss_chunk_bytes": self.loss_chunk_bytes, "seed": self.seed}

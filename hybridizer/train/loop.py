@@ -102,7 +102,7 @@ class _Run:
         self._job, self._context, self._step, self._proof = job, context, step, proof
         self._runtime, self._clock = context.runtime, context.clock
         self._checkpoints = context.folder / CHECKPOINTS
-        self._facts = job.facts(self._runtime.num_ranks)
+        self._facts = job.facts(self._runtime.num_ranks, self._runtime.device.type)
         self._sources = [drawn.name for drawn in job.data.drawn]
         self.state = RunState(DivergenceGuard(job.vocab_size, self._sources))
         self._unreached: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import torch
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.document_attention import document_attention
+from hybridizer.models.hardware import choose_compile
 from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
 from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
@@ -18,6 +19,7 @@ from hybridizer.models.wrapping import compiled, recomputing
 from hybridizer.train.fused import fused
 from hybridizer.train.isolation import FEW_TOKENS, Documents, documents_leak, isolate_documents
 from hybridizer.train.job import TrainJob
+from hybridizer.train.packed_attention import choose_packed_attention, packed_attention
 from hybridizer.train.precision import choose_dtype, working_precision
 
 
@@ -42,23 +44,25 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
     model does not run in, for a head that the loss cannot use, and for packed rows whose documents cannot be isolated.
     """
     settings = job.settings
-    dtype = choose_dtype(settings.precision, device)
+    dtype, compiles = choose_dtype(settings.precision, device), choose_compile(settings.compile, device.type)
     with ExitStack() as stack:
         enter = stack.enter_context
         # First, and undone last: what follows runs modules on samples, in the dtype that they will compute in.
         enter(_precision(job, dtype))
         # Before anything else runs the model: what is tested below is then what trains.
-        enter(_fusing(job))
+        enter(_fusing(job, compiles))
         # Before the model is tested for leaks. It acts below the modules, and runs what torch's own function ran.
-        enter(_documents(job, dtype, device))
+        enter(_documents(compiles, dtype, device))
         # After fusing, which compares results as rounded by the dtype. It acts below the modules.
-        enter(_upcasting(job, dtype, device))
+        enter(_upcasting(compiles, dtype, device))
         # Changes nothing. It inspects the head in the dtype that computes, and isolation tests the model through it.
         objective = LossBySource(job.model, job.parts, len(job.data.drawn), job.loss_chunk_bytes)
         # Before compilation: its trials would each take up one of the few compiled graphs.
         documents = enter(_isolation(job, objective))
+        # After isolation, which tests single modules: those take no other mask than one of all pairs.
+        enter(_attention(job, objective, documents, device))
         # Before checkpointing, which would hide the layers' code from the compiler.
-        enter(_compilation(job))
+        enter(_compilation(job, compiles))
         # Last, so that the backward pass runs everything above once more.
         enter(_checkpointing(job))
         yield Prepared(objective, dtype, documents)
@@ -73,19 +77,19 @@ def _precision(job: TrainJob, dtype: torch.dtype) -> Iterator[None]:
         working.restore_()
 
 
-def _fusing(job: TrainJob) -> AbstractContextManager[Any]:
-    return nullcontext() if job.settings.compile else fused(job.model)  # it would break compiled graphs at every module
+def _fusing(job: TrainJob, compiles: bool) -> AbstractContextManager[Any]:
+    return nullcontext() if compiles else fused(job.model)  # it would break compiled graphs at every module
 
 
-def _documents(job: TrainJob, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
+def _documents(compiles: bool, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
     emulated = matmul_dtype(dtype, device) != dtype
-    if device.type != "cpu" or job.settings.compile or emulated:  # it would break compiled graphs at every attention
+    if device.type != "cpu" or compiles or emulated:  # it would break compiled graphs at every attention
         return nullcontext()
     return document_attention(dtype)
 
 
-def _upcasting(job: TrainJob, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
-    if job.settings.compile or matmul_dtype(dtype, device) == dtype:  # it would break them at every operation
+def _upcasting(compiles: bool, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    if compiles or matmul_dtype(dtype, device) == dtype:  # it would break them at every operation
         return nullcontext()
     return UpcastMatmul()
 
@@ -95,12 +99,24 @@ def _isolation(job: TrainJob, objective: CausalLMLoss) -> AbstractContextManager
     return _isolated(objective, job.parts, packing.seq_len) if packing.packed else nullcontext()
 
 
-def _compilation(job: TrainJob) -> AbstractContextManager[None]:
-    return compiled(job.parts.layers) if job.settings.compile else nullcontext()
+def _attention(
+    job: TrainJob, objective: CausalLMLoss, documents: Documents | None, device: torch.device
+) -> AbstractContextManager[Any]:
+    if documents is None or documents.num_modules:  # modules that run over documents separately take masks apart
+        return nullcontext()
+    attention, tokens = choose_packed_attention(job.model, device), max(job.data.settings.seq_len, FEW_TOKENS)
+    return packed_attention(objective, attention, _vocabulary(job.parts), tokens)
+
+
+def _compilation(job: TrainJob, compiles: bool) -> AbstractContextManager[None]:
+    return compiled(job.parts.layers) if compiles else nullcontext()
 
 
 def _checkpointing(job: TrainJob) -> AbstractContextManager[None]:
-    return recomputing(job.parts.layers) if job.settings.gradient_checkpointing else nullcontext()
+    layers = job.parts.layers
+    if job.settings.gradient_checkpointing is not True:
+        layers = [layers[number] for number in job.recomputed_layers]
+    return recomputing(layers) if layers else nullcontext()
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from hybridizer.core.records import read_json, read_record, write_json
 from hybridizer.data.documents import MAX_LISTED
 from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
-from hybridizer.plan.memory import model_token_flops
+from hybridizer.plan.cost import recomputed_layers
+from hybridizer.plan.memory import ModelShape, model_token_flops
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.models import DataEntry, Recipe, Train
@@ -230,8 +231,18 @@ def _make_job(plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime) -> tu
         recipe.seed,
         loss_chunk_bytes(runtime.device),
         _details(plan),
+        _recomputed(plan, settings, freeze_plan, runtime),
     )
     return job, sources
+
+
+def _recomputed(plan: Plan, settings: Train, freeze_plan: FreezePlan, runtime: Runtime) -> tuple[int, ...]:
+    """The layers that run again in the backward pass, as the plan's estimate has them for this device."""
+    return recomputed_layers(_shape(plan), settings, freeze_plan.choice, runtime.device.type)
+
+
+def _shape(plan: Plan) -> ModelShape:
+    return planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
 
 
 def _details(plan: Plan) -> dict[str, Any]:
@@ -280,19 +291,18 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
 
 def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
     """The FLOP per token of `job`, and FLOP/s of the device: of its fastest matrix product and of its data sheet."""
-    from hybridizer.models.hardware import datasheet_flops, device_name
+    from hybridizer.models.hardware import choose_compile, datasheet_flops, device_name
     from hybridizer.models.matmul import matmul_dtype
     from hybridizer.train.job import DeviceFigures
     from hybridizer.train.precision import choose_dtype
     from hybridizer.train.timing import measure_peak
 
     settings = job.settings
-    shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
     lengths = job.data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
-    flops = model_token_flops(shape, job.freeze_plan.choice, context, settings.lora.rank if settings.lora else 0)
+    flops = model_token_flops(_shape(plan), job.freeze_plan.choice, context, settings.lora.rank if settings.lora else 0)
     dtype = choose_dtype(settings.precision, runtime.device)
-    dtype = dtype if settings.compile else matmul_dtype(dtype, runtime.device)
+    dtype = dtype if choose_compile(settings.compile, runtime.device.type) else matmul_dtype(dtype, runtime.device)
     device, name = str(runtime.device), str(dtype).removeprefix("torch.")
     return DeviceFigures(flops, measure_peak(device, name), datasheet_flops(device_name(device), name))
 

@@ -49,6 +49,7 @@ class DryRunRequest:
     """The training to time: `config` is the model's config.json, `dtype` that of its weights, as torch names it.
 
     `settings` say what freezes, what a step holds and how it computes; their data and limits are not used.
+    `recomputed_layers` run again in the backward pass.
     """
 
     config: Mapping[str, Any]
@@ -57,6 +58,7 @@ class DryRunRequest:
     boundary: int
     steps: int = 3
     cpu: bool = False
+    recomputed_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def _train(request: DryRunRequest, folder: Path) -> DryRun:
     runtime = Runtime(cpu=request.cpu)
     data = _random_data(request, parts.vocab_size)
     forget_peak_(runtime.device)  # random weights need a second table where head and embedding are tied
-    job = TrainJob(model, parts, plan, data, settings, plan_hash="probe")
+    again = request.recomputed_layers
+    job = TrainJob(model, parts, plan, data, settings, plan_hash="probe", recomputed_layers=again)
     result = run_loop(job, RunContext(folder, runtime, SilentMonitor(), DeviceFigures(TokenFlops(0, 0, 0))))
     last = json.loads((folder / LOG).read_text().splitlines()[-1])
     tokens = settings.seq_len * settings.global_batch_size
@@ -176,7 +179,10 @@ def expect_time(plan: Plan, train: Train, boundary: int, device: str, *, num_ste
     One process's steps: `num_steps` of them take `run_seconds`. Raises RunError when the process dies, and whatever
     training raises.
     """
-    found = dry_run(DryRunRequest(plan.config, main_dtype(plan), train, boundary, cpu=device == "cpu"))
+    again = estimate_cost(plan, train, boundary, device).asked.recomputed_layers
+    found = dry_run(
+        DryRunRequest(plan.config, main_dtype(plan), train, boundary, cpu=device == "cpu", recomputed_layers=again)
+    )
     as_run: dict[str, Any] = {"precision": found.compute_dtype}
     return StepTiming(
         found.step_seconds,

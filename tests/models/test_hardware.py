@@ -51,3 +51,22 @@ def test_the_data_sheet_is_that_of_the_very_device_and_of_bfloat16():
 
 def test_a_cpu_has_no_name_in_the_table():
     assert hardware.device_name("cpu") == ""
+
+
+@pytest.mark.parametrize(("requested", "device", "triton", "compiles"), [
+    ("auto", "cpu", True, False), ("auto", "cuda", True, True), ("auto", "cuda", False, False),
+    ("auto", "mps", True, False), (True, "cpu", False, True), (False, "cuda", True, False),
+])  # fmt: skip
+def test_layers_are_compiled_as_requested_and_by_default_on_cuda(monkeypatch, requested, device, triton, compiles):
+    monkeypatch.setattr(hardware, "find_spec", lambda name: name if triton else None)
+    assert hardware.choose_compile(requested, device) is compiles
+
+
+def test_the_memory_of_a_device_is_that_of_the_gpu_or_of_this_machine(monkeypatch):
+    assert hardware.device_bytes("cpu") > 2**28
+    assert hardware.device_bytes("mps") is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Found", (), {"total_memory": 80}))
+    assert hardware.device_bytes("cuda") == 80
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert hardware.device_bytes("cuda") is None

@@ -12,7 +12,8 @@ from support.sections import train_section
 OTHERS = {
     "data": (DataEntry(path="other.jsonl"),), "freeze": "none", "embedding": "train", "final_norm": "train",
     "head": "train", "lora": Lora(), "optimizer": "adamw8bit", "betas": (0.8, 0.9), "schedule": "wsd",
-    "precision": "bfloat16", "divergence": "off", "max_steps": 1, "max_minutes": 1.0, "trackers": ("wandb",),
+    "precision": "bfloat16", "compile": True, "divergence": "off", "max_steps": 1, "max_minutes": 1.0,
+    "trackers": ("wandb",),
 }  # fmt: skip
 
 
@@ -47,6 +48,16 @@ def test_checkpoints_of_earlier_versions_agree_with_the_same_settings():
         "precision": "auto", "micro_batch_size": 0, "gradient_checkpointing": False, "compile": False,
         "loss_chunk_bytes": 67108864, "seed": 0,
     }  # fmt: skip
+
+
+def test_compiled_by_choice_and_by_the_device_are_one_fact():
+    def fact(value, device):
+        settings = train_section(compile=value)
+        plan = SimpleNamespace(trained={}, frozen={})
+        data = SimpleNamespace(facts={}, num_steps=9)
+        return TrainJob(None, None, plan, data, settings, "").facts(1, device)["train"]["compile"]
+
+    assert (fact("auto", "cpu"), fact(False, "cuda"), fact(True, "cpu")) == (False, False, True)
 
 
 @pytest.mark.parametrize(("max_steps", "last"), [(None, 9), (4, 4), (20, 9)])

@@ -102,6 +102,24 @@ def test_attention_runs_document_by_document_where_products_are_not_emulated_or_
     assert functional.scaled_dot_product_attention is before
 
 
+def test_layers_are_not_compiled_on_a_cpu_by_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: pytest.fail("a layer was compiled"))
+    job = job_of(tmp_path, "llama", SECTION)
+    assert job.settings.compile == "auto"
+    with prepare(job, CPU):
+        assert not any("forward" in vars(layer) for layer in job.parts.layers)
+
+
+@pytest.mark.parametrize(("setting", "planned", "wrapped"), [
+    (False, (), []), (True, (), [0, 1, 2, 3]), (10**9, (1, 3), [1, 3]), ("auto", (), []),
+])  # fmt: skip
+def test_the_layers_that_were_planned_are_recomputed_and_all_of_them_by_true(tmp_path, setting, planned, wrapped):
+    job = job_of(tmp_path, "llama", replace(SECTION, gradient_checkpointing=setting))
+    job = replace(job, recomputed_layers=planned)
+    with prepare(job, CPU):
+        assert [number for number, layer in enumerate(job.parts.layers) if "forward" in vars(layer)] == wrapped
+
+
 @pytest.mark.parametrize("model_type", ["llama", "mamba2", "gemma2"])
 def test_a_micro_batch_reads_no_value_back(tmp_path, monkeypatch, model_type):
     monkeypatch.setattr(
