@@ -146,7 +146,7 @@ def test_baselines_stand_beside_the_trace_each_with_its_source():
 def test_donors_are_ranked_into_the_contract():
     hybridize("rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5", "--json", "rank.json")
     ranking = json.loads(Path("rank.json").read_text())
-    assert ranking["schema"] == "hybridizer.ranking/3"
+    assert ranking["schema"] == "hybridizer.ranking/4"
     assert {row["donor"] for row in ranking["ranking"]} == {"a", "b"}
     assert ranking["ranking"][0]["score"] >= ranking["ranking"][1]["score"]
     for row in ranking["ranking"]:
@@ -172,7 +172,7 @@ def test_what_a_recipe_leaves_open_is_settled_with_a_reason_and_recorded():
     chosen = int(boundary.split()[3])
     assert [row["sources"][0][0] for row in plan["layers"]] == ["b"] * chosen + [first] * (4 - chosen)
     assert {"a.json", "a.svg", "b.json", "b.svg"} == {path.name for path in Path("runs/x/traces").iterdir()}
-    assert json.loads(Path("runs/x/ranking.json").read_text())["schema"] == "hybridizer.ranking/3"
+    assert json.loads(Path("runs/x/ranking.json").read_text())["schema"] == "hybridizer.ranking/4"
     assert hybridize_json("plan", "runs/x/recipe.resolved.yaml")["hash"] == plan["hash"]
     hybridize("build", "x.yaml")
 

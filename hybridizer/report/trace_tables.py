@@ -1,6 +1,6 @@
 """Traces, profiles, rankings and baselines as tables for a terminal: rich renderables, for the command line to print.
 
-All take the plain objects of the contracts "hybridizer.trace/3", "hybridizer.profile/2" and "hybridizer.ranking/3".
+All take the plain objects of the contracts "hybridizer.trace/3", "hybridizer.profile/2" and "hybridizer.ranking/4".
 """
 
 from __future__ import annotations

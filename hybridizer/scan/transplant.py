@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,16 @@ class Transplants:
     donors: Mapping[str, Sides]
     num_bytes: Array
     num_passes: int
+
+    def fits(self, names: Collection[str], num_prompts: int, num_documents: int) -> bool:
+        """Whether these are the scores of those donors, on so many prompts and documents."""
+        scores = [self.own, *(score for sides in self.donors.values() for score in (sides.deep, sides.shallow))]
+        prompts, documents = {(num_prompts,)}, {(num_documents,)}
+        return (
+            set(self.donors) == set(names)
+            and {score.bits.shape for score in scores} | {self.num_bytes.shape} == documents
+            and {array.shape for score in scores for array in (score.hit, score.target_prob)} == prompts
+        )
 
 
 def transplant(

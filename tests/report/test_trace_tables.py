@@ -29,7 +29,7 @@ def row(donor="alpha", tied_with=(), score=0.404, **more):
 
 
 def ranking(*rows):
-    about = {"schema": "hybridizer.ranking/3", "n": 500, "answered_n": 498, "chance": 0.004, "by": "transplant"}
+    about = {"schema": "hybridizer.ranking/4", "n": 500, "answered_n": 498, "chance": 0.004, "by": "transplant"}
     about |= {"num_documents": 48, "num_bytes": 23_456, "side": "deep", "host": "alpha"}
     return {**about, "seed": 0, "num_resamples": 1000, "ranking": list(rows)}
 
