@@ -258,6 +258,21 @@ def test_held_out_questions_among_the_examples_of_the_other_half_are_counted(nam
     )
 
 
+def in_half(examples, question, target, held_out):
+    """A probe that asks a question after examples, with a line before them that puts it into that half."""
+    prompts = (f"{number}\n{examples}\n{question}" for number in range(99))
+    return next(probe for probe in (Probe(prompt, target) for prompt in prompts) if probe.held_out == held_out)
+
+
+@pytest.mark.parametrize(
+    ("example", "leaks"), [("3 plus 6 is 9.", 1), ("3 plus 6 is 91.", 0), ("13 plus 6 is 9.", 0), ("3 plus 6 is 9", 1)]
+)
+def test_a_leak_is_the_whole_question_with_the_whole_answer(example, leaks):
+    asked = in_half("1 plus 1 is 2.", "3 plus 6 is", "9", held_out=True)
+    assert count_leaks([in_half(example, "4 plus 4 is", "8", held_out=False), asked]) == (leaks, 1)
+    assert count_leaks([in_half(example, "4 plus 4 is", "8", held_out=True), asked]) == (0, 2)  # of its own half
+
+
 def test_pairs_of_prompts_that_agree_tie_where_independent_ones_would_not():
     """b answers six prompts that a does not, three whole pairs: beyond doubt of forty prompts, not of twenty pairs."""
     a, b = candidate("a", hits=14), candidate("b", hits=20)
