@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from hybridizer.trace.runs import TraceRequest
 
 
+SIDES = ("deep", "shallow")
+
+
 @reporting_os_errors()
 def trace_donors(
     texts: Sequence[str],
@@ -73,6 +76,7 @@ def rank_donors(
     `by` is a key of trace.ranking.MEASURES; sides are measured on the built-in text, unless it needs none of it.
     Raises InputError as `trace_donors` does, and for a host that is not among the donors.
     """
+    from hybridizer.trace.boundary import check_boundary
     from hybridizer.trace.ranking import MEASURES, NEEDS_GRAFT, common_boundary, rank
 
     problems = [*find_argument_problems(texts, request.seed, allow), *find_output_problems(json_out, None)]
@@ -80,10 +84,13 @@ def rank_donors(
         problems.append(Problem("by", f"there is no measure '{by}'.", DidYouMean(by, MEASURES)))
     if host is not None and host not in texts:
         problems.append(Problem("host", f"'{host}' is not one of the donors.", DidYouMean(host, texts)))
+    if side not in SIDES:
+        problems.append(Problem("side", f"there is no side '{side}'.", DidYouMean(side, SIDES)))
     if problems:
         raise InputError(*problems)
     host = host or texts[0]
     donors = open_named({text: text for text in texts}, allow, monitor)
+    check_boundary(boundary, {donor.reference: donor.structure.num_layers for donor in donors})
     traces = _trace_all(donors, request, monitor, baselines=False, ranked=True)
     grafts = None
     if by is None or by in NEEDS_GRAFT:
@@ -126,10 +133,16 @@ def open_named(names: Mapping[str, str], allow: tuple[str, ...], monitor: Monito
 
 
 def find_argument_problems(texts: Sequence[str], seed: int, allow: Sequence[str]) -> Iterator[Problem]:
-    """Donors named twice, a seed out of range, permissions that do not exist."""
+    """No donor, donors named twice, a seed out of range, permissions that do not exist."""
+    if not texts:
+        yield Problem("donors", "no donor is given.", "Name at least one.")
     for text, count in Counter(texts).items():
         if count > 1:
             yield Problem("donors", f"'{text}' is named {count} times.", "Name each donor once.")
+    places: dict[Path, str] = {}
+    for text in dict.fromkeys(texts):
+        if Path(text).exists() and (first := places.setdefault(Path(text).resolve(), text)) != text:
+            yield Problem("donors", f"'{text}' is '{first}' under another name.", "Name each donor once.")
     if not 0 <= seed <= MAX_SEED:
         yield Problem("seed", f"{seed} is not in the range 0..{MAX_SEED}.", "Give a number in that range.")
     for name in allow:
@@ -260,7 +273,7 @@ def measure_sides(
             name: Graft(getattr(sides, side), found.num_bytes, probes.probes, sides.why_whole)
             for name, sides in found.donors.items()
         }
-        for side in ("deep", "shallow")
+        for side in SIDES
     }
 
 
