@@ -73,6 +73,8 @@ def test_every_panel_shows_the_numbers_of_the_record():
     assert [bar.get_height() for bar in delta.patches] == [row["delta_js"] for row in record["layers"]]
     assert [list(line.get_ydata()) for line in delta.lines] == [row["delta_js_ci"] for row in record["layers"]]
     assert list(scores.lines[1].get_ydata()) == [row["s_debiased"] for row in record["boundary"]]
+    band = [height for place, height in scores.collections[0].get_paths()[0].vertices if place == 7]
+    assert [min(band), max(band)] == record["boundary"][6]["s_debiased_ci"]
     assert list(scores.lines[2].get_ydata()) == [row["s"] for row in record["boundary"]]
     assert [text.get_text() for text in scores.get_legend().get_texts()] == [
         "debiased", "of absolute values, which noise makes too large",
