@@ -184,7 +184,7 @@ def rank(donors: tuple[str, ...], boundary: str, by: str | None, host: str | Non
     from hybridizer.report.show import show_ranking
 
     requested = _read_boundary(boundary)
-    traces, ranking = rank_donors(
+    _, ranking = rank_donors(
         donors,
         _trace_request(options),
         tuple(options["allow"]),
@@ -198,7 +198,7 @@ def rank(donors: tuple[str, ...], boundary: str, by: str | None, host: str | Non
     if options["json_out"] is not None:
         _write_out(options["json_out"], ranking.to_json())
     if str(options["json_out"]) != "-":
-        show_ranking(ranking.to_json(), traces[0].record.to_json())
+        show_ranking(ranking.to_json())
 
 
 @main.command(cls=JsonFile)

@@ -34,11 +34,11 @@ from known_truth_donors import (
 from known_truth_donors import single_layers as single_layers_of
 from smollm2 import smollm2_folder
 
-from hybridizer.core.bootstrap import Array, drawn_interval, resampling_weights
+from hybridizer.core.bootstrap import Array, Interval, drawn_interval, proportion_interval, resampling_weights
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
 from hybridizer.scan.score import builtin_documents, encode_text
-from hybridizer.trace.competence import above_chance, chance_level, wilson_interval
+from hybridizer.trace.competence import above_chance, chance_level
 from hybridizer.trace.probes import load_probes
 from hybridizer.trace.prompts import Prompt
 from hybridizer.trace.sensitivity import delta_js
@@ -242,13 +242,20 @@ LAYER_PROFILES: Mapping[str, Callable[[Arrays], Array]] = {
 }
 
 
+def wilson(hits: Sequence[float] | Array) -> Interval:
+    """Wilson's interval of independent answers, at least one."""
+    found = proportion_interval(np.asarray(hits, np.float64))
+    assert found is not None, "there are answers"
+    return found
+
+
 def tell(answers: Sequence[str]) -> str:
     """Share of right answers with its Wilson interval, then right / tie / wrong as counts."""
     asked = [answer for answer in answers if answer != "none"]
     if not asked:
         return "-"
     right, ties, wrong = (asked.count(word) for word in ("right", "tie", "wrong"))
-    low, high = wilson_interval(right, len(asked))
+    low, high = wilson([1.0] * right + [0.0] * (len(asked) - right))
     return f"{right / len(asked):.0%} ({low:.0%} to {high:.0%}); {right} / {ties} / {wrong}"
 
 
@@ -313,7 +320,7 @@ def floor_table(runs: Mapping[str, Arrays], units: Sequence[Unit], chance: float
         if not found:
             continue
         rates = [run["hit"].mean() for run in found]
-        passed = sum(wilson_interval(int(run["hit"].sum()), len(run["hit"]))[0] > chance for run in found)
+        passed = sum(wilson(run["hit"])[0] > chance for run in found)
         bits = [run["bits"].sum() / run["num_bytes"].sum() for run in found]
         label = f"{kind} {size:.0%}" if size else kind
         row = f"{np.mean(rates):.3f} | {np.mean(bits):.3f} | {passed} of {len(found)}"

@@ -174,6 +174,15 @@ def test_a_finished_scan_costs_no_run_and_an_interrupted_one_resumes(bench, monk
     assert json.loads(Path("scan.json").read_text()) == first
 
 
+@pytest.mark.parametrize("damage", [b"", b"{}\n", b"\xff\xfe\n", None])
+def test_a_damaged_scan_in_the_cache_starts_over(bench, damage):
+    first = scan("--changes", "cut")
+    for path in (bench / "cache" / "scans").iterdir():
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(damage if damage is not None else lines[0] + lines[1].replace(b'"hit": [', b'"hit": [0.0, '))
+    assert scan("--changes", "cut") == first
+
+
 def test_tables_show_what_was_tried_the_verdicts_and_chance():
     shown = hybridize("scan", "a", *SMALL, "--best", "2").stdout
     assert "a, 4 layers" in shown and "14 models tried; searched by bits per byte" in shown
@@ -198,6 +207,8 @@ def test_pictures_are_drawn_with_title_and_description():
     ("arguments", "says"),
     [
         (["a", "a"], "'a' is named 2 times"),
+        (["a", "./a"], "'./a' is 'a' under another name"),
+        (["a", "--seed", str(2**32)], "4294967296 is not in the range 0<=x<=4294967295"),
         (["nowhere"], "'nowhere' does not exist"),
         (["a", "one"], "donor 'one': it has a single layer"),
         (["a", "wide"], "`hidden_size` is 32, and 64"),

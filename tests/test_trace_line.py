@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hybridizer import rank
 from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.pipeline.donors import trace_donors
@@ -119,6 +120,43 @@ def test_readings_cut_short_in_the_cache_are_traced_again(bench):
     assert json.loads(Path("again.json").read_text()) == first
 
 
+@pytest.mark.parametrize("damage", ["compression", "missing", "other"])
+def test_readings_that_do_not_hold_what_the_record_says_are_traced_again(bench, damage):
+    first = trace()
+    (path,) = (bench / "cache" / "traces").glob("*/readings.npz")
+    damage_npz(path, damage, "kl")
+    again = hybridize("trace", "a", "--probes", "p.jsonl", "--json", "again.json")
+    assert "damaged in the cache, traced again" in again.stderr
+    assert json.loads(Path("again.json").read_text()) == first
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "compression", "missing", "other"])
+def test_damaged_sides_in_the_cache_are_measured_again(bench, damage):
+    known = ["rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5"]
+    first = hybridize_json(*known)
+    (path,) = (bench / "cache" / "sides").iterdir()
+    damage_npz(path, damage, "deep1_hit")
+    again = hybridize(*known, "--json", "again.json")
+    assert "damaged in the cache, measured again" in again.stderr
+    assert json.loads(Path("again.json").read_text()) == first
+    assert "damaged" not in hybridize(*known).stderr
+
+
+def damage_npz(path, damage, column):
+    """Cut a file of arrays, give it a compression that does not exist, or drop or shorten one of its columns."""
+    content = path.read_bytes()
+    if damage in ("cut", "empty"):
+        path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+    elif damage == "compression":
+        at = content.rindex(b"PK\x01\x02") + 10
+        path.write_bytes(content[:at] + b"\x63" + content[at + 1 :])
+    else:
+        with np.load(path) as stored:
+            columns = dict(stored)
+        found = columns.pop(column)
+        np.savez(path, **columns, **({column: found[:-1]} if damage == "other" else {}))
+
+
 def test_a_damaged_journal_in_the_cache_starts_over(bench):
     first = trace()
     (path,) = (bench / "cache" / "traces").glob("*/record.json")
@@ -146,7 +184,7 @@ def test_baselines_stand_beside_the_trace_each_with_its_source():
 def test_donors_are_ranked_into_the_contract():
     hybridize("rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5", "--json", "rank.json")
     ranking = json.loads(Path("rank.json").read_text())
-    assert ranking["schema"] == "hybridizer.ranking/3"
+    assert ranking["schema"] == "hybridizer.ranking/4"
     assert {row["donor"] for row in ranking["ranking"]} == {"a", "b"}
     assert ranking["ranking"][0]["score"] >= ranking["ranking"][1]["score"]
     for row in ranking["ranking"]:
@@ -172,7 +210,7 @@ def test_what_a_recipe_leaves_open_is_settled_with_a_reason_and_recorded():
     chosen = int(boundary.split()[3])
     assert [row["sources"][0][0] for row in plan["layers"]] == ["b"] * chosen + [first] * (4 - chosen)
     assert {"a.json", "a.svg", "b.json", "b.svg"} == {path.name for path in Path("runs/x/traces").iterdir()}
-    assert json.loads(Path("runs/x/ranking.json").read_text())["schema"] == "hybridizer.ranking/3"
+    assert json.loads(Path("runs/x/ranking.json").read_text())["schema"] == "hybridizer.ranking/4"
     assert hybridize_json("plan", "runs/x/recipe.resolved.yaml")["hash"] == plan["hash"]
     hybridize("build", "x.yaml")
 
@@ -193,6 +231,10 @@ def test_both_sides_are_chosen_by_what_they_are_worth_on_the_host():
     assert {row["first_layer"] for row in ranking["shallow"]["ranking"]} == {0}
     again = hybridize("plan", "x.yaml").stdout  # sides are measured once
     assert "Shallow is '" in again and "Deep is '" in again
+    told = " ".join(again.split())
+    for other in ("each deep side with the shallow side of a", "each shallow side with the deep side of a"):
+        assert f"by transplant: score = bytes per bit, of {other}" in told, "the whole ranking, as `rank` shows it"
+    assert again.count("p.jsonl: 10 usable targets are too few to be halved") == 2
     assert "passes" not in hybridize("plan", "x.yaml").stderr
     shown = hybridize("check", auto_recipe(deep="auto", shallow="auto", boundary=0.5)).stdout
     assert shown.count("checked as if it were the host, 'a'") == 2
@@ -285,6 +327,13 @@ def test_a_setting_that_makes_no_sense_is_refused(arguments, says):
         (["trace", "a", "--plot", "x.gif"], "Name it .svg or .png"),
         (["trace", *"abcdefg", "--plot", "x.svg"], "7 donors cannot be told apart"),
         (["trace", "a", "other", "--mask-with", "abc"], "'abc' is not one token of this tokenizer"),
+        (["trace", "a", "./a"], "'./a' is 'a' under another name"),
+        (["rank", "a", "a"], "'a' is named 2 times"),
+        (["rank", "a", "a/"], "'a/' is 'a' under another name"),
+        (["rank", "a", "b", "--seed", str(2**32)], "4294967296 is not in the range 0<=x<=4294967295"),
+        (["rank", "a", "b", "--allow", "pickel"], "'pickel' is not one of 'remote_code', 'pickle'"),
+        (["rank", "a", "b", "--json", "no/such/out.json"], "the folder 'no/such' does not exist"),
+        (["rank", "a", "b", "--boundary", "99"], "layer 99 leaves one side of a empty"),
         (["rank", "a", "one"], "it has a single layer"),
         (["rank", "a", "b", "--perturb", "layer"], "ranking needs the context perturbation"),
         (["rank", "a", "b", "--probes", "same.jsonl"], "every probe has the same target"),
@@ -304,6 +353,24 @@ def test_what_cannot_work_is_refused_before_anything_is_traced(bench, monkeypatc
     options = [] if "--probes" in arguments else ["--probes", "p.jsonl"]
     assert says in hybridize(*arguments, *options, code=2).stderr
     assert traced == []
+
+
+@pytest.mark.parametrize(
+    ("donors", "options", "says"),
+    [
+        ([], {}, "no donor is given"),
+        (["a", "b"], {"side": "depp"}, "there is no side 'depp'.\n  Did you mean 'deep'?"),
+        (["a", "b"], {"boundary": "knea"}, "Did you mean 'knee'?"),
+        (["a", "b"], {"boundary": 1.5}, "1.5 is not a share of the depth between 0 and 1"),
+    ],
+)
+def test_what_only_the_python_interface_can_ask_for_is_refused_before_anything_is_traced(
+    monkeypatch, donors, options, says
+):
+    monkeypatch.setattr("hybridizer.trace.runs._run", None)
+    with pytest.raises(InputError) as caught:
+        rank(donors, probes="p.jsonl", **options)
+    assert says in str(caught.value)
 
 
 def test_every_problem_with_the_arguments_is_reported_at_once():

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from pathlib import Path
+
+# What numpy.load raises for a damaged .npz file. RuntimeError: a bit that says compressed by another method, encrypted.
+NPZ_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def cache_folder() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,33 @@ class Journal:
     """
 
     def __init__(self, path: Path, key: str, work: str) -> None:
-        """Open the journal at `path`, or start it. Raises JournalError for a damaged one, or one with another key."""
+        """Open the journal at `path`, or start it. Raises JournalError for one with another key."""
         self.path, self._work = path, work
-        self.lines: list[tuple[str, Any]] = []  # "file:line" and the value in it
         header = _encode({"key": key})
-        content = path.read_bytes() if path.exists() else b""
-        if header.startswith(content):  # new, empty, or killed while starting
+        content = _beginning(path, len(header))
+        if header.startswith(content):  # new, empty, killed while starting, or the same work
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(header)
+            if content != header:
+                path.write_bytes(header)
             flush_folder(path.parent)
-            return
-        if not content.startswith(header):
+        else:
             what = f"this is not the journal of this {work}."
             raise JournalError(Problem(str(path), what, "Name another file, or delete this one to start over."))
-        whole = content[: content.rindex(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines()[1:], start=2):
-            where = f"{path}:{number}"
-            try:
-                self.lines.append((where, json.loads(line)))
-            except ValueError as error:
-                raise self.damage(where, str(error)) from None
-        os.truncate(path, len(whole))
+        with path.open("rb") as file:
+            os.truncate(path, sum(len(line) for line in file if line.endswith(b"\n")))
+
+    @property
+    def lines(self) -> Iterator[tuple[str, Any]]:
+        """The finished pieces, each with "file:line", one in memory at a time. Raises JournalError for damage."""
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{self.path}:{number}"
+                try:
+                    value = json.loads(line)
+                except ValueError as error:
+                    raise self.damage(where, str(error)) from None
+                if number > 1:
+                    yield where, value
 
     def append(self, piece: Any) -> None:
         """Add one finished piece; it is on disk when this returns."""
@@ -57,6 +64,14 @@ class Journal:
         """The error for a line that does not hold what it should."""
         noun = self._work.partition(" ")[0]
         return JournalError(Problem(where, f"damaged journal: {reason}.", f"Delete the file to start the {noun} over."))
+
+
+def _beginning(path: Path, num_bytes: int) -> bytes:
+    """The first bytes of a file, none where it does not exist."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        return file.read(num_bytes)
 
 
 def _encode(value: object) -> bytes:

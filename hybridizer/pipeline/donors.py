@@ -23,9 +23,13 @@ from hybridizer.recipe.sizes import MAX_SEED
 if TYPE_CHECKING:
     from hybridizer.scan.score import Items
     from hybridizer.trace.probes import ProbeSet
-    from hybridizer.trace.ranking import Graft, Ranking
+    from hybridizer.trace.ranked import Ranking
+    from hybridizer.trace.ranking import Graft
     from hybridizer.trace.record import TraceRun
     from hybridizer.trace.runs import TraceRequest
+
+
+SIDES = ("deep", "shallow")
 
 
 @reporting_os_errors()
@@ -72,6 +76,7 @@ def rank_donors(
     `by` is a key of trace.ranking.MEASURES; sides are measured on the built-in text, unless it needs none of it.
     Raises InputError as `trace_donors` does, and for a host that is not among the donors.
     """
+    from hybridizer.trace.boundary import check_boundary
     from hybridizer.trace.ranking import MEASURES, NEEDS_GRAFT, common_boundary, rank
 
     problems = [*find_argument_problems(texts, request.seed, allow), *find_output_problems(json_out, None)]
@@ -79,10 +84,13 @@ def rank_donors(
         problems.append(Problem("by", f"there is no measure '{by}'.", DidYouMean(by, MEASURES)))
     if host is not None and host not in texts:
         problems.append(Problem("host", f"'{host}' is not one of the donors.", DidYouMean(host, texts)))
+    if side not in SIDES:
+        problems.append(Problem("side", f"there is no side '{side}'.", DidYouMean(side, SIDES)))
     if problems:
         raise InputError(*problems)
     host = host or texts[0]
     donors = open_named({text: text for text in texts}, allow, monitor)
+    check_boundary(boundary, {donor.reference: donor.structure.num_layers for donor in donors})
     traces = _trace_all(donors, request, monitor, baselines=False, ranked=True)
     grafts = None
     if by is None or by in NEEDS_GRAFT:
@@ -125,10 +133,16 @@ def open_named(names: Mapping[str, str], allow: tuple[str, ...], monitor: Monito
 
 
 def find_argument_problems(texts: Sequence[str], seed: int, allow: Sequence[str]) -> Iterator[Problem]:
-    """Donors named twice, a seed out of range, permissions that do not exist."""
+    """No donor, donors named twice, a seed out of range, permissions that do not exist."""
+    if not texts:
+        yield Problem("donors", "no donor is given.", "Name at least one.")
     for text, count in Counter(texts).items():
         if count > 1:
             yield Problem("donors", f"'{text}' is named {count} times.", "Name each donor once.")
+    places: dict[Path, str] = {}
+    for text in dict.fromkeys(texts):
+        if Path(text).exists() and (first := places.setdefault(Path(text).resolve(), text)) != text:
+            yield Problem("donors", f"'{text}' is '{first}' under another name.", "Name each donor once.")
     if not 0 <= seed <= MAX_SEED:
         yield Problem("seed", f"{seed} is not in the range 0..{MAX_SEED}.", "Give a number in that range.")
     for name in allow:
@@ -186,7 +200,7 @@ def _check_rankable(donors: Sequence[Donor], request: TraceRequest) -> None:
     chance_level(usable)
 
 
-MAX_GRAFT_PROMPTS = 200
+MAX_HELD_OUT, MAX_SELECTION = 200, 100  # prompts: competence is measured on the first, compared with the second
 GRAFT_BYTES = 24_000
 
 
@@ -229,8 +243,9 @@ def measure_sides(
 ) -> dict[str, dict[str, Graft]]:
     """Both sides of each donor on `host`, by side ("deep", "shallow") and donor; from the cache if measured before.
 
-    `boundaries` is the first deep layer of each donor. At most MAX_GRAFT_PROMPTS of the request's probes are asked,
-    spread evenly over them. Raises what scan.transplant.transplant raises.
+    `boundaries` is the first deep layer of each donor. Asked are at most MAX_HELD_OUT of the held-out half of the
+    request's probes and MAX_SELECTION of the other, spread evenly over each. A damaged cache entry is measured again.
+    Raises what scan.transplant.transplant raises.
     """
     from hybridizer.scan.transplant import read_transplants, transplant, write_transplants
     from hybridizer.trace.ranking import Graft
@@ -239,7 +254,9 @@ def measure_sides(
     probes = _thin(request.probes)
     path = _cached_sides(donors, host, boundaries, request, documents)
     found = read_transplants(path) if path.is_file() else None
-    if found is None:
+    if found is None or not found.fits(donors, len(probes.probes), len(documents)):
+        if path.is_file():
+            monitor.note(f"sides on '{host}': damaged in the cache, measured again")
         with monitor.task(f"measure sides on '{host}'", 2 * len(donors) - 1, "passes") as advance:
             found = transplant(
                 host,
@@ -251,20 +268,23 @@ def measure_sides(
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_transplants(path, found)
-    targets = tuple(probe.target for probe in probes.probes)
     return {
         side: {
-            name: Graft(getattr(sides, side), found.num_bytes, targets, sides.why_whole)
+            name: Graft(getattr(sides, side), found.num_bytes, probes.probes, sides.why_whole)
             for name, sides in found.donors.items()
         }
-        for side in ("deep", "shallow")
+        for side in SIDES
     }
 
 
 def _thin(probes: ProbeSet) -> ProbeSet:
-    """At most MAX_GRAFT_PROMPTS of them, evenly spread."""
-    count = min(MAX_GRAFT_PROMPTS, len(probes.probes))
-    return replace(probes, probes=tuple(probes.probes[i * len(probes.probes) // count] for i in range(count)))
+    """At most MAX_HELD_OUT of the held-out half and MAX_SELECTION of the other, evenly spread, in their order."""
+    kept: set[int] = set()
+    for held_out, most in ((True, MAX_HELD_OUT), (False, MAX_SELECTION)):
+        half = [index for index, probe in enumerate(probes.probes) if probe.held_out == held_out]
+        count = min(most, len(half))
+        kept.update(half[place * len(half) // count] for place in range(count))
+    return replace(probes, probes=tuple(probes.probes[index] for index in sorted(kept)))
 
 
 def _prepare(tokenizer: Any, probes: ProbeSet, documents: tuple[str, ...], request: TraceRequest) -> Items:
@@ -283,5 +303,5 @@ def _cached_sides(
 ) -> Path:
     """Where the sides are kept: named by what they depend on."""
     about = [[name, donor.fingerprint, boundaries[name]] for name, donor in donors.items()]
-    parts = [about, host, request.probes.sha256, request.settings.dtype, list(documents), __version__, 1]
+    parts = [about, host, request.probes.sha256, request.settings.dtype, list(documents), __version__, 2]
     return cache_folder() / "sides" / f"{content_hash(parts).removeprefix('sha256:')}.npz"

@@ -16,7 +16,7 @@ from hybridizer.recipe.models import AUTO, Layout, Recipe
 
 if TYPE_CHECKING:
     from hybridizer.trace.boundary import Boundary
-    from hybridizer.trace.ranking import RankedDonor, Ranking
+    from hybridizer.trace.ranked import RankedDonor, Ranking
     from hybridizer.trace.record import TraceRun
     from hybridizer.trace.runs import TraceRequest
 
@@ -155,7 +155,7 @@ def _place(
             number = ranking.boundaries[reference].layer / len(traces[reference].record.layers)
         layout = replace(layout, boundary=number)
     warnings = [boundary.warning] if boundary.warning else []
-    if is_at_chance(traces[deep].readings.hit, [probe.target for probe in request.probes.probes]):
+    if is_at_chance(traces[deep].readings.hit, request.probes.probes):
         what = f"'{deep}' does the probes no better than chance, so that its trace supports no boundary"
         warnings.append(f"{what}: its layers may be as stable because they compute nothing.")
     return layout, boundary, warnings
@@ -188,7 +188,7 @@ def _warn(side: str, best: RankedDonor, ranking: Ranking) -> list[str]:
     for row in ranking.ranking:
         if row.why_whole is not None:
             found.append(f"'{row.donor}' was measured whole, not by its {side} side on the host: {row.why_whole}")
-    return found
+    return [*found, *ranking.warnings]
 
 
 def _record(rankings: Mapping[str, Ranking]) -> dict[str, object]:

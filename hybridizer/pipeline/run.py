@@ -143,11 +143,13 @@ def write_held_records(run: RunFolder, planned: Planned, cost: Cost | None = Non
 
 def _draw_trace(path: Path, traced: TraceRun, recipe: Recipe) -> None:
     from hybridizer.report.plots import draw_trace, write_figure
+    from hybridizer.trace.boundary import choose_boundary
 
     boundary = recipe.layout.boundary if traced.donor == recipe.layout.deep else None
     assert not isinstance(boundary, str), "strategies are resolved before anything is written"
     layer = None if boundary is None else first_deep_layer(boundary, traced.record.donor.num_layers)
-    write_figure(draw_trace(traced.record.to_json(), layer), path)
+    licence = None if layer is None else choose_boundary(layer, traced.record).licence
+    write_figure(draw_trace(traced.record.to_json(), layer, None if licence is None else licence.verdict), path)
 
 
 def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from hybridizer.trace.blind import LEAST_EXPLAINED
 Record = Mapping[str, Any]
 
 
-def caption(record: Record, boundary: int | None) -> list[str]:
-    """Up to five lines: the donor, how it was traced, what was found, where the lens fails, S at the boundary."""
+def caption(record: Record, boundary: int | None, verdict: str | None = None) -> list[str]:
+    """Up to six lines: the donor, how it was traced, what was found, where the lens fails, S at the boundary, and the
+    verdict of its licence.
+    """
     lines = [
         f"{reference(record)}, {len(record['layers'])} layers",
         setting(record),
@@ -23,8 +25,10 @@ def caption(record: Record, boundary: int | None) -> list[str]:
     ]
     if boundary is not None:
         row = record["boundary"][boundary - 1]
-        score = f"S({boundary}) = {row['s']:+.3f} bits{spread(row['s_ci'], '+.3f')}"
+        score = f"debiased S({boundary}) = {row['s_debiased']:+.3f} bits{spread(row['s_debiased_ci'], '+.3f')}"
         lines.append(f"boundary at layer {boundary}, the first deep one: {score}")
+        if verdict is not None:
+            lines.append(f"freezing layers {boundary}..{len(record['layers']) - 1}: {verdict}")
     return [line for line in lines if line]
 
 
@@ -39,8 +43,7 @@ def blindness(record: Record) -> str:
 
 def blind_layers(record: Record) -> list[int]:
     """The layers at which the lens explains less than LEAST_EXPLAINED of the final distribution."""
-    shares = {row["layer"]: row.get("explained") for row in record["layers"]}
-    return [layer for layer, share in shares.items() if share is not None and share < LEAST_EXPLAINED]
+    return [row["layer"] for row in record["layers"] if row.get("blind")]
 
 
 def reference(record: Record) -> str:
@@ -71,7 +74,13 @@ def setting(record: Record) -> str:
     share = settings.get("mask_ratio")
     what = {"both": "context and layer perturbation"}.get(settings["perturb"], f"{settings['perturb']} perturbation")
     masked = f" ({share:.0%} masked)" if share is not None else ""
-    return f"{probes['n']} prompts of {one_line(probes['name'], 40)}, {what}{masked}, {settings['lens']} lens"
+    return f"{count_prompts(probes)} of {one_line(probes['name'], 40)}, {what}{masked}, {settings['lens']} lens"
+
+
+def count_prompts(probes: Mapping[str, Any]) -> str:
+    """How many prompts there are, and in how many clusters, where that is fewer."""
+    n, num_clusters = probes["n"], probes.get("num_clusters", probes["n"])
+    return f"{n} prompts" + (f" in {num_clusters} clusters" if num_clusters != n else "")
 
 
 def findings(record: Record) -> str:

@@ -52,7 +52,7 @@ def draw_delta(axes: Axes, record: Record, boundary: int | None) -> None:
         if row.get("delta_js_ci"):
             axes.plot([row["layer"]] * 2, row["delta_js_ci"], color=INK, linewidth=1)
     if boundary is not None:
-        for first, end, label in ((0, boundary, "mean of each side"), (boundary, len(layers), None)):
+        for first, end, label in ((0, boundary, "mean of each side, not debiased"), (boundary, len(layers), None)):
             mean = sum(values[first:end]) / (end - first)
             axes.plot([first - 0.5, end - 0.5], [mean, mean], color=COLOURS[1], linewidth=2, label=label)
         _legend(axes)
@@ -61,11 +61,17 @@ def draw_delta(axes: Axes, record: Record, boundary: int | None) -> None:
 
 
 def draw_scores(axes: Axes, record: Record, boundary: int | None) -> None:
-    """S(b) at b, the layer that would be the first deep one."""
-    places = [row["b"] for row in record["boundary"]]
+    """S(b) at b, the layer that would be the first deep one: debiased, with its interval, and plain."""
+    rows = record["boundary"]
+    places = [row["b"] for row in rows]
     axes.axhline(0, color=INK, linewidth=1)
-    axes.plot(places, [row["s"] for row in record["boundary"]], color=COLOURS[2], marker="o", markersize=3)
-    _band(axes, places, [row["s_ci"] for row in record["boundary"]], COLOURS[2])
+    if rows:
+        values = [row["s_debiased"] for row in rows]
+        axes.plot(places, values, color=COLOURS[2], marker="o", markersize=3, label="debiased")
+        plain = "of absolute values, which noise makes too large"
+        axes.plot(places, [row["s"] for row in rows], color=COLOURS[1], linewidth=1, linestyle=":", label=plain)
+        _band(axes, places, [row["s_debiased_ci"] for row in rows], COLOURS[2])
+        _legend(axes)
     axes.set_ylabel("S(b) (bits): shallow\nminus deep mean dJS")
 
 
@@ -86,14 +92,21 @@ def hatch_blind(axes: Axes, record: Record) -> None:
         axes.axvspan(layer - 0.5, layer + 0.5, facecolor="none", edgecolor=HATCH, hatch="///", linewidth=0, zorder=0.5)
 
 
-def overlay(axes: Axes, record: Record, measure: str, index: int, name: str) -> None:
-    """One measure of the donor `name`, by relative depth, in the colour and with the marker of its index.
+def label_donor(record: Record, name: str, boundary: int | None, verdict: str | None) -> str:
+    """The lines of a donor in a legend: name, how it was traced, what was found, the verdict on its boundary."""
+    lines = [f"{name}, {len(record['layers'])} layers", setting(record), findings(record)]
+    if boundary is not None and verdict is not None:
+        lines.append(f"freezing layers {boundary}..{len(record['layers']) - 1}: {verdict}")
+    return "\n".join(filter(None, lines))
+
+
+def overlay(axes: Axes, record: Record, measure: str, index: int, label: str) -> None:
+    """One measure of a donor with this `label`, by relative depth, in the colour and with the marker of its index.
 
     The output of layer l is at (l + 1) / L: the last layer of every donor is at 1. Markers of blind layers are hollow.
     """
     rows, colour, marker = record["layers"], COLOURS[index], MARKERS[index]
     places, values = [(row["layer"] + 1) / len(rows) for row in rows], [row[measure] for row in rows]
-    label = "\n".join(filter(None, [f"{name}, {len(rows)} layers", setting(record), findings(record)]))
     axes.plot(places, values, color=colour, marker=marker, markersize=4, label=label)
     if blind := blind_layers(record):
         at, height = [places[layer] for layer in blind], [values[layer] for layer in blind]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,15 @@ MAX_DONORS = len(panels.COLOURS)
 # Names and probes may be Chinese: the first of these that is installed draws what DejaVu Sans cannot.
 CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei",
              "PingFang SC", "SimHei")  # fmt: skip
-BANDS = "Bands and bars: 95% intervals over prompts"
+BANDS = "Bands and bars: 95% intervals over prompts, by cluster"
 BLIND = f"; hatched: the lens explains under {LEAST_EXPLAINED:.0%} there"
 
 
-def draw_trace(record: Record, boundary: int | None = None) -> Figure:
+def draw_trace(record: Record, boundary: int | None = None, verdict: str | None = None) -> Figure:
     """One donor: target probability, JS, dJS, S(b) and the task particles by layer, bands for 95% intervals.
 
-    With a `boundary`, the first deep layer, the deep side is shaded, and the two means of dJS whose difference is
-    S(boundary) are drawn. Layers that the lens cannot read are hatched.
+    With a `boundary`, the first deep layer, the deep side is shaded, and the two means of dJS whose difference is the
+    plain S(boundary) are drawn; `verdict` is that of its licence. Layers that the lens cannot read are hatched.
     """
     with matplotlib.rc_context(plot_style()):
         figure = Figure(figsize=(8, 10.5), layout="constrained")
@@ -48,18 +49,20 @@ def draw_trace(record: Record, boundary: int | None = None) -> Figure:
         rows[-1].set_xlim(-0.5, len(record["layers"]) - 0.5)
         rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels.name_sides(rows[0], record, boundary)
-        lines = [*caption(record, boundary), BANDS + (BLIND if blind_layers(record) else "")]
+        lines = [*caption(record, boundary, verdict), BANDS + (BLIND if blind_layers(record) else "")]
         figure.suptitle("\n".join(lines), x=0.01, ha="left")
     describe(figure, f"Trace of {lines[0]}", "; ".join(lines[1:]))
     return figure
 
 
-def draw_donors(records: Sequence[Record], boundaries: Sequence[int | None] = ()) -> Figure:
+def draw_donors(
+    records: Sequence[Record], boundaries: Sequence[int | None] = (), verdicts: Sequence[str | None] = ()
+) -> Figure:
     """Up to six donors overlaid by relative depth: target probability, JS and dJS, bands for 95% intervals.
 
     `boundaries`, one per donor, are dashed lines before its first deep layer, in the donor's colour; lines at one place
-    take turns, so that all are visible. Markers are hollow at layers that the lens cannot read. The legend has the
-    accuracy of each donor. Raises InputError for no donor and for more than six.
+    take turns, so that all are visible; `verdicts` are those of their licences. Markers are hollow at layers that the
+    lens cannot read. The legend has the accuracy of each donor. Raises InputError for no donor and for more than six.
     """
     if not 1 <= len(records) <= MAX_DONORS:
         what = f"{len(records)} donors cannot be distinguished in one picture."
@@ -68,9 +71,13 @@ def draw_donors(records: Sequence[Record], boundaries: Sequence[int | None] = ()
         figure = Figure(figsize=(8, 8.5), layout="constrained")
         rows = figure.subplots(3, 1, sharex=True)
         names = name_donors(records)
+        labels = [
+            panels.label_donor(record, name, boundary, verdict)
+            for record, name, boundary, verdict in zip_longest(records, names, boundaries, verdicts)
+        ]
         for axes, measure in zip(rows, ("target_prob", "js", "delta_js"), strict=True):
-            for index, (record, name) in enumerate(zip(records, names, strict=True)):
-                panels.overlay(axes, record, measure, index, name)
+            for index, (record, label) in enumerate(zip(records, labels, strict=True)):
+                panels.overlay(axes, record, measure, index, label)
             panels.draw_boundaries(axes, records, boundaries)
             axes.set_ylabel(panels.AXES[measure])
             axes.set_ylim(bottom=0)

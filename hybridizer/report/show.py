@@ -22,13 +22,25 @@ def show_traces(traces: Sequence[TraceRun]) -> None:
 
 
 def _show_trace(traced: TraceRun) -> None:
-    from hybridizer.report.trace_tables import baseline_table, boundary_lines, settings_lines, trace_table
+    from hybridizer.report.trace_tables import (
+        baseline_table,
+        boundary_lines,
+        licence_table,
+        settings_lines,
+        trace_table,
+    )
 
     record, boundary = traced.record.to_json(), _boundary_of(traced)
     if boundary is not None and boundary.warning:
         warn(boundary.warning)
-    draw(trace_table(record, boundary.layer if boundary else None))
-    for line in [*(boundary_lines(to_jsonable(boundary)) if boundary else ()), *settings_lines(record)]:
+    draw(trace_table(record, boundary.layer if boundary else None, _verdict_of(boundary)))
+    if boundary is not None:
+        about = to_jsonable(boundary)
+        for line in boundary_lines(about):
+            echo(line)
+        if (table := licence_table(about)) is not None:
+            draw(table)
+    for line in settings_lines(record):
         echo(line)
     if traced.baselines:
         draw(baseline_table(traced.baselines))
@@ -41,28 +53,43 @@ def _boundary_of(traced: TraceRun) -> Boundary | None:
     return choose_boundary("auto", traced.record) if traced.record.boundary else None
 
 
+def _verdict_of(boundary: Boundary | None) -> str | None:
+    return None if boundary is None or boundary.licence is None else boundary.licence.verdict
+
+
 def plot_traces(traces: Sequence[TraceRun], path: Path) -> None:
     """Draw one trace in full, or several overlaid, into `path`."""
     from hybridizer.report.plots import draw_donors, draw_trace, write_figure
 
     records = [traced.record.to_json() for traced in traces]
-    boundaries = [boundary.layer if (boundary := _boundary_of(traced)) else None for traced in traces]
+    found = [_boundary_of(traced) for traced in traces]
+    boundaries = [boundary.layer if boundary else None for boundary in found]
+    verdicts = [_verdict_of(boundary) for boundary in found]
     if len(traces) == 1:
-        write_figure(draw_trace(records[0], boundaries[0]), path)
+        write_figure(draw_trace(records[0], boundaries[0], verdicts[0]), path)
     else:
-        write_figure(draw_donors(records, boundaries), path)
+        write_figure(draw_donors(records, boundaries, verdicts), path)
     echo(f"drew {path}", err=True)
 
 
-def show_ranking(ranking: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """The whole ranking with its boundaries, and the settings of the traces, of which `record` is one."""
-    from hybridizer.report.trace_tables import ranking_table, settings_lines
-
+def show_ranking(ranking: Mapping[str, Any]) -> None:
+    """Its warnings, the whole ranking with its boundaries and their licences, and the settings of the traces."""
+    for warning in ranking["warnings"]:
+        warn(warning)
     for boundary in ranking["boundaries"].values():
         if boundary["warning"]:
             warn(boundary["warning"])
+    _draw_ranking(ranking)
+
+
+def _draw_ranking(ranking: Mapping[str, Any]) -> None:
+    from hybridizer.report.trace_tables import licence_table, ranking_table, settings_lines
+
     draw(ranking_table(ranking))
-    for line in settings_lines(record):
+    for donor, boundary in ranking["boundaries"].items():
+        if (table := licence_table(boundary, donor)) is not None:
+            draw(table)
+    for line in settings_lines(ranking):
         echo(line)
 
 
@@ -91,7 +118,7 @@ def plot_scan(record: Mapping[str, Any], path: Path) -> None:
 
 
 def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, every_layer: bool) -> None:
-    """A plan with the amounts of its run, its cost and the measured time, where they are given."""
+    """A plan with the amounts of its run, its cost and the measured time, where they are given, and its rankings."""
     from hybridizer.report.cost_tables import cost_table, expectation_lines
     from hybridizer.report.plan_tables import amount_lines, plan_table, training_lines, unused_lines
 
@@ -102,6 +129,10 @@ def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, 
         draw(cost_table(cost.to_json()))
     if expected is not None:
         draw(expectation_lines(to_jsonable(expected)))
+    if made.evidence.ranking is not None:
+        _draw_ranking(made.evidence.ranking)
+        if (shallow := made.evidence.ranking.get("shallow")) is not None:
+            _draw_ranking(shallow)
     for line in [*amount_lines(amounts), *made.evidence.reasons, *training_lines(made), *unused_lines(made)]:
         echo(line)
 

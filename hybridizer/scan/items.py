@@ -1,7 +1,7 @@
 """What models are scored on: beginnings of documents, and prompts with one-token answers, divided by purpose.
 
-What the search found is tested on items that it did not see. Prompts that ask for the same pair of words both ways are
-one group, and a group is never divided.
+What the search found is tested on items that it did not see. Prompts of one cluster are one group, and so are those
+without a cluster that ask for the same pair of words both ways; a group is never divided.
 """
 
 from __future__ import annotations
@@ -73,17 +73,22 @@ def take_beginnings(source: Source, encoder: Encoder, count: int, max_tokens: in
 
 
 def group_prompts(probes: Sequence[Probe]) -> tuple[int, ...]:
-    """The group of each probe: those that ask for one pair of words both ways share one, in any template.
+    """The group of each probe: those of one cluster share one; without clusters, those that ask for one pair of words
+    both ways, in any template.
 
-    Two probes ask for one pair where the last line of each holds the other's answer. Probes without an answer are
-    alone.
+    Two probes ask for one pair where the last line of each holds the other's answer. Others without a cluster or an
+    answer are alone.
     """
+    clusters: dict[str, int] = {}
     lines = [probe.prompt.rpartition("\n")[2] for probe in probes]
     answers = [probe.target.strip() if probe.target else None for probe in probes]
     groups = list(range(len(probes)))
     for i, answer in enumerate(answers):
+        if (cluster := probes[i].cluster) is not None:
+            groups[i] = clusters.setdefault(cluster, i)
+            continue
         for j in range(i):
-            other = answers[j]
+            other = answers[j] if probes[j].cluster is None else None
             if answer and other and answer in lines[j] and other in lines[i]:
                 groups[i] = groups[j]
                 break

@@ -98,12 +98,13 @@ class Workbench:
             return Scorer(self.models, next(iter(self.donors)), part.items)
 
         work = "scan (same donors and items)"
+        sizes = (part.num_documents, len(part.items.prompts))
         try:
-            return ScoreLog(Journal(path, path.stem, work), make)
+            return ScoreLog(Journal(path, path.stem, work), make, sizes)
         except JournalError as error:
             monitor.note(f"scan: cannot resume, started over ({error.problems[0].what})")
             path.unlink()
-            return ScoreLog(Journal(path, path.stem, work), make)
+            return ScoreLog(Journal(path, path.stem, work), make, sizes)
 
     def _key(self, part: Part) -> str:
         """A hash of what scores depend on."""

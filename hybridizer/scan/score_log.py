@@ -21,13 +21,13 @@ class ScoreLog:
     The journal's key must cover donors, items, dtype and device.
     """
 
-    def __init__(self, journal: Journal, make: Callable[[], Scorer]) -> None:
-        """Raises JournalError for a line that holds no score."""
+    def __init__(self, journal: Journal, make: Callable[[], Scorer], sizes: tuple[int, int]) -> None:
+        """`sizes` are the numbers of documents and prompts. Raises JournalError for a line that holds no such score."""
         self._journal, self._make = journal, make
         self._scorer: Scorer | None = None
         self._paths: tuple[Layers, ...] = ()
         self._kept: tuple[Layers, ...] = ()
-        self._known = dict(_read(journal, where, value) for where, value in journal.lines)
+        self._known = dict(_read(journal, where, value, sizes) for where, value in journal.lines)
 
     def prepare(self, paths: Sequence[Layers]) -> None:
         """Keep the activations of `paths`, and of nothing else, once a model has to be run."""
@@ -62,11 +62,14 @@ def _to_line(layers: Layers, found: Score | str) -> dict[str, Any]:
     return {"layers": layers, **{name: getattr(found, name).tolist() for name in _FIGURES}}
 
 
-def _read(journal: Journal, where: str, line: Any) -> tuple[Layers, Score | str]:
+def _read(journal: Journal, where: str, line: Any, sizes: tuple[int, int]) -> tuple[Layers, Score | str]:
     try:
         layers = tuple((str(donor), int(layer)) for donor, layer in line["layers"])
         if "refused" in line:
             return layers, str(line["refused"])
-        return layers, Score(*(np.array(line[name], np.float64) for name in _FIGURES))
-    except (KeyError, TypeError, ValueError):
+        score = Score(*(np.array(line[name], np.float64) for name in _FIGURES))
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise journal.damage(where, "the line holds no score") from None
+    if [array.shape for array in (score.bits, score.hit, score.target_prob)] != [(sizes[0],), (sizes[1],), (sizes[1],)]:
+        raise journal.damage(where, "the line holds a score of other items")
+    return layers, score

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hybridizer.core.bootstrap import Array
+from hybridizer.core.cache import NPZ_DAMAGE
 from hybridizer.core.errors import InputError, PlanError, Problem
 from hybridizer.core.files import write_file
 from hybridizer.models.compose import LayerList
@@ -56,6 +55,16 @@ class Transplants:
     donors: Mapping[str, Sides]
     num_bytes: Array
     num_passes: int
+
+    def fits(self, names: Collection[str], num_prompts: int, num_documents: int) -> bool:
+        """Whether these are the scores of those donors, on so many prompts and documents."""
+        scores = [self.own, *(score for sides in self.donors.values() for score in (sides.deep, sides.shallow))]
+        prompts, documents = {(num_prompts,)}, {(num_documents,)}
+        return (
+            set(self.donors) == set(names)
+            and {score.bits.shape for score in scores} | {self.num_bytes.shape} == documents
+            and {array.shape for score in scores for array in (score.hit, score.target_prob)} == prompts
+        )
 
 
 def transplant(
@@ -111,7 +120,7 @@ def write_transplants(path: Path, found: Transplants) -> None:
 def read_transplants(path: Path) -> Transplants | None:
     """What `write_transplants` wrote; None for a damaged file, which is to be written again."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             donors = {
                 name: Sides(_score_in(stored, f"deep{number}"), _score_in(stored, f"shallow{number}"), *rest)
@@ -119,7 +128,7 @@ def read_transplants(path: Path) -> Transplants | None:
             }
             own = _score_in(stored, "own")
             return Transplants(about["host"], own, donors, stored["num_bytes"], about["num_passes"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+    except (*NPZ_DAMAGE, AttributeError):
         return None
 
 

@@ -43,9 +43,8 @@ def choose_boundary(choice: str | float, record: TraceRecord) -> Boundary:
     if not record.boundary:
         what = f"{record.donor.reference} has a single layer, and a boundary needs one on each side."
         raise InputError(Problem("boundary", what, "Take a donor of two layers or more."))
+    check_boundary(choice, {record.donor.reference: len(record.layers)})
     if isinstance(choice, str):
-        if choice not in STRATEGIES:
-            raise InputError(Problem("boundary", f"there is no strategy '{choice}'.", DidYouMean(choice, STRATEGIES)))
         name, (layer, reason) = choice, STRATEGIES[choice](record)
     elif isinstance(choice, int):
         name, (layer, reason) = "layer", fixed(record, choice)
@@ -53,6 +52,21 @@ def choose_boundary(choice: str | float, record: TraceRecord) -> Boundary:
         name, (layer, reason) = "share", share(record, choice)
     licence = judge(record.licence_settings, layer, SEARCHES.get(name, GIVEN))
     return Boundary(layer, name, reason, _warning(record, licence), licence)
+
+
+def check_boundary(choice: str | float, depths: Mapping[str, int]) -> None:
+    """Raise InputError where `choice` cannot be a boundary of donors of these depths, whatever their traces show."""
+    if isinstance(choice, str):
+        if choice not in STRATEGIES:
+            raise InputError(Problem("boundary", f"there is no strategy '{choice}'.", DidYouMean(choice, STRATEGIES)))
+    elif isinstance(choice, int):
+        for donor, depth in depths.items():
+            if depth > 1 and not 1 <= choice < depth:
+                what = f"layer {choice} leaves one side of {donor} empty: it has {depth} layers."
+                raise InputError(Problem("boundary", what, f"Give a layer inside 1..{depth - 1}."))
+    elif not 0 < choice < 1:
+        what = f"{choice} is not a share of the depth between 0 and 1."
+        raise InputError(Problem("boundary", what, "Give a share such as 0.5, or a layer such as 15."))
 
 
 def midpoint(record: TraceRecord) -> tuple[int, str]:
@@ -63,21 +77,14 @@ def midpoint(record: TraceRecord) -> tuple[int, str]:
 
 
 def share(record: TraceRecord, choice: float) -> tuple[int, str]:
-    """`choice` of the depth, rounded, at least one layer on each side. Raises InputError outside (0, 1)."""
-    if not 0 < choice < 1:
-        what = f"{choice} is not a share of the depth between 0 and 1."
-        raise InputError(Problem("boundary", what, "Give a share such as 0.5, or a layer such as 15."))
+    """`choice` of the depth, rounded, at least one layer on each side."""
     layer = first_deep_layer(choice, len(record.layers))
     return layer, f"{choice:.0%} of {len(record.layers)} layers, as requested; {_score(record, layer)}."
 
 
 def fixed(record: TraceRecord, choice: int) -> tuple[int, str]:
-    """b as given. Raises InputError where it leaves one side empty."""
-    num_layers = len(record.layers)
-    if not 1 <= choice < num_layers:
-        what = f"layer {choice} leaves one side of {record.donor.reference} empty: it has {num_layers} layers."
-        raise InputError(Problem("boundary", what, f"Give a layer inside 1..{num_layers - 1}."))
-    return choice, f"{choice} shallow layers of {num_layers}, as requested; {_score(record, choice)}."
+    """b as given."""
+    return choice, f"{choice} shallow layers of {len(record.layers)}, as requested; {_score(record, choice)}."
 
 
 def s_maximal(record: TraceRecord) -> tuple[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,25 @@ class TraceProgress:
     """The finished batches of a trace in a `Journal`, one line for each."""
 
     def __init__(self, path: Path, key: str) -> None:
-        """Open the journal at `path`, or start it. Raises JournalError for a damaged one, or one with another key."""
+        """Open the journal at `path`, or start it. Raises JournalError for one with another key."""
         self._journal = Journal(path, key, "trace (same donor, probes and settings)")
         self.path = path
-        self.finished: list[Reading] = []
+
+    def read_finished(self, num_prompts: int) -> Iterator[list[Reading]]:
+        """The finished batches, one in memory at a time, of a trace of so many prompts.
+
+        Raises JournalError for a line that holds no readings of them, and for a prompt that was read twice.
+        """
+        seen: set[int] = set()
         for where, batch in self._journal.lines:
-            self.finished += self._read(where, batch)
-        if len({reading.index for reading in self.finished}) < len(self.finished):
-            raise self._journal.damage(str(path), "a prompt was read twice")
+            readings = self._read(where, batch)
+            indices = {reading.index for reading in readings}
+            if not all(index in range(num_prompts) for index in indices):
+                raise self._journal.damage(where, "the line holds readings of other prompts")
+            if len(indices) < len(readings) or indices & seen:
+                raise self._journal.damage(where, "a prompt was read twice")
+            seen |= indices
+            yield readings
 
     def append(self, batch: Sequence[Reading]) -> None:
         """Add one finished batch; it is on disk when this returns."""

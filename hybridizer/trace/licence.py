@@ -35,6 +35,8 @@ from hybridizer.trace.record import RecordedSettings, SettingScores
 from hybridizer.trace.sensitivity import boundary_contrasts, change_errors
 
 LICENSED, REFUSED, UNDECIDED = "licensed", "refused", "not decided"
+ABOVE, BELOW, LEVEL, UNREAD = "above 0", "below 0", "not distinguished from 0", "not read"
+_SIGNS = {1: ABOVE, -1: BELOW, 0: LEVEL}
 
 MIN_PROMPTS = 40
 MAX_NAMED = 3  # settings named in a sentence
@@ -42,11 +44,30 @@ GIVEN, INNER, ALL = "given", "inner", "all"  # how a boundary was found, see Set
 
 
 @dataclass(frozen=True)
+class JudgedSetting:
+    """S(b) under one setting, and its interval, corrected for the search that gave b; None without one.
+
+    `template` is None for all prompts together. `says` is ABOVE, BELOW or LEVEL, the sign of the whole interval, or
+    UNREAD: a side has no layer that the lens reads, and `s` is None.
+    """
+
+    mask: str
+    lens: str
+    template: str | None
+    n: int
+    num_clusters: int
+    s: float | None
+    s_ci: Interval | None
+    says: str
+
+
+@dataclass(frozen=True)
 class Licence:
-    """The verdict on freezing from a boundary on, in one word and one sentence with its numbers."""
+    """The verdict on freezing from a boundary on, in one word and one sentence, and what it rests on."""
 
     verdict: str
     sentence: str
+    settings: tuple[JudgedSetting, ...] = ()
 
 
 def find_blind(kl: Array, kl_uniform: Array) -> NDArray[np.bool_]:
@@ -170,12 +191,13 @@ def judge(settings: Sequence[SettingScores], b: int, found_by: str = GIVEN) -> L
     """
     start = f"Freezing from layer {b} on is"
     reason = _why_unusable(settings, b)
+    judged = tuple(_judge_setting(row, b, found_by) for row in settings)
     if reason is not None:
-        return Licence(UNDECIDED, f"{start} not decided: {reason}.")
+        return Licence(UNDECIDED, f"{start} not decided: {reason}.", judged)
     used = [row for row in settings if row.s[b - 1] is not None]
     signs = [_sign(setting_interval(row, b, found_by)) for row in used]
     verdict = LICENSED if set(signs) == {1} else REFUSED if set(signs) == {-1} else UNDECIDED
-    counted = {"above 0": signs.count(1), "below 0": signs.count(-1), "not distinguished from 0": signs.count(0)}
+    counted = {words: signs.count(sign) for sign, words in _SIGNS.items()}
     found = [f"{words} under {count}" for words, count in counted.items() if count]
     against = [row for row, sign in zip(used, signs, strict=True) if sign != 1 or verdict == LICENSED]
     against.sort(key=lambda row: row.s[b - 1] or 0.0)
@@ -186,7 +208,14 @@ def judge(settings: Sequence[SettingScores], b: int, found_by: str = GIVEN) -> L
         verdict,
         f"{start} {verdict}: S({b}) is {', '.join(found)} of {len(used)} settings ({kind}); {label} {named}"
         f"{_left_out(settings, b)}.",
+        judged,
     )
+
+
+def _judge_setting(row: SettingScores, b: int, found_by: str) -> JudgedSetting:
+    band, s = setting_interval(row, b, found_by), row.s[b - 1]
+    says = UNREAD if s is None else _SIGNS[_sign(band)]
+    return JudgedSetting(row.mask, row.lens, row.template, row.n, row.num_clusters, s, band, says)
 
 
 def _why_unusable(settings: Sequence[SettingScores], b: int) -> str | None:

@@ -12,40 +12,48 @@
 measures and others. Stability, the paper's measure, rises when a model is damaged, because a damaged model reacts less
 to its context. All of this is ours except dJS.
 
-All donors are judged on the same share of their layers. Intervals are 95%, by the bootstrap over prompts and documents,
-the same resamples for all donors; of accuracies Wilson's. Two donors tie where the interval of the *difference* of
-their scores contains 0. A donor whose accuracy is not above chance beyond doubt is not competent: it ranks below those
-that are, except by plain stability, and `deep: auto` does not take it.
+All donors are judged on the same share of their layers, and their competence on the held-out half of the probes
+(competence.py). Intervals are 95%, by the bootstrap over clusters of prompts and over documents, the same resamples for
+all donors; of accuracies Wilson's with clusters. Two donors tie where the interval of the *difference* of their scores
+contains 0. A donor whose accuracy is not above chance beyond doubt is not competent: it ranks below those that are,
+except by plain stability, and `deep: auto` does not take it. One whose accuracy differs between the halves beyond doubt
+may have memorised one of them, which is a warning.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hybridizer.core.bootstrap import (
     Array,
-    Interval,
+    count_clusters,
     drawn_interval,
-    mean_samples,
     recentred,
-    resampling_weights,
+    resampled_means,
 )
 from hybridizer.core.errors import DidYouMean, InputError, Problem
 from hybridizer.core.records import to_jsonable
 from hybridizer.trace.boundary import Boundary, choose_boundary
-from hybridizer.trace.competence import above_chance, chance_level, wilson_interval
-from hybridizer.trace.probes import ProbeSet
+from hybridizer.trace.competence import (
+    Halves,
+    above_chance,
+    accuracy_interval,
+    chance_level,
+    compare_halves,
+    describe_halves,
+    split_answered,
+)
+from hybridizer.trace.probes import Probe, ProbeSet
+from hybridizer.trace.ranked import RankedDonor, Ranking, warn_of_memory
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import TraceRun
 from hybridizer.trace.sensitivity import delta_js
 
-SCHEMA = "hybridizer.ranking/3"
 DEFAULT = "transplant"
 
 
@@ -62,14 +70,14 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class Graft:
-    """The side of a donor, measured on the host: its scores, the bytes of each document, the target of each prompt.
+    """The side of a donor, measured on the host: its scores, the bytes of each document, the probes that it was asked.
 
     `why_whole` is None, or why the donor was measured whole, on its own.
     """
 
     score: Scored
     num_bytes: Array
-    targets: tuple[str | None, ...]
+    probes: tuple[Probe, ...]
     why_whole: str | None = None
 
 
@@ -81,64 +89,6 @@ class Candidate:
     readings: Readings
     layers: range
     graft: Graft | None = None
-
-
-@dataclass(frozen=True)
-class RankedDonor:
-    """One donor: `score` and its parts, each with its 95% interval; all 0..1 except bits per byte.
-
-    `competence`, `accuracy`, `target_prob` and `bits_per_byte` are those of the host with the donor's side in place of
-    its own (`measured` "side"), or of the donor itself ("whole", for the reason in `why_whole`). `tied_with` names the
-    donors from which the score does not differ beyond doubt.
-    """
-
-    donor: str
-    score: float
-    score_ci: Interval
-    stability: float
-    stability_ci: Interval
-    competence: float
-    competence_ci: Interval
-    accuracy: float
-    accuracy_ci: Interval
-    target_prob: float
-    target_prob_ci: Interval
-    bits_per_byte: float | None
-    bits_per_byte_ci: Interval | None
-    first_layer: int
-    last_layer: int
-    tied_with: tuple[str, ...]
-    competent: bool
-    measured: str
-    why_whole: str | None
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Donors, best first, by the measure `by`, for one `side` of a splice on `host`.
-
-    Stability is measured on `n` prompts, competence on `answered_n` and bits on `num_documents` of `num_bytes` bytes.
-    `boundaries` are where that side begins or ends, by donor; `probes` and `settings` those of the traces.
-    """
-
-    n: int
-    answered_n: int
-    num_documents: int
-    num_bytes: int
-    chance: float
-    seed: int
-    num_resamples: int
-    by: str
-    side: str
-    ranking: tuple[RankedDonor, ...]
-    host: str | None = None
-    probes: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    boundaries: Mapping[str, Boundary] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The ranking as the plain JSON object of the contract, `schema` first."""
-        return {"schema": SCHEMA, **to_jsonable(self)}
 
 
 def rank(
@@ -170,10 +120,11 @@ def rank(
         cut, depth = boundaries[traced.donor].layer, len(traced.record.layers)
         layers = range(cut, depth) if side == "deep" else range(cut)
         candidates.append(Candidate(traced.donor, traced.readings, layers, (grafts or {}).get(traced.donor)))
-    ranking = rank_donors(candidates, [probe.target for probe in probes.probes], seed=seed, by=by)
+    ranking = rank_donors(candidates, probes.probes, seed=seed, by=by)
     record = traces[0].record
     about = {"probes": to_jsonable(record.probes), "settings": to_jsonable(record.settings)}
-    return replace(ranking, boundaries=boundaries, host=host, side=side, **about)
+    notes = tuple(describe_halves(probes, ranking.answered_n, ranking.selection_n))
+    return replace(ranking, boundaries=boundaries, host=host, side=side, notes=notes, **about)
 
 
 def common_boundary(traces: Sequence[TraceRun], choice: str | float, reference: str | None) -> dict[str, Boundary]:
@@ -196,13 +147,13 @@ def common_boundary(traces: Sequence[TraceRun], choice: str | float, reference: 
 
 def rank_donors(
     candidates: Sequence[Candidate],
-    targets: Sequence[str | None],
+    probes: Sequence[Probe],
     *,
     seed: int = 0,
     num_resamples: int = 1000,
     by: str | None = None,
 ) -> Ranking:
-    """The candidates, best first, by the measure `by` of MEASURES. `targets` are the probes' targets, in order.
+    """The candidates, best first, by the measure `by` of MEASURES. `probes` are those of the traces, in order.
 
     By default that is DEFAULT, and stability-competence for candidates of which no side was measured.
 
@@ -213,34 +164,37 @@ def rank_donors(
     """
     grafted = bool(candidates) and all(candidate.graft is not None for candidate in candidates)
     by = by or (DEFAULT if any(one.graft is not None for one in candidates) else "stability-competence")
-    _check(candidates, targets, by, grafted)
-    answers = _answers(candidates, targets, grafted)
-    answered = np.array([target is not None for target in answers[0][2]])
-    for hit, _, _ in answers:
+    _check(candidates, probes, by, grafted)
+    asked, answers = _answers(candidates, probes, grafted)
+    answered = np.array([probe.target is not None for probe in asked])
+    for hit, _ in answers:
         answered &= ~np.isnan(hit)
-    chance = chance_level([target for target, known in zip(answers[0][2], answered, strict=True) if known])
-    weights = resampling_weights(len(targets), num_resamples, seed)
-    of_answers = weights if not grafted else resampling_weights(len(answered), num_resamples, seed)
-    documents = candidates[0].graft.num_bytes if grafted and candidates[0].graft else np.zeros(0)
-    of_documents = resampling_weights(len(documents), num_resamples, seed + 1) if len(documents) else np.zeros((0, 0))
+    halves = split_answered(asked, answered)
+    chance = chance_level([probe.target for probe, known in zip(asked, halves.measured, strict=True) if known])
+    samples = _resample(candidates, answers, halves, num_resamples, seed)
     judged = [
-        _judge(candidate, answer, answered, chance, (weights, of_answers, of_documents), by)
-        for candidate, answer in zip(candidates, answers, strict=True)
+        _judge(candidate, answer, halves, chance, drawn, by)
+        for candidate, answer, drawn in zip(candidates, answers, samples, strict=True)
     ]
     plain = by == "stability"
     ordered = sorted(judged, key=lambda one: (not (plain or one[0].competent), -one[0].score, one[0].donor))
-    ranked = tuple(_with_ties(donor, samples, ordered) for donor, samples in ordered)
+    ranked = tuple(_with_ties(donor, scores, ordered) for donor, scores in ordered)
+    num_bytes = candidates[0].graft.num_bytes if grafted and candidates[0].graft else np.zeros(0)
     return Ranking(
-        len(targets),
-        int(answered.sum()),
-        len(documents),
-        int(documents.sum()),
-        chance,
-        seed,
-        num_resamples,
-        by,
-        "deep",
-        ranked,
+        n=len(probes),
+        num_clusters=count_clusters(len(probes), candidates[0].readings.clusters),
+        answered_n=int(halves.measured.sum()),
+        answered_clusters=halves.num_clusters,
+        selection_n=0 if halves.selection is None else int(halves.selection.sum()),
+        num_documents=len(num_bytes),
+        num_bytes=int(num_bytes.sum()),
+        chance=chance,
+        seed=seed,
+        num_resamples=num_resamples,
+        by=by,
+        side="deep",
+        ranking=ranked,
+        warnings=tuple(warn_of_memory(row) for row in ranked if row.memorised is not None),
     )
 
 
@@ -275,59 +229,95 @@ NEEDS_TEXT = {"transplant"}
 NEEDS_GRAFT = {"transplant", "transplant-competence"}
 
 
-def region_stability(js: Array, layers: range, weights: Array) -> tuple[float, Array]:
+def region_stability(js: Array, layers: range, samples: Array) -> tuple[float, Array]:
     """1 - mean dJS over `layers`, of JS at the states (n, L+1), and its bootstrap samples (m,), `recentred`.
 
-    `weights` (m, n) are resampling weights.
+    `samples` (m, L+1) are the mean JS of each bootstrap sample.
     """
     chosen = np.array(layers)
     estimate = 1 - float(delta_js(js.mean(axis=0))[chosen].mean())
-    samples = 1 - delta_js(weights @ js)[:, chosen].mean(axis=1)
-    return estimate, np.clip(recentred(samples, estimate), 0, 1)
+    drawn = 1 - delta_js(samples)[:, chosen].mean(axis=1)
+    return estimate, np.clip(recentred(drawn, estimate), 0, 1)
 
 
-_Answers = tuple[Array, Array, Sequence[str | None]]
+_Answers = tuple[Array, Array]
 
 
-def _answers(candidates: Sequence[Candidate], targets: Sequence[str | None], grafted: bool) -> list[_Answers]:
-    """Hits, target probabilities and targets of each candidate: of its graft, or of its own trace."""
+@dataclass(frozen=True)
+class _Samples:
+    """Bootstrap samples of one donor's means: JS at the states (m, L+1); accuracy, target probability and bytes per bit
+    (m,), the last None without text.
+    """
+
+    js: Array
+    accuracy: Array
+    target_prob: Array
+    bytes_per_bit: Array | None
+
+
+def _answers(
+    candidates: Sequence[Candidate], probes: Sequence[Probe], grafted: bool
+) -> tuple[Sequence[Probe], list[_Answers]]:
+    """The probes asked, and hits and target probabilities of each candidate: of its graft, or of its own trace."""
     if not grafted:
-        return [(one.readings.hit, one.readings.answer_prob, targets) for one in candidates]
+        return probes, [(one.readings.hit, one.readings.answer_prob) for one in candidates]
     grafts = [one.graft for one in candidates if one.graft is not None]
-    return [(graft.score.hit, graft.score.target_prob, graft.targets) for graft in grafts]
+    return grafts[0].probes, [(graft.score.hit, graft.score.target_prob) for graft in grafts]
+
+
+def _resample(
+    candidates: Sequence[Candidate], answers: Sequence[_Answers], halves: Halves, num_resamples: int, seed: int
+) -> list[_Samples]:
+    """The samples of every candidate, all drawn together, so that donors are paired: whole clusters of prompts, and
+    documents.
+    """
+    traced = [one.readings.js for one in candidates if one.readings.js is not None]
+    js = resampled_means(traced, num_resamples, seed, candidates[0].readings.clusters)
+    mask = halves.measured.astype(np.float64)
+    columns = [np.stack([np.where(halves.measured, values, 0) for values in pair] + [mask], axis=1) for pair in answers]
+    rates = resampled_means(columns, num_resamples, seed, halves.clusters)
+    texts: list[Array | None] = [None] * len(candidates)
+    scored = [
+        np.stack([one.graft.num_bytes, one.graft.score.bits], axis=1)
+        for one in candidates
+        if one.graft is not None and len(one.graft.num_bytes)
+    ]
+    if len(scored) == len(candidates):
+        texts = [means[:, 0] / means[:, 1] for means in resampled_means(scored, num_resamples, seed + 1)]
+    found = []
+    for states, rate, text in zip(js, rates, texts, strict=True):
+        mass = np.where(rate[:, 2] > 0, rate[:, 2], np.nan)  # a sample may draw no probe that is measured
+        found.append(_Samples(states, rate[:, 0] / mass, rate[:, 1] / mass, text))
+    return found
 
 
 def _judge(
-    candidate: Candidate,
-    answers: _Answers,
-    answered: NDArray[np.bool_],
-    chance: float,
-    weights: tuple[Array, Array, Array],
-    by: str,
+    candidate: Candidate, answers: _Answers, halves: Halves, chance: float, samples: _Samples, by: str
 ) -> tuple[RankedDonor, Array]:
     """A donor without its ties, and the bootstrap samples of its score."""
     seen, graft = candidate.readings, candidate.graft
     assert seen.js is not None, "checked before"
-    stability = region_stability(seen.js, candidate.layers, weights[0])
-    accuracy, accuracy_samples = _mean(answers[0], answered, weights[1])
-    prob, prob_samples = _mean(answers[1], answered, weights[1])
+    stability = region_stability(seen.js, candidate.layers, samples.js)
+    accuracy, prob = (np.asarray(values[halves.measured].mean()) for values in answers)
     competence = (above_chance(accuracy, chance) + above_chance(prob, chance)) / 2
-    of_competence = (above_chance(accuracy_samples, chance) + above_chance(prob_samples, chance)) / 2
-    text = _measure_text(graft, weights[2])
-    score, samples = MEASURES[by](Evidence(stability, (float(competence), of_competence), text))
-    bounds = wilson_interval(round(float(accuracy) * int(answered.sum())), int(answered.sum()))
+    of_competence = (above_chance(samples.accuracy, chance) + above_chance(samples.target_prob, chance)) / 2
+    text = _measure_text(graft, samples)
+    score, drawn = MEASURES[by](Evidence(stability, (float(competence), of_competence), text))
+    bounds = accuracy_interval(answers[0], halves.measured, halves.clusters)
+    assert bounds is not None, "chance is known, so there are answers"
     return RankedDonor(
         donor=candidate.donor,
         score=float(score),
-        score_ci=drawn_interval(samples),
+        score_ci=drawn_interval(drawn),
         stability=stability[0],
         stability_ci=drawn_interval(stability[1]),
         competence=float(competence),
         competence_ci=drawn_interval(of_competence),
         accuracy=float(accuracy),
         accuracy_ci=bounds,
+        **compare_halves(answers[0], halves),
         target_prob=float(prob),
-        target_prob_ci=drawn_interval(prob_samples),
+        target_prob_ci=drawn_interval(samples.target_prob),
         bits_per_byte=None if text is None else 1 / text[0],
         bits_per_byte_ci=None if text is None else drawn_interval(1 / text[1]),
         first_layer=candidate.layers[0],
@@ -336,20 +326,14 @@ def _judge(
         competent=bounds[0] > chance,
         measured="side" if graft is not None and graft.why_whole is None else "whole",
         why_whole=None if graft is None else graft.why_whole,
-    ), samples
+    ), drawn
 
 
-def _measure_text(graft: Graft | None, weights: Array) -> tuple[float, Array] | None:
+def _measure_text(graft: Graft | None, samples: _Samples) -> tuple[float, Array] | None:
     """Bytes per bit over all documents together, and its samples; None without documents."""
-    if graft is None or not len(graft.num_bytes):
+    if graft is None or samples.bytes_per_bit is None:
         return None
-    bits, sizes = graft.score.bits, graft.num_bytes
-    return float(sizes.sum() / bits.sum()), (weights @ sizes) / (weights @ bits)
-
-
-def _mean(values: Array, answered: NDArray[np.bool_], weights: Array) -> tuple[Array, Array]:
-    """The mean of `values` (n,) where `answered`, an array of no axes, and its bootstrap samples."""
-    return np.asarray(values[answered].mean()), mean_samples(np.where(answered, values, np.nan), weights)
+    return float(graft.num_bytes.sum() / graft.score.bits.sum()), samples.bytes_per_bit
 
 
 def _with_ties(donor: RankedDonor, samples: Array, others: Sequence[tuple[RankedDonor, Array]]) -> RankedDonor:
@@ -367,7 +351,7 @@ def _ties(one: Array, other: Array) -> bool:
     return low <= 0 <= high
 
 
-def _check(candidates: Sequence[Candidate], targets: Sequence[str | None], by: str, grafted: bool) -> None:
+def _check(candidates: Sequence[Candidate], probes: Sequence[Probe], by: str, grafted: bool) -> None:
     problems = []
     if by not in MEASURES:
         problems.append(Problem("by", f"there is no measure '{by}'.", DidYouMean(by, MEASURES)))
@@ -381,8 +365,8 @@ def _check(candidates: Sequence[Candidate], targets: Sequence[str | None], by: s
             problems.append(Problem("donors", f"'{name}' is named {count} times.", "Name each donor once."))
     for candidate in candidates:
         n, num_layers = candidate.readings.num_prompts, candidate.readings.num_layers
-        if n != len(targets):
-            what = f"'{candidate.donor}' was traced on {n} prompts, and there are {len(targets)} probes."
+        if n != len(probes):
+            what = f"'{candidate.donor}' was traced on {n} prompts, and there are {len(probes)} probes."
             problems.append(Problem("donors", what, "Trace all donors on the same probes."))
         if not candidate.layers or min(candidate.layers) < 0 or max(candidate.layers) >= num_layers:
             what = f"layers {candidate.layers} requested of '{candidate.donor}', which has layers 0..{num_layers - 1}."

@@ -5,14 +5,12 @@ On disk a trace is its record as JSON, and its readings, which any other figure 
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridizer import __version__
-from hybridizer.core.cache import cache_folder
+from hybridizer.core.cache import NPZ_DAMAGE, cache_folder
 from hybridizer.core.errors import CheckpointError, Problem
 from hybridizer.core.files import new_file
 from hybridizer.core.progress import Monitor
@@ -26,8 +24,9 @@ if TYPE_CHECKING:
     from hybridizer.trace.baselines import LayerScores
 
 _NO_NUMBER = {"probes", "batch_size"}  # the probes' content is hashed, not their name; batches change no result
+_ALWAYS = {"target_prob", "kl", "kl_uniform", "hit", "answer_prob"}  # readings that every trace has
+_BY_PROMPT = {"kl_uniform", "hit", "answer_prob", "clusters"}  # one per prompt; the others one per state too
 _RECORD, _READINGS, _JOURNAL = "record.json", "readings.npz", "journal.jsonl"
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)  # what numpy.load raises
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,17 @@ def _read_run(folder: Path, name: str, reference: str) -> TraceRun:
     try:
         with (folder / _READINGS).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {f.name: stored.get(f.name) for f in fields(Readings)}
-    except _DAMAGE as error:
+    except NPZ_DAMAGE as error:
         what = f"damaged readings: {type(error).__name__}: {error}."
         raise CheckpointError(Problem(str(folder / _READINGS), what, "Trace the donor again.")) from None
+    shape = (record.probes.n, record.donor.num_layers + 1)
+    for column, array in arrays.items():
+        expected = shape[:1] if column in _BY_PROMPT else shape
+        if (array is None and column in _ALWAYS) or (array is not None and array.shape != expected):
+            what = (
+                f"damaged readings: '{column}' is missing or not that of {shape[0]} prompts and {shape[1] - 1} layers."
+            )
+            raise CheckpointError(Problem(str(folder / _READINGS), what, "Trace the donor again."))
     named = replace(record, donor=replace(record.donor, reference=reference))
     return TraceRun(name, named, Readings(**arrays))
 

@@ -40,15 +40,16 @@ def test_the_same_record_gives_the_same_bytes(tmp_path, kind, start):
 
 def test_the_caption_says_what_was_measured_and_how(tmp_path):
     record = synthetic_record("模型/千问")
-    text = text_of(draw_trace(record, 12), tmp_path)
-    s = record["boundary"][11]["s"]
+    text = text_of(draw_trace(record, 12, "not decided"), tmp_path)
+    s = record["boundary"][11]["s_debiased"]
     for words in (
         "模型/千问, 30 layers",
-        "500 prompts of antonyms-en, context perturbation (30% masked), plain lens",
+        "500 prompts in 250 clusters of antonyms-en, context perturbation (30% masked), plain lens",
         "accuracy 45.2% (95% interval 41.0% to 49.0%); 30 prompts without a task particle",
-        f"boundary at layer 12, the first deep one: S(12) = {s:+.3f} bits "
+        f"boundary at layer 12, the first deep one: debiased S(12) = {s:+.3f} bits "
         f"(95% interval {s - 0.01:+.3f} to {s + 0.01:+.3f})",
-        "Bands and bars: 95% intervals over prompts",
+        "Bands and bars: 95% intervals over prompts, by cluster",
+        "freezing layers 12..29: not decided",
     ):
         assert words in text
 
@@ -71,7 +72,13 @@ def test_every_panel_shows_the_numbers_of_the_record():
     assert [round(bar.get_x() + bar.get_width() / 2, 9) for bar in delta.patches] == list(range(30))
     assert [bar.get_height() for bar in delta.patches] == [row["delta_js"] for row in record["layers"]]
     assert [list(line.get_ydata()) for line in delta.lines] == [row["delta_js_ci"] for row in record["layers"]]
-    assert list(scores.lines[1].get_ydata()) == [row["s"] for row in record["boundary"]]
+    assert list(scores.lines[1].get_ydata()) == [row["s_debiased"] for row in record["boundary"]]
+    band = [height for place, height in scores.collections[0].get_paths()[0].vertices if place == 7]
+    assert [min(band), max(band)] == record["boundary"][6]["s_debiased_ci"]
+    assert list(scores.lines[2].get_ydata()) == [row["s"] for row in record["boundary"]]
+    assert [text.get_text() for text in scores.get_legend().get_texts()] == [
+        "debiased", "of absolute values, which noise makes too large",
+    ]  # fmt: skip
     assert list(scores.lines[1].get_xdata()) == list(range(1, 30))
     assert [bar.get_height() for bar in particles.patches] == [row["task_particles"] for row in record["layers"]]
     assert len(lines_at(particles, record["task_particle"]["layer"])) == 1
@@ -84,7 +91,7 @@ def test_the_boundary_lies_before_the_first_deep_layer_in_every_panel_and_the_ax
         assert axes.get_xlim() == (-0.5, 29.5)
 
 
-def test_the_two_means_of_the_sides_differ_by_s():
+def test_the_two_means_of_the_sides_differ_by_the_plain_s():
     record = synthetic_record()
     delta = draw_trace(record, 12).axes[2]
     shallow, deep = (line for line in delta.lines if list(line.get_xdata()) in ([-0.5, 11.5], [11.5, 29.5]))
@@ -115,7 +122,7 @@ def test_a_strange_name_is_text_and_stays_inside_the_picture(tmp_path, name):
 
 def test_donors_are_overlaid_by_relative_depth_with_their_boundaries(tmp_path):
     records = [synthetic_record("alpha", 30), synthetic_record("beta", 18, height=0.02)]
-    figure = draw_donors(records, [12, None])
+    figure = draw_donors(records, [12, None], ["refused", None])
     for axes, name in zip(figure.axes, ("target_prob", "js", "delta_js"), strict=True):
         for line, record in zip([line for line in axes.lines if len(line.get_xdata()) > 2], records, strict=True):
             assert list(line.get_ydata()) == [row[name] for row in record["layers"]]
@@ -123,6 +130,7 @@ def test_donors_are_overlaid_by_relative_depth_with_their_boundaries(tmp_path):
         assert len(lines_at(axes, 12.5 / 30)) == 1
     text = text_of(figure, tmp_path)
     assert "alpha, 30 layers" in text and "beta, 18 layers" in text
+    assert text.count("freezing layers") == 1 and "freezing layers 12..29: refused" in text
 
 
 @pytest.mark.parametrize("count", [0, MAX_DONORS + 1])
@@ -162,7 +170,7 @@ def test_pyplot_and_torch_stay_away():
 
 def blind(record, *layers):
     for layer in layers:
-        record["layers"][layer]["explained"] = 0.05
+        record["layers"][layer]["blind"] = True
     return record
 
 

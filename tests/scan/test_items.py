@@ -47,6 +47,12 @@ def test_words_that_are_asked_for_both_ways_are_one_group():
     assert group_prompts([Probe("a", None), Probe("b", None)]) == (0, 1)
 
 
+def test_clusters_that_are_named_are_the_groups_whatever_the_words():
+    named = [replace(probe, cluster=name) for probe, name in zip(PAIRS, "xyxyzz", strict=True)]
+    assert group_prompts(named) == (0, 1, 0, 1, 4, 4)
+    assert group_prompts([named[0], *PAIRS[1:]]) == (0, 1, 2, 2, 4, 4), "words count among those without a cluster"
+
+
 @pytest.mark.parametrize("name", ["antonyms-en", "antonyms-zh"])
 def test_the_built_in_probes_are_pairs(name):
     groups = group_prompts(builtin_probes(name).probes)

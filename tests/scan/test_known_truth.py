@@ -45,7 +45,6 @@ def ranked(models, host, probes, side, by=None):
     """The models ranked by one side of each, as `hybridize rank` does it."""
     tokenizer, generator = toy_tokenizer(), random.Random(6)
     documents = ["".join(toy_text(*toy_prompt(generator))) for _ in range(60)]
-    targets = tuple(probe.target for probe in probes.probes)
 
     def prepare(tokens):
         return prepare_items(tokens, probes, [encode_text("toy", tokens, documents)], context=16)
@@ -61,9 +60,9 @@ def ranked(models, host, probes, side, by=None):
     for name, model in models.items():
         about = RecordedDonor(name, f"sha256:{name}", "llama", NUM_LAYERS)
         readings = trace_model(model, tokenizer, find_parts(model), probes, Trace(num_resamples=50), about).readings
-        graft = Graft(getattr(found.donors[name], side), found.num_bytes, targets)
+        graft = Graft(getattr(found.donors[name], side), found.num_bytes, probes.probes)
         candidates.append(Candidate(name, readings, SIDES[side], graft))
-    return rank_donors(candidates, targets, by=by).ranking
+    return rank_donors(candidates, probes.probes, by=by).ranking
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

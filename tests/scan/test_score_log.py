@@ -33,7 +33,7 @@ class Counting:
 
 def open_log(path, scorer, key="key"):
     made = []
-    return ScoreLog(Journal(path, key, "scan (same donors and items)"), lambda: made.append(1) or scorer), made
+    return ScoreLog(Journal(path, key, "scan (same donors and items)"), lambda: made.append(1) or scorer, (2, 2)), made
 
 
 def test_scores_come_back_bit_for_bit_and_no_model_is_loaded_for_them(tmp_path):
@@ -87,6 +87,16 @@ def test_damage_is_named_with_its_line(tmp_path, line):
     with (tmp_path / "j").open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(JournalError, match=r"j:3: damaged journal: the line holds no score"):
+        open_log(tmp_path / "j", Counting())
+
+
+@pytest.mark.parametrize("bits", ["[1.0]", "[[1.0, 2.0]]", "1.0"])
+def test_a_score_of_other_items_is_damage(tmp_path, bits):
+    open_log(tmp_path / "j", Counting())
+    line = f'{{"layers": [["a", 0]], "bits": {bits}, "hit": [1.0, 0.0], "target_prob": [0.1, 0.2]}}'
+    with (tmp_path / "j").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(JournalError, match=r"j:2: damaged journal: the line holds a score of other items"):
         open_log(tmp_path / "j", Counting())
 
 

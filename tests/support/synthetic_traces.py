@@ -22,13 +22,14 @@ def synthetic_record(reference="alpha", num_layers=30, n=500, height=0.05, with_
             "js": js, "js_ci": near(js, 0.015), "delta_js": abs(step), "delta_js_ci": near(abs(step), 0.006),
             "task_particles": round(120 * math.exp(-(((depth - 0.82) / 0.07) ** 2))),
             "layer_js": 0.3 * math.exp(-4 * depth) + 0.05 if with_layer else None,
+            "blind": False,
             "layer_js_ci": near(0.3 * math.exp(-4 * depth) + 0.05, 0.02) if with_layer else None,
         })  # fmt: skip
     scores = [sum(delta[:b]) / b - sum(delta[b:]) / (num_layers - b) for b in range(1, num_layers)]
     return {
         "schema": "hybridizer.trace/3",
         "donor": {"reference": reference, "fingerprint": "sha256:0", "family": "llama", "num_layers": num_layers},
-        "probes": {"name": "antonyms-en", "sha256": "0" * 64, "n": n},
+        "probes": {"name": "antonyms-en", "sha256": "0" * 64, "n": n, "num_clusters": n // 2},
         "settings": {"perturb": "both" if with_layer else "context", "mask_ratio": 0.3, "lens": "plain", "seed": 0},
         "accuracy": 0.452, "accuracy_ci": [0.41, 0.49] if with_intervals else None, "accuracy_n": n,
         "target_prob": 0.26, "target_prob_ci": [0.24, 0.28] if with_intervals else None,
@@ -38,7 +39,8 @@ def synthetic_record(reference="alpha", num_layers=30, n=500, height=0.05, with_
                           "num_without": 30},
         "vulnerable_layer": {"layer": 0, "relative_depth": 1 / num_layers, "js": 0.3} if with_layer else None,
         "boundary": [
-            {"b": b, "s": s, "s_ci": [s - 0.01, s + 0.01] if with_intervals else None}
+            {"b": b, "s": s, "s_ci": [s - 0.01, s + 0.01] if with_intervals else None,
+             "s_debiased": s - 0.002, "s_debiased_ci": [s - 0.012, s + 0.008] if with_intervals else None}
             for b, s in enumerate(scores, start=1)
         ],
     }  # fmt: skip

@@ -51,8 +51,7 @@ def traces():
 
 
 def ranked(traces, names, layers):
-    targets = [probe.target for probe in toy_probes().probes]
-    return rank_donors([candidate(name, traces[name], layers) for name in names], targets)
+    return rank_donors([candidate(name, traces[name], layers) for name in names], toy_probes().probes)
 
 
 def test_the_toy_donor_has_learnt_the_task(traces):
@@ -103,7 +102,7 @@ def test_impostors_of_a_real_checkpoint_rank_below_it():
     for name, spoil in (("shuffled", shuffle_), ("random", randomise_), ("constant", make_constant_)):
         spoil(model)
         found.append(candidate(name, trace(name, model, tokenizer, probes), deep))
-    first, *others = rank_donors(found, [probe.target for probe in probes.probes]).ranking
+    first, *others = rank_donors(found, probes.probes).ranking
     assert (first.donor, first.tied_with) == ("donor", ())
     assert first.accuracy > 0.3
     assert max(other.stability for other in others) > first.stability

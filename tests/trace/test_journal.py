@@ -1,4 +1,5 @@
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,12 +15,16 @@ def reading(index, **changes):
     return dataclasses.replace(READING, index=index, **changes)
 
 
+def finished(journal):
+    return [reading for batch in journal.read_finished(9) for reading in batch]
+
+
 def test_what_was_appended_comes_back_exactly(tmp_path):
     journal = TraceProgress(tmp_path / "new" / "j.jsonl", "key")
-    assert journal.finished == []
+    assert finished(journal) == []
     journal.append([reading(0), reading(2, hit=None, answer_prob=None)])
     journal.append([reading(1)])
-    assert TraceProgress(journal.path, "key").finished == [
+    assert finished(TraceProgress(journal.path, "key")) == [
         reading(0),
         reading(2, hit=None, answer_prob=None),
         reading(1),
@@ -33,15 +38,15 @@ def test_a_line_cut_short_is_dropped_and_written_over(tmp_path, lost_bytes):
     journal.append([reading(1)])
     journal.path.write_bytes(journal.path.read_bytes()[:-lost_bytes])
     again = TraceProgress(journal.path, "key")
-    assert again.finished == [reading(0)]
+    assert finished(again) == [reading(0)]
     again.append([reading(1, target=8)])
-    assert TraceProgress(journal.path, "key").finished == [reading(0), reading(1, target=8)]
+    assert finished(TraceProgress(journal.path, "key")) == [reading(0), reading(1, target=8)]
 
 
 def test_a_journal_killed_while_starting_starts_again(tmp_path):
     path = tmp_path / "j.jsonl"
     path.write_bytes(b'{"ke')
-    assert TraceProgress(path, "key").finished == []
+    assert finished(TraceProgress(path, "key")) == []
     assert path.read_bytes() == b'{"key": "key"}\n'
 
 
@@ -60,14 +65,38 @@ def test_damage_in_the_middle_is_named_with_its_line(tmp_path, line):
     journal.append([reading(0)])
     journal.path.write_bytes(journal.path.read_bytes() + line + b"\n")
     with pytest.raises(InputError, match="j.jsonl:3: damaged journal"):
-        TraceProgress(journal.path, "key")
+        finished(TraceProgress(journal.path, "key"))
 
 
 def test_a_prompt_read_twice_is_damage(tmp_path):
     journal = TraceProgress(tmp_path / "j.jsonl", "key")
-    journal.append([reading(0), reading(0)])
-    with pytest.raises(InputError, match="read twice"):
-        TraceProgress(journal.path, "key")
+    journal.append([reading(0)])
+    journal.append([reading(1), reading(0)])
+    with pytest.raises(InputError, match=r"j.jsonl:3: damaged journal: a prompt was read twice"):
+        finished(journal)
+
+
+@pytest.mark.parametrize("index", [-1, 9])
+def test_readings_of_other_prompts_are_damage(tmp_path, index):
+    journal = TraceProgress(tmp_path / "j.jsonl", "key")
+    journal.append([reading(index)])
+    with pytest.raises(InputError, match="readings of other prompts"):
+        finished(journal)
+
+
+def test_resuming_holds_one_batch_in_memory_however_many_were_finished(tmp_path):
+    def peak(num_batches):
+        journal = TraceProgress(tmp_path / f"{num_batches}.jsonl", "key")
+        for at in range(num_batches):
+            journal.append([reading(8 * at + i, js=(0.5,) * 200) for i in range(8)])
+        tracemalloc.start()
+        for _ in TraceProgress(journal.path, "key").read_finished(8 * num_batches):
+            pass
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    assert peak(60) < 1.5 * peak(6)  # the indices of all
 
 
 def test_readings_are_stacked_in_the_order_of_the_probes():

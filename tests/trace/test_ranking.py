@@ -6,17 +6,47 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from hybridizer.core.bootstrap import proportion_interval
 from hybridizer.core.errors import InputError
-from hybridizer.trace.competence import above_chance, is_at_chance, wilson_interval
-from hybridizer.trace.probes import Probe, ProbeSet
+from hybridizer.trace.competence import (
+    Halves,
+    above_chance,
+    accuracy_gap,
+    count_leaks,
+    describe_halves,
+    is_at_chance,
+    split_answered,
+)
+from hybridizer.trace.probes import Probe, ProbeSet, builtin_probes
 from hybridizer.trace.ranking import MEASURES, Candidate, Graft, rank, rank_donors, region_stability
 from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import TraceRun
 from support.trace_records import record
 
 N = 40
-TARGETS = [f"word{i % 20}" for i in range(N)]  # chance 1/20
 HALF = range(2, 4)
+NAMES = {half: [name for name in map(str, range(3000)) if Probe(name).held_out == half] for half in (True, False)}
+
+
+def asking(targets, held_out=True):
+    """A probe for each target, all in one half, so that competence is measured on all of them."""
+    return tuple(Probe(NAMES[held_out][i], target) for i, target in enumerate(targets))
+
+
+TARGETS = asking([f"word{i % 20}" for i in range(N)])  # chance 1/20
+CLUSTERS = [name for name in map(str, range(3000)) if Probe("", cluster=name).held_out]
+PAIRED = tuple(replace(probe, cluster=CLUSTERS[i // 2]) for i, probe in enumerate(TARGETS))  # 20 pairs
+
+
+def paired(one):
+    """The same candidate, traced on PAIRED."""
+    return replace(one, readings=replace(one.readings, clusters=np.arange(N) // 2))
+
+
+def in_halves(n=80):
+    """As many probes in each half, the selection half first, each with a target of its own."""
+    targets = [f"word{i}" for i in range(n)]
+    return (*asking(targets[: n // 2], held_out=False), *asking(targets[n // 2 :]))
 
 
 def readings(js, hit, answer_prob):
@@ -53,8 +83,8 @@ def test_the_score_is_stability_times_competence_above_chance():
 
 def test_stability_is_that_of_the_region_and_of_nothing_else():
     js = np.tile([0.0, 0.5, 0.1, 0.1, 0.3], (N, 1))  # dJS 0.5, 0.4, 0.0, 0.2
-    weights = np.full((1, N), 1 / N)
-    assert [region_stability(js, layers, weights)[0] for layers in (range(0, 2), range(2, 4), range(0, 4))] == [
+    means = js[:1]
+    assert [region_stability(js, layers, means)[0] for layers in (range(0, 2), range(2, 4), range(0, 4))] == [
         pytest.approx(0.55), pytest.approx(0.9), pytest.approx(0.725),
     ]  # fmt: skip
 
@@ -63,14 +93,14 @@ def test_sensitivity_is_the_change_of_the_mean_not_the_mean_change():
     """Half the prompts go up by 0.2 and half go down: the layer as such moves nothing."""
     js = np.zeros((2, 2))
     js[:, 0], js[:, 1] = 0.4, (0.6, 0.2)
-    assert region_stability(js, range(0, 1), np.full((1, 2), 0.5))[0] == 1
+    assert region_stability(js, range(0, 1), js.mean(axis=0, keepdims=True))[0] == 1
 
 
 def test_the_interval_of_stability_holds_the_estimate_where_noise_is_all_there_is():
     js = np.random.default_rng(0).uniform(0, 1, (50, 3))
     js[:, 1:] += js[:, :1].mean() - js[:, 1:].mean(axis=0)  # every layer has the same mean: dJS = 0
     candidates = [Candidate("alpha", readings(js, np.ones(50), np.ones(50)), range(0, 2))]
-    only = rank_donors(candidates, [f"w{i}" for i in range(50)]).ranking[0]
+    only = rank_donors(candidates, asking([f"w{i}" for i in range(50)])).ranking[0]
     assert only.stability == pytest.approx(1)
     low, high = only.stability_ci
     assert low <= only.stability <= high + 1e-12
@@ -127,7 +157,7 @@ def test_competence_counts_only_prompts_that_every_donor_can_answer():
 
 
 def test_prompts_without_a_target_count_for_stability_only():
-    targets = [*TARGETS[:20], *[None] * 20]
+    targets = asking([*[probe.target for probe in TARGETS[:20]], *[None] * 20])
     hit, prob = np.zeros(N), np.zeros(N)
     hit[20:] = prob[20:] = np.nan
     hit[:10] = 1
@@ -139,23 +169,22 @@ def test_prompts_without_a_target_count_for_stability_only():
 
 def test_intervals_narrow_with_the_number_of_prompts():
     def width(n):
-        low, high = rank_donors([candidate("a", n=n, hits=n // 2)], [f"w{i}" for i in range(n)]).ranking[0].score_ci
+        low, high = (
+            rank_donors([candidate("a", n=n, hits=n // 2)], asking([f"w{i}" for i in range(n)])).ranking[0].score_ci
+        )
         return high - low
 
     assert width(640) < 0.35 * width(40)
 
 
-@pytest.mark.parametrize(
-    ("hits", "n", "low", "high"),  # Newcombe 1998, table I
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_the_interval_of_a_proportion_is_wilsons(hits, n, low, high):
-    assert wilson_interval(hits, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-    assert wilson_interval(n - hits, n) == (pytest.approx(1 - high, abs=5e-5), pytest.approx(1 - low, abs=5e-5))
-
-
-def test_the_interval_of_accuracy_is_wilsons():
-    assert rank_donors([candidate("a")], TARGETS).ranking[0].accuracy_ci == wilson_interval(20, 40)
+def test_the_interval_of_accuracy_is_wilsons_with_clusters():
+    hits = candidate("a").readings.hit
+    assert rank_donors([candidate("a")], TARGETS).ranking[0].accuracy_ci == proportion_interval(hits)
+    pairs = np.arange(N) // 2
+    found = rank_donors([paired(candidate("a"))], PAIRED)
+    assert found.ranking[0].accuracy_ci == proportion_interval(hits, pairs)
+    assert found.ranking[0].accuracy_ci[0] < proportion_interval(hits)[0]
+    assert (found.num_clusters, found.answered_clusters) == (20, 20)
 
 
 def test_a_donor_that_answers_no_better_than_chance_is_not_competent_and_ranks_last():
@@ -166,11 +195,97 @@ def test_a_donor_that_answers_no_better_than_chance_is_not_competent_and_ranks_l
     assert rank_donors([lucky, sound], TARGETS, by="stability").ranking[0].donor == "lucky"
 
 
+def answering(name, *shares, n=80):
+    """A candidate that answers so many of each half, the selection half first."""
+    hit = np.concatenate([np.arange(n // 2) < count for count in shares]).astype(float)
+    return Candidate(name, readings(rising(0.1, n), hit, np.full(n, 0.2)), HALF)
+
+
+def test_competence_is_that_of_the_held_out_half_and_both_halves_are_reported():
+    ranking = rank_donors([answering("a", 20, 16)], in_halves())
+    only = ranking.ranking[0]
+    assert (ranking.n, ranking.answered_n, ranking.selection_n, ranking.chance) == (80, 40, 40, 1 / 40)
+    assert (only.accuracy, only.selection_accuracy, only.gap) == (0.4, 0.5, pytest.approx(0.1))
+    assert only.accuracy_ci == proportion_interval(np.repeat([1.0, 0.0], [16, 24]))
+    assert only.selection_accuracy_ci == proportion_interval(np.repeat([1.0, 0.0], [20, 20]))
+    assert only.gap_ci[0] < 0 < only.gap_ci[1] and only.memorised is None and ranking.warnings == ()
+
+
+@pytest.mark.parametrize(("shares", "half"), [((40, 0), "selection"), ((0, 40), "held-out"), ((30, 12), "selection")])
+def test_a_donor_that_answers_one_half_better_beyond_doubt_may_have_memorised_it(shares, half):
+    ranking = rank_donors([answering("sound", 20, 16), answering("cheat", *shares)], in_halves())
+    assert by_name(ranking)["cheat"].memorised == half and by_name(ranking)["sound"].memorised is None
+    (warning,) = ranking.warnings
+    assert f"'cheat' may have memorised the {half} half of the probes" in warning
+
+
+def test_a_memoriser_of_the_selection_half_ranks_below_what_it_would_outrank_on_it():
+    ranking = rank_donors([answering("sound", 20, 16), answering("cheat", 40, 0)], in_halves())
+    assert [(row.donor, row.competent) for row in ranking.ranking] == [("sound", True), ("cheat", False)]
+
+
+def test_the_interval_between_halves_is_newcombes():
+    """56 of 70 and 48 of 80: 0.0524 to 0.3339, table II (a) of Newcombe 1998."""
+    hit = np.repeat([1.0, 0.0, 1.0, 0.0], [56, 14, 48, 32])
+    selection = np.arange(150) < 70
+    gap, band = accuracy_gap(hit, Halves(~selection, selection, None))
+    assert gap == pytest.approx(0.2) and band == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_probes_too_few_to_be_halved_are_used_whole():
+    probes, answered = in_halves(80), np.ones(80, bool)
+    assert split_answered(probes, answered).selection.sum() == 40
+    assert split_answered(probes, np.arange(80) % 3 == 0).selection is None  # 27 in all
+    few = np.arange(80) < 49  # nine of them in the held-out half
+    assert split_answered(probes, few).selection is None and split_answered(probes, few).measured.sum() == 49
+    alike = (*probes[:40], *asking(["same"] * 40))
+    assert split_answered(alike, np.ones(80, bool)).selection is None
+    probe_set = ProbeSet("mine", "", TARGETS)
+    assert list(describe_halves(probe_set, 40, 0)) == [
+        "mine: 40 usable targets are too few to be halved; competence is on all of them."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "leaks"), [("antonyms-en", 196), ("antonyms-zh", 189), ("tasks-en", 0), ("tasks-zh", 0)]
+)
+def test_held_out_questions_among_the_examples_of_the_other_half_are_counted(name, leaks):
+    probes = builtin_probes(name)
+    found, asked = count_leaks(probes.probes)
+    assert found == leaks and asked == len(probes.halves()[1].probes)
+    assert [f"{leaks} of {asked} held-out questions" in note for note in describe_halves(probes, asked, asked)] == (
+        [True] if leaks else []
+    )
+
+
+def in_half(examples, question, target, held_out):
+    """A probe that asks a question after examples, with a line before them that puts it into that half."""
+    prompts = (f"{number}\n{examples}\n{question}" for number in range(99))
+    return next(probe for probe in (Probe(prompt, target) for prompt in prompts) if probe.held_out == held_out)
+
+
+@pytest.mark.parametrize(
+    ("example", "leaks"), [("3 plus 6 is 9.", 1), ("3 plus 6 is 91.", 0), ("13 plus 6 is 9.", 0), ("3 plus 6 is 9", 1)]
+)
+def test_a_leak_is_the_whole_question_with_the_whole_answer(example, leaks):
+    asked = in_half("1 plus 1 is 2.", "3 plus 6 is", "9", held_out=True)
+    assert count_leaks([in_half(example, "4 plus 4 is", "8", held_out=False), asked]) == (leaks, 1)
+    assert count_leaks([in_half(example, "4 plus 4 is", "8", held_out=True), asked]) == (0, 2)  # of its own half
+
+
+def test_pairs_of_prompts_that_agree_tie_where_independent_ones_would_not():
+    """b answers six prompts that a does not, three whole pairs: beyond doubt of forty prompts, not of twenty pairs."""
+    a, b = candidate("a", hits=14), candidate("b", hits=20)
+    assert by_name(rank_donors([a, b], TARGETS, by="stability-competence"))["a"].tied_with == ()
+    ranked = by_name(rank_donors([paired(a), paired(b)], PAIRED, by="stability-competence"))
+    assert ranked["a"].tied_with == ("b",) and ranked["b"].tied_with == ("a",)
+
+
 def test_being_at_chance_is_told_only_where_the_targets_can_tell():
     hit = np.array([1.0, *[0.0] * 19])
     assert is_at_chance(hit, TARGETS[:20])
     assert not is_at_chance(np.array([*[1.0] * 5, *[0.0] * 15]), TARGETS[:20])
-    assert not is_at_chance(hit, ["x"] * 20) and not is_at_chance(np.full(20, np.nan), TARGETS[:20])
+    assert not is_at_chance(hit, asking(["x"] * 20)) and not is_at_chance(np.full(20, np.nan), TARGETS[:20])
 
 
 @dataclass(frozen=True)
@@ -184,7 +299,7 @@ def grafted(donor, bits, hits=20, prob=0.4, **more):
     """A candidate whose side was measured on the host: eight documents of 100 bytes, forty prompts."""
     hit = np.zeros(N)
     hit[:hits] = 1
-    graft = Graft(Score(np.asarray(bits), hit, np.full(N, prob)), np.full(8, 100.0), tuple(TARGETS))
+    graft = Graft(Score(np.asarray(bits), hit, np.full(N, prob)), np.full(8, 100.0), TARGETS)
     return replace(candidate(donor, **more), graft=graft)
 
 
@@ -240,7 +355,7 @@ def test_the_same_seed_gives_the_same_ranking_and_the_order_of_donors_is_no_matt
 def test_the_json_is_the_contract():
     ranking = rank_donors([candidate("a"), candidate("b", hits=3)], TARGETS, num_resamples=50).to_json()
     assert json.loads(json.dumps(ranking, allow_nan=False)) == ranking
-    assert next(iter(ranking.items())) == ("schema", "hybridizer.ranking/3")
+    assert next(iter(ranking.items())) == ("schema", "hybridizer.ranking/4")
     first = ranking["ranking"][0]
     assert first["donor"] == "a" and first["tied_with"] == []
     for name in ("score", "stability", "competence", "accuracy", "target_prob"):
@@ -274,7 +389,7 @@ def test_all_problems_come_at_once():
 @pytest.mark.parametrize(("targets", "words"), [([None] * N, "no probe has a target"), (["x"] * N, "the same target")])
 def test_probes_that_cannot_show_competence_are_refused(targets, words):
     with pytest.raises(InputError, match=words):
-        rank_donors([candidate("a")], targets)
+        rank_donors([candidate("a")], asking(targets))
 
 
 def traced(name, delta_js, per_prompt=True):
@@ -285,7 +400,7 @@ def traced(name, delta_js, per_prompt=True):
 
 def test_a_share_counts_in_every_donor_by_itself_and_the_deep_side_is_ranked():
     """The deep halves, layers 3..5 and 2..3, have dJS of 0.02 and 0.1."""
-    probes = ProbeSet("p", "0" * 64, tuple(Probe(f"{i}", target) for i, target in enumerate(TARGETS)))
+    probes = ProbeSet("p", "0" * 64, TARGETS)
     runs = [traced("six", [0.3, 0.2, 0.1, 0.02, 0.02, 0.02]), traced("four", [0.3, 0.2, 0.1, 0.1])]
     ranking = rank(runs, probes, 0.5, seed=0)
     found = {donor.donor: (donor.first_layer, donor.last_layer, donor.stability) for donor in ranking.ranking}
@@ -296,7 +411,7 @@ def test_a_share_counts_in_every_donor_by_itself_and_the_deep_side_is_ranked():
 
 def test_a_strategy_looks_at_the_host_and_holds_for_all_as_a_share():
     """S is largest at layer 2 of the host's 6, and at layer 3 of the other's 4, which gets its share of a third: 1."""
-    probes = ProbeSet("p", "0" * 64, tuple(Probe(f"{i}", target) for i, target in enumerate(TARGETS)))
+    probes = ProbeSet("p", "0" * 64, TARGETS)
     runs = [traced("four", [0.1, 0.1, 0.3, 0.01]), traced("six", [0.3, 0.3, 0.02, 0.02, 0.02, 0.02])]
     ranking = rank(runs, probes, "s-maximal", seed=0, host="six")
     assert {name: boundary.layer for name, boundary in ranking.boundaries.items()} == {"six": 2, "four": 1}
