@@ -197,22 +197,61 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
     if frozen and not run.adapter_rank and run.device == "cpu" and run.compute_bytes != shape.stored_bytes:
         weights += trained * shape.stored_bytes
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
+    small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0]
+    spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
+    found = []
+    for moment in _moments(shape, choice, run, trained):
+        holes = spread * moment.passed
+        holes += GRADIENT_SPREAD[run.device] * small if moment.gradients else 0
+        found.append(
+            Memory(
+                process=PROCESS_BYTES[run.device] + BUILD_BYTES[run.device],
+                weights=weights,
+                masters=masters,
+                optimizer=optimizer + moment.unpacked,
+                gradients=moment.gradients,
+                activations=moment.activations,
+                loss=moment.loss,
+                allocator=round(holes),
+            )
+        )
+    return max(found, key=lambda memory: memory.total)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """Bytes that live at one moment of a step, and `passed`: what scatters the heap, activations and logits.
+
+    Blocks that come and go between two kept ones leave room that the next layer's do not fit into. That is as much
+    where a layer keeps its input only as where it keeps everything.
+    """
+
+    gradients: int = 0
+    activations: int = 0
+    loss: int = 0
+    unpacked: int = 0
+    passed: int = 0
+
+
+def _moments(shape: ModelShape, choice: FreezeChoice, run: RunShape, trained: int) -> list[_Moment]:
+    """Where the forward pass ends, the last layer is recomputed, the backward pass ends, and the update."""
     waiting = 4 * trained if run.accumulates else 0
-    kept, one_layer = _activations(shape, choice, run)
-    table = shape.width * shape.vocabulary
-    forward = (waiting, kept, _loss(shape, choice, run), 0)
+    kept, one_layer, passed = _activations(shape, choice, run)
+    loss = _loss(shape, choice, run)
+    passed += min(loss, run.loss_chunk_bytes)
     # A tied embedding's gradient is a table beside the head's; low-precision gradients lie beside those they add to.
     twice = shape.tied and not choice.frozen_embedding
-    beside = (run.compute_bytes * table if twice else 0) + (waiting // 2 if low else 0)
-    backward = (4 * trained + beside, one_layer, 0, 0)
-    update = (4 * trained, 0, 0, run.unpacked_bytes * _largest_trained(shape, choice, run))
-    gradients, activations, loss, unpacked = max(forward, backward, update, key=sum)
-    passing = activations + min(loss, run.loss_chunk_bytes)
-    small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0] if gradients else 0
-    spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
-    allocator = round(passing * spread + small * GRADIENT_SPREAD[run.device])
-    process = PROCESS_BYTES[run.device] + BUILD_BYTES[run.device]
-    return Memory(process, weights, masters, optimizer + unpacked, gradients, activations, loss, allocator)
+    beside = run.compute_bytes * shape.width * shape.vocabulary if twice else 0
+    beside += waiting // 2 if run.compute_bytes < 4 else 0
+    unpacked = run.unpacked_bytes * _largest_trained(shape, choice, run)
+    moments = [
+        _Moment(waiting, kept, loss, passed=passed),
+        _Moment(4 * trained + beside, one_layer, passed=one_layer),
+        _Moment(4 * trained, unpacked=unpacked),
+    ]
+    if run.gradient_checkpointing:
+        moments.append(_Moment(waiting, kept + one_layer, passed=passed))
+    return moments
 
 
 def _largest_trained(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
@@ -239,10 +278,11 @@ def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     return loss + 4 * table + (run.compute_bytes * table if run.compute_bytes < 4 else 0) + summed * table
 
 
-def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tuple[int, int]:
-    """Bytes kept for the backward pass by all layers from the lowest trained one on, and by the largest of them.
+def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tuple[int, int, int]:
+    """Bytes kept for the backward pass by all layers from the lowest trained one on, by the largest of them when it
+    runs backward, and what all of them would keep without gradient checkpointing.
 
-    With gradient checkpointing each layer keeps its input, and one layer at a time keeps everything.
+    With it each layer keeps its input, and one layer at a time keeps everything.
     """
     lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=len(shape.layers))
     kept = [
@@ -252,7 +292,7 @@ def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tupl
     most = max(kept, default=0)
     per_token = len(kept) * shape.width if run.gradient_checkpointing else sum(kept)
     scale = run.batch_tokens * run.compute_bytes
-    return per_token * scale, most * scale
+    return per_token * scale, most * scale, sum(kept) * scale
 
 
 def _trained_width(layer: LayerShape, run: RunShape) -> int:
