@@ -42,12 +42,12 @@ def read_documents(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def training_recipe(text: Path, side: str, seed: int, tokens: str) -> dict[str, Any]:
+def training_recipe(donor: str, text: Path, side: str, seed: int, tokens: str) -> dict[str, Any]:
     """A recipe that trains one side on `text`; embedding, final norm and head stay as they are."""
     return {
         "name": f"{text.stem}-{side}-{seed}",
         "seed": seed,
-        "donors": {"sound": REFERENCE},
+        "donors": {"sound": donor},
         "layout": {"deep": "sound", "shallow": "sound", "boundary": BOUNDARY_SHARE},
         "train": {
             "data": [{"path": str(text.resolve())}],
@@ -75,10 +75,10 @@ def measure_all(folder: Path, arguments: argparse.Namespace) -> tuple[list[str |
         held_out = [text for text in documents[::HELD_OUT] if len(text) >= arguments.bytes]
         scored += [text[: arguments.bytes] for text in held_out[: arguments.documents]]
     assert len(scored) == len(TEXTS) * arguments.documents, "a text has too few documents of that length"
-    model, tokenizer = load_causal_lm(checkpoint_folder(REFERENCE), torch.bfloat16)
+    model, tokenizer = load_causal_lm(checkpoint_folder(arguments.model), torch.bfloat16)
     parts = find_parts(model)
     text = encode_text("held-out", tokenizer, scored)
-    prompts, targets = choose_prompts(tokenizer, load_probes("antonyms-en"), arguments.prompts)
+    prompts, targets = choose_prompts(tokenizer, load_probes(arguments.probes), arguments.prompts)
     bench = Bench(model, parts, round(BOUNDARY_SHARE * parts.num_layers))
     names = [(t, side, seed) for seed in range(arguments.seeds) for t in TEXTS for side in SIDES]
     for name in ["own", *names]:
@@ -88,7 +88,7 @@ def measure_all(folder: Path, arguments: argparse.Namespace) -> tuple[list[str |
         started = time.process_time()
         layers, places = parts.layers, range(0)
         if not isinstance(name, str):
-            recipe = training_recipe(folder / f"{name[0]}.jsonl", name[1], name[2], arguments.tokens)
+            recipe = training_recipe(arguments.model, folder / f"{name[0]}.jsonl", name[1], name[2], arguments.tokens)
             built = build(recipe, runs=folder / "runs", load=False)
             assert built is not None
             layers = find_parts(load_causal_lm(built.model, torch.bfloat16)[0]).layers
@@ -164,6 +164,8 @@ def main() -> None:
     """Train, measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default=REFERENCE, help="another donor than SmolLM2-135M-Instruct, as in a recipe")
+    parser.add_argument("--probes", default="antonyms-en", help="a built-in set, or a file")
     parser.add_argument("--texts", type=Path, default=Path("runs/texts"), help="what quickstart_texts.py wrote")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tokens", default="15k", help="tokens to train on")
