@@ -80,7 +80,7 @@ def measure_all(folder: Path, arguments: argparse.Namespace) -> tuple[list[str |
     text = encode_text("held-out", tokenizer, scored)
     prompts, targets = choose_prompts(tokenizer, load_probes(arguments.probes), arguments.prompts)
     bench = Bench(model, parts, round(BOUNDARY_SHARE * parts.num_layers))
-    names = [(t, side, seed) for seed in range(arguments.seeds) for t in TEXTS for side in SIDES]
+    names = [(t, side, seed) for seed in range(arguments.seeds) for t in arguments.train_on for side in SIDES]
     for name in ["own", *names]:
         label = name if isinstance(name, str) else "{}-{}-{}".format(*name)
         if (folder / f"{label}.npz").is_file():
@@ -167,8 +167,9 @@ def main() -> None:
     parser.add_argument("--model", default=REFERENCE, help="another donor than SmolLM2-135M-Instruct, as in a recipe")
     parser.add_argument("--probes", default="antonyms-en", help="a built-in set, or a file")
     parser.add_argument("--texts", type=Path, default=Path("runs/texts"), help="what quickstart_texts.py wrote")
+    parser.add_argument("--train-on", nargs="+", choices=TEXTS, default=TEXTS)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--tokens", default="15k", help="tokens to train on")
+    parser.add_argument("--tokens", default="12k", help="tokens to train on")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--documents", type=int, default=12, help="documents of each text that are scored")
     parser.add_argument("--bytes", type=int, default=500, help="bytes of each document that are scored")
