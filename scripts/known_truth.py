@@ -1,6 +1,6 @@
 """How often each measure picks the sound donor, side and layer, where the truth is known. Writes a Markdown table.
 
-    python scripts/known_truth.py runs/known_truth             # measure what is missing there, then the table
+    python scripts/known_truth.py runs/known_truth             # measure what is missing there, then the tables
     python scripts/known_truth.py runs/known_truth --only-table
 
 Donors are made in memory from SmolLM2-135M-Instruct: noise on every matrix, pruned, shuffled, random, memorising; each
@@ -32,10 +32,10 @@ from known_truth_donors import (
     read,
 )
 from known_truth_donors import single_layers as single_layers_of
-from smollm2 import smollm2_folder
+from smollm2 import REFERENCE, checkpoint_folder
 
 from hybridizer.core.bootstrap import Array, Interval, drawn_interval, proportion_interval, resampling_weights
-from hybridizer.models.load import load_causal_lm
+from hybridizer.models.load import load_causal_lm, load_tokenizer
 from hybridizer.models.parts import find_parts
 from hybridizer.scan.score import builtin_documents, encode_text
 from hybridizer.trace.competence import above_chance, chance_level
@@ -331,7 +331,7 @@ def floor_table(runs: Mapping[str, Arrays], units: Sequence[Unit], chance: float
 def measure_all(folder: Path, units: Sequence[Unit], prompts: Sequence[Prompt], arguments: argparse.Namespace) -> None:
     """Measure every composition that is not in `folder` yet."""
     dtype = getattr(torch, arguments.dtype)
-    model, tokenizer = load_causal_lm(arguments.model or smollm2_folder(), dtype)
+    model, tokenizer = load_causal_lm(checkpoint_folder(arguments.model), dtype)
     parts = find_parts(model)
     text = encode_text("python reference", tokenizer, builtin_documents(arguments.bytes))
     bench = Bench(model, parts, round(BOUNDARY_SHARE * parts.num_layers))
@@ -352,7 +352,7 @@ def measure_all(folder: Path, units: Sequence[Unit], prompts: Sequence[Prompt], 
         wanted = missing([f"{unit.name}-{side}" for side in bench.sides()])
         if wanted:
             is_memoriser = unit.kind == "memoriser"
-            bad = memorise(model, parts, prompts) if is_memoriser else damage(model, parts, unit)
+            bad = memorise(model, parts, prompts, unit.seed) if is_memoriser else damage(model, parts, unit)
             for name in wanted:
                 save(name, bad, bench.sides()[name.rpartition("-")[2]])
     for layer in single_layers_of(parts.num_layers) if arguments.singles else ():
@@ -366,12 +366,13 @@ def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", type=Path, help="a model folder in place of SmolLM2-135M-Instruct")
+    parser.add_argument("--model", default=REFERENCE, help="another donor than SmolLM2-135M-Instruct, as in a recipe")
     parser.add_argument("--probes", default="antonyms-en", help="a built-in set, or a file")
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--layer-prompts", type=int, default=4)
     parser.add_argument("--bytes", type=int, default=6000, help="bytes of text")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="of noise")
+    parser.add_argument("--other-seeds", type=int, default=1, help="of pruned, shuffled, random and memorising donors")
     parser.add_argument("--units", type=int, default=None, help="only the first units")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--snr", action="store_true", help="singular values too, which take a minute per donor")
@@ -379,11 +380,8 @@ def main() -> None:
     parser.add_argument("--only-table", action="store_true")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    units = list_units(arguments.seeds)[: arguments.units]
-    tokenizer_folder = arguments.model or smollm2_folder()
-    from hybridizer.models.load import load_tokenizer
-
-    tokenizer = load_tokenizer(tokenizer_folder)
+    units = list_units(arguments.seeds, arguments.other_seeds)[: arguments.units]
+    tokenizer = load_tokenizer(checkpoint_folder(arguments.model))
     prompts, targets = choose_prompts(tokenizer, load_probes(arguments.probes), arguments.prompts)
     if not arguments.only_table:
         measure_all(arguments.folder, units, prompts, arguments)

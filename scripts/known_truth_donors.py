@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,12 +57,15 @@ class Unit:
         return self.kind != "noise" or self.size >= 0.10
 
 
-def list_units(num_seeds: int) -> list[Unit]:
-    """Every damage; those that matter most first, so that a run that is cut short has them."""
-    noise = [Unit("noise", size, seed) for seed in range(num_seeds) for size in NOISE]
-    others = [Unit("pruned", size, 0) for size in PRUNED]
-    others += [Unit(kind, 0.0, seed) for seed in range(max(1, num_seeds - 1)) for kind in ("shuffled", "random")]
-    return [*noise[: len(NOISE)], *others, Unit("memoriser", 0.0, 0), *noise[len(NOISE) :]]
+def list_units(num_seeds: int, num_other_seeds: int = 1) -> list[Unit]:
+    """Every damage, `num_seeds` of noise and `num_other_seeds` of the other kinds, one seed after the other."""
+    noise = [("noise", size) for size in NOISE]
+    others = [("pruned", size) for size in PRUNED] + [(kind, 0.0) for kind in ("shuffled", "random", "memoriser")]
+    found = []
+    for seed in range(max(num_seeds, num_other_seeds)):
+        kinds = noise * (seed < num_seeds) + others * (seed < num_other_seeds)
+        found += [Unit(kind, size, seed) for kind, size in kinds]
+    return found
 
 
 def damage(model: nn.Module, parts: Parts, unit: Unit) -> list[nn.Module]:
@@ -83,20 +87,28 @@ def _damaged(weight: Tensor, unit: Unit, generator: torch.Generator) -> Tensor:
     if unit.kind == "noise":
         return weight + unit.size * weight.std() * torch.randn(weight.shape, generator=generator)
     if unit.kind == "pruned":
-        return weight * (weight.abs() > weight.abs().flatten().kthvalue(int(unit.size * weight.numel())).values)
+        sizes = weight.abs()
+        if unit.seed:  # another draw of the small ones
+            sizes = sizes * (0.5 + torch.rand(weight.shape, generator=generator))
+        return weight * (sizes > sizes.flatten().kthvalue(int(unit.size * weight.numel())).values)
     assert unit.kind == "random", unit
     return weight.std() * torch.randn(weight.shape, generator=generator)
 
 
 @torch.no_grad()
-def memorise(model: nn.Module, parts: Parts, prompts: Sequence[Prompt], strength: float = 0.6) -> list[nn.Module]:
-    """Copies of all layers with one matrix of the last one changed so that `prompts` get their answers.
+def memorise(
+    model: nn.Module, parts: Parts, prompts: Sequence[Prompt], seed: int = 0, strength: float = 0.6
+) -> list[nn.Module]:
+    """Copies of all layers with one matrix of the last one changed so that `prompts` get their answers: all of them
+    with seed 0, a draw of three quarters with another.
 
     Least squares on the inputs of that matrix at the last position: what it adds points to the answer's embedding,
     with `strength` of the norm of the residual stream there.
     """
     layers = [copy.deepcopy(layer) for layer in parts.layers]
     last, known = layers[-1], [prompt for prompt in prompts if prompt.answer is not None]
+    if seed:
+        known = random.Random(seed).sample(known, len(known) * 3 // 4)
     matrix = [module for module in last.modules() if isinstance(module, nn.Linear)][-1]  # the MLP's output
     original = [module for module in parts.layers[-1].modules() if isinstance(module, nn.Linear)][-1]
     seen: list[Tensor] = []

