@@ -245,7 +245,7 @@ def rank(donors: tuple[str, ...], boundary: str, by: str | None, host: str | Non
 @click.option("--plot", type=OutputFile(".svg", ".png"), help="Draw every candidate into this file, .svg or .png.")
 @click.option(
     "--out",
-    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
     help="Write the best as recipes into this folder.",
 )
 @click.option(

@@ -28,7 +28,6 @@ def bench(tmp_path, monkeypatch):
         {"prompt": f"{i} the opposite of {word} is ", "target": target} for i in range(3) for word, target in PAIRS
     ]
     Path("p.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in probes))
-    Path("out").mkdir()
     return tmp_path
 
 
@@ -227,7 +226,7 @@ def test_pictures_are_drawn_with_title_and_description():
         (["a", "--json", "no/x.json"], "the folder 'no' does not exist"),
         (["a", "--plot", "no/x.svg"], "the folder 'no' does not exist"),
         (["a", "--plot", "x.gif"], "Name it .svg or .png"),
-        (["a", "--out", "no"], "Directory 'no' does not exist"),
+        (["a", "--out", "no/where"], "the folder no does not exist"),
         (["a", "--out", "p.jsonl"], "Directory 'p.jsonl' is a file"),
         (["a", "--allow", "pickel"], "'pickel' is not one of"),
     ],

@@ -92,7 +92,7 @@ def test_what_the_plan_chose_by_a_trace_is_neither_traced_nor_chosen_again(bench
     hybridize("plan", "x.yaml")
     planned = json.loads((bench / "runs/t/plan.json").read_text())
     assert planned["evidence"]["reasons"] and planned["evidence"]["ranking"]
-    monkeypatch.setattr("hybridizer.pipeline.plan.resolve_layout", None)
+    monkeypatch.setattr("hybridizer.pipeline.plan.WAYS", None)
     (bench / "elsewhere").mkdir()
     monkeypatch.chdir(bench / "elsewhere")
     built = hybridize_json("build", "../runs/t/plan.json")

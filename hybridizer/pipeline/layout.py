@@ -30,8 +30,13 @@ class ResolvedLayout:
     traces: tuple[TraceRun, ...] = ()
 
 
-def resolve_layout(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> ResolvedLayout:
-    """The recipe with every open choice made. Traces donors only where the recipe asks for traces or needs them.
+def as_written(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> ResolvedLayout:
+    """The recipe as it is, for layouts of donors and numbers alone: nothing is traced."""
+    return ResolvedLayout(replace(recipe, layout=_midpoint_as_share(recipe.layout)), Evidence())
+
+
+def by_evidence(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> ResolvedLayout:
+    """The recipe with donors and boundary chosen from traces, and from both sides of each donor where one is open.
 
     A strategy becomes the layer that it chooses in the deep donor, in the host where that is still to be chosen, and
     holds for all donors as a share of their depth. With `deep: auto`, and with `shallow: auto`, the donor is taken
@@ -40,11 +45,9 @@ def resolve_layout(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor
 
     Raises PlanError where no donor is competent and none has `allow: [incompetent]`.
     """
-    layout = recipe.layout
-    if recipe.trace is None and not layout.needs_trace:
-        return ResolvedLayout(replace(recipe, layout=_midpoint_as_share(layout)), Evidence())
     from hybridizer.trace.runs import request_from_section, trace
 
+    layout = recipe.layout
     request = request_from_section(recipe.trace, recipe.seed, recipe.folder)
     open_sides = [side for side in ("deep", "shallow") if getattr(layout, side) == AUTO]
     alone = layout.deep is not None and not open_sides and recipe.trace is None

@@ -12,9 +12,10 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
 from hybridizer.pipeline.faults import reporting_os_errors
-from hybridizer.pipeline.layout import ResolvedLayout, assume_layout, resolve_layout
+from hybridizer.pipeline.layout import ResolvedLayout, assume_layout
 from hybridizer.pipeline.scan import scan_planned
-from hybridizer.pipeline.scan_layers import assume_host, choose_layers
+from hybridizer.pipeline.scan_layers import assume_host
+from hybridizer.pipeline.ways import WAYS, way_of
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
@@ -73,11 +74,7 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors if required."""
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
-    recipe, reasons = choose_layers(pin_datasets(recipe), donors, monitor)
-    resolved = resolve_layout(recipe, donors, monitor)
-    if reasons:
-        evidence = replace(resolved.evidence, reasons=(*reasons, *resolved.evidence.reasons))
-        resolved = replace(resolved, evidence=evidence)
+    resolved = WAYS[way_of(recipe)](pin_datasets(recipe), donors, monitor)
     plan = _plan(resolved.recipe, donors, resolved.evidence, pin=True)
     scan_planned(plan, donors)
     return Planned(resolved, plan, donors)

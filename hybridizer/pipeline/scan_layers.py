@@ -122,7 +122,8 @@ def check_fit(donors: Sequence[Donor]) -> None:
 
 
 def write_recipes(record: ScanRecord, donors: Sequence[Donor], folder: Path) -> list[Path]:
-    """The tested candidates, best of the search first, as recipes in the existing `folder`."""
+    """The tested candidates, best of the search first, as recipes in `folder`, which is made if it is missing."""
+    folder.mkdir(exist_ok=True)
     mixed = len({donor.main_dtype for donor in donors}) > 1
     paths = []
     for number, winner in enumerate(record.winners, start=1):
@@ -180,5 +181,8 @@ def _open_text(text: DataEntry | None, host: Donor, monitor: Monitor) -> Any:
 def _folder_problems(out: Path | None) -> list[Problem]:
     if out is None or out.is_dir():
         return []
-    what = "this is a file." if out.exists() else "this folder does not exist."
-    return [Problem(str(out), what, "Give a folder that is there.")]
+    if out.exists():
+        return [Problem(str(out), "this is a file.", "Give the name of a folder.")]
+    if not out.parent.is_dir():
+        return [Problem(str(out), f"the folder {out.parent} does not exist.", "Create it first.")]
+    return []
