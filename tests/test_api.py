@@ -105,7 +105,7 @@ def test_type_checkers_see_the_functions_and_their_results(tmp_path):
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", str(tmp_path), "user.py"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert [line.partition("is ")[2] for line in found.stdout.splitlines()[:3]] == [
-        '"str"', '"int"', '"hybridizer.pipeline.api.BuildResult | None"',
+        '"str"', '"int"', '"hybridizer.pipeline.results.BuildResult | None"',
     ], found.stdout  # fmt: skip
 
 

@@ -345,9 +345,8 @@ def test_the_disk_that_a_splice_needs_is_the_size_of_its_model():
 
 def test_trace_and_rank_show_strategy_reason_and_settings():
     shown = hybridize("trace", "a", "--probes", "p.jsonl").stdout
-    assert (
-        "boundary by strategy 'auto': layer " in shown and "n = 6; settings: perturb context, mask_ratio 0.3" in shown
-    )
+    assert "boundary by strategy 'auto': layer " in shown
+    assert "6 prompts of p.jsonl; settings: perturb context, mask_ratio 0.3" in shown
     shown = hybridize("rank", "a", "--probes", "p.jsonl", "--boundary", "0.5").stdout
     assert "a: deep from layer 2 on (share). 50% of 4 layers, as requested; S(2) = " in shown.replace("\n", " ")
     assert "mask_ratio 0.3" in shown
