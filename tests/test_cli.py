@@ -88,6 +88,7 @@ def test_a_manifest_with_hostile_names_is_shown_without_them_and_printed_exactly
     assert hybridize_json("inspect", "runs/x")["name"] == HOSTILE
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_hostile_folder_is_harmless_too():
     Path("a").rename(HOSTILE)
     shown = hybridize("trace", f"./{HOSTILE}", "--probes", "p.jsonl")
@@ -113,6 +114,7 @@ COMMANDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 @pytest.mark.parametrize("mistake", [[], ["--no-such-option"]], ids=["input", "usage"])
 def test_every_command_prints_the_same_error_object(command, mistake):
@@ -343,6 +345,7 @@ def test_the_disk_that_a_splice_needs_is_the_size_of_its_model():
     assert needed <= Path("runs/x/model/model.safetensors").stat().st_size < needed + 10_000
 
 
+@pytest.mark.slow
 def test_trace_and_rank_show_strategy_reason_and_settings():
     shown = hybridize("trace", "a", "--probes", "p.jsonl").stdout
     assert "boundary by strategy 'auto': layer " in shown

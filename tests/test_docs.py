@@ -170,6 +170,7 @@ def test_every_relative_link_resolves(page):
     assert [wrong for _, target in links(page) if (wrong := broken_link(page, target))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", LIVING, ids=name)
 def test_every_function_that_is_linked_is_defined_in_its_file(page):
     assert [wrong for text, target in links(page) if (wrong := undefined(page, text, target))] == []

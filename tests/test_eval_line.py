@@ -65,6 +65,7 @@ def damage(source, target, scale):
     save_file({**tensors, "lm_head.weight": head * scale}, Path(target, "model.safetensors"), {"format": "pt"})
 
 
+@pytest.mark.slow
 def test_the_record_has_every_figure_of_every_model_and_every_pair():
     record = hybridize_json("eval", "a", "b", "c", *ALL)
     assert record["schema"] == "hybridizer.eval/1" and [m["name"] for m in record["models"]] == ["a", "b", "c"]
@@ -216,6 +217,7 @@ def test_a_run_is_named_by_its_folder():
     assert pairs[0]["difference"] == 0
 
 
+@pytest.mark.slow
 def test_a_build_ends_with_the_exit_code_of_its_gate(bench):
     dial = {"host": "a", "deep": "a", "shallow": "a", "boundary": 0.5}
     train = {

@@ -121,6 +121,7 @@ def test_what_a_function_imports_counts_and_torch_may_wait_there():
     assert violation("core.files", "hybridizer.models.load", at_import=False) is not None
 
 
+@pytest.mark.slow
 def test_nothing_that_plans_or_reports_loads_torch():
     names = [f"hybridizer.{name}" for _, name in modules() if name.partition(".")[0] in NO_TORCH - {"__main__"}]
     program = """if True:

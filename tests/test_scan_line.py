@@ -36,6 +36,7 @@ def scan(*arguments, donors=("a",), **options):
     return json.loads(Path("scan.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_record_is_the_contract():
     record = scan("--best", "3")
     assert record["schema"] == "hybridizer.scan/1"
@@ -133,6 +134,7 @@ def test_layers_that_matter_least_are_named():
     assert all(str(layer) in record["sentence"].split(":")[0] for layer in gone)
 
 
+@pytest.mark.slow
 def test_a_donor_is_chosen_for_each_layer():
     record = scan("--per-layer", donors=("a", "b"))
     best = record["candidates"][0]
@@ -159,6 +161,7 @@ def test_own_text_is_read_and_named():
     assert record["test"]["num_documents"] == 6 and record["winners"][0]["accuracy_change"] is None
 
 
+@pytest.mark.slow
 def test_a_finished_scan_costs_no_run_and_an_interrupted_one_resumes(bench, monkeypatch):
     first = scan()
     with monkeypatch.context() as patched:
@@ -173,6 +176,7 @@ def test_a_finished_scan_costs_no_run_and_an_interrupted_one_resumes(bench, monk
     assert json.loads(Path("scan.json").read_text()) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"{}\n", b"\xff\xfe\n", None])
 def test_a_damaged_scan_in_the_cache_starts_over(bench, damage):
     first = scan("--changes", "cut")
@@ -182,6 +186,7 @@ def test_a_damaged_scan_in_the_cache_starts_over(bench, damage):
     assert scan("--changes", "cut") == first
 
 
+@pytest.mark.slow
 def test_tables_show_what_was_tried_the_verdicts_and_chance():
     shown = hybridize("scan", "a", *SMALL, "--best", "2").stdout
     assert "a, 4 layers" in shown and "14 models tried; searched by bits per byte" in shown
@@ -290,6 +295,7 @@ def write_auto(**layout):
     return "auto.yaml"
 
 
+@pytest.mark.slow
 def test_a_recipe_whose_layers_are_left_to_a_scan_is_checked_planned_and_stored(monkeypatch):
     recipe = write_auto(host="a", candidates=20)
     shown = hybridize("check", recipe).stdout
@@ -300,6 +306,7 @@ def test_a_recipe_whose_layers_are_left_to_a_scan_is_checked_planned_and_stored(
     assert hybridize_json("plan", recipe)["hash"] == plan["hash"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verdict", ["better", "no difference shown"])
 def test_a_scan_changes_the_host_only_where_the_test_shows_that_it_is_better(monkeypatch, verdict):
     monkeypatch.setattr("hybridizer.scan.select._verdict", lambda *_: verdict)

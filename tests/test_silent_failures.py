@@ -175,6 +175,7 @@ def test_7_tokens_that_mean_something_else_are_refused_naming_one():
     assert "warning: the token 'A'" in hybridize("check", path).stdout
 
 
+@pytest.mark.slow
 def test_8_a_full_disk_leaves_nothing_that_looks_finished(bench):
     two_donors()
     path = recipe([{"donor": "a"}] * 200)

@@ -112,6 +112,7 @@ def test_a_trace_that_only_the_boundary_asked_for_is_asked_for_again_after_train
     assert "\ntrace:" not in (bench / "runs/x/recipe.resolved.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_trained_model_comes_out_of_the_stored_plan_with_the_same_weights(bench):
     write_text(bench / "text.jsonl")
     write(bench, {"host": "a", "deep": "a", "shallow": "b", "boundary": 2}, train=TRAIN)

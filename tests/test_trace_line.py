@@ -130,6 +130,7 @@ def test_readings_that_do_not_hold_what_the_record_says_are_traced_again(bench, 
     assert json.loads(Path("again.json").read_text()) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "empty", "compression", "missing", "other"])
 def test_damaged_sides_in_the_cache_are_measured_again(bench, damage):
     known = ["rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5"]
@@ -167,6 +168,7 @@ def test_a_damaged_journal_in_the_cache_starts_over(bench):
     assert json.loads(Path("again.json").read_text()) == first
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_of_one_donor_and_of_several():
     trace("--plot", "one.svg")
     hybridize("trace", "a", "b", "--probes", "p.jsonl", "--plot", "two.png")
@@ -199,6 +201,7 @@ def auto_recipe(allow=("incompetent",), **layout):
     return write_recipe(Path("x.yaml"), donors=donors, layout=content, trace={"probes": "p.jsonl"})
 
 
+@pytest.mark.slow
 def test_what_a_recipe_leaves_open_is_settled_with_a_reason_and_recorded():
     plan = hybridize_json("plan", auto_recipe())
     deep, left_out, boundary = plan["evidence"]["reasons"]
@@ -215,6 +218,7 @@ def test_what_a_recipe_leaves_open_is_settled_with_a_reason_and_recorded():
     hybridize("build", "x.yaml")
 
 
+@pytest.mark.slow
 def test_a_plan_stops_where_no_donor_does_better_than_chance_and_goes_on_where_one_is_allowed():
     told = hybridize("plan", auto_recipe(allow=()), code=2).stderr
     assert "x.yaml:" in told and "no donor's deep side does better than chance (30.0%) beyond doubt: 'a' 0.0%" in told
@@ -222,6 +226,7 @@ def test_a_plan_stops_where_no_donor_does_better_than_chance_and_goes_on_where_o
     hybridize("plan", auto_recipe())
 
 
+@pytest.mark.slow
 def test_both_sides_are_chosen_by_what_they_are_worth_on_the_host():
     plan = hybridize_json("plan", auto_recipe(deep="auto", shallow="auto", boundary=0.5))
     ranking = json.loads(Path("runs/x/ranking.json").read_text())
@@ -240,6 +245,7 @@ def test_both_sides_are_chosen_by_what_they_are_worth_on_the_host():
     assert shown.count("checked as if it were the host, 'a'") == 2
 
 
+@pytest.mark.slow
 def test_donors_are_ranked_by_the_measure_and_on_the_host_that_are_asked_for():
     known = ["rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5"]
     plain, by_b = (hybridize_json(*known, *more) for more in (["--by", "stability"], ["--host", "b"]))
@@ -285,6 +291,7 @@ def test_a_trace_does_not_change_the_depth_of_a_model_whose_donors_have_differen
     assert without == traced == (depth, depth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", slow_except(sorted(STRATEGIES.keys() - {"midpoint", "task-particle"}), "auto"))
 def test_check_knows_the_depth_that_a_strategy_will_give(strategy):
     make_donor(Path("six"), seed=3, num_hidden_layers=6)

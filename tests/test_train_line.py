@@ -173,6 +173,7 @@ def test_a_hub_dataset_is_asked_for_its_commit_once_and_rebuilt_offline_from_the
     assert again.returncode == 0 and "model: unchanged" in again.stderr, again.stderr
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_know_the_dataset_is_named_at_the_line(bench):
     with serve_repository("org/set", bench, "datasets") as (endpoint, _):
         online = {**os.environ, "HF_HOME": str(bench / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
@@ -182,6 +183,7 @@ def test_a_hub_that_does_not_know_the_dataset_is_named_at_the_line(bench):
     assert result.returncode == 2 and "x.yaml:11: `org/other`: the commit of 'main' is not known" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_text_that_changes_between_plan_and_training_is_refused(bench, monkeypatch):
     def change(*arguments, **options):
         with (bench / "text.jsonl").open("a") as file:
@@ -240,6 +242,7 @@ def test_a_text_that_cannot_be_tokenised_is_found_before_anything_is_spliced(ben
     assert not (bench / "runs/x/spliced").exists()
 
 
+@pytest.mark.slow
 def test_texts_are_tokenised_once_and_what_was_left_out_is_noted_once_before_training(bench):
     with (bench / "text.jsonl").open("a") as file:
         file.write("\nno json")
@@ -248,6 +251,7 @@ def test_texts_are_tokenised_once_and_what_was_left_out_is_noted_once_before_tra
     assert stderr.count("left out 1 not JSON") == 1 and stderr.index("left out") < stderr.index("splice:")
 
 
+@pytest.mark.slow
 def test_the_plan_shows_steps_and_epochs_and_warns_of_many(bench):
     def shown(*arguments):
         found = hybridize("plan", recipe, *arguments)
@@ -339,6 +343,7 @@ def test_the_price_is_that_of_the_adapters_where_adapters_train(bench):
     assert not any("adapters" in note for note in whole["notes"])
 
 
+@pytest.mark.slow
 def test_nothing_says_that_a_tied_table_trains_where_adapters_do(bench):
     recipe = one_donor(bench, "llama", lora={"rank": 2}, freeze="none")
     make_donor(bench / "m", "llama", seed=3, tie_word_embeddings=True)
@@ -551,6 +556,7 @@ def test_a_tied_head_that_is_stored_twice_trains_twice(bench):
     assert not torch.equal(built["lm_head.weight"], donor["lm_head.weight"])
 
 
+@pytest.mark.slow
 def test_names_without_the_models_prefix_come_back_as_they_were(bench):
     recipe = one_donor(bench, "gpt2")
     rewrite(bench / "m", lambda t: {name.removeprefix("transformer."): tensor for name, tensor in t.items()})

@@ -267,6 +267,7 @@ def program(*arguments):
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "states"),
     [

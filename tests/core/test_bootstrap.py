@@ -39,6 +39,7 @@ def test_the_interval_is_the_middle_95_percent():
     assert interval(np.arange(1001.0)) == pytest.approx((25, 975))
 
 
+@pytest.mark.slow
 def test_the_mean_is_covered_about_95_times_in_100():
     generator = np.random.default_rng(0)
     covered = 0
@@ -129,6 +130,7 @@ def test_equal_items_of_a_cluster_are_worth_one_item():
     assert standard_errors(values[:, None], np.zeros(50, int)).tolist() == [0]
 
 
+@pytest.mark.slow
 def test_an_interval_that_ignores_the_clusters_is_too_narrow():
     generator = np.random.default_rng(0)
     covered = {"clusters": 0, "items": 0}

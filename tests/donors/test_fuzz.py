@@ -83,6 +83,7 @@ def test_a_damaged_tokenizer_is_refused_or_loaded(bench):
     assert ended["success"] > 0 and ended["CheckpointError"] > ended.total() / 5
 
 
+@pytest.mark.slow
 def test_a_damaged_gguf_file_is_refused_or_converted(bench):
     whole = write_gguf(bench / "whole.gguf").read_bytes()
     num_header_bytes = whole.index(b"blk.1.ffn_up.weight") + 50

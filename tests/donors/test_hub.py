@@ -64,6 +64,7 @@ def test_a_hub_that_cannot_be_reached_is_named_apart_from_offline_mode(repositor
     assert refusal()[0] == "the model org/tiny@v1 is not in the local cache, and the hub could not be reached."
 
 
+@pytest.mark.slow
 def test_a_fetched_revision_is_found_offline_and_another_one_is_refused_with_those_that_are_there(
     repository, monkeypatch
 ):
@@ -76,12 +77,14 @@ def test_a_fetched_revision_is_found_offline_and_another_one_is_refused_with_tho
     assert "at revision main (revisions there: v1)" in refusal(None)[0]
 
 
+@pytest.mark.slow
 def test_a_revision_that_the_hub_does_not_have_is_refused_although_another_is_cached(repository, monkeypatch):
     with online(monkeypatch, repository):
         find()
         assert refusal("v9")[0] == "the model org/tiny@v9 has no such revision."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endpoint", [None, UNREACHABLE])
 def test_a_partial_snapshot_is_never_taken_for_a_whole_one(repository, monkeypatch, endpoint):
     with online(monkeypatch, repository):
@@ -94,6 +97,7 @@ def test_a_partial_snapshot_is_never_taken_for_a_whole_one(repository, monkeypat
     assert find(download=False) is None
 
 
+@pytest.mark.slow
 def test_a_partial_snapshot_is_completed_with_a_network(repository, monkeypatch):
     with online(monkeypatch, repository):
         (find() / "model-2.safetensors").unlink()
@@ -111,16 +115,19 @@ def test_a_connection_that_ends_in_the_middle_of_a_file_is_an_error_and_a_second
         assert {path.name for path in find().iterdir()} == {path.name for path in repository.iterdir()}
 
 
+@pytest.mark.slow
 def test_an_error_of_the_hub_is_quoted(repository, monkeypatch):
     with online(monkeypatch, repository, fault="broken"):
         assert "the hub answered with an error: Server error '501" in refusal()[0]
 
 
+@pytest.mark.slow
 def test_a_gated_model_names_the_terms_to_accept(repository, monkeypatch):
     with online(monkeypatch, repository, fault="gated"):
         assert refusal()[0] == "the model org/tiny@v1 is gated." and "terms" in refusal()[1]
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_an_error_with_its_reason(repository, monkeypatch, tmp_path):
     Path(tmp_path / "hub").write_text("a file in the place of the cache")
     with online(monkeypatch, repository):

@@ -91,6 +91,7 @@ def test_a_hub_model_is_resolved_to_a_commit_and_read_offline_afterwards(bench):
     assert pin["fingerprint"] == donor(bench).fingerprint
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_on_the_hub_and_a_wrong_revision_have_different_messages(bench):
     with serve_repository("org/tiny", bench / "a") as (endpoint, _):
         environment = {**os.environ, "HF_HOME": str(bench / "hf"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}

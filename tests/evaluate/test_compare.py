@@ -42,12 +42,14 @@ def test_pairing_shows_a_change_far_smaller_than_the_documents_differ():
     assert compare_bits(after, before, size).verdict == "worse"
 
 
+@pytest.mark.slow
 def test_the_change_is_covered_about_95_times_in_100():
     covered = sum(low <= -0.03 <= high for low, high in (compare_bits(*draw(40, -0.03, seed)).change_ci
                                                          for seed in range(300)))  # fmt: skip
     assert 0.89 <= covered / 300 <= 0.98  # four standard errors (1.4%) around the 94% of 40 uneven documents
 
 
+@pytest.mark.slow
 def test_without_a_change_a_verdict_is_rare():
     verdicts = [compare_bits(*draw(30, 0.0, seed)).verdict for seed in range(200)]
     assert 0.86 <= verdicts.count("no difference shown") / 200 < 1

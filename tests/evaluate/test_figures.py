@@ -60,6 +60,7 @@ def test_groups_whose_items_differ_like_any_others_widen_it_by_little():
     assert width[1] == pytest.approx(width[0], rel=0.35)  # the variance of 50 group sums has a spread of 20%
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10, 40])
 def test_intervals_cover_the_truth_in_about_95_of_100_cases(count):
     generator = np.random.default_rng(1)

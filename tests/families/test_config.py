@@ -134,6 +134,7 @@ def test_a_layer_that_uses_the_one_before_it_can_only_follow_it() -> None:
     assert "would follow no layer" in refused(host, (host, 1), (host, 2))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     family=st.sampled_from(FAMILIES),

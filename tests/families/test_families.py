@@ -93,6 +93,7 @@ def test_variants_are_exact_too(variant: str, tmp_path: Path) -> None:
     check(first, second, REFUSED_VARIANTS.get(variant, set()), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_decoder_of_a_vision_model_is_spliced_in_place(tmp_path: Path) -> None:
     vision = {
         "hidden_size": 32,

@@ -170,6 +170,7 @@ def test_a_config_that_is_not_a_dict_is_refused() -> None:
     assert "not a family's name" in refused([], llama_shapes())
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(family=st.sampled_from(FAMILIES), changes=hostile_changes(4))
 @example(family="recurrent_gemma", changes={"layer_types": None, "block_types": [[]]})

@@ -32,6 +32,7 @@ def logits(model):
         return run_model(model, IDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_composition_computes_what_the_written_splice_computes_bit_for_bit(model_type, tmp_path):
     donors, models = load_two(model_type, tmp_path)

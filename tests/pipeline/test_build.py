@@ -38,6 +38,7 @@ def recipe_of(bench, train=None, **sections):
     return write_recipe(bench / "x.yaml", donors={"a": "a", "b": "b"}, layout=DIAL, **sections, **(train or {}))
 
 
+@pytest.mark.slow
 def test_texts_are_tokenised_and_prompts_checked_before_anything_is_spliced(bench, monkeypatch):
     order = []
     for module, name in ((evaluate, "check_prompts"), (sources, "open_sources"), (build, "write_model")):

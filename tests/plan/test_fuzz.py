@@ -22,6 +22,7 @@ def bench(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_damaged_record_of_a_run_is_verified_or_refused(bench):
     slices = [{"donor": "a", "layers": [0, 1]}, {"donor": "b", "layers": [2, 3]}]
     recipe = write_recipe(bench / "x.yaml", donors={"a": "a", "b": "b"}, layout={"host": "a", "slices": slices})

@@ -63,6 +63,7 @@ def check_load(file: Path, content: bytes, *overrides: str) -> None:
         assert load_recipe(file) == recipe
 
 
+@pytest.mark.slow
 @given(RECIPES)
 def test_any_values_under_the_keys_of_a_recipe(file: Path, values: dict[str, Any]) -> None:
     check_load(file, to_yaml(values).encode())
@@ -84,6 +85,7 @@ def test_any_text_after_a_good_start(file: Path, before: str, after: str) -> Non
     check_load(file, text.encode())
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         YAML_SIGNS
@@ -94,6 +96,7 @@ def test_any_overrides(file: Path, overrides: list[str]) -> None:
     check_load(file, b"donors: {a: x}\nlayout: {slices: [{donor: a}]}\n", *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

@@ -207,6 +207,7 @@ def test_what_is_written_is_read_back(values: dict[str, Any]) -> None:
     assert not tree.problems
 
 
+@pytest.mark.slow
 @given(WORDS)
 def test_text_is_written_so_that_pyyaml_agrees(text: str) -> None:
     assert yaml.safe_load(to_yaml({"a": text})) == {"a": text}

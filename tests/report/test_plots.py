@@ -30,6 +30,7 @@ def lines_at(axes, place):
     return [line for line in axes.lines if list(line.get_xdata()) == [place, place]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG\r\n\x1a\n")])
 def test_the_same_record_gives_the_same_bytes(tmp_path, kind, start):
     first = bytes_of(draw_trace(synthetic_record(), 12), tmp_path, kind)
@@ -110,6 +111,7 @@ def test_a_record_of_the_bare_contract_is_drawn(tmp_path):
     assert "antonyms-en" in text_of(draw_donors([record], [12]), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a $5 or\n$10 <b>&amp;", "x" * 300, "模" * 300])
 def test_a_strange_name_is_text_and_stays_inside_the_picture(tmp_path, name):
     figure = draw_trace(synthetic_record(name), 12)
@@ -187,6 +189,7 @@ def test_an_svg_has_a_title_and_a_description_and_colours_for_dark_screens(tmp_p
     assert "n: accuracy 45.2%" in several.find(f"{{{SVG}}}desc").text
 
 
+@pytest.mark.slow
 def test_layers_that_the_lens_cannot_read_are_hatched_and_their_markers_hollow(tmp_path):
     figure = draw_trace(blind(synthetic_record(), 3, 4), 12)
     for axes in figure.axes:

@@ -39,6 +39,7 @@ def test_every_candidate_is_drawn_in_its_cell():
     assert cells == len(record["candidates"])
 
 
+@pytest.mark.slow
 def test_better_is_blue_for_bits_and_for_accuracy():
     for by, low in (("bits", True), ("accuracy", False)):
         record = synthetic_scan({"a": 6}, by=by)

@@ -47,6 +47,7 @@ def assert_same(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_score_of_a_composition_is_that_of_the_written_splice_bit_for_bit(model_type, tmp_path, items):
     donors, models = two(model_type, tmp_path)
@@ -60,6 +61,7 @@ def test_the_score_of_a_composition_is_that_of_the_written_splice_bit_for_bit(mo
     assert np.isnan(found.hit).sum() == sum(probe.target is None for probe in PROBES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_score_from_a_kept_prefix_is_that_of_a_full_run_bit_for_bit(model_type, tmp_path, items):
     _, models = two(model_type, tmp_path)

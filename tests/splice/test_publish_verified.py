@@ -61,6 +61,7 @@ def test_a_failed_replacement_leaves_the_good_model_in_place(bench):
     hybridize("verify", "runs/x/model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "says"),
     [

@@ -11,6 +11,7 @@ from hybridizer.trace.lens import Lens, check_lens
 from support.traced_donors import FAMILIES, load_tiny
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_lens_row_is_the_models_own_next_token_distribution(family, tmp_path):
     model, _, parts = load_tiny(family, tmp_path)

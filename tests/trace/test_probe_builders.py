@@ -19,6 +19,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_built_in_set_is_what_its_script_builds(name, tmp_path, monkeypatch):
     if not Path("/usr/share/wordnet").is_dir() or any(find_spec(package) is None for package in SOURCES[name]):

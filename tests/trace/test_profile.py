@@ -162,6 +162,7 @@ def trace(donor):
     return trace_model(model, tokenizer, parts, probes, Trace(num_resamples=300), traced(parts))
 
 
+@pytest.mark.slow
 def test_a_model_traced_twice_keeps_its_profile_and_one_with_shuffled_deep_layers_does_not(donor):
     before = trace(donor)
     again = compare_profiles(before, trace(donor), 3)

@@ -109,6 +109,7 @@ def test_every_family_is_traced_within_bounds_and_does_not_move_where_nothing_is
     assert (moved.js >= 0).all() and (moved.js <= 1).all() and moved.js[:, 1:].max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", slow_except(FAMILIES, "llama", "mamba2"))
 def test_the_batch_size_changes_nothing(family, tmp_path):
     donor = load_tiny(family, tmp_path)
@@ -289,6 +290,7 @@ def test_a_device_map_changes_nothing(tmp_path):
     np.testing.assert_array_equal(plain.js, other.js)
 
 
+@pytest.mark.slow
 def test_weights_that_accelerate_keeps_elsewhere_are_traced_too(tmp_path):
     from accelerate import cpu_offload
 

@@ -44,6 +44,7 @@ def test_stopped_and_resumed_equals_run_through_bit_for_bit(tmp_path, precision,
     assert [x["loss"] for x in lines_of(tmp_path / "a")] == [x["loss"] for x in lines_of(tmp_path / "b")]
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_and_recomputation_change_rounding_only(tmp_path):
     whole = run(tmp_path / "a")[1]
     for name, change in {"b": {"micro_batch_size": 1}, "c": {"gradient_checkpointing": True}}.items():
@@ -289,6 +290,7 @@ def test_layers_that_carry_state_train_on_packed_rows_and_on_others(tmp_path, pa
     assert notes == ([expected] if packed else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", slow_except(["mamba", "jamba"], "mamba"))
 @pytest.mark.parametrize(
     ("stored", "precision"), [(torch.bfloat16, "float32"), (torch.float32, "bfloat16"), (torch.bfloat16, "bfloat16")]

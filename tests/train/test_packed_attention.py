@@ -81,6 +81,7 @@ def test_the_dense_mask_stays_where_flex_attention_cannot_run(gpu, monkeypatch):
     assert choose_packed_attention(model, CUDA) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
 def test_loss_and_gradients_are_those_of_the_dense_mask(flex_on_cpu, model_type):
     objective = objective_of(model_type)
@@ -113,6 +114,7 @@ def test_a_kernel_without_gradients_leaves_the_dense_mask(flex_on_cpu, monkeypat
         assert attention == objective.model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.slow
 def test_attention_that_lets_documents_through_is_not_taken(flex_on_cpu, monkeypatch):
     from transformers import masking_utils
 

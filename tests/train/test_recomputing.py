@@ -25,6 +25,7 @@ TRAIN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("freeze", ["deep", "shallow"])
 def test_losses_and_weights_are_the_same_bits_whatever_is_recomputed(tmp_path, freeze, precision):
