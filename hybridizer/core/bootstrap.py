@@ -22,7 +22,7 @@ Clusters: TypeAlias = NDArray[np.int64]
 Interval: TypeAlias = tuple[float, float]
 
 LEVEL = 0.95
-_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+Z: float = NormalDist().inv_cdf((1 + LEVEL) / 2)  # normal standard errors of a 95% interval
 MAX_WEIGHT_BYTES = 8 * 2**20  # 2,000 resamples of 524 items
 
 
@@ -178,8 +178,11 @@ def bias_left(means: Array, errors: Array) -> Array:
 
 
 def t_quantile(degrees: int) -> float:
-    """The 97.5% quantile of Student's t, by the expansion about the normal one: within 0.01 from 5 degrees on."""
-    z: float = _Z
+    """The 97.5% quantile of Student's t, by the expansion about the normal one (Abramowitz and Stegun 26.7.5).
+
+    Within 0.01 from 5 degrees on, too small below.
+    """
+    z = Z
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
@@ -199,7 +202,7 @@ def critical_value(samples: Array, num_clusters: int) -> float:
         return least
     spread = samples.std(axis=0)
     largest = (np.abs(samples - samples.mean(axis=0)) / np.where(spread > 0, spread, 1)).max(axis=1)
-    return max(least, least / _Z * float(np.quantile(largest, LEVEL)))  # a normal quantile becomes Student's
+    return max(least, least / Z * float(np.quantile(largest, LEVEL)))  # a normal quantile becomes Student's
 
 
 def symmetric_intervals(estimates: Array, samples: Array, num_clusters: int) -> list[Interval | None]:
@@ -232,8 +235,13 @@ def proportion_interval(hits: Array, clusters: Clusters | None = None) -> Interv
         alone = share * (1 - share) / n
         error = float(standard_errors(values[:, None], names)[0])
         size = n / max(1.0, error**2 / alone) if alone > 0 else float(count_clusters(n, names))
-    centre = (share + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
-    reach = _Z / (1 + _Z**2 / size) * math.sqrt(share * (1 - share) / size + _Z**2 / (4 * size**2))
+    return wilson_interval(share, size)
+
+
+def wilson_interval(share: float, size: float, z: float = Z) -> Interval:
+    """Wilson's 95% interval of a share of `size` independent items; `z` is larger where clusters are few."""
+    centre = (share + z**2 / (2 * size)) / (1 + z**2 / size)
+    reach = z / (1 + z**2 / size) * math.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
     return max(0.0, centre - reach), min(1.0, centre + reach)
 
 

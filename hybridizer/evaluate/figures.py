@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from hybridizer.core.bootstrap import Array, Interval, interval, weight_blocks
+from hybridizer.core.bootstrap import Array, Interval, Z, interval, t_quantile, weight_blocks, wilson_interval
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.evaluate.compare import FEW_DOCUMENTS, LEAST_DOCUMENTS, NUM_RESAMPLES
 from hybridizer.evaluate.scores import Scores
@@ -21,7 +21,6 @@ from hybridizer.evaluate.scores import Scores
 BITS_PER_BYTE, ACCURACY, ANSWER_BITS, MARGIN_BITS = "bits_per_byte", "accuracy", "answer_bits", "margin_bits"
 LOWER_IS_BETTER = frozenset({BITS_PER_BYTE, ANSWER_BITS})
 A_BETTER, B_BETTER, UNTOLD = "a is better", "b is better", "no difference can be told"
-Z95 = 1.959964  # of the normal distribution, two-sided 95%
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def estimate(figure: Figure, seed: int = 0) -> Estimate:
     sums = _sum_groups(figure)
     count = sums.shape[1]
     if figure.is_share:
-        z = t_quantile(count - 1) if count > 1 else Z95
+        z = t_quantile(count - 1) if count > 1 else Z
         spread: Interval | None = wilson_interval(figure.value, _effective_number(figure.value, sums), z)
     else:
         spread = _group_interval(sums, seed)
@@ -167,26 +166,6 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail / 2**total)
 
 
-def t_quantile(freedom: int) -> float:
-    """The 97.5% quantile of Student's t, by the expansion around the normal one (Abramowitz and Stegun 26.7.5).
-
-    Right to 0.2% from 5 degrees of `freedom` on, too small below.
-    """
-    z, v = Z95, float(freedom)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / v + second / v**2 + third / v**3
-
-
-def wilson_interval(share: float, number: float, z: float = Z95) -> Interval:
-    """Wilson's 95% interval of a share of `number` independent items; `z` is larger where groups are few."""
-    z2 = z**2
-    centre = (share + z2 / (2 * number)) / (1 + z2 / number)
-    half = z / (1 + z2 / number) * math.sqrt(share * (1 - share) / number + z2 / (4 * number**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _effective_number(share: float, sums: Array) -> float:
     """How many independent items the groups are worth: by the variance of their sums, at most the number of items."""
     number, count = float(sums[1].sum()), sums.shape[1]
@@ -213,7 +192,7 @@ def _group_interval(sums: Array, seed: int) -> Interval | None:
     if count < 2:
         return None
     value = float(sums[0].sum() / sums[1].sum())
-    factor = t_quantile(count - 1) / Z95 * math.sqrt(count / (count - 1))
+    factor = t_quantile(count - 1) / Z * math.sqrt(count / (count - 1))
     low, high = interval(_ratio_samples(sums, seed))
     return value + factor * (low - value), value + factor * (high - value)
 

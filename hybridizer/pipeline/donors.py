@@ -40,22 +40,20 @@ def trace_donors(
     monitor: Monitor,
     *,
     baselines: bool = False,
-    ranked: bool = False,
     json_out: Path | None = None,
     plot: Path | None = None,
 ) -> list[TraceRun]:
     """Trace donors that a command line names, each called by its reference, with baselines if requested.
 
     What cannot work is refused before any donor is traced, with InputError: names, seed and permissions, the files
-    `json_out` and `plot` that are to be written, prompts that a donor's tokenizer cannot use and, if the donors are to
-    be `ranked`, whatever makes ranking impossible.
+    `json_out` and `plot` that are to be written, and prompts that a donor's tokenizer cannot use.
     """
     problems = [*find_argument_problems(texts, request.seed, allow), *find_output_problems(json_out, plot)]
     problems += _crowd_problems(plot, len(texts))
     if problems:
         raise InputError(*problems)
     donors = open_named({text: text for text in texts}, allow, monitor)
-    return _trace_all(donors, request, monitor, baselines=baselines, ranked=ranked)
+    return _trace_all(donors, request, monitor, baselines=baselines, ranked=False)
 
 
 @reporting_os_errors()

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybridizer.core.progress import Monitor
-from hybridizer.donors.donor import Donor
-from hybridizer.donors.open import Access, open_donor
-from hybridizer.donors.reference import parse_reference
+from hybridizer.pipeline.donors import open_named
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.run import find_model
 from hybridizer.splice.packs import Pack, graft, make_pack
@@ -19,7 +17,8 @@ def pack_model(model: Path, base: str, out: Path, allow: tuple[str, ...], monito
 
     Raises DonorError for a base that cannot be opened, and what `make_pack` raises.
     """
-    return make_pack(find_model(model), _open(base, allow, monitor), out, monitor)
+    (donor,) = open_named({base: base}, allow, monitor)
+    return make_pack(find_model(model), donor, out, monitor)
 
 
 @reporting_os_errors()
@@ -28,11 +27,5 @@ def graft_pack(base: str, pack: Path, out: Path, allow: tuple[str, ...], monitor
 
     Raises DonorError for a base that cannot be opened, and what `graft` raises.
     """
-    return graft(_open(base, allow, monitor), pack, out, monitor, replace=replace)
-
-
-def _open(base: str, allow: tuple[str, ...], monitor: Monitor) -> Donor:
-    access = Access(fetch=True, fingerprint=True, allow=allow)
-    donor = open_donor(base, parse_reference(base, Path.cwd(), where=base), access, base, monitor)
-    assert isinstance(donor, Donor), "a donor that may be fetched is there afterwards"
-    return donor
+    (donor,) = open_named({base: base}, allow, monitor)
+    return graft(donor, pack, out, monitor, replace=replace)

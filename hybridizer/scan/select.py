@@ -123,10 +123,10 @@ def find_null(
     errors = _standard_errors(deviations)
     sign = -1.0 if lower_is_better else 1.0
     found = sign * np.divide(changes, errors, out=np.zeros_like(changes), where=errors > 0)
-    best = np.concatenate([flips.max(axis=1) for flips in _flipped(deviations, seed, num_flips)])
     tail = 1 - (1 - LEVEL) / 2
-    points = [np.quantile(flips, tail) for flips in _flipped(deviations, seed, num_flips)]
-    threshold = float(np.mean(points))
+    seen = [(flips.max(axis=1), np.quantile(flips, tail)) for flips in _flipped(deviations, seed, num_flips)]
+    best = np.concatenate([largest for largest, _ in seen])
+    threshold = float(np.mean([point for _, point in seen]))
     expected = np.concatenate([(flips > threshold).sum(axis=1) for flips in _flipped(deviations, seed, num_flips)])
     return Null(
         num_tried=len(differences),

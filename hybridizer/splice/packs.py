@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from hybridizer.checkpoint.copy import write_all
-from hybridizer.checkpoint.hashing import hash_chunks, hash_file, hash_tensor, same_bytes
+from hybridizer.checkpoint.hashing import hash_chunks, hash_file, hash_files, hash_tensor, same_bytes
 from hybridizer.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, TensorEntry, parse_header, read_header
 from hybridizer.checkpoint.layout import OutputTensor
 from hybridizer.checkpoint.publish import begin_output, check_free_space
@@ -33,6 +33,7 @@ SCHEMA = "hybridizer.pack/1"
 RECORD_NAME, TENSORS_NAME, HEADERS, FILES = "pack.json", "pack.safetensors", "headers", "files"
 FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
 _AGAIN: Final = "Make the pack again from the model."
+_BUILD: Final = "Build the model again."
 
 
 @dataclass(frozen=True)
@@ -258,14 +259,14 @@ def _copy(source: Path, target: Path) -> None:
 
 def _check_files(folder: Path, files: Mapping[str, str], monitor: Monitor) -> None:
     """Raise VerificationError for every file of `folder` whose sha256 is not the one in `files`."""
-    problems = []
-    with monitor.task("verify", len(files), "files") as advance:
-        for name, sha256 in sorted(files.items()):
-            if not (folder / name).is_file() or hash_file(folder / name) != sha256:
-                what = (
-                    "its content is not what the manifest records." if (folder / name).is_file() else "it is missing."
-                )
-                problems.append(Problem(name, what, "Build the model again."))
-            advance(1)
-    if problems:
+    present = {name: folder / name for name in sorted(files) if (folder / name).is_file()}
+    lost = [Problem(name, "it is missing.", _BUILD) for name in sorted(files.keys() - present.keys())]
+    num_bytes = sum(path.stat().st_size for path in present.values())
+    changed = []
+    with monitor.task("verify", num_bytes, "bytes") as advance:
+        for name, found in hash_files(present):
+            if found != files[name]:
+                changed.append(Problem(name, "its content is not what the manifest records.", _BUILD))
+            advance(present[name].stat().st_size)
+    if problems := [*lost, *changed]:
         raise VerificationError(*problems)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from hybridizer.core.bootstrap import t_quantile, wilson_interval
 from hybridizer.core.errors import InputError
 from hybridizer.evaluate.figures import (
     A_BETTER,
@@ -17,8 +18,6 @@ from hybridizer.evaluate.figures import (
     estimate,
     make_figure,
     mcnemar_p,
-    t_quantile,
-    wilson_interval,
 )
 
 
