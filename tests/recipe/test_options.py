@@ -22,17 +22,17 @@ from hybridizer.recipe.sections import keys_of
 # A copy of the package's sections with one more key, loaded in a process of its own: the classes are made at import.
 GROWN = """
 import json, pathlib, sys
-import hybridizer.recipe
-source = pathlib.Path(hybridizer.recipe.__file__).with_name("models.py").read_text()
-key = 'temperature: Positive = Field(default=1.5, description="what logits are divided by")'
-for section in ("Trace", "Train"):
-    head, tail = source.split(f"class {section}:", 1)
-    body, after = tail.split("@dataclass", 1)
-    source = f"{head}class {section}:{body.rstrip()}\\n    {key}\\n\\n\\n@dataclass{after}"
 import types
-grown = sys.modules["hybridizer.recipe.models"] = types.ModuleType("hybridizer.recipe.models")
-hybridizer.recipe.models = grown
-exec(compile(source, "models.py", "exec"), grown.__dict__)
+import hybridizer.recipe
+key = 'temperature: Positive = Field(default=1.5, description="what logits are divided by")'
+for name, section in (("train", "Train"), ("models", "Trace")):
+    source = pathlib.Path(hybridizer.recipe.__file__).with_name(f"{name}.py").read_text()
+    head, tail = source.split(f"class {section}:", 1)
+    body, end, after = tail.partition("@dataclass")
+    source = f"{head}class {section}:{body.rstrip()}\\n    {key}\\n\\n\\n{end}{after}"
+    grown = sys.modules[f"hybridizer.recipe.{name}"] = types.ModuleType(f"hybridizer.recipe.{name}")
+    setattr(hybridizer.recipe, name, grown)
+    exec(compile(source, f"{name}.py", "exec"), grown.__dict__)
 from click.testing import CliRunner
 from hybridizer.cli import main
 from hybridizer.recipe.load import load_recipe
