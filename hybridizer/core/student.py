@@ -18,8 +18,8 @@ _TERMS = 400  # of the continued fraction: from 0.5 to 1e6 degrees it has conver
 def student_tails(distance: ArrayLike, degrees: ArrayLike) -> Array:
     """How likely |t| is at least `distance` (>= 0, may be infinite), for t with `degrees` of freedom; broadcast.
 
-    Relative error below 1e-8 up to a million degrees. It is the regularised incomplete beta function of degrees / (degrees + distance^2) with
-    degrees / 2 and 1 / 2, by its continued fraction (DLMF 8.17.22).
+    Relative error below 1e-8 up to a million degrees. It is the regularised incomplete beta function of
+    degrees / (degrees + distance^2) with degrees / 2 and 1 / 2, by its continued fraction (DLMF 8.17.22).
     """
     x, n = np.broadcast_arrays(np.asarray(distance, np.float64), np.asarray(degrees, np.float64))
     assert (x >= 0).all() and (n > 0).all(), (distance, degrees)
