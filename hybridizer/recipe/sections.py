@@ -103,9 +103,15 @@ def _plain_value(key: str, value: Any) -> Any:
         return format_layers(value)
     if key == "parameters":
         return dict(value)
+    if key == "arms":
+        return {name: {path: _as_lists(given) for path, given in overrides} for name, overrides in value}
     if key == "donors":
         return {entry.name: plain(entry) for entry in value}
     return [_plain_value("", item) for item in value]
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
