@@ -40,7 +40,7 @@ class ArmRun:
 
 
 @dataclass(frozen=True)
-class ArmFigure:
+class ArmEstimate:
     """A figure of an arm: the mean over its seeds, each in `by_seed` as (seed, value).
 
     `value_ci` is the 95% interval over other seeds and other groups of items, None for one seed. `n` items in
@@ -61,7 +61,7 @@ class ArmFigure:
 
 
 @dataclass(frozen=True)
-class PairFigure:
+class PairEstimate:
     """A figure of arm `b` less that of arm `a`, over the seeds that both have.
 
     `difference_ci` is the 95% interval of this pair alone, `p` its two-sided p value, and `p_holm` the same corrected
@@ -91,8 +91,8 @@ class TrialFigures:
     None where no pair has two seeds and two groups."""
 
     primary: Name
-    arms: tuple[ArmFigure, ...]
-    pairs: tuple[PairFigure, ...]
+    arms: tuple[ArmEstimate, ...]
+    pairs: tuple[PairEstimate, ...]
     detectable: Detectable | None
 
 
@@ -159,7 +159,7 @@ def _sums(arm: str, by_seed: dict[int, Figure]) -> tuple[Array, Array]:
     return sums[:, 0], sums[0, 1]
 
 
-def _arm_figure(arm: str, by_seed: dict[int, Figure]) -> ArmFigure:
+def _arm_figure(arm: str, by_seed: dict[int, Figure]) -> ArmEstimate:
     values, sizes = _sums(arm, by_seed)
     first, count = next(iter(by_seed.values())), len(sizes)
     spread = None
@@ -170,7 +170,7 @@ def _arm_figure(arm: str, by_seed: dict[int, Figure]) -> ArmFigure:
     value = float(values.sum() / (len(values) * sizes.sum()))
     of_seeds = tuple((seed, figure.value) for seed, figure in by_seed.items())
     about = (first.chance, first.lower_is_better, len(first.values), count, of_seeds)
-    return ArmFigure(arm, first.what, first.metric, value, spread, *about, _caveat(len(by_seed), count))
+    return ArmEstimate(arm, first.what, first.metric, value, spread, *about, _caveat(len(by_seed), count))
 
 
 def _share_interval(found: Crossed, num_items: float) -> Interval:
@@ -180,7 +180,7 @@ def _share_interval(found: Crossed, num_items: float) -> Interval:
     return wilson_interval(found.value, size, critical_distance(found))
 
 
-def _pairs(table: _Table, arms: Sequence[str], primary: Name) -> Iterator[tuple[PairFigure, Crossed | None]]:
+def _pairs(table: _Table, arms: Sequence[str], primary: Name) -> Iterator[tuple[PairEstimate, Crossed | None]]:
     """Every two arms in every figure that both have on a common seed, with their errors; p_holm is not in yet."""
     for a, b in combinations(arms, 2):
         for name, left in table[a].items():
@@ -194,7 +194,7 @@ def _pairs(table: _Table, arms: Sequence[str], primary: Name) -> Iterator[tuple[
 
 def _pair(
     a: str, b: str, figure: Figure, primary: bool, seeds: tuple[int, ...], values: Array, sizes: Array
-) -> tuple[PairFigure, Crossed | None]:
+) -> tuple[PairEstimate, Crossed | None]:
     found = measure_crossed(values, sizes) if len(seeds) > 1 else None
     difference = float(values.sum() / (len(values) * sizes.sum()))
     ends, p = (None, None) if found is None else (crossed_interval(found), p_value(found))
@@ -202,10 +202,10 @@ def _pair(
     better = B_BETTER if (difference < 0) == figure.lower_is_better else A_BETTER
     caveat = _caveat(len(seeds), len(sizes))
     made = (a, b, figure.what, figure.metric, primary, difference, ends, p, None, seeds, len(sizes))
-    return PairFigure(*made, better if can_tell else UNTOLD, caveat), found
+    return PairEstimate(*made, better if can_tell else UNTOLD, caveat), found
 
 
-def _correct(pairs: Sequence[PairFigure]) -> tuple[PairFigure, ...]:
+def _correct(pairs: Sequence[PairEstimate]) -> tuple[PairEstimate, ...]:
     """The pairs with p_holm, primary and secondary outcomes apart, and the verdict that follows from it."""
     found = list(pairs)
     for primary in (True, False):
@@ -215,7 +215,7 @@ def _correct(pairs: Sequence[PairFigure]) -> tuple[PairFigure, ...]:
     return tuple(pair if _is_told(pair) else replace(pair, verdict=UNTOLD) for pair in found)
 
 
-def _is_told(pair: PairFigure) -> bool:
+def _is_told(pair: PairEstimate) -> bool:
     return pair.p_holm is not None and pair.p_holm < 1 - LEVEL
 
 
