@@ -20,7 +20,11 @@ from hybridizer.recipe.tree import clip, show
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
 WITH_TABLE = "+table"  # an arm whose name ends so trains embedding and head too
 IN_DOMAIN = "in-domain"
-TEXT_METRICS, ITEM_METRICS, RECALL_METRICS = ("bits_per_byte",), ("accuracy", "answer_bits", "margin_bits"), ("accuracy",)
+TEXT_METRICS, ITEM_METRICS, RECALL_METRICS = (
+    ("bits_per_byte",),
+    ("accuracy", "answer_bits", "margin_bits"),
+    ("accuracy",),
+)
 ALL_METRICS = (*TEXT_METRICS, *ITEM_METRICS)
 RATE_KEY = "train.lr"
 # What all arms share: the text and its order, the held-out documents, the budget and the schedule.
@@ -84,7 +88,9 @@ def _read_rates(value: object) -> tuple[float, ...]:
 def _once(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
     twice = [number for number in numbers if numbers.count(number) > 1]
     if twice:
-        raise refusal(f"must be different numbers, each of its own run; got {twice[0]} twice.", "Give each number once.")
+        raise refusal(
+            f"must be different numbers, each of its own run; got {twice[0]} twice.", "Give each number once."
+        )
     return numbers
 
 
