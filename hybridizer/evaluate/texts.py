@@ -78,7 +78,9 @@ def heldout_texts(
     """
     found = []
     for source in sources:
-        chosen = [heldout_documents(token_file, share) & _in_half(token_file, half) for token_file in source.token_files]
+        chosen = [
+            heldout_documents(token_file, share) & _in_half(token_file, half) for token_file in source.token_files
+        ]
         if text := _take(source.name, IN_DOMAIN, source.token_files, chosen, max_tokens):
             found.append(text)
             continue

@@ -212,7 +212,7 @@ def _evaluate(donor: Donor, request: EvalRequest, material: _Material, monitor: 
 def measure_items(
     candidate: Candidate, exams: Sequence[Exam], entries: Sequence[ItemsEntry], recall: Sequence[int], measure: Measure
 ) -> None:
-    """Call `measure` with name, settings and the work for every exam, whose `entries` say how it is asked, and probe."""
+    """Call `measure` with name, settings and work, for every exam, asked as its entry says, and every recall probe."""
     for exam, entry in zip(exams, entries, strict=True):
         examples = [to_jsonable(example) for example in exam.examples]
         settings = ["items", exam.identity, examples, exam.language, entry.shots, entry.style]

@@ -10,8 +10,7 @@ from hybridizer.core.errors import CheckpointError, InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.evaluate.outcome import SET
-from hybridizer.evaluate.trial import ArmFigure as Summary
-from hybridizer.evaluate.trial import ArmRun, summarise
+from hybridizer.evaluate.trial import ArmEstimate, ArmRun, summarise
 from hybridizer.evaluate.trial_record import (
     IN_DOMAIN,
     RECALL,
@@ -148,7 +147,7 @@ def read_run_times(setup: TrialSetup, found: Mapping[str, ArmScores]) -> TrialTi
 
 
 def _arm(
-    setup: TrialSetup, arm: TrialArmSetup, scores: ArmScores, figures: Sequence[Summary], monitor: Monitor
+    setup: TrialSetup, arm: TrialArmSetup, scores: ArmScores, figures: Sequence[ArmEstimate], monitor: Monitor
 ) -> TrialArm:
     first = setup.trial.seeds[0]
     plans = [setup.planned(arm, scores.lr, seed, monitor).plan for seed in setup.trial.seeds]
@@ -177,7 +176,7 @@ def _arm(
     )
 
 
-def _figure(figure: Summary, before: Mapping[tuple[str, str], float]) -> ArmFigure:
+def _figure(figure: ArmEstimate, before: Mapping[tuple[str, str], float]) -> ArmFigure:
     values = tuple(value for _, value in figure.by_seed)
     was = before.get((figure.what, figure.metric))
     return ArmFigure(figure.what, figure.metric, figure.value, figure.value_ci, values, was, figure.caveat)
@@ -198,9 +197,7 @@ def _roles(scores: ArmScores, setup: TrialSetup) -> dict[str, str]:
 def _trial_hash(setup: TrialSetup, sets: TrialSets, monitor: Monitor) -> str:
     """A hash of what the trial is: its plans, learning rates, seeds, what is measured, and the primary outcome."""
     first = setup.trial.seeds[0]
-    arms = {
-        arm.name: [setup.planned(arm, lr, first, monitor).plan.hash for lr in arm.rates] for arm in setup.arms
-    }
+    arms = {arm.name: [setup.planned(arm, lr, first, monitor).plan.hash for lr in arm.rates] for arm in setup.arms}
     measured = [sets.key("", reported=True), sets.key("", reported=False)]
     return content_hash([arms, setup.trial.seeds, measured, setup.primary])
 

@@ -19,8 +19,8 @@ from hybridizer.pipeline.evaluate import content_of
 from hybridizer.pipeline.output import write_model
 from hybridizer.pipeline.plan import Planned
 from hybridizer.pipeline.run import RunFolder
-from hybridizer.pipeline.trial_setup import TrialArmSetup, TrialFolder, TrialSetup
 from hybridizer.pipeline.trial_sets import TrialSets, make_candidate
+from hybridizer.pipeline.trial_setup import TrialArmSetup, TrialFolder, TrialSetup
 from hybridizer.plan.manifest import read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.train.folder import CHECKPOINTS, MASTERS, TRAINED

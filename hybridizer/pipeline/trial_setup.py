@@ -17,7 +17,7 @@ from hybridizer.recipe.fields import SIDES
 from hybridizer.recipe.load import RecipeSource, arm_settings, load_recipe, trial_outcomes
 from hybridizer.recipe.models import Recipe, Train, Trial
 from hybridizer.recipe.sections import fill_in
-from hybridizer.recipe.trial import Arm, as_override, choose_primary, fixed_parts, rates_of
+from hybridizer.recipe.trial import Arm, choose_primary, fixed_parts, rates_of
 
 LAST = 4  # the layers that the default arm last-4 trains
 DEFAULT_RANK = 16
