@@ -99,7 +99,7 @@ def build(
                 record = _train(planned, run, runtime, monitor, accept_changes)
         if not main:
             return None
-        if record is not None:
+        if record is not None and not of_trial:  # a trial draws the curves of its runs together
             _draw_loss_curve(run)
         manifest, proofs = _finish(planned, run, monitor, record, built=built, replace=replace, load=load)
         outcome = _evaluate(planned, run, monitor) if planned.plan.train is not None and load else None
