@@ -160,9 +160,10 @@ class Trial:
 
 
 def choose_primary(primary: str, outcomes: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[str, str]:
-    """The text or task and the metric that `primary` names, of `outcomes`: names with their metrics, the main one first.
+    """The text or task and the metric that `primary` names.
 
-    The first of `outcomes` is what "in-domain" stands for. Raises RecipeError, without a place, for what is not there.
+    `outcomes` are names with their metrics, the main one first; the first name is what "in-domain" stands for. Raises
+    RecipeError, without a place, for what is not there.
     """
     name, _, metric = primary.rpartition(" ")
     if not (name and metric in ALL_METRICS):
