@@ -157,7 +157,9 @@ def main() -> None:
         rates += [false_differences(case, 2, trials), false_differences(case, 5, max(1, trials // 4))]
         rates.append(power(case, max(1, trials // 2)))
         widths = (18,) * len(JUDGES) + (15, 15, 7)
-        print(case, *(f"{100 * rate:{width}.1f}" for rate, width in zip(rates, widths, strict=True)), sep="", flush=True)
+        print(
+            case, *(f"{100 * rate:{width}.1f}" for rate, width in zip(rates, widths, strict=True)), sep="", flush=True
+        )
 
 
 if __name__ == "__main__":
