@@ -27,8 +27,10 @@ from hybridizer.evaluate.trial_record import (
     TrialRecord,
     TrialTimes,
 )
+from hybridizer.pipeline.donors import find_output_problems
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.trial_arm import ArmScores, choose_rate, drop_shared, read_arm, run_arm, selection_score
+from hybridizer.pipeline.trial_plan import forecast
 from hybridizer.pipeline.trial_sets import TrialSets, open_trial_sets
 from hybridizer.pipeline.trial_setup import TrialArmSetup, TrialSetup, set_up_trial
 from hybridizer.recipe.load import RecipeSource
@@ -52,22 +54,30 @@ def run_trial(
     *,
     arm: str | None = None,
     gather: bool = False,
+    json_out: Path | None = None,
+    plot: Path | None = None,
 ) -> TrialDone:
     """Run the arms of a recipe's trial, all or the one called `arm`, and gather them; with `gather` only that.
 
     Whatever is finished is not done again: the same command resumes a trial that was stopped. trial.json and
     trial_times.json are in `runs`/<name>. Raises InputError for a trial that cannot be planned, and with `gather` for
-    one that is not finished; OutputError for an arm that another process runs.
+    one that is not finished; before any work for `json_out` and `plot` that cannot be written. Raises OutputError for
+    an arm that another process runs.
     """
-    if arm is not None and gather:
-        what = "an arm is run, or the trial is gathered."
-        raise InputError(Problem("--arm with --gather", what, "Give one of them; gather once all arms are finished."))
+    problems = list(find_output_problems(json_out, plot))
+    if arm is not None and (gather or plot is not None):
+        option = "--gather" if gather else "--plot"
+        what = "one arm is run, or the trial is gathered from all of them."
+        problems.append(Problem(f"--arm with {option}", what, "Run all arms first, each by --arm, then --gather."))
+    if problems:
+        raise InputError(*problems)
     setup = set_up_trial(source, overrides, runs, monitor)
     chosen = setup.arms if arm is None else (setup.arm(arm),)
     with reporting_os_errors(setup.folder.path):
         _note_unused(setup, monitor)
         sets = open_trial_sets(setup, monitor)
         if not gather:
+            monitor.note(forecast(setup, sets, monitor).sentence)
             for one in chosen:
                 run_arm(setup, sets, one, monitor)
         if arm is not None:

@@ -25,7 +25,7 @@ from hybridizer.plan.manifest import read_manifest
 from hybridizer.plan.plan import Plan
 from hybridizer.train.folder import CHECKPOINTS, MASTERS, TRAINED
 
-SELECTION_FILE, REPORTED_FILE = "selection.json", "scores.json"
+SELECTION_FILE, REPORTED_FILE = "selection.json", "reported.json"
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,8 @@ class _ArmWork:
             _link_files(self._splice(planned), run.spliced)
         _forget_peak()
         overrides = self._setup.run_overrides(self._arm, lr, seed)
-        build(self._setup.source, overrides, run.path.parent, self._monitor, replace=False, deep=False, load=False)
+        options = {"replace": False, "deep": False, "load": False, "of_trial": True}
+        build(self._setup.source, overrides, run.path.parent, self._monitor, **options)
         drop_training(run)
 
 

@@ -47,6 +47,16 @@ class TrialSets:
         steps = self.setup.train.max_steps  # not in the plan: a training may resume when it is raised
         return content_hash([SCHEMA, plan_hash, steps, texts, self.context, asked, exams, __version__])
 
+    def num_groups(self, name: str) -> int:
+        """How many groups of items the text or task called `name` has: documents, subjects, contexts."""
+        from hybridizer.evaluate.recall import make_recall
+
+        sizes = {text.name: len(text.documents) for text in self.texts}
+        sizes |= {exam.name: len({item.subject for item in exam.items}) for exam in self.exams}
+        for count in self.setup.trial.evaluate.recall:
+            sizes[f"recall-{count}"] = len(make_recall(count))
+        return sizes[name]
+
     def measure(self, candidate: Candidate, monitor: Monitor, *, reported: bool) -> tuple[Outcome, ...]:
         """The outcomes of `candidate`, each kept in the cache as soon as it is measured."""
         found: list[Outcome] = []
