@@ -20,6 +20,7 @@ from hybridizer.recipe.tree import clip, show
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
 WITH_TABLE = "+table"  # an arm whose name ends so trains embedding and head too
 IN_DOMAIN = "in-domain"
+NO_TRIAL = "none"  # in place of the section
 TEXT_METRICS, ITEM_METRICS, RECALL_METRICS = (
     ("bits_per_byte",),
     ("accuracy", "answer_bits", "margin_bits"),
