@@ -17,6 +17,7 @@ first, and every other one is also judged given the boundary.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -35,7 +36,7 @@ from hybridizer.core.progress import ConsoleMonitor, duration
 from hybridizer.core.records import read_json, to_jsonable, write_json
 from hybridizer.evaluate.crossed import crossed_interval, measure_crossed
 from hybridizer.evaluate.figures import Figure
-from hybridizer.evaluate.power import measured_spread
+from hybridizer.evaluate.power import Detectable, detectable, detectable_after, measured_spread
 from hybridizer.evaluate.trial import holm
 from hybridizer.pipeline.results import TraceResult
 from hybridizer.pipeline.trial_arm import run_arm
@@ -162,10 +163,12 @@ def judge(boundaries: Sequence[int], texts: Mapping[str, Measured], found: Mappi
     """The record: every outcome with its interval, every predictor with its rank correlations."""
     generator = np.random.default_rng(SEED)
     depth = np.array(boundaries, np.float64)
-    record: dict[str, Any] = {"boundaries": list(boundaries), "outcomes": {}, "predictors": found, "correlations": []}
+    record: dict[str, Any] = {"boundaries": list(boundaries), "outcomes": {}, "detectable": {}}
+    record |= {"predictors": found, "correlations": []}
     for outcome, measured in texts.items():
         values, samples = outcome_samples(outcome, measured, generator)
         record["outcomes"][outcome] = _outcome(outcome, measured, values)
+        record["detectable"][outcome] = _detectable(measured)
         p_values = {name: permutation_p(x, values) for name, x in found.items()}
         known = [name for name, p in p_values.items() if not math.isnan(p)]
         corrected = dict(zip(known, holm([p_values[name] for name in known]), strict=True))
@@ -189,6 +192,16 @@ def _outcome(name: str, measured: Measured, values: Array) -> list[dict[str, Any
             row |= {"ci": crossed_interval(crossed), "spread": measured_spread(crossed)}
         rows.append(row)
     return rows
+
+
+def _detectable(measured: Measured) -> Detectable | None:
+    """What differences of two boundaries these runs could show, and the spread of such a difference; one pair."""
+    if measured.after.shape[1] < 2:
+        return None
+    pairs = [measure_crossed(b - a, measured.num_bytes) for a, b in itertools.combinations(measured.after, 2)]
+    found = detectable_after(pairs)
+    assert found is not None, "there are documents"
+    return detectable(found.spread, found.num_seeds, found.num_groups, 1, assumed=False)
 
 
 def _with_interval(value: Array, samples: Array) -> dict[str, Any]:
@@ -231,7 +244,18 @@ def conclusions(record: Mapping[str, Any]) -> list[str]:
         text = f"{', '.join(told)} say more" if told else "no predictor says more"
         value = "-" if null["rho"]["value"] is None else f"{null['rho']['value']:.2f}"
         lines.append(f"- {outcome}: the boundary itself has a rank correlation of {value}; given it, {text}.")
-    return lines
+    return [*lines, *(f"- {outcome}: {_spread_words(record['detectable'][outcome])}" for outcome in OUTCOMES)]
+
+
+def _spread_words(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "one seed shows no spread."
+    spread = found["spread"]
+    return (
+        f"a difference of two boundaries changes by {spread['by_seed']:.4f} with the seed, by {spread['by_group']:.4f} "
+        f"with the document, by {spread['by_chance']:.4f} beyond both (standard deviations in bits per byte); "
+        f"{found['difference']:.4f} could be shown."
+    )
 
 
 def _excludes_zero(band: Sequence[float] | None) -> bool:
