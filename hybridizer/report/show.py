@@ -11,6 +11,8 @@ from hybridizer.plan.plan import Plan
 from hybridizer.report.terminal import draw, echo, warn
 
 if TYPE_CHECKING:  # traces load numpy, which most commands do not need
+    from hybridizer.evaluate.trial_record import TrialRecord, TrialTimes
+    from hybridizer.report.trial_plot import RunCurve
     from hybridizer.trace.boundary import Boundary
     from hybridizer.trace.record import TraceRun
 
@@ -155,14 +157,20 @@ def show_trial_plan(plan: Mapping[str, Any]) -> None:
     draw(trial_plan_table(plan))
 
 
-def show_trial(record: Any, times: Any) -> None:
-    """The arms of a finished trial, every pair, and what was measured of time and memory."""
-    for arm in record.arms:
-        echo(f"{arm.name}: {arm.lr:g} {[(f.what, f.metric, f.value, f.ci) for f in arm.figures]}")
+def show_trial(record: TrialRecord, times: TrialTimes) -> None:
+    """The arms of a finished trial with their costs, then every pair."""
+    from hybridizer.report.trial_tables import trial_pairs_table, trial_table
+
+    plain = record.to_json()
+    draw(trial_table(plain, times.to_json()), trial_pairs_table(plain))
 
 
-def plot_trial(record: Any, path: Path) -> None:
-    """Draw a finished trial into `path`."""
+def plot_trial(record: TrialRecord, path: Path, curves: Sequence[RunCurve] = ()) -> None:
+    """Draw a finished trial into `path`, with the held-out curves of its runs where there are any."""
+    from hybridizer.report.plots import write_figure
+    from hybridizer.report.trial_plot import draw_trial
+
+    write_figure(draw_trial(record.to_json(), curves), path)
 
 
 def show_build(built: Any) -> None:
