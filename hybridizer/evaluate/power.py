@@ -54,14 +54,14 @@ ASSUMED: Mapping[str, Spread] = {
 def detectable_before(
     metric: str, num_seeds: int, num_groups: int, num_pairs: int, spread: Spread | None = None
 ) -> Detectable | None:
-    """The smallest detectable difference of a planned trial, under `spread` or that of ASSUMED for the metric.
+    """The smallest detectable difference of a planned trial, under the measured `spread` or that of ASSUMED.
 
     None where nothing is assumed for the metric, and for fewer than two seeds or groups.
     """
     stated = spread or ASSUMED.get(metric)
     if stated is None or num_seeds < 2 or num_groups < 2:
         return None
-    return detectable(stated, num_seeds, num_groups, num_pairs, assumed=True)
+    return detectable(stated, num_seeds, num_groups, num_pairs, assumed=spread is None)
 
 
 def detectable_after(pairs: Sequence[Crossed]) -> Detectable | None:

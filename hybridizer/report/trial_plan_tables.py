@@ -48,7 +48,7 @@ def _notes(plan: Mapping[str, Any], timed: bool) -> list[str]:
     else:
         told = (
             f"smallest difference between two arms that it tells with probability {plan['power']:g}: "
-            f"{plan['detectable']:.4f}, with {plan['assumed']}, which is assumed"
+            f"{plan['detectable']:.4f}, with {plan['spread']}"
         )
     time = "The time is that of the trainings; evaluation is added." if timed else "`--probe` measures the time."
     return [primary, told, time]

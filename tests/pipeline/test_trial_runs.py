@@ -166,6 +166,12 @@ def test_the_plan_of_a_trial_shows_its_runs_and_what_it_could_tell(finished):
     assert "smallest difference" in shown and "hybridize trial t.yaml" in shown
 
 
+def test_the_plan_assumes_a_spread_until_arms_are_finished(finished):
+    before, after = (hybridize_json("plan", "t.yaml", "--runs", runs)["trial"] for runs in ("elsewhere", "runs"))
+    assert before["spread"].endswith("assumed") and after["spread"].endswith("measured on the runs that are there")
+    assert before["detectable"] != after["detectable"] > 0
+
+
 def test_without_arms_there_are_five_of_which_the_last_trains_what_the_depth_allows(bench):
     make_donor(bench / "six", seed=3, num_hidden_layers=6)
     hybridize("plan", "t.yaml", "--set", "donors.a.source=six", "--runs", "x", "--set", "trial={seeds: [0, 1]}")

@@ -1,26 +1,19 @@
 """The simulation in scripts/coverage_trial.py judges what `hybridize trial` computes."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from hybridizer.evaluate.figures import BITS_PER_BYTE, UNTOLD, make_figure
 from hybridizer.evaluate.trial import ArmRun, summarise
+from support.scripts import load_script
 
-PATH = Path(__file__).resolve().parents[1] / "scripts" / "coverage_trial.py"
-SPEC = importlib.util.spec_from_file_location("coverage_trial", PATH)
-coverage_trial = importlib.util.module_from_spec(SPEC)
-sys.modules["coverage_trial"] = coverage_trial  # its dataclasses look their module up
-SPEC.loader.exec_module(coverage_trial)
+coverage_trial = load_script("coverage_trial")
 
 
 def test_arms_are_told_apart_as_a_trial_tells_them_apart():
     case, generator = coverage_trial.Case(3, 12, 1.0, 0.5), np.random.default_rng(0)
     verdicts = []
-    for gain in (0.0, 0.7, 1.5):
+    for gain in np.linspace(0.0, 1.5, 12):
         arms, sizes = case.draw(generator, (0.0, gain, gain / 2))
         names = [str(n) for n in range(12)]
         runs = [

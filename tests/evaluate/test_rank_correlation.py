@@ -1,16 +1,13 @@
 """Rank correlation of the study in scripts/trace_outcome.py: known values."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-PATH = Path(__file__).resolve().parents[1] / "scripts" / "rank_correlation.py"
-SPEC = importlib.util.spec_from_file_location("rank_correlation", PATH)
-rank_correlation = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(rank_correlation)
+from support.scripts import load_script
+
+rank_correlation = load_script("rank_correlation")
 correlate, partial, permutation_p, ranks = (
     getattr(rank_correlation, name) for name in ("correlate", "partial", "permutation_p", "ranks")
 )
