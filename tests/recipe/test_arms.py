@@ -78,6 +78,8 @@ def test_none_in_place_of_the_section_or_after_set_is_a_recipe_without_a_trial(l
         (DEEP, "deep: {train.lr: 7}",
          "recipe.yaml:6: arm 'deep': must be learning rates above 0 and at most 0.1; got the number 7.\n  Write a "
          "list such as [1e-4, 2e-4]."),
+        (DEEP, "deep: {train.lr: []}",
+         "recipe.yaml:6: arm 'deep': `train.lr` lists no learning rate.\n  Give one or more, such as [1e-4, 2e-4]."),
         (DEEP, "deep: 3",
          "recipe.yaml:6: `deep` takes a section of names, found the number 3.\n  Write `name: value` lines, "
          "indented below it."),
