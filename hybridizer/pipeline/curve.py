@@ -29,9 +29,21 @@ def open_curve(recipe: Recipe, folder: Path, remote_code: bool, monitor: Monitor
         return None
     sets = open_sets(recipe, replace(settings, max_tokens=settings.curve_tokens), folder, remote_code, monitor)
     context = min(settings.context, read_max_tokens(folder, remote_code) or settings.context)
-    texts = {text.key: text for text in (_curve_text(found, context) for found in sets)}  # equal ones once
+    texts = {text.key: text for text in (curve_text(found, context) for found in sets)}  # equal ones once
     _refuse_nothing(recipe, settings, [text.role for text in texts.values()])
     return CurveRequest(tuple(texts.values()), settings)
+
+
+def curve_text(text: Any, context: int) -> CurveText:
+    """The documents of a TextSet for training to measure, in windows of `context` tokens."""
+    return CurveText(
+        name=text.name,
+        role=text.role,
+        identity=content_hash([text.identity, context]),
+        num_bytes=tuple(document.num_bytes for document in text.documents),
+        largest_token=max(int(document.tokens.max()) for document in text.documents),
+        score=partial(_score, text, context),
+    )
 
 
 def few_documents(request: CurveRequest) -> list[str]:
@@ -52,17 +64,6 @@ def _refuse_nothing(recipe: Recipe, settings: Evaluate, roles: Sequence[str]) ->
     what = f"no document is held out at {recipe.train.heldout_ratio:g}, so that there is nothing to measure in domain."
     fix = "Raise train.heldout_ratio, or split the text into more documents."
     raise RecipeError(Problem(recipe.locate(("evaluate", key)), what, fix))
-
-
-def _curve_text(text: Any, context: int) -> CurveText:
-    return CurveText(
-        name=text.name,
-        role=text.role,
-        identity=content_hash([text.identity, context]),
-        num_bytes=tuple(document.num_bytes for document in text.documents),
-        largest_token=max(int(document.tokens.max()) for document in text.documents),
-        score=partial(_score, text, context),
-    )
 
 
 def _score(text: Any, context: int, losses: TokenLosses, numbers: Sequence[int]) -> list[float]:

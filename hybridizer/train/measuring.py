@@ -57,14 +57,14 @@ class Measuring:
         curve, step = self._curve, state.step
         if curve is None or not (ended or curve.is_due(step) or step == self._last_step):
             return False
-        began = self._context.clock()
-        flop = self._context.figures.token_flops.total * state.tokens
-        rows = curve.measure(CurvePoint(step, state.tokens, flop, seconds), losses)
-        if rows and self._keeps_best and curve.best_step() == step:
-            self._write(step, masters)
-        curve.store(rows)
-        self.seconds += self._context.clock() - began
-        if rows:
+        if not curve.has(step):
+            began = self._context.clock()
+            flop = self._context.figures.token_flops.total * state.tokens
+            rows = curve.measure(CurvePoint(step, state.tokens, flop, seconds), losses)
+            if self._keeps_best and curve.best_step() == step:
+                self._write(step, masters)
+            curve.store(rows)
+            self.seconds += self._context.clock() - began
             self._context.monitor.note(curve.words(step))
             self._context.runtime.track({f"bits_per_byte_{row.set}": row.bits_per_byte for row in rows}, step)
         return self._forgets(curve, step)
