@@ -17,7 +17,7 @@ from hybridizer.train.freeze import plan_freeze
 from support.curves import CONTEXT, like_training, random_bytes, request_of
 from support.sections import train_section
 from support.train_models import tiny_model
-from support.train_runs import SETTINGS, bytes_of, data_in, run, run_model
+from support.train_runs import SETTINGS, bytes_of, run, run_model
 
 # Nothing frozen and a rate that overfits: random bytes get better for two steps, and worse from then on.
 FORGETS = replace(SETTINGS, lr=0.03, max_steps=6)
@@ -143,6 +143,7 @@ def test_a_row_that_a_kill_cut_short_is_measured_again(tmp_path):
     assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_further_has_the_curve_of_one_that_never_stopped(tmp_path):
     request = request_of(random_bytes("in-domain"), every=4, keep="best")
     straight, _ = run(tmp_path / "a", FORGETS, freeze="none", curve=request)
@@ -307,9 +308,8 @@ def test_general_texts_alone_have_no_best_step(tmp_path):
 
 
 def test_bits_of_token_losses_are_those_of_the_model():
-    from support.scored_models import model_and_parts, text_of
-
     from hybridizer.models.objective import CausalLMLoss
+    from support.scored_models import model_and_parts, text_of
 
     model, parts = model_and_parts("llama")
     text, objective = text_of(41, 16, 12), CausalLMLoss(*model_and_parts("llama"))
