@@ -10,13 +10,15 @@ from safetensors.torch import load_file
 from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.evaluate.bits import score_documents, sum_bits
+from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
 from hybridizer.train.curve import Curve, CurvePoint, Forgetting
 from hybridizer.train.folder import read_curve, read_log
 from hybridizer.train.freeze import plan_freeze
 from support.curves import CONTEXT, like_training, random_bytes, request_of
+from support.scored_models import model_and_parts, text_of
 from support.sections import train_section
-from support.train_models import tiny_model
+from support.train_models import plain_model, tiny_model
 from support.train_runs import SETTINGS, bytes_of, run, run_model
 
 # Nothing frozen and a rate that overfits: random bytes get better for two steps, and worse from then on.
@@ -66,6 +68,15 @@ def test_figures_are_those_of_the_model_at_the_measured_step(tmp_path, family):
     expected = score_documents(model.eval(), parts, text, CONTEXT)
     # Three decimals are stored; a document has about 150 bits.
     np.testing.assert_allclose(rows_of(tmp_path / "a")[3, "news"]["bits"], expected, atol=2e-3)
+
+
+def test_dropout_is_off_while_a_curve_is_measured_and_on_again_afterwards(tmp_path):
+    model, parts = plain_model(dropout=0.5)
+    run(tmp_path, replace(SHORT, max_steps=2), model=(model, parts), curve=request_of(random_bytes()))
+    assert all(module.training for module in model.modules())
+    objective = CausalLMLoss(model.eval(), parts)
+    expected = sum_bits(objective.token_losses, random_bytes(), CONTEXT)
+    np.testing.assert_allclose(rows_of(tmp_path)[2, "news"]["bits"], expected, atol=2e-3)
 
 
 def test_rows_hold_what_arms_are_compared_at_and_step_0_the_sizes(tmp_path):
@@ -194,7 +205,8 @@ def test_the_best_weights_are_those_of_a_run_that_ends_at_the_best_step(tmp_path
     assert sorted(path.name for path in (tmp_path / "a").glob("best-*")) == ["best-00000002.safetensors"]
 
 
-def test_the_best_weights_are_never_more_files_than_the_disk_was_checked_for(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("minutes", "files"), [(0.0, 3), (60.0, 1)])
+def test_the_best_weights_are_never_more_files_than_the_disk_was_checked_for(tmp_path, monkeypatch, minutes, files):
     from hybridizer.train import best
 
     most, write = [], best.write_tensors
@@ -205,8 +217,9 @@ def test_the_best_weights_are_never_more_files_than_the_disk_was_checked_for(tmp
         write(path, tensors)
 
     monkeypatch.setattr(best, "write_tensors", counting)
-    run(folder, replace(SETTINGS, max_steps=7), curve=request_of(like_training(), every=1, keep="best"))
-    assert len(most) == 8 and max(most) == 3
+    settings = replace(SETTINGS, max_steps=7, checkpoint_minutes=minutes)
+    run(folder, settings, curve=request_of(like_training(), every=1, keep="best"))
+    assert len(most) == 8 and max(most) == files
 
 
 def test_best_weights_that_are_gone_are_named(tmp_path):
@@ -302,15 +315,18 @@ def test_the_best_step_is_the_first_of_equals_over_all_documents(tmp_path):
     assert (summary.best, summary.last, summary.change) == pytest.approx((2.0, 2.5, 0.5))
 
 
+def test_rows_of_steps_that_are_taken_again_are_dropped(tmp_path):
+    curve = curve_of(tmp_path, [[300.0] * 6, [200.0] * 6, [100.0] * 6], role="in-domain")
+    assert curve.begin(1) == () and curve.best_step() == 1
+    assert [row["step"] for row in read_curve(tmp_path)] == [0, 1]
+
+
 def test_general_texts_alone_have_no_best_step(tmp_path):
     curve = curve_of(tmp_path, [[300.0] * 6, [200.0] * 6])
     assert curve.best_step() is None and curve.summary() is None
 
 
 def test_bits_of_token_losses_are_those_of_the_model():
-    from hybridizer.models.objective import CausalLMLoss
-    from support.scored_models import model_and_parts, text_of
-
     model, parts = model_and_parts("llama")
     text, objective = text_of(41, 16, 12), CausalLMLoss(*model_and_parts("llama"))
     np.testing.assert_array_equal(sum_bits(objective.token_losses, text, 16), score_documents(model, parts, text, 16))
