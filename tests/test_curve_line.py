@@ -131,7 +131,7 @@ def test_disk_for_the_best_weights_is_counted(bench):
     [
         ({"retention": 0.1}, {}, "`retention` is decided at the measurements of `every`, and there are none."),
         ({"keep": "best"}, {}, "`keep` is decided at the measurements of `every`, and there are none."),
-        ({"every": 2, "on_forgetting": "stop"}, {}, "`on_forgetting` is stop, and there is no limit on forgetting."),
+        ({"every": 2, "on_forgetting": "stop"}, {}, "`on_forgetting` is stop without a limit on forgetting."),
         ({"every": 2, "retention": 0.1, "bits_per_byte": []}, {}, "`retention` limits what general texts lose"),
         ({"every": 2, "keep": "best"}, {"heldout_ratio": 0}, "`keep` is best, which held-out documents decide"),
         ({"every": 2, "bits_per_byte": []}, {"heldout_ratio": 0}, "there is nothing to measure: no text in"),

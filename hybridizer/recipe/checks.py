@@ -226,7 +226,7 @@ def _check_curve(evaluate: Mapping[str, Any], train: Mapping[str, Any]) -> Itera
         what = "`retention` limits what general texts lose, and `bits_per_byte` has none."
         yield Finding(("evaluate", "retention"), what, "Add a text, or delete `retention`.")
     if evaluate.get("on_forgetting") == "stop" and not limit:
-        what = "`on_forgetting` is stop, and there is no limit on forgetting."
+        what = "`on_forgetting` is stop without a limit on forgetting."
         yield Finding(("evaluate", "on_forgetting"), what, "Add `retention`, such as retention: 0.01.")
     if keeps_best and not held_out:
         what = "`keep` is best, which held-out documents decide, and `train.heldout_ratio` is 0."

@@ -292,7 +292,7 @@ class Curve:
         )
 
     def _in_domain(self, step: int) -> list[CurveRow] | None:
-        """The in-domain rows of `step`; None where one is missing, or none is asked for."""
+        """The in-domain rows of `step`; None where one is missing, or there is none."""
         asked = [text.key for text in self._request.texts if text.role == IN_DOMAIN]
         rows = [self._rows[step].get(key) for key in asked]
         found = [row for row in rows if row is not None]

@@ -76,7 +76,7 @@ class OptimizerStep:
         """-ln p of every token but the first of each row, float32, as the model computes now, in eval mode.
 
         `ids` are (rows, tokens) on the host; a row is one document or a part of one. Nothing that training depends on
-        changes: its random numbers are drawn anew for each step, and compiled graphs see no rows of other lengths.
+        changes: its random numbers are drawn again for each step, and compiled graphs see no rows of other lengths.
         """
         device, documents = self._runtime.device, self._prepared.documents
         positions = torch.arange(ids.shape[1]).repeat(len(ids), 1)
