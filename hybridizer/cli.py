@@ -497,8 +497,10 @@ def build(
         from hybridizer.evaluate.gate import exit_code  # loads numpy, which a build without training does not need
 
         status = exit_code(built.outcome.gate)
+    if (built.manifest.training or {}).get("stopped_by") == "forgetting":
+        status = 1  # a limit is broken
     if as_json:
-        value = {"folder": built.folder, "plan_hash": built.plan.hash, "proofs": built.proofs}
+        value = {"folder": built.folder, "plan_hash": built.plan.hash, "proofs": built.proofs, "curve": built.curve}
         print_json(value if built.outcome is None else {**value, **to_jsonable(built.outcome)})
         return status
     show_build(built)

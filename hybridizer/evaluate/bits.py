@@ -15,7 +15,7 @@ from hybridizer.core.bootstrap import Array
 from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.evaluate.fitting import batch_tokens, run_batches
 from hybridizer.evaluate.texts import LEAST_TOKENS, TextSet
-from hybridizer.models.batching import make_batches
+from hybridizer.models.batching import MAX_BATCH_TOKENS, make_batches
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import Parts
 
@@ -65,15 +65,33 @@ def score_documents(
     """
     refuse_unknown_tokens(parts, text)
     objective = CausalLMLoss(model, parts)
+
+    def token_losses(ids: Tensor) -> Tensor:
+        return objective.token_losses(ids.to(parts.device))
+
+    return sum_bits(token_losses, text, context, batch_tokens(parts.device), advance)
+
+
+def sum_bits(
+    token_losses: Callable[[Tensor], Tensor],
+    text: TextSet,
+    context: int,
+    max_tokens: int = MAX_BATCH_TOKENS,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Array:
+    """`score_documents` of any model, given by its token losses: ids (rows, tokens) on the host to (rows, tokens - 1).
+
+    A batch has at most `max_tokens`, or one row.
+    """
     bits = np.zeros(len(text.documents))
 
     def losses_of(rows: tuple[Window, ...]) -> tuple[TextBatch, Tensor]:
         batch = _fill(text, rows)
-        return batch, objective.token_losses(torch.from_numpy(batch.ids).to(parts.device))
+        return batch, token_losses(torch.from_numpy(batch.ids))
 
     windows = list(_windows(text, context))
     lengths = [window.num_tokens for window in windows]
-    batches = make_batches(lengths, BATCH_ROWS, batch_tokens(parts.device))
+    batches = make_batches(lengths, BATCH_ROWS, max_tokens)
     rows_of_batches = [tuple(windows[i] for i in batch) for batch in batches]
     for _, (batch, losses) in run_batches(rows_of_batches, losses_of, f"text '{text.name}'"):
         add_bits_(bits, batch, losses)

@@ -76,12 +76,14 @@ class CausalLMLoss(nn.Module):
         return total, terms.new_zeros(num_groups).index_add_(0, group, terms)
 
     @torch.no_grad()
-    def token_losses(self, input_ids: Int64[Tensor, "rows tokens"]) -> Float32[Tensor, "rows tokens-1"]:
+    def token_losses(
+        self, input_ids: Int64[Tensor, "rows tokens"], position_ids: Int[Tensor, "rows tokens"] | None = None
+    ) -> Float32[Tensor, "rows tokens-1"]:
         """-ln p of every token but the first of each row, float32 (rows, tokens - 1), from (rows, tokens) ids.
 
-        A row is one document or a part of one, without padding.
+        A row is one document or a part of one, without padding. Positions are those of `hidden`.
         """
-        hidden = self.hidden(input_ids)[:, :-1].flatten(0, 1)
+        hidden = self.hidden(input_ids, position_ids)[:, :-1].flatten(0, 1)
         losses = token_losses(hidden, self._head, input_ids[:, 1:].flatten(), self._chunk_bytes)
         return losses.view(len(input_ids), -1)
 

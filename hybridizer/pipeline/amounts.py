@@ -12,7 +12,8 @@ from hybridizer.data.documents import TEXT_SUFFIXES, file_kind, find_files
 from hybridizer.pipeline.plan import Planned, count_steps
 from hybridizer.plan.cost import Cost
 from hybridizer.plan.plan import Plan
-from hybridizer.recipe.models import DataEntry, Recipe, Train
+from hybridizer.recipe.models import DataEntry, Evaluate, Recipe, Train
+from hybridizer.train.curve import BEST
 from hybridizer.train.run import required_bytes
 
 BYTES_PER_TOKEN = 4  # of English text, roughly; the number of tokens is known only after tokenisation
@@ -33,10 +34,24 @@ class SourceAmount:
 
 
 @dataclass(frozen=True)
+class CurveAmount:
+    """The held-out curves of a training: how often `texts` texts of up to `tokens` tokens each are measured.
+
+    `share` is how many operations that takes at most, as a share of those of training: about that of its time as well.
+    """
+
+    measurements: int
+    texts: int
+    tokens: int
+    share: float
+
+
+@dataclass(frozen=True)
 class RunAmounts:
     """Bytes on disk at the peak of a build, and the steps and sources of its training; no step where nothing trains.
 
-    `warnings` name the sources that training repeats too often, as far as their tokens have been counted.
+    `warnings` name the sources that training repeats too often, as far as their tokens have been counted. `curve` is
+    None where no held-out curve is measured.
     """
 
     disk_bytes: int
@@ -44,6 +59,7 @@ class RunAmounts:
     tokens_per_step: int
     sources: tuple[SourceAmount, ...]
     warnings: tuple[str, ...] = ()
+    curve: CurveAmount | None = None
 
 
 def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
@@ -52,8 +68,8 @@ def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
     model_bytes = sum(math.prod(t.shape) * DTYPE_BITS[t.dtype] // 8 for t in plan.tensors)
     if train is None or plan.train is None or cost is None:
         return RunAmounts(model_bytes, 0, 0, ())
-    disk = model_bytes + training_bytes(plan, cost, model_bytes)
     recipe, total = planned.resolved.recipe, sum(entry.weight for entry in train.data)
+    disk = model_bytes + training_bytes(plan, cost, model_bytes, recipe.evaluate)
     sources = tuple(
         _amount(entry, train, entry.weight / total, recipe.folder, read_count(key))
         for entry, key in zip(train.data, source_keys(recipe, plan), strict=True)
@@ -64,15 +80,29 @@ def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
         if source.available and source.epochs is not None
         if (warning := warn_of_epochs(source.name, source.epochs, source.available))
     )
-    return RunAmounts(disk, count_steps(train), train.seq_len * train.global_batch_size, sources, warnings)
+    curve = _curve(recipe.evaluate, train, cost)
+    return RunAmounts(disk, count_steps(train), train.seq_len * train.global_batch_size, sources, warnings, curve)
 
 
-def training_bytes(plan: Plan, cost: Cost, spliced_bytes: int) -> int:
+def _curve(evaluate: Evaluate | None, train: Train, cost: Cost) -> CurveAmount | None:
+    if evaluate is None or not evaluate.every:
+        return None
+    steps = count_steps(train)
+    measurements = 1 + math.ceil(steps / evaluate.every)  # step 0, and the last whether it is due or not
+    texts = len(evaluate.bits_per_byte) + (len(train.data) if train.heldout_ratio else 0)
+    flops = cost.asked.token_flops
+    measured = measurements * texts * evaluate.curve_tokens * flops.forward
+    trained = steps * train.seq_len * train.global_batch_size * flops.total
+    return CurveAmount(measurements, texts, evaluate.curve_tokens, measured / trained)
+
+
+def training_bytes(plan: Plan, cost: Cost, spliced_bytes: int, evaluate: Evaluate | None) -> int:
     """The bytes that training writes at its peak, beside the spliced model of `spliced_bytes` that it starts from."""
     assert plan.train is not None, "called for plans that train"
     merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
     trained = cost.asked.trained_parameters
-    return required_bytes(trained, max(trained, merged), spliced_bytes)
+    keeps_best = evaluate is not None and evaluate.keep == BEST
+    return required_bytes(trained, max(trained, merged), spliced_bytes, keeps_best)
 
 
 def source_keys(recipe: Recipe, plan: Plan) -> list[str]:

@@ -139,7 +139,9 @@ def build(
         return None
     found, model = built.outcome, built.folder / "model"
     scores, profile, gate = (found.scores, found.profile, found.gate) if found else (None, None, ())
-    return BuildResult(built.folder, model, built.plan, built.manifest, built.proofs, scores, profile, gate)
+    return BuildResult(
+        built.folder, model, built.plan, built.manifest, built.proofs, scores, profile, gate, built.curve
+    )
 
 
 def trace(

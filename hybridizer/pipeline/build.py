@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hybridizer.checkpoint.header import read_header
 from hybridizer.checkpoint.publish import check_free_space, lock
@@ -26,7 +27,7 @@ from hybridizer.plan.training import check_texts
 from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.recipe.models import Recipe
 from hybridizer.splice.verify import Proof, verify
-from hybridizer.train.folder import TRAINED, read_log
+from hybridizer.train.folder import TRAINED, read_curve, read_log
 from hybridizer.train.run import (
     TrainRecord,
     is_complete,
@@ -38,18 +39,23 @@ from hybridizer.train.run import (
 
 if TYPE_CHECKING:
     from hybridizer.pipeline.evaluate import BeforeAfter
+    from hybridizer.train.curve import CurveRequest
     from hybridizer.train.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class Built:
-    """A finished run: its folder, plan, manifest, the checks that passed, and what training changed."""
+    """A finished run: its folder, plan, manifest, the checks that passed, and what training changed.
+
+    `curve` are the rows of its held-out curves, without the bits of single documents.
+    """
 
     folder: Path
     plan: Plan
     manifest: Manifest
     proofs: tuple[Proof, ...]
     outcome: BeforeAfter | None = None
+    curve: tuple[Mapping[str, Any], ...] = ()
 
 
 def build(
@@ -103,7 +109,7 @@ def build(
             _draw_loss_curve(run)
         manifest, proofs = _finish(planned, run, monitor, record, built=built, replace=replace, load=load)
         outcome = _evaluate(planned, run, monitor) if planned.plan.train is not None and load else None
-        return Built(run.path, planned.plan, manifest, proofs, outcome)
+        return Built(run.path, planned.plan, manifest, proofs, outcome, _curve_points(run))
 
 
 def _prepare(planned: Planned, run: RunFolder, monitor: Monitor, *, built: bool, load: bool) -> None:
@@ -145,7 +151,13 @@ def _draw_loss_curve(run: RunFolder) -> None:
     from hybridizer.report.training_plot import draw_training
 
     if lines := read_log(run.training):
-        write_figure(draw_training(lines, run.path.name), run.loss_curve)
+        write_figure(draw_training(lines, run.path.name, read_curve(run.training)), run.loss_curve)
+
+
+def _curve_points(run: RunFolder) -> tuple[Mapping[str, Any], ...]:
+    """The rows of the run's held-out curves by step, without what they hold of single documents."""
+    rows = sorted(read_curve(run.training), key=lambda row: int(row["step"]))
+    return tuple({key: value for key, value in row.items() if key not in ("bits", "num_bytes")} for row in rows)
 
 
 def _read_plan(path: Path, overrides: tuple[str, ...]) -> StoredPlan:
@@ -172,14 +184,19 @@ def _check_same_plan(runtime: Runtime, plan: Plan) -> None:
 
 def _check_before_splice(planned: Planned, run: RunFolder, monitor: Monitor) -> None:
     """Tokenise every text and check prompts, before gigabytes are written that training could not use."""
+    from hybridizer.pipeline.curve import few_documents, open_curve
     from hybridizer.pipeline.evaluate import check_prompts, read_gate
     from hybridizer.pipeline.texts import tokenise_texts
 
     if _finished_training(planned, run) is not None:
         return
-    read_gate(planned.resolved.recipe)
-    check_prompts(planned.resolved.recipe, planned.donors[planned.plan.host])
+    recipe, host = planned.resolved.recipe, planned.donors[planned.plan.host]
+    read_gate(recipe)
+    check_prompts(recipe, host)
     tokenise_texts(planned, monitor)
+    if curve := open_curve(recipe, host.folder, "remote_code" in host.allow, SilentMonitor()):
+        for name in few_documents(curve):
+            monitor.note(f"warning: {name} has too few documents for `retention` to be judged by it")
 
 
 def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor, *, load: bool) -> None:
@@ -200,7 +217,8 @@ def _finished_training(planned: Planned, run: RunFolder) -> TrainRecord | None:
     train = planned.resolved.recipe.train
     assert train is not None, "called for plans that train"
     record = read_training(run.training, planned.plan)
-    return record if record is not None and is_complete(asdict(record), train) else None
+    complete = record is not None and is_complete(asdict(record), train, planned.resolved.recipe.evaluate)
+    return record if complete else None
 
 
 def _train(
@@ -215,24 +233,34 @@ def _train(
         _check_room(planned, run)
     runtime = runtime or open_runtime(recipe, run.path)
     check_texts(recipe, planned.plan)
-    return train(planned.plan, recipe, run.spliced, run.training, runtime, monitor, accept_changes=accept_changes)
+    with runtime.main_first():
+        curve = _open_curve(planned, run, monitor)
+    return train(
+        planned.plan, recipe, run.spliced, run.training, runtime, monitor, accept_changes=accept_changes, curve=curve
+    )
+
+
+def _open_curve(planned: Planned, run: RunFolder, monitor: Monitor) -> CurveRequest | None:
+    from hybridizer.pipeline.curve import open_curve
+
+    code = "remote_code" in planned.donors[planned.plan.host].allow
+    return open_curve(planned.resolved.recipe, run.spliced, code, monitor)
 
 
 def _check_room(planned: Planned, run: RunFolder) -> None:
     plan, cost = planned.plan, estimate_training_cost(planned, "cpu")
     assert cost is not None and plan.train is not None, "called for plans that train"
     spliced = sum(entry.num_bytes for entry in open_checkpoint(run.spliced).tensors.values())
-    check_free_space(run.path, training_bytes(plan, cost, spliced))
+    check_free_space(run.path, training_bytes(plan, cost, spliced, planned.resolved.recipe.evaluate))
 
 
 def _must_resume(model: Path, recipe: Recipe, monitor: Monitor) -> bool:
     """Whether the training of a built model was stopped by a limit that the recipe has raised since."""
     record = read_manifest(model).training
-    if record is None or recipe.train is None or is_complete(record, recipe.train):
+    if record is None or recipe.train is None or is_complete(record, recipe.train, recipe.evaluate):
         return False
-    monitor.note(
-        f"model: its training stopped at step {record['steps']} by max_{record['stopped_by']}, which has changed"
-    )
+    limit = "the retention limit" if record["stopped_by"] == "forgetting" else f"max_{record['stopped_by']}"
+    monitor.note(f"model: its training stopped at step {record['steps']} by {limit}, which has changed")
     return True
 
 

@@ -97,7 +97,7 @@ def _compare_scores(
     recipe = planned.resolved.recipe
     settings = recipe.evaluate or Evaluate()
     code = _remote_code(planned)
-    texts = _open_sets(recipe, settings, run.model, code, monitor)
+    texts = open_sets(recipe, settings, run.model, code, monitor)
     before = evaluate(run.spliced, content_of(run.spliced), texts, settings, monitor, remote_code=code)
     after = evaluate(run.model, content_of(run.model), texts, settings, monitor, remote_code=code)
     pairs = compare_pairs([("before", text_figures(before)), ("after", text_figures(after))], recipe.seed)
@@ -105,8 +105,11 @@ def _compare_scores(
     return compare_runs(before, after, seed=recipe.seed), gate
 
 
-def _open_sets(recipe: Recipe, request: Evaluate, model: Path, remote_code: bool, monitor: Monitor) -> list[Any]:
-    """The held-out documents of every training source, then the general texts without what training sees of them."""
+def open_sets(recipe: Recipe, request: Evaluate, model: Path, remote_code: bool, monitor: Monitor) -> list[Any]:
+    """The held-out documents of every training source, then the general texts without what training sees of them.
+
+    `model` is a folder with the model's tokenizer. Raises InputError for a general text of which nothing is left.
+    """
     from hybridizer.data.tokenizer import load_encoder
     from hybridizer.evaluate.texts import general_text, heldout_texts, trained_keys
 

@@ -80,6 +80,7 @@ class BuildResult:
         scores: bits per byte and samples before and after training ("hybridizer.scores/1"); None where nothing trained.
         profile: whether the deep side kept its profile ("hybridizer.profile/2"); None where the recipe traces nothing.
         gate: the limits of the recipe's `evaluate.gate`, each with its verdict: kept, broken or undecided.
+        curve: the held-out figures of each measured step, where the recipe has `evaluate.every`.
     """
 
     folder: Path
@@ -90,6 +91,7 @@ class BuildResult:
     scores: Mapping[str, Any] | None
     profile: Mapping[str, Any] | None
     gate: tuple[GateResult, ...]
+    curve: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hybridizer.checkpoint.hashing import fingerprint_files
 from hybridizer.core.cache import cache_folder
@@ -101,6 +102,7 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
     }
     settings = {key: value for key, value in plain(train).items() if key not in _ELSEWHERE}
     settings["compile"] = train.compile is True  # `auto` depends on the device, which a plan does not
+    settings |= _kept(recipe)
     training = TrainPlan(
         boundary=boundary,
         frozen_layers=choice.frozen_layers,
@@ -110,6 +112,14 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
         notes=(*choice.notes, *_router_loss(plan)),
     )
     return replace(plan, train=training)
+
+
+def _kept(recipe: Recipe) -> dict[str, Any]:
+    """What decides which step's weights are the result, where that is not the last: in the hash only then."""
+    evaluate = recipe.evaluate
+    if evaluate is None or evaluate.keep == "last":
+        return {}
+    return {key: getattr(evaluate, key) for key in ("keep", "every", "curve_tokens", "context")}
 
 
 def _router_loss(plan: Plan) -> Iterator[str]:

@@ -191,6 +191,7 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
         if isinstance(entry, dict):
             yield from _check_source(("train", "data", index), entry)
     yield from _check_text_names(_section(values, "evaluate").get("bits_per_byte"))
+    yield from _check_curve(_section(values, "evaluate"), train)
 
 
 def _check_source(path: KeyPath, entry: Mapping[str, Any]) -> Iterator[Finding]:
@@ -210,6 +211,29 @@ def _check_text_names(texts: Any) -> Iterator[Finding]:
         if name is not None and name in names[:index]:
             path = ("evaluate", "bits_per_byte", index, "name")
             yield Finding(path, f"a second text is called {show(name)}.", "Give every text a name of its own.")
+
+
+def _check_curve(evaluate: Mapping[str, Any], train: Mapping[str, Any]) -> Iterator[Finding]:
+    """Keys of the held-out curves that have no effect, or ask for what is not measured."""
+    limit, keeps_best = evaluate.get("retention") is not None, evaluate.get("keep") == "best"
+    texts, held_out = evaluate.get("bits_per_byte"), train.get("heldout_ratio") != 0
+    if not evaluate.get("every"):
+        for key, is_set in (("retention", limit), ("keep", keeps_best)):
+            if is_set:
+                what = f"`{key}` is decided at the measurements of `every`, and there are none."
+                yield Finding(("evaluate", key), what, f"Add `every`, such as every: 50, or delete `{key}`.")
+    elif not texts and not held_out:
+        what = "there is nothing to measure: no text in `bits_per_byte`, and `train.heldout_ratio` is 0."
+        yield Finding(("evaluate", "every"), what, "Add a text, hold documents out, or delete `every`.")
+    if limit and not texts:
+        what = "`retention` limits what general texts lose, and `bits_per_byte` has none."
+        yield Finding(("evaluate", "retention"), what, "Add a text, or delete `retention`.")
+    if evaluate.get("on_forgetting") == "stop" and not limit:
+        what = "`on_forgetting` is stop without a limit on forgetting."
+        yield Finding(("evaluate", "on_forgetting"), what, "Add `retention`, such as retention: 0.01.")
+    if keeps_best and not held_out:
+        what = "`keep` is best, which held-out documents decide, and `train.heldout_ratio` is 0."
+        yield Finding(("evaluate", "keep"), what, "Hold documents out, or keep the last weights.")
 
 
 def _section(values: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from hybridizer.recipe.fields import (
     Fingerprint,
     Layers,
     Name,
+    NonNegative,
+    NonNegativeInt,
     NotAKey,
     Parameters,
     ParameterValue,
@@ -309,6 +311,19 @@ class Evaluate:
     new_tokens: PositiveInt = Field(default=40, description="tokens per continuation")
     gate: Text | None = Field(
         default=None, description="a YAML file of limits on what training may lose", examples=["limits.yaml"]
+    )
+    every: NonNegativeInt = Field(default=0, description="also measure every so many steps of training; 0: do not")
+    curve_tokens: Count = Field(default=10_000, description="the most tokens per text in a measurement of `every`")
+    retention: NonNegative | None = Field(
+        default=None,
+        description="by how many bits per byte a general text may rise during training",
+        examples=[0.01],
+    )
+    on_forgetting: Literal["warn", "stop"] = Field(
+        default="warn", description="if a general text rises above `retention`: warn once, or stop"
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last", description="the weights that are the result: the last, or the best in domain that `every` saw"
     )
 
 

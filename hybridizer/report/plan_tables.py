@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -97,7 +97,16 @@ def amount_lines(amounts: Mapping[str, Any]) -> list[str]:
     lines = [f"{amounts['steps']:,} steps of {amounts['tokens_per_step']:,} tokens"]
     for source in amounts["sources"]:
         lines.append(f"{one_line(source['name'], 60)}: {source['tokens']:,} tokens, {_epochs_of(source)}")
+    if curve := amounts["curve"]:
+        lines.append(
+            f"curves: {curve['measurements']:,} measurements of {curve['texts']} texts, up to {curve['tokens']:,} "
+            f"tokens each: up to {_share(curve['share'])} more operations, and about as much more time"
+        )
     return [*lines, disk]
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
 def _epochs_of(source: Mapping[str, Any]) -> str:
@@ -108,7 +117,12 @@ def _epochs_of(source: Mapping[str, Any]) -> str:
     return "epochs unknown until it is tokenised"
 
 
-_STOPS = {"tokens": "all tokens of the recipe", "steps": "stopped by max_steps", "minutes": "stopped by max_minutes"}
+_STOPS = {
+    "tokens": "all tokens of the recipe",
+    "steps": "stopped by max_steps",
+    "minutes": "stopped by max_minutes",
+    "forgetting": "stopped by the retention limit",
+}
 
 
 def trained_lines(training: Mapping[str, Any]) -> list[str]:
@@ -120,6 +134,7 @@ def trained_lines(training: Mapping[str, Any]) -> list[str]:
         f"loss {training['first_loss']:.3f} in the first step and {training['last_loss']:.3f} in the last, in nats per "
         f"token; rows filled to {training['packing']:.1%}",
     ]
+    lines += _curve_lines(training)
     for change in training.get("changes", []):
         lines.append(
             f"from step {change['step']:,} on, {change['setting']} was {change['now']} instead of {change['before']}"
@@ -136,6 +151,40 @@ def trained_lines(training: Mapping[str, Any]) -> list[str]:
             f"no gradient in the first step (experts that were not chosen, or weights that start at zero): {names}"
         )
     return lines
+
+
+def _curve_lines(training: Mapping[str, Any]) -> Iterator[str]:
+    """What was forgotten where that stopped the training, where the best measured step was, and the time of measuring.
+
+    Records of earlier versions have none of it.
+    """
+    if found := training.get("forgetting"):
+        low, high = found["rise_ci"]
+        yield (
+            f"{one_line(found['text'], 60)} rose by {found['rise']:.3f} ({low:.3f}..{high:.3f}) bits per byte, above "
+            f"the limit {found['limit']:g}, at step {found['step']:,}"
+        )
+    if curve := training.get("curve"):
+        yield from _best_lines(curve)
+    if training.get("kept_step") not in (None, training["steps"]):
+        yield f"the result has the weights of step {training['kept_step']:,}"
+    if seconds := training.get("measuring_seconds"):
+        yield f"measuring the curves took {seconds / 60:.1f} minutes more"
+
+
+def _best_lines(curve: Mapping[str, Any]) -> Iterator[str]:
+    """The best step in domain beside the last one, and what the difference means."""
+    best, last = f"step {curve['best_step']:,}", f"step {curve['last_step']:,}"
+    if curve["best_step"] == curve["last_step"]:
+        yield f"in domain, the last measured step is the best: {curve['last']:.3f} bits per byte at {last}"
+        return
+    band = "" if curve["change_ci"] is None else " ({:+.3f}..{:+.3f})".format(*curve["change_ci"])
+    yield (
+        f"in domain, {best} was the best: {curve['best']:.3f} bits per byte, and {curve['last']:.3f} at {last}: "
+        f"{curve['change']:+.3f}{band}"
+    )
+    if curve["verdict"] == "worse":
+        yield f"training past {best} did not help in domain"
 
 
 def unused_lines(plan: Plan) -> list[str]:

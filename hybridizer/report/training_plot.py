@@ -1,4 +1,7 @@
-"""The picture of a training: loss, learning rate and gradient norms by step, from the lines of its log.jsonl."""
+"""The picture of a training by step: loss, learning rate and gradient norms, from the lines of its log.jsonl.
+
+Where held-out curves were measured they have a panel of their own, from the lines of curve.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hybridizer.report import panels
+from hybridizer.report.captions import one_line
 from hybridizer.report.plots import describe, plot_style
 
 SMOOTHING = 0.9  # of the exponential mean that is drawn over the losses
 NORMS = {"gradient_norm_shallow": "shallow", "gradient_norm_deep": "deep"}
+STYLES = {"in-domain": "-", "general": "--"}
 Line = Mapping[str, Any]
 
 
-def draw_training(lines: Sequence[Line], title: str = "") -> Figure:
+def draw_training(lines: Sequence[Line], title: str = "", curve: Sequence[Line] = ()) -> Figure:
     """One training of at least one step: loss in nats per token with its running mean, learning rate, gradient norms.
 
-    The norms are those of each side that trains.
+    The norms are those of each side that trains. The rows of `curve` are drawn as the change of each text's bits per
+    byte since step 0, with its paired 95% interval.
     """
     assert lines, "a training that took no step has no curve"
     steps = [line["step"] + 1 for line in lines]
     with matplotlib.rc_context(plot_style()):
-        figure = Figure(figsize=(8, 7), layout="constrained")
-        loss, rate, norms = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1.4))
+        figure = Figure(figsize=(8, 9.5 if curve else 7), layout="constrained")
+        heights = (3, 2.6, 1, 1.4) if curve else (3, 1, 1.4)
+        loss, *held_out, rate, norms = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+        for axes in held_out:
+            _draw_curve(axes, curve)
         _draw_loss(loss, steps, [line["loss"] for line in lines])
         rate.plot(steps, [line["lr"] for line in lines], color=panels.COLOURS[0], linewidth=1.5)
         rate.set_ylabel("learning\nrate")
@@ -58,6 +67,25 @@ def _draw_loss(axes: Axes, steps: Sequence[int], losses: Sequence[float]) -> Non
         axes.plot(steps, means, color=panels.COLOURS[0], linewidth=2, label="running mean")
         axes.legend(frameon=False, fontsize=9, loc="upper right")
     axes.set_ylabel("loss (nats per token)")
+
+
+def _draw_curve(axes: Axes, rows: Sequence[Line]) -> None:
+    """The change of each text since step 0: in domain solid, general dashed."""
+    axes.axhline(0, color=panels.INK, linewidth=0.8)
+    texts = list(dict.fromkeys((row["role"], row["set"]) for row in rows))
+    for number, (role, name) in enumerate(texts):
+        of_text = sorted(
+            (row for row in rows if (row["role"], row["set"]) == (role, name)), key=lambda row: row["step"]
+        )
+        places, colour = [row["step"] for row in of_text], panels.COLOURS[number % len(panels.COLOURS)]
+        label = f"{one_line(name, 40)} ({role.replace('-', ' ')})"
+        changes = [row["change"] for row in of_text]
+        axes.plot(places, changes, color=colour, linestyle=STYLES[role], marker="o", markersize=3, label=label)
+        bands = [row["change_ci"] or (row["change"],) * 2 for row in of_text]
+        lows, highs = ([band[end] for band in bands] for end in (0, 1))
+        axes.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
+    axes.set_ylabel("held out: change of\nbits per byte")
+    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, ncols=2)
 
 
 def _draw_norms(axes: Axes, steps: Sequence[int], lines: Sequence[Line]) -> None:

@@ -60,8 +60,11 @@ def _training_lines(plan: Plan, training: Mapping[str, Any]) -> str:
     parts = ", ".join([*frozen, *plan.train.frozen_parts]) or "nothing"
     sources = ", ".join(f"`{Path(use['name']).name}` ({use['tokens_taken']:,})" for use in training["sources"])
     losses = f"{training['first_loss']:.3f} at the start, {training['last_loss']:.3f} at the end"
+    kept = training.get("kept_step")
+    best = [] if kept in (None, training["steps"]) else [f"The weights are those of step {kept:,}, the best in domain."]
     lines = [
         f"Trained after splicing on {training['tokens']:,} tokens in {training['steps']:,} steps, {parts} frozen.",
+        *best,
         f"The loss was {losses}, in nats per token. Tokens by source: {sources}.",
         "The frozen tensors hash as they did before training (`manifest.json`).",
     ]

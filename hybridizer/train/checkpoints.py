@@ -137,6 +137,11 @@ def set_aside(folder: Path, first_step: int) -> None:
             path.rename(bad)
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in `folder` that a run may resume from, oldest first."""
+    return [int(path.name.removeprefix("step-")) for path in _checkpoints(folder)]
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint in `folder` that a run resumes from, or None."""
     return next(iter(reversed(_checkpoints(folder))), None)

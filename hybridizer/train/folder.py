@@ -3,6 +3,8 @@
     training/
       checkpoints/          states that the run resumes from; see train/checkpoints.py
       log.jsonl             one line per step
+      curve.jsonl           one line per held-out text and measured step, where the recipe has `evaluate.every`
+      best-*.safetensors    the trained tensors of the best measured step, in float32, where `evaluate.keep` is best
       masters.safetensors   what the loop leaves: the trained tensors in float32, under their names in the model as it
                             ran, adapters included; gone as soon as trained.safetensors is there
       trained.safetensors   the result: the trained tensors in float32, under their names in the output, adapters merged
@@ -18,7 +20,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-CHECKPOINTS, LOG = "checkpoints", "log.jsonl"
+CHECKPOINTS, LOG, CURVE = "checkpoints", "log.jsonl", "curve.jsonl"
 MASTERS, TRAINED, RECORD = "masters.safetensors", "trained.safetensors", "training.json"
 
 
@@ -31,3 +33,8 @@ def whole_lines(path: Path) -> list[str]:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl in `folder`, one per step, oldest first; empty where there is none."""
     return [json.loads(line) for line in whole_lines(folder / LOG)]
+
+
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """The lines of curve.jsonl in `folder`, see train/curve.py; empty where there is none."""
+    return [json.loads(line) for line in whole_lines(folder / CURVE)]

@@ -18,6 +18,7 @@ from hybridizer.models.loss import CHUNK_BYTES
 from hybridizer.models.objective import TrainableParts
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.recipe.models import Train
+from hybridizer.train.curve import CurveRequest
 from hybridizer.train.freeze import FreezePlan
 from hybridizer.train.runtime import Runtime
 
@@ -39,7 +40,7 @@ class TrainJob:
 
     `plan_hash` names what the model was made of, which `plan_details` describes in plain values. `seed` is that of
     dropout, and at most `loss_chunk_bytes` of float32 logits exist at a time. `recomputed_layers` run again in the
-    backward pass, which changes no bit.
+    backward pass, which changes no bit. `curve` is measured on the way; it decides numbers where the best step is kept.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class TrainJob:
     loss_chunk_bytes: int = CHUNK_BYTES
     plan_details: Mapping[str, Any] = field(default_factory=dict)
     recomputed_layers: tuple[int, ...] = ()
+    curve: CurveRequest | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -71,6 +73,7 @@ class TrainJob:
             "data": self.data.facts,
             "train": self._settings_facts(device),
             "processes": num_ranks,
+            **(self.curve.facts() if self.curve else {}),
         }
 
     def details(self) -> dict[str, Any]:

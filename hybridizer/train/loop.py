@@ -18,7 +18,7 @@ from torch import nn
 from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.core.progress import Advance, Monitor
 from hybridizer.models.memory import peak_memory_bytes
-from hybridizer.models.sharding import is_sharded, unshard
+from hybridizer.models.sharding import is_sharded
 from hybridizer.train.checkpoints import (
     ROUNDING,
     MetricsLog,
@@ -29,10 +29,12 @@ from hybridizer.train.checkpoints import (
     write_checkpoint,
     write_tensors,
 )
+from hybridizer.train.curve import CurveSummary, Forgetting
 from hybridizer.train.divergence import DivergenceGuard
 from hybridizer.train.folder import CHECKPOINTS, LOG, MASTERS
 from hybridizer.train.freeze import FreezeProof, apply_freeze_
 from hybridizer.train.job import RunContext, TrainJob
+from hybridizer.train.measuring import Measuring
 from hybridizer.train.prepare import prepare
 from hybridizer.train.run_state import RunState
 from hybridizer.train.step import Gradients, OptimizerStep
@@ -41,10 +43,12 @@ from hybridizer.train.stop_signals import StopSignals, stopped_by
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: `stopped_by` is tokens, steps or minutes; losses in nats per token.
+    """How a run ended: `stopped_by` is tokens, steps, minutes or forgetting; losses in nats per token.
 
-    `unreached` lists trained tensors that no gradient had reached in the first step of this process. `changes` are
-    settings that changed between two starts: from which `step` on, the `setting`, its value `before` and `now`.
+    `seconds` are without the `measuring_seconds` of held-out curves. The weights are those after `kept_step` steps:
+    the last, or the best measured one. `unreached` lists trained tensors that no gradient had reached in the first step
+    of this process. `changes` are settings that changed between two starts: from which `step` on, the `setting`, its
+    value `before` and `now`.
     """
 
     steps: int
@@ -57,15 +61,20 @@ class TrainResult:
     unreached: tuple[str, ...]
     frozen_sha256: Mapping[str, str]
     changes: tuple[Mapping[str, Any], ...]
+    kept_step: int
+    measuring_seconds: float
+    curve: CurveSummary | None
+    forgetting: Forgetting | None
 
 
 def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -> TrainResult:
     """Train the model of `job` in place, from the newest checkpoint in the folder of `context` if there is one.
 
     Afterwards that folder holds masters.safetensors, the trained tensors in float32 under their names in the model,
-    beside checkpoints/ and log.jsonl. The model holds them too, and its frozen parameters have the bytes that they were
-    loaded with, which is checked (under FSDP2 the model stays sharded). `accept_changes` lets a run resume from a
-    checkpoint written with another learning rate, schedule, clipping or weight decay.
+    beside checkpoints/, log.jsonl and, where the job has a curve, curve.jsonl. The model holds them too, and its frozen
+    parameters have the bytes that they were loaded with, which is checked (under FSDP2 the model stays sharded).
+    `accept_changes` lets a run resume from a checkpoint written with another learning rate, schedule, clipping or
+    weight decay.
     Raises InputError for a checkpoint of another run and where `prepare` does, RunError when the loss diverges, a
     trained weight is not finite or the freeze does not hold, and Interrupted or Terminated, the state saved, when
     Ctrl-C or SIGTERM stopped it.
@@ -106,6 +115,7 @@ class _Run:
         self._sources = [drawn.name for drawn in job.data.drawn]
         self.state = RunState(DivergenceGuard(job.vocab_size, self._sources))
         self._unreached: tuple[str, ...] = ()
+        self._measuring = Measuring(job.curve, context, job.last_step)
 
     def resume(self, accept_changes: bool) -> None:
         """Go to where the newest checkpoint was written, or to the beginning, and start the clock there."""
@@ -113,11 +123,13 @@ class _Run:
         self._runtime.barrier()
         if checkpoint is not None:
             self._refuse_nothing_to_do(checkpoint)
+        self._measuring.begin(checkpoint.step if checkpoint else 0, self._step.token_losses, self._step.masters.tensors)
+        if checkpoint is not None:
             self._step.load_(checkpoint.tensors)
             self.state = RunState.resumed(checkpoint, self._job.vocab_size, self._sources)
         self._proof.begin(self._step.masters.tensors, _parameters(self._job.model))
-        self._started, self._first_step = self._clock(), self.state.step
-        self._saved_at = self._started
+        self._saved_at, self._first_step = self._clock(), self.state.step
+        self._started = self._saved_at - self._measuring.seconds
         self._log_file = MetricsLog(self._context.folder / LOG, self.state.step) if self._runtime.is_main else None
 
     def to_end(self, advance: Advance) -> str:
@@ -127,18 +139,24 @@ class _Run:
         """
         last_step = self._job.last_step
         with StopSignals() as signals:
-            if self._decide(signals).out_of_time:  # a restart after the minutes were used up
+            out_of_time = self._decide(signals).out_of_time  # a restart after the minutes were used up
+            if self._measure(ended=out_of_time):
+                return "forgetting"
+            if out_of_time:
                 return "minutes"
             self._runtime.start_tracking("train", self._facts["train"])
             while self.state.step < last_step:
                 status = self._take_step()
                 advance(1, status)
                 decided = self._decide(signals)
-                if decided.save or self.state.step == last_step:
+                forgets = self._measure(ended=decided.out_of_time)
+                if decided.save or forgets or self.state.step == last_step:
                     self._save()
                 if decided.signal is not None:
                     self._runtime.stop_tracking()
                     raise stopped_by(decided.signal, self.state.step, str(newest_checkpoint(self._checkpoints)))
+                if forgets:
+                    return "forgetting"
                 if decided.out_of_time:
                     minutes = self._job.settings.max_minutes
                     self._context.monitor.note(f"stopped after {minutes:g} minutes, at step {self.state.step}")
@@ -151,7 +169,7 @@ class _Run:
     def finish(self, stopped_by: str, dtype: torch.dtype) -> TrainResult:
         """Write the masters, put them into a model that is not sharded, and prove that frozen tensors are unchanged."""
         self._runtime.stop_tracking()
-        trained = {name: unshard(master.detach()) for name, master in self._step.masters.tensors.items()}
+        kept_step, trained = self._measuring.result(self.state.step, self._step.masters.tensors)
         if self._runtime.is_main:
             write_tensors(self._context.folder / MASTERS, trained)
         parameters = _parameters(self._job.model)
@@ -172,7 +190,16 @@ class _Run:
             unreached=self._unreached,
             frozen_sha256=self._proof.frozen_sha256,
             changes=self.state.changes,
+            kept_step=kept_step,
+            measuring_seconds=self._measured(),
+            curve=self._measuring.summary(),
+            forgetting=self._measuring.forgetting,
         )
+
+    def _measure(self, ended: bool) -> bool:
+        """Measure the held-out curve if that is due or the run has `ended`; whether what it forgets must stop it."""
+        losses, masters = self._step.token_losses, self._step.masters.tensors
+        return self._measuring.take(self.state, self._elapsed(), losses, masters, ended)
 
     def _take_step(self) -> str:
         """One optimizer step, refused if its loss is not sound, and proved if it is the first of this process.
@@ -210,7 +237,7 @@ class _Run:
         figures, data = self._context.figures, self._job.data
         tokens = data.num_tokens(step)
         flops = figures.token_flops.total * tokens / seconds
-        mean_seconds = (self._clock() - self._started) / (step + 1 - self._first_step)
+        mean_seconds = (self._elapsed() - self.state.seconds) / (step + 1 - self._first_step)
         values = {
             "loss": gradients.loss,
             "lr": gradients.lr,
@@ -252,7 +279,10 @@ class _Run:
         return _Decision(bool(out_of_time), bool(save or out_of_time or stop), stop)
 
     def _elapsed(self) -> float:
-        return self.state.seconds + self._clock() - self._started
+        return self.state.seconds + self._clock() - self._started - self._measuring.seconds
+
+    def _measured(self) -> float:
+        return self.state.measuring_seconds + self._measuring.seconds
 
     def _save(self, bad: bool = False) -> None:
         """Write a checkpoint. Raises RunError where a trained tensor is not finite: nothing could resume from it."""
@@ -260,8 +290,9 @@ class _Run:
         self._refuse_not_finite()
         tensors = self._step.state()
         if self._runtime.is_main:
-            state = State(self.state.step, tensors, self.state.figures(self._elapsed()))
+            state = State(self.state.step, tensors, self.state.figures(self._elapsed(), self._measured()))
             write_checkpoint(self._checkpoints, state, self._facts, self._job.details(), bad)
+            self._measuring.saved()
         self._runtime.barrier()
 
     def _refuse_not_finite(self) -> None:

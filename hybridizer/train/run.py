@@ -24,7 +24,8 @@ from hybridizer.plan.cost import recomputed_layers
 from hybridizer.plan.memory import ModelShape, model_token_flops
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
-from hybridizer.recipe.models import DataEntry, Recipe, Train
+from hybridizer.recipe.models import DataEntry, Evaluate, Recipe, Train
+from hybridizer.train.curve import STOP, CurveRequest, CurveSummary, Forgetting
 from hybridizer.train.folder import MASTERS, RECORD, TRAINED
 
 if TYPE_CHECKING:
@@ -61,9 +62,11 @@ class SourceUse:
 class TrainRecord:
     """A finished training. `trained` names tensors of the output, `frozen_sha256` maps the others to their hashes.
 
-    Losses are in nats per token, `stopped_by` is tokens, steps or minutes. Hashes are of the bytes in memory after the
-    last step, in the precision of the checkpoint; they were compared with those before the first. `changes` are
-    settings that changed between two starts.
+    Losses are in nats per token, `stopped_by` is tokens, steps, minutes or forgetting. Hashes are of bytes in memory
+    after the last step, in the precision of the checkpoint; they were compared with those before the first. `changes`
+    are settings that changed between two starts. `measuring_seconds` went into held-out curves, beside the `seconds` of
+    training; `curve` has the best measured step and the last. The tensors are those after `kept_step` steps, None in
+    records of earlier versions: the last.
     """
 
     plan_hash: str
@@ -87,12 +90,17 @@ class TrainRecord:
     sources: tuple[SourceUse, ...]
     packing: float
     tensors_sha256: str
+    kept_step: int | None = None
+    measuring_seconds: float = 0.0
+    curve: CurveSummary | None = None
+    forgetting: Forgetting | None = None
 
 
 def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
     """The runtime of this process among those that a launcher such as `accelerate launch` started; None if it is alone.
 
-    Raises InputError when there are several and the recipe trains nothing, or has rows that they cannot share evenly.
+    Raises InputError when there are several and the recipe trains nothing, has rows that they cannot share evenly, or
+    measures curves of a model that is sharded.
     """
     count = int(os.environ.get("WORLD_SIZE") or 1)
     if count == 1:
@@ -104,7 +112,13 @@ def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
         what = f"{recipe.train.global_batch_size} rows in a step cannot be shared evenly by {count} processes."
         fix = f"Make it a multiple of {count}, or start another number of processes."
         raise RecipeError(Problem(recipe.locate(("train", "global_batch_size")), what, fix))
-    return open_runtime(recipe, runs / recipe.name)
+    runtime = open_runtime(recipe, runs / recipe.name)
+    if runtime.is_fsdp and recipe.evaluate is not None and recipe.evaluate.every:
+        what = "held-out curves are not measured on a model that FSDP2 shards over processes."
+        raise RecipeError(
+            Problem(recipe.locate(("evaluate", "every")), what, "Launch without FSDP, or delete `every`.")
+        )
+    return runtime
 
 
 def open_runtime(recipe: Recipe, folder: Path) -> Runtime:
@@ -128,8 +142,8 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
     return record if record.tensors_sha256 == hash_file(folder / TRAINED) else None
 
 
-def is_complete(record: Mapping[str, Any], settings: Train) -> bool:
-    """Whether the training of `record`, a TrainRecord's values, went as far as `settings` let it go.
+def is_complete(record: Mapping[str, Any], settings: Train, evaluate: Evaluate | None = None) -> bool:
+    """Whether the training of `record`, a TrainRecord's values, went as far as the two sections let it go.
 
     It did not where it was stopped by a limit that has been raised since. One that went further than `max_steps` did
     not either: the training itself refuses that.
@@ -138,25 +152,32 @@ def is_complete(record: Mapping[str, Any], settings: Train) -> bool:
         return settings.max_steps == int(record["steps"])
     if record["stopped_by"] == "minutes":
         return settings.max_minutes is not None and record["seconds"] >= 60 * settings.max_minutes
+    if record["stopped_by"] == "forgetting":
+        limit = evaluate.retention if evaluate is not None and evaluate.on_forgetting == STOP else None
+        return limit is not None and record["forgetting"]["rise_ci"][0] > limit
     return bool(record["stopped_by"] == "tokens")
 
 
-def _check_ids(sources: Sequence[Source], embedding: Any) -> None:
+def _check_ids(sources: Sequence[Source], curve: CurveRequest | None, embedding: Any) -> None:
     """Return if the embedding has a row for every token of the texts."""
     rows = len(next(embedding.parameters()))
-    for token_file in (token_file for source in sources for token_file in source.token_files):
-        largest = int(token_file.tokens.max())
+    files = [token_file for source in sources for token_file in source.token_files]
+    found = [(token_file.source, int(token_file.tokens.max())) for token_file in files]
+    found += [(text.name, text.largest_token) for text in curve.texts] if curve is not None else []
+    for where, largest in found:
         if largest >= rows:
             what = f"the tokenizer gives token {largest}, and the embedding has {rows} rows."
-            raise InputError(Problem(token_file.source, what, "Use the tokenizer that the host was trained with."))
+            raise InputError(Problem(where, what, "Use the tokenizer that the host was trained with."))
 
 
-def required_bytes(trained_parameters: int, changed_parameters: int, model_bytes: int) -> int:
+def required_bytes(trained_parameters: int, changed_parameters: int, model_bytes: int, keeps_best: bool = False) -> int:
     """Bytes that a training and its export need on disk: at most three checkpoints, the result in float32, the model.
 
-    Adapters train few parameters and change all those of the matrices that they are merged into.
+    Adapters train few parameters and change all those of the matrices that they are merged into. Beside two checkpoints
+    there may be the best weights up to each of them, and those of the best step.
     """
-    return 3 * 12 * trained_parameters + 4 * changed_parameters + model_bytes
+    best = 3 * 4 * trained_parameters if keeps_best else 0
+    return 3 * 12 * trained_parameters + best + 4 * changed_parameters + model_bytes
 
 
 @contextmanager
@@ -177,8 +198,9 @@ def train(
     monitor: Monitor,
     *,
     accept_changes: bool = False,
+    curve: CurveRequest | None = None,
 ) -> TrainRecord:
-    """Train the model in `spliced` as `plan` says, with checkpoints, log and result in `folder`.
+    """Train the model in `spliced` as `plan` says, with checkpoints, log, held-out `curve` and result in `folder`.
 
     Afterwards `folder` holds the trained tensors and the record, written last. Every process of a run calls this.
     Raises what `train.loop.train` raises.
@@ -188,7 +210,7 @@ def train(
     from hybridizer.train.result import store_result
 
     stored = open_checkpoint(spliced).tensors
-    job, sources = _make_job(plan, recipe, spliced, runtime)
+    job, sources = _make_job(plan, recipe, spliced, runtime, curve)
     context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime))
     (folder / RECORD).unlink(missing_ok=True)  # it describes the tensors that are replaced now
     with _room_in(folder):
@@ -203,7 +225,9 @@ def train(
     return record
 
 
-def _make_job(plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime) -> tuple[TrainJob, tuple[Source, ...]]:
+def _make_job(
+    plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime, curve: CurveRequest | None
+) -> tuple[TrainJob, tuple[Source, ...]]:
     """What is trained, on which data, and its sources. Raises InputError for what cannot train, before any work."""
     from hybridizer.models.load import load_causal_lm
     from hybridizer.models.loss import loss_chunk_bytes
@@ -219,7 +243,7 @@ def _make_job(plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime) -> tu
     with runtime.main_first():
         # A build tokenised them before, and noted what was left out.
         sources = open_texts(settings.data, recipe.folder, TokenizerEncoder(tokenizer), SilentMonitor())
-    _check_ids(sources, parts.embedding)
+    _check_ids(sources, curve, parts.embedding)
     data = _data(sources, settings, recipe.seed, tokenizer)
     job = TrainJob(
         model,
@@ -232,6 +256,7 @@ def _make_job(plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime) -> tu
         loss_chunk_bytes(runtime.device),
         _details(plan),
         _recomputed(plan, settings, freeze_plan, runtime),
+        curve,
     )
     return job, sources
 
@@ -333,6 +358,10 @@ def _record(
         sources=_uses(sources, job.data),
         packing=job.data.packed.fill,
         tensors_sha256=tensors.sha256,
+        kept_step=result.kept_step,
+        measuring_seconds=result.measuring_seconds,
+        curve=result.curve,
+        forgetting=result.forgetting,
     )
 
 

@@ -14,6 +14,8 @@ from hybridizer.train.divergence import DivergenceGuard
 class RunState:
     """Steps taken, tokens and seconds they took up to the last start, and losses in nats per token.
 
+    `measuring_seconds` went into held-out curves, beside the seconds of training.
+
     `changes` are settings that changed on the way: from which `step` on, the `setting`, its value `before` and `now`.
     """
 
@@ -21,9 +23,15 @@ class RunState:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    measuring_seconds: float = 0.0
     first_loss: float = float("nan")
     last_loss: float = float("nan")
     changes: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def untrained(cls) -> RunState:
+        """The state of a run that has taken no step, to report and not to train on."""
+        return cls(DivergenceGuard(1, ()))
 
     @classmethod
     def resumed(cls, checkpoint: State, vocab_size: int, sources: Sequence[str]) -> RunState:
@@ -39,16 +47,18 @@ class RunState:
             step=checkpoint.step,
             tokens=figures["tokens"],
             seconds=figures["seconds"],
+            measuring_seconds=figures.get("measuring_seconds", 0.0),
             first_loss=figures["first_loss"],
             last_loss=figures["last_loss"],
             changes=(*figures.get("changes", []), *changes),
         )
 
-    def figures(self, seconds: float) -> dict[str, Any]:
-        """The values of a checkpoint, written `seconds` into the run."""
+    def figures(self, seconds: float, measuring_seconds: float) -> dict[str, Any]:
+        """The values of a checkpoint, written `seconds` into the run, without those of measuring."""
         return {
             "tokens": self.tokens,
             "seconds": seconds,
+            "measuring_seconds": measuring_seconds,
             "first_loss": self.first_loss,
             "last_loss": self.last_loss,
             "guard": self.guard.figures(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from hybridizer.data.batches import Batch
 from hybridizer.models.batching import to_device
+from hybridizer.models.hardware import choose_compile
 from hybridizer.models.objective import predicted_places
 from hybridizer.train.freeze import FreezeProof, check_freeze
+from hybridizer.train.isolation import in_eval
 from hybridizer.train.job import TrainJob
 from hybridizer.train.optimizer import Masters, make_optimizer, set_rate_
 from hybridizer.train.prepare import Prepared
@@ -68,6 +71,22 @@ class OptimizerStep:
         if proof is None:
             return ()
         return proof.check_first_step(self.masters.tensors, dict(self._job.model.named_parameters()), reached)
+
+    def token_losses(self, ids: Tensor) -> Tensor:
+        """-ln p of every token but the first of each row, float32, as the model computes now, in eval mode.
+
+        `ids` are (rows, tokens) on the host; a row is one document or a part of one. Nothing that training depends on
+        changes: its random numbers are drawn again for each step, and compiled graphs see no rows of other lengths.
+        """
+        device, documents = self._runtime.device, self._prepared.documents
+        positions = torch.arange(ids.shape[1]).repeat(len(ids), 1)
+        if documents is not None:
+            documents.announce(positions, device)
+        compiles = choose_compile(self._job.settings.compile, device.type)
+        eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+        objective = self._prepared.objective
+        with in_eval(objective), eager:
+            return objective.token_losses(to_device(ids, device), to_device(positions, device))
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint. Every process must call this."""

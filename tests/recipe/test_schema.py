@@ -98,6 +98,8 @@ VALUES: dict[str, Any] = {
         "prompts": ["Once"],
         "new_tokens": 8,
         "gate": "limits.yaml",
+        "every": 50,
+        "retention": 0.01,
     },
 }
 for section in ("train", "trace", "evaluate"):  # a new setting needs no line above
