@@ -44,7 +44,7 @@ from hybridizer.recipe.fields import (
     WrittenAs,
 )
 from hybridizer.recipe.sections import fill_in, plain
-from hybridizer.recipe.train import HUB_KEYS, DataEntry, Lora, Train
+from hybridizer.recipe.train import HUB_KEYS, DataEntry, Lora, Stage, Train
 from hybridizer.recipe.tree import KeyPath, locate
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "Part",
     "Recipe",
     "Slice",
+    "Stage",
     "TextEntry",
     "Trace",
     "Tracker",
