@@ -87,6 +87,10 @@ class Lora:
     dropout: RatioBelowOne = Field(default=0.0, description="dropout before an adapter")
 
 
+def _without_default(schema: JsonDict) -> None:
+    del schema["default"]
+
+
 def _with_keys_of(section: type) -> Callable[[type], type]:
     """A decorator: the class gets the keys of `section` that a stage may change, each optional and without default."""
 
@@ -116,7 +120,7 @@ class TrainSettings:
         default=0,  # the sum of the stages, filled in; without stages it has to be given
         description="how many tokens to train on, such as 2M; with stages each has its own",
         examples=["2M"],
-        json_schema_extra=lambda schema: schema.pop("default"),
+        json_schema_extra=_without_default,
     )
     freeze: Freeze = Field(
         default="deep",

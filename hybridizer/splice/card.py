@@ -61,7 +61,9 @@ def _training_lines(plan: Plan, training: Mapping[str, Any]) -> str:
     sources = ", ".join(f"`{Path(use['name']).name}` ({use['tokens_taken']:,})" for use in training["sources"])
     losses = f"{training['first_loss']:.3f} at the start, {training['last_loss']:.3f} at the end"
     lines = [
-        f"Trained after splicing on {training['tokens']:,} tokens in {training['steps']:,} steps, {parts} frozen.",
+        f"Trained after splicing on {training['tokens']:,} tokens in {training['steps']:,} steps"
+        + (f" of {len(training['stages'])} stages" if training.get("stages") else "")
+        + f", {parts} frozen.",
         f"The loss was {losses}, in nats per token. Tokens by source: {sources}.",
         "The frozen tensors hash as they did before training (`manifest.json`).",
     ]

@@ -111,7 +111,9 @@ class _Run:
         """Go to where the newest checkpoint was written, or to the beginning, and start the clock there."""
         checkpoint = read_checkpoint(self._checkpoints, self._facts, accept_changes, self._job.details())
         self._runtime.barrier()
-        if checkpoint is not None:
+        if checkpoint is None:
+            self._step.load_(self._job.first_state())
+        else:
             self._refuse_nothing_to_do(checkpoint)
             self._step.load_(checkpoint.tensors)
             self.state = RunState.resumed(checkpoint, self._job.vocab_size, self._sources)
@@ -226,7 +228,7 @@ class _Run:
         }
         if self._log_file is not None:
             self._log_file.write(step, values)
-            self._runtime.track(values, step)
+            self._runtime.track(values, self._job.earlier.steps + step)
         return (
             f"loss {gradients.loss:.4f}, {tokens / seconds:,.0f} tokens/s, learning rate {gradients.lr:.2e}, "
             f"{values['memory_bytes'] / 1e9:.1f} GB"

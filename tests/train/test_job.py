@@ -30,7 +30,7 @@ def test_every_setting_is_a_fact_of_the_run_except_those_recorded_beside_it_and_
         name for name, value in other.items() if facts_of(replace(section, **{name: value})) == facts_of(section)
     }
     beside = {"data", "tokens", "freeze", "embedding", "final_norm", "head", "lora"}
-    beside |= {"seq_len", "packed", "global_batch_size", "heldout_ratio"}
+    beside |= {"seq_len", "packed", "global_batch_size", "heldout_ratio", "stages"}
     assert without == beside | {"max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergence"}
     assert facts_of(section, seed=1) != facts_of(section) != facts_of(section, loss_chunk_bytes=1)
 
