@@ -7,17 +7,18 @@ the last layer, `d * d` for the one below it, down to the embedding (as in arXiv
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import groupby
 
-from hybridizer.core.errors import DidYouMean
 from hybridizer.plan.freeze import side_of
 from hybridizer.recipe.fields import LAYER_DECAY, SIDES, LrScales, names_layers
 from hybridizer.recipe.layers import expand, format_layers, read_ranges
 
 _SIDES = SIDES[:2]
-_LISTED = 8  # tensor names in a fix
+_LISTED = 4  # tensor names in a fix
 
 
 def scale_tensors(scales: LrScales, places: Mapping[str, str], boundary: int, num_layers: int) -> dict[str, float]:
@@ -92,12 +93,16 @@ def _steps_below_top(place: str, num_layers: int) -> int:
 
 
 def _nearest(key: str, names: Sequence[str]) -> str:
-    """A fix that lists names near `key`: those that hold its longest plain part, else the closest one."""
-    words = sorted((word for word in key.replace("?", "*").split("*") if word.strip(".")), key=len, reverse=True)
-    near = [name for name in names if any(word.strip(".") in name for word in words[:1])]
-    if near:
-        return f"Names like it: {', '.join(near[:_LISTED])}."
-    return DidYouMean(key, [*_SIDES, LAYER_DECAY, *names])
+    """A fix that lists names near the pattern `key`: those with a part like one of its own, else some of all."""
+    parts = list(dict.fromkeys(part for name in names for part in name.split(".")))
+    words = [word for word in re.split(r"[.*?\[\]]+", key) if word and word not in parts]
+    close = [found for word in words for found in get_close_matches(word, parts, n=1, cutoff=0.5)]
+    if key.isalpha() and (side := get_close_matches(key, [*_SIDES, LAYER_DECAY], n=1)):
+        return f"Did you mean '{side[0]}'?"
+    if close:
+        near = [name for name in names if close[0] in name.split(".")]
+        return f"Did you mean '{close[0]}', as in {', '.join(near[:_LISTED])}?"
+    return f"A pattern is compared with whole names, such as {', '.join(names[:_LISTED])}."
 
 
 def _show(factors: tuple[float, ...], lr: float) -> str:

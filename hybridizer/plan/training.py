@@ -143,7 +143,7 @@ def _plan_rates(train: Train, choice: FreezeChoice, plan: Plan, host: Structure)
         faults.append(("", "has no effect on adapters, whose tensors have other names.", "Delete one of the two."))
     if faults:
         raise RecipeError(*(Problem(f"train.lr_scale.{key}", what, fix) for key, what, fix in faults))
-    yield "peak learning rates by lr_scale; " + "; ".join(rate_lines(factors, trained, train.lr))
+    yield "peak learning rates: " + "; ".join(rate_lines(factors, trained, train.lr))
     if idle := find_idle(scales, trained, choice.boundary):
         yield f"lr_scale has no effect for {', '.join(f'`{key}`' for key in idle)}: nothing there trains"
 

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 import pytest
 
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.recipe.models import DataEntry, Lora
+from hybridizer.recipe.models import DataEntry, Lora, Stage
 from hybridizer.train.job import DeviceFigures, TrainJob
 from support.sections import train_section
 
 # Another value for every setting that is not a number or a switch.
 OTHERS = {
+    "lr_scale": (("deep", 0.1),), "stages": (Stage(tokens=1),),
     "data": (DataEntry(path="other.jsonl"),), "freeze": "none", "embedding": "train", "final_norm": "train",
     "head": "train", "lora": Lora(), "optimizer": "adamw8bit", "betas": (0.8, 0.9), "schedule": "wsd",
     "precision": "bfloat16", "compile": True, "divergence": "off", "max_steps": 1, "max_minutes": 1.0,
