@@ -63,19 +63,25 @@ class Batch:
 class TrainingData:
     """The rows of a whole run: `settings.tokens` tokens of `sources`, of which the last step rounds up.
 
-    `facts` holds everything that decides the rows, as plain values: equal facts, equal batches. Raises RecipeError
-    where a row has no room beside the prefix, InputError for a source that has nothing to train on.
+    `before` are the settings of earlier stages: each source goes on where they left it, so that no document is used
+    again before all have been. `facts` holds everything that decides the rows, as plain values: equal facts, equal
+    batches. Raises RecipeError where a row has no room beside the prefix, InputError for a source that has nothing to
+    train on.
     """
 
-    def __init__(self, sources: Sequence[Source], settings: Train, seed: int = 0, pad_id: int = 0) -> None:
+    def __init__(
+        self, sources: Sequence[Source], settings: Train, seed: int = 0, pad_id: int = 0, before: Sequence[Train] = ()
+    ) -> None:
         self.settings, self._pad_id = settings, pad_id
         token_files = [token_file for source in sources for token_file in source.token_files]
         self._tokens = [token_file.tokens for token_file in token_files]
         self._prefixes = [np.asarray(token_file.prefix, np.int64) for token_file in token_files]
         self._offsets = np.cumsum([0, *(len(token_file.tokens) for token_file in token_files)])
         self._owners = np.repeat(np.arange(len(sources)), [len(source.token_files) for source in sources])
-        generator = np.random.default_rng(seed)
-        pieces, self.drawn = self._draw(sources, generator)
+        # Every stage has random numbers of its own; the first one's are those of a run without stages.
+        generators = [np.random.default_rng([seed, stage] if stage else seed) for stage in range(len(before) + 1)]
+        pieces, self.drawn = self._draw(sources, [*before, settings], generators)
+        generator = generators[-1]
         size, rows = settings.seq_len, settings.global_batch_size
         self.packed = pack(pieces, size, generator) if settings.packed else padded_rows(pieces, size, rows, generator)
         self.num_steps = -(-self.packed.num_rows // settings.global_batch_size)
@@ -85,6 +91,8 @@ class TrainingData:
         }
         decisive = {name: getattr(settings, name) for name in _DECISIVE}
         self.facts: dict[str, Any] = {**decisive, "seed": seed, "sources": to_jsonable(shares), "pad_id": pad_id}
+        if before:
+            self.facts["tokens_before"] = [stage.tokens for stage in before]
 
     def batches(self, step: int, rank: int = 0, num_ranks: int = 1, micro_batch_size: int | None = None) -> list[Batch]:
         """The micro-batches of one step for one of `num_ranks` processes, `micro_batch_size` rows each at most.
@@ -162,20 +170,26 @@ class TrainingData:
         """The numbers of the token files in which pieces begin; `begins` is a number or an array of them."""
         return np.searchsorted(self._offsets, begins, side="right") - 1
 
-    def _draw(self, sources: Sequence[Source], generator: np.random.Generator) -> tuple[Pieces, tuple[Drawn, ...]]:
-        """Pieces of all sources in one shuffled order, each source with its share of the tokens."""
+    def _draw(
+        self, sources: Sequence[Source], stages: Sequence[Train], generators: Sequence[np.random.Generator]
+    ) -> tuple[Pieces, tuple[Drawn, ...]]:
+        """Pieces of all sources in one shuffled order, each source with its share of the last stage's tokens."""
         total_weight = sum(source.weight for source in sources)
-        drawn, kept, first_shard = [], [], 0
+        orders, first_shard = [], 0
         for source in sources:
             offsets = self._offsets[first_shard : first_shard + len(source.token_files)]
             first_shard += len(source.token_files)
-            pieces = _training_pieces(source, offsets, self.settings)
-            budget = round(self.settings.tokens * source.weight / total_weight)
-            taken, facts = _take(source.name, pieces, budget, generator)
-            kept.append(taken)
-            drawn.append(facts)
+            orders.append(_Order(_training_pieces(source, offsets, self.settings)))
+        for settings, generator in zip(stages, generators, strict=True):
+            budgets = [round(settings.tokens * source.weight / total_weight) for source in sources]
+            kept = [order.take(budget, generator) for order, budget in zip(orders, budgets, strict=True)]
         pieces = np.concatenate(kept)
-        return pieces[generator.permutation(len(pieces))], tuple(drawn)
+        counts = [int(taken[:, 1].sum()) for taken in kept]
+        drawn = tuple(
+            Drawn(source.name, order.available, count, count / order.available)
+            for source, order, count in zip(sources, orders, counts, strict=True)
+        )
+        return pieces[generators[-1].permutation(len(pieces))], drawn
 
 
 def heldout_documents(token_file: TokenFile, share: float) -> npt.NDArray[np.bool_]:
@@ -211,13 +225,23 @@ def _training_pieces(source: Source, offsets: npt.NDArray[np.int64], settings: T
     return found
 
 
-def _take(name: str, pieces: Pieces, budget: int, generator: np.random.Generator) -> tuple[Pieces, Drawn]:
-    """Whole pieces of at least `budget` tokens, repeated as often as needed, shuffled again for each epoch."""
-    available = int(pieces[:, 1].sum())
-    epochs = -(-budget // available)
-    order = np.concatenate([generator.permutation(len(pieces)) for _ in range(max(epochs, 1))])
-    totals = np.cumsum(pieces[order, 1])
-    count = int(np.searchsorted(totals, budget)) + 1
-    taken = pieces[order[:count]]
-    tokens = int(taken[:, 1].sum())
-    return taken, Drawn(name, available, tokens, tokens / available)
+class _Order:
+    """The pieces of one source in the order in which they are used, shuffled again for each epoch."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self.available = int(pieces[:, 1].sum())
+        self._left = np.empty(0, np.int64)  # numbers of pieces that come next
+
+    def take(self, budget: int, generator: np.random.Generator) -> Pieces:
+        """The next whole pieces of at least `budget` tokens; `generator` shuffles the epochs that begin with them."""
+        epochs = -(-(budget - int(self._pieces[self._left, 1].sum())) // self.available)
+        least = 0 if len(self._left) else 1
+        order = np.concatenate(
+            [self._left, *(generator.permutation(len(self._pieces)) for _ in range(max(epochs, least)))]
+        )
+        totals = np.cumsum(self._pieces[order, 1])
+        count = int(np.searchsorted(totals, budget)) + 1
+        self._left = order[count:]
+        taken: Pieces = self._pieces[order[:count]]
+        return taken

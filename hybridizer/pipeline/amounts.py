@@ -9,9 +9,10 @@ from pathlib import Path
 from hybridizer.checkpoint.dtypes import DTYPE_BITS
 from hybridizer.data.counts import count_key, read_count, warn_of_epochs
 from hybridizer.data.documents import TEXT_SUFFIXES, file_kind, find_files
-from hybridizer.pipeline.plan import Planned, count_steps
+from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.cost import Cost
 from hybridizer.plan.plan import Plan
+from hybridizer.plan.stage_cost import count_steps
 from hybridizer.recipe.models import DataEntry, Evaluate, Recipe, Train
 from hybridizer.train.curve import BEST
 from hybridizer.train.run import required_bytes
@@ -50,8 +51,8 @@ class CurveAmount:
 class RunAmounts:
     """Bytes on disk at the peak of a build, and the steps and sources of its training; no step where nothing trains.
 
-    `warnings` name the sources that training repeats too often, as far as their tokens have been counted. `curve` is
-    None where no held-out curve is measured.
+    `tokens_per_step` is 0 where stages differ in it. `warnings` name the sources that training repeats too often, as
+    far as their tokens have been counted. `curve` is None where no held-out curve is measured.
     """
 
     disk_bytes: int
@@ -80,8 +81,10 @@ def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
         if source.available and source.epochs is not None
         if (warning := warn_of_epochs(source.name, source.epochs, source.available))
     )
+    rows = {stage.global_batch_size for stage in train.as_stages()}
+    tokens_per_step = train.seq_len * rows.pop() if len(rows) == 1 else 0
     curve = _curve(recipe.evaluate, train, cost)
-    return RunAmounts(disk, count_steps(train), train.seq_len * train.global_batch_size, sources, warnings, curve)
+    return RunAmounts(disk, count_steps(train), tokens_per_step, sources, warnings, curve)
 
 
 def _curve(evaluate: Evaluate | None, train: Train, cost: Cost) -> CurveAmount | None:
@@ -100,6 +103,9 @@ def training_bytes(plan: Plan, cost: Cost, spliced_bytes: int, evaluate: Evaluat
     """The bytes that training writes at its peak, beside the spliced model of `spliced_bytes` that it starts from."""
     assert plan.train is not None, "called for plans that train"
     merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
+    if cost.stages:  # each leaves its masters, and only the one that runs has checkpoints
+        counts = [stage.trained_parameters for stage in cost.stages]
+        return required_bytes(max(counts), sum(counts) + max(counts), spliced_bytes)
     trained = cost.asked.trained_parameters
     keeps_best = evaluate is not None and evaluate.keep == BEST
     return required_bytes(trained, max(trained, merged), spliced_bytes, keeps_best)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from hybridizer.plan.training import check_texts
 from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.recipe.models import Recipe
 from hybridizer.splice.verify import Proof, verify
-from hybridizer.train.folder import TRAINED, read_curve, read_log
+from hybridizer.train.folder import TRAINED, has_progress, read_curve, read_log
 from hybridizer.train.run import (
     TrainRecord,
     is_complete,
@@ -36,6 +36,7 @@ from hybridizer.train.run import (
     read_training,
     train,
 )
+from hybridizer.train.stages import train_in_stages
 
 if TYPE_CHECKING:
     from hybridizer.pipeline.evaluate import BeforeAfter
@@ -74,7 +75,8 @@ def build(
 
     A plan.json is built unchanged, in its own run's folder unless `runs` is given; for recipes that is runs/.
     A model that is there already and was built from the same plan is kept, and verified. One from another plan raises
-    OutputError unless `replace`; it stays in place until the new one is complete. A training that was interrupted
+    OutputError unless `replace`; it stays in place until the new one is complete. So does a finished stage of a
+    training, with other settings than now. A training that was interrupted
     resumes from its last checkpoint, with another learning rate only if `accept_changes`. Where a launcher started
     several processes all of them train, the main one does the rest, and the others get None. A recipe's `trial` section
     has no effect, which is noted. With `draw` the loss curve is drawn into the run's folder.
@@ -92,7 +94,7 @@ def build(
             planned = open_plan(stored, monitor) if stored else plan_recipe(path, overrides, monitor)
             if deep:
                 scan_donors(planned.donors, monitor)
-            built = _is_built(run.model, planned.plan, replace)
+            built, may_replace = _is_built(run.model, planned.plan, replace), replace
             if built and _must_resume(run.model, planned.resolved.recipe, monitor):
                 built, replace = False, True  # the model is replaced by one that was trained further
             if main:
@@ -102,7 +104,7 @@ def build(
         record = None
         if planned.plan.train is not None and not built:
             with lock(run.training) if main else nullcontext():
-                record = _train(planned, run, runtime, monitor, accept_changes)
+                record = _train(planned, run, runtime, monitor, accept_changes, may_replace)
         if not main:
             return None
         if record is not None and draw:
@@ -205,7 +207,7 @@ def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor, *, 
     if (folder / FILE_NAME).is_file() and read_manifest(folder).plan_hash == plan.hash:
         monitor.note(f"splice: unchanged, {folder} was spliced from this plan")
         return
-    if folder.is_dir() and any(run.training.glob("checkpoints/step-*")):
+    if folder.is_dir() and has_progress(run.training):
         what = "a training of another spliced model has checkpoints here, which would be lost."
         fix = "Give the recipe another name, or remove the folder training/ to start again."
         raise InputError(Problem(str(run.training), what, fix))
@@ -217,12 +219,17 @@ def _finished_training(planned: Planned, run: RunFolder) -> TrainRecord | None:
     train = planned.resolved.recipe.train
     assert train is not None, "called for plans that train"
     record = read_training(run.training, planned.plan)
-    complete = record is not None and is_complete(asdict(record), train, planned.resolved.recipe.evaluate)
+    complete = record is not None and is_complete(record.values(), train, planned.resolved.recipe.evaluate)
     return record if complete else None
 
 
 def _train(
-    planned: Planned, run: RunFolder, runtime: Runtime | None, monitor: Monitor, accept_changes: bool
+    planned: Planned,
+    run: RunFolder,
+    runtime: Runtime | None,
+    monitor: Monitor,
+    accept_changes: bool,
+    replace_finished: bool,
 ) -> TrainRecord:
     """Train the spliced model, or read the finished training: a run may be killed between training and export."""
     recipe = planned.resolved.recipe
@@ -235,9 +242,10 @@ def _train(
     check_texts(recipe, planned.plan)
     with runtime.main_first():
         curve = _open_curve(planned, run, monitor)
-    return train(
-        planned.plan, recipe, run.spliced, run.training, runtime, monitor, accept_changes=accept_changes, curve=curve
-    )
+    what = (planned.plan, recipe, run.spliced, run.training, runtime, monitor)
+    if recipe.train is not None and recipe.train.stages is not None:
+        return train_in_stages(*what, accept_changes=accept_changes, replace_finished=replace_finished, curve=curve)
+    return train(*what, accept_changes=accept_changes, curve=curve)
 
 
 def _open_curve(planned: Planned, run: RunFolder, monitor: Monitor) -> CurveRequest | None:

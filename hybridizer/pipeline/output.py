@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hybridizer.checkpoint.header import TensorEntry
@@ -44,7 +44,7 @@ def write_model(
         written = execute(plan, donors, partial, monitor, trained)
         check_unchanged(donors)
         check_finite(plan, partial, frozenset(trained or ()))
-        export(plan, donors, written, partial, asdict(record) if record else None)
+        export(plan, donors, written, partial, record.values() if record else None)
         found = verify(partial, monitor, find_donor=donors.get, load=load, rehash=False)
     monitor.note(f"{'export' if record else 'splice'}: wrote {len(plan.tensors)} tensors to {folder}")
     return found

@@ -16,14 +16,15 @@ from hybridizer.pipeline.layout import ResolvedLayout, assume_layout
 from hybridizer.pipeline.scan import scan_planned
 from hybridizer.pipeline.scan_layers import assume_host
 from hybridizer.pipeline.ways import WAYS, way_of
-from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
+from hybridizer.plan.cost import Cost, StepTiming
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
+from hybridizer.plan.stage_cost import count_steps, estimate_stages
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
 from hybridizer.plan.training import check_packages, pin_datasets, plan_training
 from hybridizer.recipe.load import RecipeSource, load_recipe
-from hybridizer.recipe.models import Recipe, Train
+from hybridizer.recipe.models import Recipe
 from hybridizer.splice.executors import find_executor
 
 
@@ -126,7 +127,7 @@ def estimate_training_cost(planned: Planned, device: str) -> Cost | None:
     No weight is read; torch is imported only for a CUDA device, whose capabilities it reports.
     """
     train, plan = planned.resolved.recipe.train, planned.plan
-    return None if train is None or plan.train is None else estimate_cost(plan, train, plan.train.boundary, device)
+    return None if train is None or plan.train is None else estimate_stages(plan, train, plan.train.boundary, device)
 
 
 def estimate_time(planned: Planned, device: str) -> StepTiming | None:
@@ -136,13 +137,16 @@ def estimate_time(planned: Planned, device: str) -> StepTiming | None:
         return None
     from hybridizer.train.timing import expect_time
 
-    return expect_time(plan, train, plan.train.boundary, device, num_steps=count_steps(train))
-
-
-def count_steps(train: Train) -> int:
-    """The optimizer steps that `tokens` take, or `max_steps` if that is fewer."""
-    steps = -(-train.tokens // (train.seq_len * train.global_batch_size))
-    return steps if train.max_steps is None else min(steps, train.max_steps)
+    steps = [count_steps(stage) for stage in train.as_stages()]
+    if train.stages is None:
+        return expect_time(plan, train, plan.train.boundary, device, num_steps=steps[0])
+    timed = [
+        expect_time(plan, stage, plan.train.boundary, device, num_steps=count)
+        for stage, count in zip(train.as_stages(), steps, strict=True)
+    ]
+    largest, seconds = max(timed, key=lambda one: one.measured_peak_bytes), sum(one.run_seconds for one in timed)
+    rates = sum(stage.tokens for stage in train.as_stages()) / seconds
+    return replace(largest, step_seconds=seconds / sum(steps), run_seconds=seconds, tokens_per_second=rates)
 
 
 def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | NotFetched]) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from hybridizer.core.errors import DidYouMean, InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor
-from hybridizer.pipeline.plan import Planned, count_steps, estimate_training_cost, plan_recipe
+from hybridizer.pipeline.plan import Planned, estimate_training_cost, plan_recipe
 from hybridizer.pipeline.run import RunFolder
 from hybridizer.plan.cost import FreezeCost
+from hybridizer.plan.stage_cost import count_steps
 from hybridizer.recipe.fields import SIDES
 from hybridizer.recipe.load import RecipeSource, arm_settings, load_recipe, trial_outcomes
 from hybridizer.recipe.models import Recipe, Train, Trial

@@ -55,11 +55,27 @@ class Cost:
     batch_tokens: int
     sentence: str
     notes: tuple[str, ...]
+    stages: tuple[StageCost, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain JSON values."""
+        """The record as plain JSON values, with `stages` where the training has any."""
         value: dict[str, Any] = to_jsonable(self)
-        return {"schema": SCHEMA, **value}
+        return {"schema": SCHEMA, **{key: item for key, item in value.items() if key != "stages" or item}}
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage: tokens, steps, what trains, peak learning rate, FLOP of the whole stage, bytes at the peak."""
+
+    name: str
+    tokens: int
+    steps: int
+    trained_layers: str
+    trained_parts: tuple[str, ...]
+    trained_parameters: int
+    lr: float
+    flops: float
+    peak_bytes: int
 
 
 @dataclass(frozen=True)

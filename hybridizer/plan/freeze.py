@@ -11,6 +11,8 @@ from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.models import Part, Train
 
+REST = "outside the layers"
+
 
 @dataclass(frozen=True)
 class FreezeChoice:
@@ -28,6 +30,18 @@ class FreezeChoice:
     def trained_layers(self) -> tuple[int, ...]:
         """The layers that train, shallow first."""
         return tuple(i for i in range(self.num_layers) if i not in set(self.frozen_layers))
+
+    @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Those of embedding, final norm and head that are frozen."""
+        parts = {"embedding": self.frozen_embedding, "final norm": self.frozen_final_norm, "head": self.frozen_head}
+        return tuple(part for part, frozen in parts.items() if frozen)
+
+    @property
+    def frozen_places(self) -> frozenset[str]:
+        """What is frozen: `layer 3`, `embedding`, `final norm`, `head`, and what is in no part where a layer is."""
+        places = {*(f"layer {i}" for i in self.frozen_layers), *self.frozen_parts}
+        return frozenset(places | {REST} if self.frozen_layers else places)
 
 
 def choose_frozen(settings: Train, num_layers: int, boundary: int, tied: bool) -> FreezeChoice:
@@ -57,6 +71,13 @@ def choose_frozen(settings: Train, num_layers: int, boundary: int, tied: bool) -
             )
         )
     return FreezeChoice(num_layers, boundary, tuple(sorted(frozen_layers)), embedding, final_norm, head, notes)
+
+
+def side_of(place: str, boundary: int) -> str:
+    """`shallow` or `deep`: the side of a place, which is `layer 3`, `embedding`, `final norm`, `head` or another."""
+    if place.startswith("layer "):
+        return "shallow" if int(place.removeprefix("layer ")) < boundary else "deep"
+    return "deep" if place in {"final norm", "head"} else "shallow"
 
 
 def with_adapters(choice: FreezeChoice) -> FreezeChoice:

@@ -89,6 +89,10 @@ class Plan:
         """The plan of the model before training; this one where nothing trains."""
         return replace(self, train=None)
 
+    def up_to(self, num_stages: int) -> Plan:
+        """The plan that ends after the first `num_stages` stages of a training that has stages."""
+        return replace(self, train=self.train.up_to(num_stages)) if self.train and num_stages else self.spliced
+
     @cached_property
     def hash(self) -> str:
         """`sha256:<hex>` over all but names a user may change freely: equal for equal recipes and donors, anywhere."""
@@ -99,6 +103,8 @@ class Plan:
             del content["train"]
         else:
             del content["train"]["notes"]
+            for stage in content["train"].get("stages", ()):
+                del stage["name"], stage["notes"]
         content["donors"] = {name: pin.fingerprint for name, pin in self.donors.items()}
         content["unused"] = {name: sorted(tensors) for name, tensors in self.unused.items()}
         return content_hash(content)
@@ -114,6 +120,8 @@ class Plan:
 
     def _as_jsonable(self) -> dict[str, Any]:
         value: dict[str, Any] = to_jsonable(replace(self, config=_encode_infinities(self.config)))
+        if self.train is not None and not self.train.stages:
+            del value["train"]["stages"]  # as in plans of versions without stages
         return value
 
 
@@ -126,6 +134,8 @@ def donor_layers(rows: Sequence[LayerRow]) -> list[tuple[int, ...]]:
 def read_plan(value: Mapping[str, Any], where: str) -> Plan:
     """The plan that `to_json` wrote. Raises CheckpointError when it is of another schema, damaged, or was edited."""
     fields = {key: item for key, item in value.items() if key != "hash"}
+    if isinstance(fields.get("train"), dict):
+        fields["train"] = {"stages": [], **fields["train"]}
     plan = read_record(fields, Plan, SCHEMA, where, "Plan again with this version.")
     plan = replace(plan, config=_decode_infinities(plan.config))
     if plan.hash != value.get("hash"):
@@ -169,10 +179,22 @@ class DataPin:
 
 
 @dataclass(frozen=True)
+class StagePlan:
+    """One stage of a training: what is frozen in it, and its settings. Its `name` and `notes` are for the reader."""
+
+    name: str
+    frozen_layers: tuple[int, ...]
+    frozen_parts: tuple[str, ...]
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TrainPlan:
     """Which layers and parts (embedding, final norm, head) stay frozen in a model of `boundary` shallow layers.
 
-    `settings` are the recipe's, without what may change between two starts of a run. `notes` are for the reader.
+    `settings` are the recipe's, without what may change between two starts of a run. `notes` are for the reader. Of a
+    training with `stages` the frozen layers and parts are those that no stage trains, and the settings are the stages'.
     """
 
     boundary: int
@@ -181,3 +203,23 @@ class TrainPlan:
     settings: Mapping[str, Any]
     data: tuple[DataPin, ...]
     notes: tuple[str, ...] = ()
+    stages: tuple[StagePlan, ...] = ()
+
+    def stage(self, index: int) -> TrainPlan:
+        """The stage `index`, from 0, as a training of its own."""
+        one = self.stages[index]
+        return TrainPlan(self.boundary, one.frozen_layers, one.frozen_parts, one.settings, self.data, one.notes)
+
+    def up_to(self, num_stages: int) -> TrainPlan:
+        """The first `num_stages` stages, at least one."""
+        stages = self.stages[:num_stages]
+        return replace(self, **never_trained(stages), stages=stages)
+
+
+def never_trained(stages: Sequence[StagePlan]) -> dict[str, Any]:
+    """`frozen_layers` and `frozen_parts` that are frozen in each of `stages`."""
+    layers, parts = ([getattr(stage, f"frozen_{kind}") for stage in stages] for kind in ("layers", "parts"))
+    return {
+        "frozen_layers": tuple(layer for layer in layers[0] if all(layer in frozen for frozen in layers)),
+        "frozen_parts": tuple(part for part in parts[0] if all(part in frozen for frozen in parts)),
+    }

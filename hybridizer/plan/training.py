@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,8 +15,10 @@ from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeE
 from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
 from hybridizer.families.structure import Structure
-from hybridizer.plan.freeze import choose_frozen, with_adapters
-from hybridizer.plan.plan import DataPin, Plan, TrainPlan
+from hybridizer.plan.freeze import REST, FreezeChoice, choose_frozen, with_adapters
+from hybridizer.plan.plan import DataPin, Plan, StagePlan, TrainPlan, never_trained
+from hybridizer.plan.rates import find_faults, find_idle, rate_lines, scale_tensors
+from hybridizer.recipe.fields import MAX_LEARNING_RATE
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.models import HUB_KEYS, DataEntry, Recipe, Train, plain
 from hybridizer.recipe.tree import KeyPath
@@ -29,7 +31,7 @@ ROUTER_LOSSES = ("router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha", "moe
 # `max_steps` or `max_minutes` ended resumes when they are raised, under the same plan.
 _ELSEWHERE = {
     "max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergence", "data", "freeze", "embedding",
-    "final_norm", "head",
+    "final_norm", "head", "stages",
 }  # fmt: skip
 
 
@@ -86,32 +88,83 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
         return plan
     problems = [*_long_rows(recipe, train, host), *_missing_packages(recipe, train)]
     boundary = _boundary(recipe, plan)
-    try:
-        choice = choose_frozen(train, len(plan.layers), boundary, host.tied)
-    except RecipeError as error:
-        problems += [replace(p, where=recipe.locate(tuple(p.where.split(".")))) for p in error.problems]
+    stages: list[StagePlan] = []
+    for index, (name, settings) in enumerate(zip(train.stage_names or ("",), train.as_stages(), strict=True)):
+        try:
+            stages.append(_plan_stage(name, settings, plan, boundary, host, _kept(recipe)))
+        except RecipeError as error:
+            problems += [replace(p, where=_locate_in_stage(recipe, index, p.where)) for p in error.problems]
     data = _pin_data(recipe, train, pin, problems)
     if problems:
         raise RecipeError(*problems)
+    notes = tuple(_router_loss(plan))
+    if train.stages is not None:
+        training = TrainPlan(boundary, **never_trained(stages), settings={}, data=data, notes=notes, stages=(*stages,))
+    else:
+        (one,) = stages
+        training = TrainPlan(boundary, one.frozen_layers, one.frozen_parts, one.settings, data, (*one.notes, *notes))
+    return replace(plan, train=training)
+
+
+def _locate_in_stage(recipe: Recipe, index: int, where: str) -> str:
+    """The line of `train.<key>`, or of `train.<key>.<key>`, that holds for the stage `index`."""
+    train, keys = recipe.train, where.split(".", 2)[1:]
+    assert train is not None, "called for recipes that train"
+    own = train.stages is not None and (
+        keys[0] in train.stages[index].changes or ("train", keys[0]) not in recipe.places
+    )
+    return recipe.locate(("train", "stages", index, *keys) if own else ("train", *keys))
+
+
+def _plan_stage(
+    name: str, train: Train, plan: Plan, boundary: int, host: Structure, kept: Mapping[str, Any]
+) -> StagePlan:
+    """The plan of one stage, whose keys are those of `train`; `kept` is what decides which step's weights are kept.
+
+    Raises RecipeError at `train.<key>`.
+    """
+    choice = choose_frozen(train, len(plan.layers), boundary, host.tied)
     if train.lora is not None:
         choice = with_adapters(choice)
-    parts = {
-        "embedding": choice.frozen_embedding,
-        "final norm": choice.frozen_final_norm,
-        "head": choice.frozen_head,
-    }
     settings = {key: value for key, value in plain(train).items() if key not in _ELSEWHERE}
     settings["compile"] = train.compile is True  # `auto` depends on the device, which a plan does not
-    settings |= _kept(recipe)
-    training = TrainPlan(
-        boundary=boundary,
-        frozen_layers=choice.frozen_layers,
-        frozen_parts=tuple(name for name, frozen in parts.items() if frozen),
-        settings=settings,
-        data=data,
-        notes=(*choice.notes, *_router_loss(plan)),
-    )
-    return replace(plan, train=training)
+    settings |= kept
+    notes = choice.notes
+    if train.lr_scale is not None:
+        settings["lr_scale"] = [list(pair) for pair in train.lr_scale]  # their order counts
+        notes = (*notes, *_plan_rates(train, choice, plan, host))
+    return StagePlan(name, choice.frozen_layers, choice.frozen_parts, settings, notes)
+
+
+def _plan_rates(train: Train, choice: FreezeChoice, plan: Plan, host: Structure) -> Iterator[str]:
+    """Notes about the learning rates of `lr_scale`. Raises RecipeError at `train.lr_scale` for what it does not fit."""
+    scales = train.lr_scale or ()
+    places = _places(plan, host)
+    trained = {name: place for name, place in places.items() if place not in choice.frozen_places}
+    faults = list(find_faults(scales, places, choice.boundary, choice.num_layers))
+    factors = scale_tensors(scales, trained, choice.boundary, choice.num_layers)
+    highest = train.lr * max(factors.values(), default=0.0)
+    if highest > MAX_LEARNING_RATE:
+        faults.append(("", f"gives a learning rate of {highest:g}; at most {MAX_LEARNING_RATE:g}.", "Lower a factor."))
+    if train.lora is not None:
+        faults.append(("", "has no effect on adapters, whose tensors have other names.", "Delete one of the two."))
+    if faults:
+        raise RecipeError(*(Problem(f"train.lr_scale.{key}", what, fix) for key, what, fix in faults))
+    yield "peak learning rates: " + "; ".join(rate_lines(factors, trained, train.lr))
+    if idle := find_idle(scales, trained, choice.boundary):
+        yield f"lr_scale has no effect for {', '.join(f'`{key}`' for key in idle)}: nothing there trains"
+
+
+def _places(plan: Plan, host: Structure) -> dict[str, str]:
+    """The place of every output tensor, as the training names places."""
+    parts = {"embedding": host.embedding, "final norm": host.final_norm, "head": host.head}
+    places = {name: part for part, names in parts.items() for name in names}
+    layers = {
+        tensor.name: f"layer {rest.partition('.')[0]}"
+        for tensor in plan.tensors
+        if (rest := tensor.name.removeprefix(host.layer_prefix)) != tensor.name
+    }
+    return {tensor.name: {**places, **layers}.get(tensor.name, REST) for tensor in plan.tensors}
 
 
 def _kept(recipe: Recipe) -> dict[str, Any]:

@@ -41,8 +41,11 @@ def warn_of_pairs(recipe: Recipe) -> list[str]:
         lists.append(((*path, "layers"), piece.layers))
         for number, source in enumerate(piece.blend.sources if piece.blend else ()):
             lists.append(((*path, "blend", "sources", number, "layers"), source.layers))
-    if recipe.train is not None and isinstance(recipe.train.freeze, tuple):
-        lists.append((("train", "freeze"), recipe.train.freeze))
+    if recipe.train is not None:
+        frozen: list[tuple[KeyPath, Any]] = [(("train", "freeze"), recipe.train.freeze)]
+        for index, stage in enumerate(recipe.train.stages or ()):
+            frozen.append((("train", "stages", index, "freeze"), stage.changes.get("freeze")))
+        lists += [(where, layers) for where, layers in frozen if isinstance(layers, tuple)]
     found = [warn_of_pair(layers, recipe.locate(where)) for where, layers in lists if layers is not None]
     return [warning for warning in found if warning is not None]
 
@@ -175,13 +178,16 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
     if "trial" in values and "train" not in values:
         what = "`trial` compares trainings, and there is no `train`."
         yield Finding(("trial",), what, "Add `train`, or delete `trial`.")
-    side = train.get("freeze", "deep")
-    if train and "slices" in layout and side in ("deep", "shallow"):
-        found = f"`freeze` is {side}" if "freeze" in train else "`freeze` is left out, which means deep"
-        what = f"{found}, and a layout by `slices` has no boundary to choose those layers by."
-        yield Finding(
-            ("train", "freeze") if "freeze" in train else ("train",), what, "List the layers: freeze: 15..29."
-        )
+    stages = _stages(train)
+    sections: list[tuple[KeyPath, Mapping[str, Any]]] = [(("train", "stages", index), stage) for index, stage in stages]
+    if train and "slices" in layout and not (stages and all("freeze" in stage for _, stage in stages)):
+        yield from _check_sides(("train",), train)
+    if "slices" in layout:
+        for path, stage in sections:
+            if "freeze" in stage:
+                yield from _check_sides(path, stage)
+    if train:
+        yield from _check_stages(train)
     for part in ("embedding", "final_norm", "head"):
         if "lora" in train and train.get(part) == "train":
             what = f"`{part}` is set to train, and with `lora` only adapters on layers train."
@@ -192,6 +198,31 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
             yield from _check_source(("train", "data", index), entry)
     yield from _check_text_names(_section(values, "evaluate").get("bits_per_byte"))
     yield from _check_curve(_section(values, "evaluate"), train)
+
+
+def _stages(train: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    stages = train.get("stages")
+    return [(i, one) for i, one in enumerate(stages if isinstance(stages, list) else []) if isinstance(one, dict)]
+
+
+def _check_sides(path: KeyPath, section: Mapping[str, Any]) -> Iterator[Finding]:
+    side = section.get("freeze", "deep")
+    if side in ("deep", "shallow"):
+        found = f"`freeze` is {side}" if "freeze" in section else "`freeze` is left out, which means deep"
+        what = f"{found}, and a layout by `slices` has no boundary to choose those layers by."
+        yield Finding((*path, "freeze") if "freeze" in section else path, what, "List the layers: freeze: 15..29.")
+
+
+def _check_stages(train: Mapping[str, Any]) -> Iterator[Finding]:
+    if "stages" not in train and "tokens" not in train:
+        what = "`train` has no `tokens`."
+        yield Finding(("train",), what, "Add `tokens`: how many tokens to train on, such as 2M.")
+    elif "stages" in train and "tokens" in train:
+        what = "`tokens` is given beside `stages`, each of which has its own."
+        yield Finding(("train", "tokens"), what, "Delete the line, or delete `stages`.")
+    if "stages" in train and "lora" in train:
+        what = "`lora` trains adapters that are merged at the end, and `stages` change what trains on the way."
+        yield Finding(("train", "lora"), what, "Delete `lora`, or train the stages as recipes of their own.")
 
 
 def _check_source(path: KeyPath, entry: Mapping[str, Any]) -> Iterator[Finding]:

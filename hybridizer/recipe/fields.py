@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -28,6 +29,7 @@ from hybridizer.recipe.tree import clip, show
 Boundary: TypeAlias = float | int | str
 ParameterValue: TypeAlias = float | int | bool
 Parameters: TypeAlias = tuple[tuple[str, ParameterValue], ...]
+LrScales: TypeAlias = tuple[tuple[str, float], ...]
 Part = Literal["side", "train", "freeze"]
 Tracker = Literal[
     "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
@@ -37,6 +39,7 @@ AUTO = "auto"
 # Names that a boundary may have; each is a function of hybridizer.trace.boundary, by its name there.
 STRATEGIES = (AUTO, "knee", "midpoint", "s-maximal", "task-particle")
 SIDES = ("deep", "shallow", "none")
+LAYER_DECAY = "layer_decay"  # a key of `lr_scale`
 MAX_LEARNING_RATE = 0.1  # five times the size of a weight: one step replaces what was learned
 # No separators, no characters that are special to a shell or a file system, no dot or blank at either end.
 _SIGNS = r'/\\:*?"<>|\x00-\x1f\x7f'
@@ -134,6 +137,34 @@ def _read_freeze(value: object) -> str | tuple[int, ...]:
 
 def _read_layers(value: object) -> tuple[int, ...]:
     return expand(read_ranges(value))
+
+
+def _read_lr_scale(value: object) -> LrScales:
+    """The factors of `lr_scale` as pairs in the order in which they were written."""
+    fix = "Write factors above 0, as in {shallow: 1.0, deep: 0.1, 0..5: 0.5, '*.mlp.*': 0.2, layer_decay: 0.9}."
+    if isinstance(value, tuple):
+        value = dict(value)
+    if not isinstance(value, Mapping):
+        raise refusal(f"takes a section of factors, found {show(value)}.", fix)
+    pairs = []
+    for key, scale in value.items():
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < inf:
+            raise refusal(f"the factor of `{clip(key)}` is {show(scale)}.", fix)
+        if scale == 0:
+            raise refusal(f"the factor of `{clip(key)}` is 0.", "Use `freeze`, which also saves gradients and memory.")
+        if key == LAYER_DECAY and scale > 1:
+            raise refusal(
+                f"`{LAYER_DECAY}` is {show(scale)}.", "Give a factor up to 1: each layer has less than the next."
+            )
+        if names_layers(key):
+            read_ranges(key)
+        pairs.append((key, float(scale)))
+    return tuple(pairs)
+
+
+def names_layers(key: str) -> bool:
+    """Whether a key of `lr_scale` is a list of layers; it is a side, `layer_decay` or a pattern otherwise."""
+    return key[:1].isdigit()
 
 
 def _read_auto_switch(value: object) -> bool | str:
@@ -255,6 +286,12 @@ Freeze: TypeAlias = Annotated[
         _LAYERS_TEXT,
         {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}},
     ),
+]
+
+LrScale: TypeAlias = Annotated[
+    LrScales,
+    PlainValidator(as_validator(_read_lr_scale)),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}),
 ]
 
 

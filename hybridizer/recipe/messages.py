@@ -13,6 +13,7 @@ from hybridizer.core.errors import DidYouMean, InputError, Problem
 from hybridizer.recipe.hints import hint
 from hybridizer.recipe.models import Recipe
 from hybridizer.recipe.sections import describe_bounds, field_at, keys_of, number_kind, section_at
+from hybridizer.recipe.train import WHOLE_TRAINING
 from hybridizer.recipe.tree import Finding, KeyPath, clip, name_of, show
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def _missing(error: _Error) -> Words:
 def _unknown(error: _Error) -> Words:
     section = error.path[:-1]
     what = f"{name_of(section)} has no key `{clip(error.key)}`."
+    if section[:2] == ("train", "stages") and error.key in WHOLE_TRAINING:
+        return what, f"All stages have the same: give it once, as train.{error.key}."
     return what, hint(error.key, section, keys_of(section_at(section, error.root)))
 
 

@@ -46,7 +46,7 @@ from hybridizer.recipe.fields import (
     WrittenAs,
 )
 from hybridizer.recipe.sections import fill_in, plain
-from hybridizer.recipe.train import HUB_KEYS, DataEntry, Lora, Train
+from hybridizer.recipe.train import HUB_KEYS, DataEntry, Lora, Stage, Train
 from hybridizer.recipe.tree import KeyPath, locate
 from hybridizer.recipe.trial import Trial
 
@@ -70,6 +70,7 @@ __all__ = [
     "Part",
     "Recipe",
     "Slice",
+    "Stage",
     "TextEntry",
     "Trace",
     "Tracker",

@@ -101,7 +101,7 @@ def _plain_value(key: str, value: Any) -> Any:
         return value
     if key in ("layers", "freeze"):
         return format_layers(value)
-    if key == "parameters":
+    if key in ("parameters", "lr_scale"):
         return dict(value)
     if key in ("arms", "donors"):
         return _named(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ _HEAD = """\
 """
 _WIDTH = 120
 _MAX_COLUMN = 40
+_NEEDED = "tokens"  # required, except beside a list of stages
 
 
 def starter(instruct: str = "./donors/instruct", domain: str = "./donors/domain") -> str:
@@ -62,23 +63,31 @@ class _Line:
 
 
 def _section_lines(section: type, values: Mapping[str, Any], shown: set[int], *, fill: bool) -> Iterator[_Line]:
-    for key, field in keys_of(section).items():
-        yield from _key_lines(key, field, values, shown, fill=fill)
+    keys = keys_of(section)
+    for key, field in keys.items():
+        yield from _key_lines(key, field, values, shown, fill=fill, above=keys)
 
 
 def _key_lines(
-    key: str, field: FieldInfo, values: Mapping[str, Any], shown: set[int], *, fill: bool
+    key: str,
+    field: FieldInfo,
+    values: Mapping[str, Any],
+    shown: set[int],
+    *,
+    fill: bool,
+    above: Collection[str] = (),
 ) -> Iterator[_Line]:
     """The lines of one key at indent 0, in where `values` has it or it is required, with `fill` for a default too.
 
-    `shown` holds the fields that were met before: what they are about is not said twice.
+    `shown` holds the fields that were met before: what they are about is not said twice. `above` are the keys of the
+    section that the key is in, which its entries do not list again.
     """
     section, given = section_of(field), key in values
     about = "" if id(field) in shown else _about(field)
     shown.add(id(field))
     if section is None:
-        value = values[key] if given else _example(field)
-        is_in = given or field.is_required() or (fill and field.default is not None)
+        value = values[key] if given else field.examples[0] if key == _NEEDED and field.examples else _example(field)
+        is_in = given or field.is_required() or key == _NEEDED or (fill and field.default is not None)
         yield _Line(0, f"{key}: {_flow(key, value)}", about, () if is_in else (0,))
         return
     out_at = () if given or field.is_required() else (0,)
@@ -87,7 +96,7 @@ def _key_lines(
         for name, inner in _entries(section, list(values[key].values()), shown, list(values[key])):
             group += [_Line(2, f"{name}:"), *_shifted(inner, 4)]
     elif holds_many(field):
-        for _, inner in _entries(section, values.get(key) or _example(field), shown):
+        for _, inner in _entries(section, values.get(key) or _example(field), shown, above=above):
             first, *rest = _shifted(inner, 4)
             group += [replace(first, indent=2, text=f"- {first.text}"), *rest]
     else:
@@ -96,14 +105,18 @@ def _key_lines(
 
 
 def _entries(
-    section: type, entries: Sequence[Mapping[str, Any]], shown: set[int], names: Sequence[str] = ()
+    section: type,
+    entries: Sequence[Mapping[str, Any]],
+    shown: set[int],
+    names: Sequence[str] = (),
+    above: Collection[str] = (),
 ) -> Iterator[tuple[str, list[_Line]]]:
     """The lines of each entry; keys that none of them has are listed once, in the first."""
     used = {key for entry in entries for key in entry}
     for index, entry in enumerate(entries):
         lines: list[_Line] = []
         for key, field in keys_of(section).items():
-            if key in entry or (index == 0 and key not in used):
+            if key in entry or (index == 0 and key not in used and key not in above):
                 lines += _key_lines(key, field, entry, shown, fill=False)
         yield (names[index] if names else "", lines)
 
@@ -129,7 +142,7 @@ def _about(field: FieldInfo) -> str:
 def _flow(key: str, value: Any) -> str:
     """`value` on one line of YAML, as people write it."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {_flow(name, item)}" for name, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_flow('', name)}: {_flow(name, item)}" for name, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         if key == "parameters" and not value:
             return "{}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
 from hybridizer.recipe.fields import (
@@ -14,6 +16,7 @@ from hybridizer.recipe.fields import (
     Count,
     Freeze,
     LearningRate,
+    LrScale,
     NonNegative,
     NonNegativeInt,
     Pair,
@@ -28,10 +31,16 @@ from hybridizer.recipe.fields import (
     Text,
     Tracker,
 )
+from hybridizer.recipe.sections import fill_in, keys_of
 
 # As in recipe.models: built together with the root.
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
 HUB_KEYS = ("split", "config", "revision", "max_documents")  # they have no effect on files
+# Keys of `train` that hold for the whole training: what every stage reads, how it computes, and when it ends.
+WHOLE_TRAINING = (
+    "data", "tokens", "lora", "seq_len", "packed", "heldout_ratio", "optimizer", "precision", "compile", "max_steps",
+    "max_minutes", "checkpoint_minutes", "divergence", "trackers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -78,16 +87,41 @@ class Lora:
     dropout: RatioBelowOne = Field(default=0.0, description="dropout before an adapter")
 
 
+def _without_default(schema: JsonDict) -> None:
+    del schema["default"]
+
+
+def _with_keys_of(section: type) -> Callable[[type], type]:
+    """A decorator: the class gets the keys of `section` that a stage may change, each optional and without default."""
+
+    def add(stage: type) -> type:
+        for key, field in keys_of(section).items():
+            if key not in WHOLE_TRAINING:
+                kind: Any = field.annotation
+                for mark in field.metadata:
+                    kind = Annotated[kind, mark]
+                stage.__annotations__[key] = kind | None
+                setattr(stage, key, Field(default=None, description=field.description, examples=field.examples))
+        return stage
+
+    return add
+
+
 @dataclass(frozen=True, config=_CONFIG)
-class Train:
-    """Continued pre-training with a part of the model frozen; without this section the spliced model is the result."""
+class TrainSettings:
+    """The keys of `train`, except its stages."""
 
     data: tuple[DataEntry, ...] = Field(
         min_length=1,
         description="the texts to train on, a list of sources",
         examples=[[{"path": "corpus/**/*.txt"}]],
     )
-    tokens: Count = Field(description="how many tokens to train on, such as 2M", examples=["2M"])
+    tokens: Count = Field(
+        default=0,  # the sum of the stages, filled in; without stages it has to be given
+        description="how many tokens to train on, such as 2M; with stages each has its own",
+        examples=["2M"],
+        json_schema_extra=_without_default,
+    )
     freeze: Freeze = Field(
         default="deep",
         description="what is frozen: deep, shallow, none, or a list of layers such as [0, 15..29]",
@@ -107,6 +141,11 @@ class Train:
         default="adamw", description="adamw, or adamw8bit, which needs bitsandbytes"
     )
     lr: LearningRate = Field(default=3e-5, description="the peak learning rate, at most 0.1")
+    lr_scale: LrScale | None = Field(
+        default=None,
+        description="factors on lr, by side, layers or names of tensors; layer_decay: a factor per layer from the top",
+        examples=[{"shallow": 1.0, "deep": 0.1, "0..1": 0.5, "*.mlp.*": 0.2}],
+    )
     betas: Pair = Field(default=(0.9, 0.95), description="AdamW's two decay rates")
     eps: Positive = Field(default=1e-8, description="AdamW's epsilon")
     weight_decay: NonNegative = Field(default=0.1, description="weight decay of matrices; vectors have none")
@@ -135,3 +174,54 @@ class Train:
         default="stop", description="if the loss rises and stays high: stop, warn or off; NaN always stops"
     )
     trackers: tuple[Tracker, ...] = Field(default=(), description="accelerate's trackers, such as tensorboard")
+
+
+@dataclass(frozen=True, config=_CONFIG)
+@_with_keys_of(TrainSettings)
+class Stage:
+    """One stage of a training: its tokens, and the keys of `train` that differ in it."""
+
+    tokens: Count = Field(description="how many tokens the stage trains on, such as 2M", examples=["2M"])
+    name: Text | None = Field(default=None, description="the name of the stage in tables", examples=["warm-up"])
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What the stage gives in place of the keys of `train`."""
+        values = {key: getattr(self, key) for key in keys_of(type(self)) if key != "name"}
+        return {key: value for key, value in values.items() if value is not None}
+
+
+_TOKENS_OR_STAGES: JsonDict = {"oneOf": [{"required": ["tokens"]}, {"required": ["stages"]}]}
+
+
+@dataclass(frozen=True, config=ConfigDict(**_CONFIG, json_schema_extra=_TOKENS_OR_STAGES))
+class Train(TrainSettings):
+    """Continued pre-training with a part of the model frozen; without this section the spliced model is the result."""
+
+    stages: tuple[Stage, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="stages of the training, run in order, each with its tokens and what differs from the keys above",
+        examples=[[{"tokens": "1M", "freeze": "deep"}, {"tokens": "1M", "freeze": "none", "lr": 1e-5}]],
+    )
+
+    def __post_init__(self) -> None:
+        if self.stages is not None:
+            object.__setattr__(self, "tokens", sum(stage.tokens for stage in self.stages))
+
+    @property
+    def unused_keys(self) -> tuple[str, ...]:
+        """The keys that have no effect beside the others."""
+        return ("tokens",) if self.stages is not None else ()
+
+    def as_stages(self) -> tuple[Train, ...]:
+        """One section without stages for each stage, in order; this section alone where it has none."""
+        if self.stages is None:
+            return (self,)
+        return tuple(fill_in(self, stages=None, **stage.changes) for stage in self.stages)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The names of the stages, `stage 1` and so on where the recipe gives none; empty without stages."""
+        named = enumerate(self.stages or (), start=1)
+        return tuple(stage.name or f"stage {number}" for number, stage in named)

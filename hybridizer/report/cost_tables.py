@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from hybridizer.report.captions import one_line
 from hybridizer.report.tables import TextTable, under
 
 PARTS = ("process", "weights", "masters", "gradients", "optimizer", "activations", "loss")
@@ -32,6 +33,26 @@ def cost_table(cost: Mapping[str, Any]) -> Group:
     table.add_row("peak memory", *(readable(arm["peak_bytes"], "B") for arm in arms), style="bold")
     about = f"{cost['batch_tokens']} tokens at a time in {cost['compute_dtype']} on {cost['device']}"
     return under([about], table, [cost["sentence"], *cost["notes"]])
+
+
+def stages_table(cost: Mapping[str, Any]) -> Group:
+    """One row for each stage of a training: tokens, steps, what trains, learning rate, operations, memory."""
+    table = TextTable()
+    for name in ("stage", "tokens", "steps", "layers", "parts", "parameters", "rate", "operations", "peak"):
+        table.add_column(name, justify="left" if name in ("stage", "layers", "parts") else "right")
+    for stage in cost["stages"]:
+        table.add_row(
+            one_line(stage["name"], 30),
+            readable(stage["tokens"]),
+            f"{stage['steps']:,}",
+            stage["trained_layers"],
+            ", ".join(stage["trained_parts"]) or "none",
+            readable(stage["trained_parameters"]),
+            f"{stage['lr']:.3g}",
+            readable(stage["flops"], "FLOP"),
+            readable(stage["peak_bytes"], "B"),
+        )
+    return under(["stages of the training, and what trains in each"], table, [])
 
 
 def expectation_lines(expected: Mapping[str, Any]) -> Text:

@@ -86,7 +86,8 @@ def training_lines(plan: Plan) -> list[str]:
         return []
     trained = [part for part in ("embedding", "final norm", "head") if part not in plan.train.frozen_parts]
     parts = f"frozen: {', '.join(plan.train.frozen_parts) or 'none'}; trained: {', '.join(trained) or 'none'}"
-    return [f"outside the layers, {parts}", *plan.train.notes]
+    lines = [f"outside the layers, {parts}", *plan.train.notes]
+    return lines + [f"{one_line(stage.name, 30)}: {note}" for stage in plan.train.stages for note in stage.notes]
 
 
 def amount_lines(amounts: Mapping[str, Any]) -> list[str]:
@@ -94,7 +95,8 @@ def amount_lines(amounts: Mapping[str, Any]) -> list[str]:
     disk = f"disk: about {readable(amounts['disk_bytes'], 'B')} at the peak of the build"
     if not amounts["steps"]:
         return [disk]
-    lines = [f"{amounts['steps']:,} steps of {amounts['tokens_per_step']:,} tokens"]
+    size = f" of {amounts['tokens_per_step']:,} tokens" if amounts["tokens_per_step"] else " in all stages"
+    lines = [f"{amounts['steps']:,} steps{size}"]
     for source in amounts["sources"]:
         lines.append(f"{one_line(source['name'], 60)}: {source['tokens']:,} tokens, {_epochs_of(source)}")
     if curve := amounts["curve"]:
@@ -134,6 +136,12 @@ def trained_lines(training: Mapping[str, Any]) -> list[str]:
         f"loss {training['first_loss']:.3f} in the first step and {training['last_loss']:.3f} in the last, in nats per "
         f"token; rows filled to {training['packing']:.1%}",
     ]
+    for stage in training.get("stages", []):
+        frozen = ", ".join([*_layers_text(stage["frozen_layers"]), *stage["frozen_parts"]]) or "nothing"
+        lines.append(
+            f"{one_line(stage['name'], 30)}: {stage['tokens']:,} tokens in {stage['steps']:,} steps, {frozen} frozen, "
+            f"loss {stage['first_loss']:.3f} in the first step and {stage['last_loss']:.3f} in the last"
+        )
     lines += _curve_lines(training)
     for change in training.get("changes", []):
         lines.append(
@@ -185,6 +193,10 @@ def _best_lines(curve: Mapping[str, Any]) -> Iterator[str]:
     )
     if curve["verdict"] == "worse":
         yield f"training past {best} did not help in domain"
+
+
+def _layers_text(layers: Sequence[int]) -> list[str]:
+    return [f"layers {format_layers(layers)}"] if layers else []
 
 
 def unused_lines(plan: Plan) -> list[str]:

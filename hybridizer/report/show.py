@@ -120,12 +120,14 @@ def plot_scan(record: Mapping[str, Any], path: Path) -> None:
 
 def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, every_layer: bool) -> None:
     """A plan with the amounts of its run, its cost and the measured time, where they are given, and its rankings."""
-    from hybridizer.report.cost_tables import cost_table, expectation_lines
+    from hybridizer.report.cost_tables import cost_table, expectation_lines, stages_table
     from hybridizer.report.plan_tables import amount_lines, plan_table, training_lines, unused_lines
 
     for warning in (*made.warnings, *amounts["warnings"]):
         warn(warning)
     draw(plan_table(made, every_layer=every_layer))
+    if cost is not None and cost.stages:
+        draw(stages_table(cost.to_json()))
     if cost is not None:
         draw(cost_table(cost.to_json()))
     if expected is not None:

@@ -6,6 +6,7 @@ Where held-out curves were measured they have a panel of their own, from the lin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -26,8 +27,8 @@ Line = Mapping[str, Any]
 def draw_training(lines: Sequence[Line], title: str = "", curve: Sequence[Line] = ()) -> Figure:
     """One training of at least one step: loss in nats per token with its running mean, learning rate, gradient norms.
 
-    The norms are those of each side that trains. The rows of `curve` are drawn as the change of each text's bits per
-    byte since step 0, with its paired 95% interval.
+    The norms are those of each side that trains. Where stages begin, a line separates them. The rows of `curve` are
+    drawn as the change of each text's bits per byte since step 0, with its paired 95% interval.
     """
     assert lines, "a training that took no step has no curve"
     steps = [line["step"] + 1 for line in lines]
@@ -42,6 +43,7 @@ def draw_training(lines: Sequence[Line], title: str = "", curve: Sequence[Line] 
         rate.set_ylabel("learning\nrate")
         rate.set_ylim(bottom=0)
         _draw_norms(norms, steps, lines)
+        _draw_stages((loss, rate, norms), lines)
         norms.set_xlabel("step, from 1")
         norms.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.suptitle("\n".join([*([title] if title else []), _summary(lines)]), x=0.01, ha="left")
@@ -90,12 +92,30 @@ def _draw_curve(axes: Axes, rows: Sequence[Line]) -> None:
 
 def _draw_norms(axes: Axes, steps: Sequence[int], lines: Sequence[Line]) -> None:
     for number, (key, label) in enumerate(NORMS.items()):
-        if key in lines[0]:
-            norms = [line[key] for line in lines]
-            axes.plot(steps, norms, color=panels.COLOURS[number], linewidth=1.2, marker=_marker(steps), label=label)
+        taken = [(step, line[key]) for step, line in zip(steps, lines, strict=True) if key in line]
+        if taken:
+            axes.plot(
+                *zip(*taken, strict=True),
+                color=panels.COLOURS[number],
+                linewidth=1.2,
+                marker=_marker(steps),
+                label=label,
+            )
     axes.set_ylabel("gradient norm")
     axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     axes.legend(frameon=False, fontsize=9, loc="upper right", ncols=len(NORMS))
+
+
+def _draw_stages(all_axes: Sequence[Axes], lines: Sequence[Line]) -> None:
+    """A line before the first step of each stage after the first, with its number."""
+    for before, line in pairwise(lines):
+        if before.get("stage") != line.get("stage"):
+            for axes in all_axes:
+                axes.axvline(line["step"] + 0.5, color=panels.COLOURS[-1], linewidth=1, linestyle=":")
+            top = all_axes[0]
+            top.text(
+                line["step"] + 0.5, 1.01, f"stage {line['stage']}", transform=top.get_xaxis_transform(), fontsize=8
+            )
 
 
 def _marker(steps: Sequence[int]) -> str | None:

@@ -63,7 +63,9 @@ def _training_lines(plan: Plan, training: Mapping[str, Any]) -> str:
     kept = training.get("kept_step")
     best = [] if kept in (None, training["steps"]) else [f"The weights are those of step {kept:,}, the best in domain."]
     lines = [
-        f"Trained after splicing on {training['tokens']:,} tokens in {training['steps']:,} steps, {parts} frozen.",
+        f"Trained after splicing on {training['tokens']:,} tokens in {training['steps']:,} steps"
+        + (f" of {len(training['stages'])} stages" if training.get("stages") else "")
+        + f", {parts} frozen.",
         *best,
         f"The loss was {losses}, in nats per token. Tokens by source: {sources}.",
         "The frozen tensors hash as they did before training (`manifest.json`).",

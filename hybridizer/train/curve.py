@@ -71,10 +71,15 @@ class CurveText:
 
 @dataclass(frozen=True)
 class CurveRequest:
-    """The texts of a curve, and when they are measured and what follows from it."""
+    """The texts of a curve, and when they are measured and what follows from it.
+
+    `start` are the rows of the model that the whole training started from, where stages were trained before this one:
+    changes count from there.
+    """
 
     texts: tuple[CurveText, ...]
     settings: Evaluate
+    start: tuple[CurveRow, ...] = ()
 
     @property
     def keeps_best(self) -> bool:
@@ -176,6 +181,13 @@ class Curve:
     def __init__(self, request: CurveRequest, folder: Path, processes: Processes) -> None:
         self._request, self._path, self._processes = request, folder / CURVE, processes
         self._rows: dict[int, dict[Key, CurveRow]] = {}
+        self._start = {row.key: row for row in request.start}
+
+    def read(self) -> None:
+        """Take all rows from the file: a training that has ended."""
+        for values in read_curve(self._path.parent):
+            row = CurveRow.read(values)
+            self._rows.setdefault(row.step, {})[row.key] = row
 
     def begin(self, step: int) -> tuple[str, ...]:
         """Take the rows of a run that resumes at `step` from the file, and drop those that will be measured again.
@@ -274,7 +286,7 @@ class Curve:
         for number, value in zip(numbers, text.score(losses, numbers), strict=True):
             scored[number] = float(value)
         bits = tuple(round(value, DIGITS) for value in self._processes.sum(*scored))
-        start = self._rows.get(0, {}).get(text.key)
+        start = self._start.get(text.key) or self._rows.get(0, {}).get(text.key)
         found = _compare(start.bits if start else bits, bits, text.num_bytes)
         return CurveRow(
             step=point.step,

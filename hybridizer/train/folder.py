@@ -10,6 +10,8 @@
       trained.safetensors   the result: the trained tensors in float32, under their names in the output, adapters merged
       training.json         the record of the result, written last, with the hash of trained.safetensors
 
+A training with stages has these files in a folder for each stage; see train/stages.py.
+
 In folders of earlier versions trained.safetensors held the masters for a moment, between the loop and the record.
 Beside a record it is always the result, and without one it is not read.
 """
@@ -17,8 +19,11 @@ Beside a record it is always the result, and without one it is not read.
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+from hybridizer.core.files import write_file
 
 CHECKPOINTS, LOG, CURVE = "checkpoints", "log.jsonl", "curve.jsonl"
 MASTERS, TRAINED, RECORD = "masters.safetensors", "trained.safetensors", "training.json"
@@ -38,3 +43,46 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def read_curve(folder: Path) -> list[dict[str, Any]]:
     """The lines of curve.jsonl in `folder`, see train/curve.py; empty where there is none."""
     return [json.loads(line) for line in whole_lines(folder / CURVE)]
+
+
+def stage_folder(folder: Path, number: int) -> Path:
+    """The folder of the stage `number`, from 1, of the training in `folder`."""
+    return folder / f"stage-{number}"
+
+
+def join_logs(folder: Path) -> None:
+    """Write the logs of all stages of the training in `folder` as one: each line with its `stage`, counts going on."""
+    lines: list[dict[str, Any]] = []
+    counted = ("step", "tokens", "seconds")
+    for number in count(1):
+        stage = read_log(stage_folder(folder, number))
+        if not stage:
+            break
+        before = {key: lines[-1][key] if lines else 0 for key in counted} | {"step": len(lines)}
+        lines += [{"stage": number, **line, **{key: line[key] + before[key] for key in counted}} for line in stage]
+    write_file(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def join_curves(folder: Path) -> None:
+    """Write the curves of all stages of the training in `folder` as one, each line with its `stage`.
+
+    Counts go on from stage to stage. A later stage starts with the model that the one before it ended with, which is
+    not written twice.
+    """
+    lines: list[dict[str, Any]] = []
+    counted = ("step", "tokens", "flop", "seconds")
+    for number in count(1):
+        stage = read_curve(stage_folder(folder, number))
+        if not stage:
+            break
+        before = {key: lines[-1][key] if lines else 0 for key in counted}
+        own = [line for line in stage if line["step"] or number == 1]
+        lines += [{"stage": number, **line, **{key: line[key] + before[key] for key in counted}} for line in own]
+    if lines:
+        write_file(folder / CURVE, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def has_progress(folder: Path) -> bool:
+    """Whether the training in `folder` has checkpoints, or stages that have ended."""
+    patterns = (f"{CHECKPOINTS}/step-*", f"stage-*/{CHECKPOINTS}/step-*", f"stage-*/{RECORD}")
+    return any(True for pattern in patterns for _ in folder.glob(pattern))

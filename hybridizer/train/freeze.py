@@ -19,11 +19,9 @@ from hybridizer.checkpoint.hashing import hash_chunks
 from hybridizer.core.errors import Problem, RecipeError, RunError
 from hybridizer.models.parts import ModelParts
 from hybridizer.models.sharding import local_part, unshard
-from hybridizer.plan.freeze import FreezeChoice, choose_frozen, with_adapters
+from hybridizer.plan.freeze import REST, FreezeChoice, choose_frozen, side_of, with_adapters
 from hybridizer.recipe.models import Lora, Train
 from hybridizer.train.lora import add_lora_
-
-REST = "outside the layers"
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,7 @@ class FreezePlan:
 
     def side(self, name: str) -> str:
         """`shallow` or `deep`: the side on which the tensor `name` sits."""
-        place = self.trained.get(name) or self.frozen[name]
-        if place.startswith("layer "):
-            return "shallow" if int(place.removeprefix("layer ")) < self.choice.boundary else "deep"
-        return "deep" if place in {"final norm", "head"} else "shallow"
+        return side_of(self.trained.get(name) or self.frozen[name], self.choice.boundary)
 
 
 def plan_freeze(model: nn.Module, parts: ModelParts, settings: Train, boundary: int) -> FreezePlan:
@@ -57,7 +52,7 @@ def plan_freeze(model: nn.Module, parts: ModelParts, settings: Train, boundary: 
     tied = bool(_ids(parts.embedding) & _ids(parts.head))
     choice = choose_frozen(settings, len(parts.layers), boundary, tied)
     places = _places(parts)
-    frozen_places = _frozen_places(choice)
+    frozen_places = choice.frozen_places
     trained: dict[str, str] = {}
     frozen: dict[str, str] = {}
     for name, parameter in model.named_parameters():
@@ -129,15 +124,21 @@ class FreezeProof:
         self._before = {name: checksum(tensor) for name, tensor in self._taking_part(masters, parameters).items()}
 
     def check_first_step(
-        self, masters: Mapping[str, Tensor], parameters: Mapping[str, Tensor], reached: Collection[str]
+        self,
+        masters: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        reached: Collection[str],
+        slow: Collection[str] = (),
     ) -> tuple[str, ...]:
         """The trained tensors that no gradient reached (`reached` names the others), after one step from `begin`.
 
+        Those of `slow` have a scaled-down learning rate, which may be too small to change them in a single step.
         A mixture of experts leaves some out of one batch; a layer without any gradient is an error. Raises RunError
         for that, for a tensor that had a gradient and did not change, and for a frozen one that changed.
         """
         now = self._taking_part(masters, parameters)
         same = {name for name, tensor in now.items() if checksum(tensor) == self._before[name]}
+        same -= {name for name in slow if name in reached}
         stuck = [name for name in self._plan.trained if name in same and name in reached]
         if stuck:
             fix = "The learning rate is too small for these weights' precision, or the optimizer does not hold them."
@@ -202,12 +203,6 @@ def _places(parts: ModelParts) -> dict[int, list[str]]:
         for identity in _ids(module):
             places[identity].append(place)
     return places
-
-
-def _frozen_places(choice: FreezeChoice) -> set[str]:
-    parts = {"embedding": choice.frozen_embedding, "final norm": choice.frozen_final_norm, "head": choice.frozen_head}
-    places = {f"layer {i}" for i in choice.frozen_layers} | {place for place, frozen in parts.items() if frozen}
-    return places | {REST} if choice.frozen_layers else places
 
 
 def _refuse_missing_parts(parts: ModelParts, settings: Train) -> None:

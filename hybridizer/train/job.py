@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash
 from hybridizer.data.batches import TrainingData
@@ -17,6 +19,7 @@ from hybridizer.models.hardware import choose_compile
 from hybridizer.models.loss import CHUNK_BYTES
 from hybridizer.models.objective import TrainableParts
 from hybridizer.plan.flops import TokenFlops
+from hybridizer.plan.rates import find_faults, scale_tensors
 from hybridizer.recipe.models import Train
 from hybridizer.train.curve import CurveRequest
 from hybridizer.train.freeze import FreezePlan
@@ -27,11 +30,29 @@ _FREE = {"max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergen
 # These are facts of the freeze plan and of the data, which are recorded beside the settings.
 _RECORDED_BESIDE = {
     "data", "tokens", "freeze", "embedding", "final_norm", "head", "lora", "seq_len", "packed", "global_batch_size",
-    "heldout_ratio",
+    "heldout_ratio", "stages",
 }  # fmt: skip
 # In a checkpoint the settings of the optimizer and of the schedule are separate groups.
-_OPTIMIZER = ("lr", "betas", "eps", "weight_decay", "max_grad_norm")
+_OPTIMIZER = ("lr", "lr_scale", "betas", "eps", "weight_decay", "max_grad_norm")
 _SCHEDULE = ("warmup_ratio", "min_lr_ratio", "decay_ratio")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What the stages before this one left: how many steps they took, and the files of their float32 masters, in order.
+
+    The model holds these values too, also in tensors that do not train any more.
+    """
+
+    steps: int = 0
+    masters: tuple[Path, ...] = ()
+
+    def read_masters(self) -> dict[str, Tensor]:
+        """The last value that a stage gave to each tensor that one of them trained."""
+        found: dict[str, Tensor] = {}
+        for path in self.masters:
+            found |= load_file(path)
+        return found
 
 
 @dataclass(frozen=True)
@@ -40,7 +61,8 @@ class TrainJob:
 
     `plan_hash` names what the model was made of, which `plan_details` describes in plain values. `seed` is that of
     dropout, and at most `loss_chunk_bytes` of float32 logits exist at a time. `recomputed_layers` run again in the
-    backward pass, which changes no bit. `curve` is measured on the way; it decides numbers where the best step is kept.
+    backward pass, which changes no bit. `earlier` is what the run goes on from. `curve` is measured on the way; it
+    decides numbers where the best step is kept.
     """
 
     model: nn.Module
@@ -54,6 +76,7 @@ class TrainJob:
     plan_details: Mapping[str, Any] = field(default_factory=dict)
     recomputed_layers: tuple[int, ...] = ()
     curve: CurveRequest | None = None
+    earlier: Earlier = Earlier()
 
     @property
     def vocab_size(self) -> int:
@@ -64,6 +87,25 @@ class TrainJob:
     def last_step(self) -> int:
         """The number of steps after which the run ends: those of the data, or fewer by `max_steps`."""
         return min(self.data.num_steps, self.settings.max_steps or self.data.num_steps)
+
+    def first_state(self) -> dict[str, Tensor]:
+        """What `Masters.load_` takes at the first step: the values that earlier stages gave to trained tensors."""
+        masters = self.earlier.read_masters()
+        return {f"master.{name}": masters[name] for name in self.freeze_plan.trained if name in masters}
+
+    def lr_factors(self) -> dict[str, float]:
+        """The factor on the learning rate of every trained tensor, by `lr_scale`; empty where there is none.
+
+        Raises InputError for a key that holds no tensor of the model.
+        """
+        scales, plan = self.settings.lr_scale, self.freeze_plan
+        if not scales:
+            return {}
+        boundary, num_layers = plan.choice.boundary, plan.choice.num_layers
+        faults = find_faults(scales, {**plan.trained, **plan.frozen}, boundary, num_layers)
+        if problems := [Problem(f"train.lr_scale.{key}", what, fix) for key, what, fix in faults]:
+            raise InputError(*problems)
+        return scale_tensors(scales, plan.trained, boundary, num_layers)
 
     def facts(self, num_ranks: int, device: str = "cpu") -> dict[str, Any]:
         """What a checkpoint must agree with to be resumed from by `num_ranks` processes on a `device` of that type."""
@@ -86,6 +128,8 @@ class TrainJob:
         values = {name: getattr(self.settings, name) for name in names}
         values["compile"] = choose_compile(self.settings.compile, device)
         optimizer = {"name": values.pop("optimizer"), **{name: values.pop(name) for name in _OPTIMIZER}}
+        if not optimizer["lr_scale"]:
+            del optimizer["lr_scale"]  # as in checkpoints of versions without it
         schedule = {"kind": values.pop("schedule"), **{name: values.pop(name) for name in _SCHEDULE}}
         inner = {"loss_chunk_bytes": self.loss_chunk_bytes, "seed": self.seed}
         return {"optimizer": optimizer, "schedule": schedule, **values, **inner}

@@ -121,7 +121,9 @@ class _Run:
         """Go to where the newest checkpoint was written, or to the beginning, and start the clock there."""
         checkpoint = read_checkpoint(self._checkpoints, self._facts, accept_changes, self._job.details())
         self._runtime.barrier()
-        if checkpoint is not None:
+        if checkpoint is None:
+            self._step.load_(self._job.first_state())
+        else:
             self._refuse_nothing_to_do(checkpoint)
         self._measuring.begin(checkpoint.step if checkpoint else 0, self._step.token_losses, self._step.masters.tensors)
         if checkpoint is not None:
@@ -253,7 +255,7 @@ class _Run:
         }
         if self._log_file is not None:
             self._log_file.write(step, values)
-            self._runtime.track(values, step)
+            self._runtime.track(values, self._job.earlier.steps + step)
         return (
             f"loss {gradients.loss:.4f}, {tokens / seconds:,.0f} tokens/s, learning rate {gradients.lr:.2e}, "
             f"{values['memory_bytes'] / 1e9:.1f} GB"

@@ -13,6 +13,8 @@ from hybridizer.models.sharding import is_sharded, local_part, shard_like, unsha
 from hybridizer.recipe.models import Train
 from hybridizer.train.freeze import FreezePlan
 
+_FACTOR = "lr_factor"  # of a parameter group
+
 
 class Masters:
     """The trained tensors in float32: the parameters themselves where they are float32, copies where they are not."""
@@ -93,14 +95,21 @@ class Masters:
         self.publish_()
 
 
-def make_optimizer(masters: Mapping[str, Tensor], settings: Train) -> torch.optim.Optimizer:
+def make_optimizer(
+    masters: Mapping[str, Tensor], settings: Train, factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
     """The optimizer over `masters`, fused where torch has it; weight decay skips vectors.
 
+    `factors` scale the learning rate of tensors by name, and with it their decay, which AdamW multiplies by the rate.
     Raises InputError for adamw8bit where bitsandbytes is missing or tensors are sharded over processes.
     """
-    decayed = [tensor for tensor in masters.values() if tensor.ndim >= 2]
-    plain = [tensor for tensor in masters.values() if tensor.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    sizes = {name: (factors or {}).get(name, 1.0) for name in masters}
+    groups: list[dict[str, Any]] = []
+    for factor in dict.fromkeys(sizes.values()):
+        tensors = [tensor for name, tensor in masters.items() if sizes[name] == factor]
+        decayed, plain = ([t for t in tensors if (t.ndim >= 2) == matrix] for matrix in (True, False))
+        groups.append({"params": decayed, "weight_decay": settings.weight_decay, _FACTOR: factor})
+        groups.append({"params": plain, "weight_decay": 0.0, _FACTOR: factor})
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "adamw8bit":
         return _eight_bit(groups, settings)
@@ -109,9 +118,9 @@ def make_optimizer(masters: Mapping[str, Tensor], settings: Train) -> torch.opti
 
 
 def set_rate_(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of `optimizer` the learning rate `lr`."""
+    """Give every group of `optimizer` the learning rate `lr`, times its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[_FACTOR]
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

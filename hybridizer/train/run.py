@@ -25,17 +25,18 @@ from hybridizer.plan.memory import ModelShape, model_token_flops
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.models import DataEntry, Evaluate, Recipe, Train
+from hybridizer.recipe.tree import KeyPath
 from hybridizer.train.curve import STOP, CurveRequest, CurveSummary, Forgetting
 from hybridizer.train.folder import MASTERS, RECORD, TRAINED
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from hybridizer.data.batches import Source, TrainingData
     from hybridizer.data.tokenize import Encoder
     from hybridizer.models.parts import Parts
     from hybridizer.train.freeze import FreezePlan
-    from hybridizer.train.job import DeviceFigures, TrainJob
+    from hybridizer.train.job import DeviceFigures, Earlier, TrainJob
     from hybridizer.train.loop import TrainResult
     from hybridizer.train.result import StoredResult
     from hybridizer.train.runtime import Runtime
@@ -66,7 +67,7 @@ class TrainRecord:
     after the last step, in the precision of the checkpoint; they were compared with those before the first. `changes`
     are settings that changed between two starts. `measuring_seconds` went into held-out curves, beside the `seconds` of
     training; `curve` has the best measured step and the last. The tensors are those after `kept_step` steps, None in
-    records of earlier versions: the last.
+    records of earlier versions: the last. `stages` has a summary of each stage of a training that has stages.
     """
 
     plan_hash: str
@@ -94,6 +95,11 @@ class TrainRecord:
     measuring_seconds: float = 0.0
     curve: CurveSummary | None = None
     forgetting: Forgetting | None = None
+    stages: tuple[Mapping[str, Any], ...] = ()
+
+    def values(self) -> dict[str, Any]:
+        """The fields as plain values, without `stages` where there are none, as in records of earlier versions."""
+        return {key: value for key, value in asdict(self).items() if key != "stages" or value}
 
 
 def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
@@ -108,10 +114,13 @@ def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
     if recipe.train is None:
         what = f"{count} processes were started, and this recipe has no `train` section to share."
         raise InputError(Problem(str(recipe.path), what, "Start `hybridize build` alone."))
-    if recipe.train.global_batch_size % count:
-        what = f"{recipe.train.global_batch_size} rows in a step cannot be shared evenly by {count} processes."
-        fix = f"Make it a multiple of {count}, or start another number of processes."
-        raise RecipeError(Problem(recipe.locate(("train", "global_batch_size")), what, fix))
+    for index, stage in enumerate(recipe.train.as_stages()):
+        if stage.global_batch_size % count:
+            what = f"{stage.global_batch_size} rows in a step cannot be shared evenly by {count} processes."
+            fix = f"Make it a multiple of {count}, or start another number of processes."
+            own: KeyPath = ("train", "stages", index, "global_batch_size")
+            where = own if own in recipe.places else ("train", "global_batch_size")
+            raise RecipeError(Problem(recipe.locate(where), what, fix))
     runtime = open_runtime(recipe, runs / recipe.name)
     if runtime.is_fsdp and recipe.evaluate is not None and recipe.evaluate.every:
         what = "held-out curves are not measured on a model that FSDP2 shards over processes."
@@ -138,7 +147,7 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
     if found != (SCHEMA, plan.hash):
         return None
     fix = "Delete it; the training resumes from its last checkpoint."
-    record = read_record(value, TrainRecord, SCHEMA, str(folder / RECORD), fix)
+    record = read_record({"stages": [], **value}, TrainRecord, SCHEMA, str(folder / RECORD), fix)
     return record if record.tensors_sha256 == hash_file(folder / TRAINED) else None
 
 
@@ -181,7 +190,7 @@ def required_bytes(trained_parameters: int, changed_parameters: int, model_bytes
 
 
 @contextmanager
-def _room_in(folder: Path) -> Iterator[None]:
+def room_in(folder: Path) -> Iterator[None]:
     """Turn an OSError inside the block into an OutputError about `folder`."""
     try:
         yield
@@ -205,46 +214,65 @@ def train(
     Afterwards `folder` holds the trained tensors and the record, written last. Every process of a run calls this.
     Raises what `train.loop.train` raises.
     """
-    from hybridizer.train.job import RunContext
-    from hybridizer.train.loop import train as run_loop
     from hybridizer.train.result import store_result
 
     stored = open_checkpoint(spliced).tensors
-    job, sources = _make_job(plan, recipe, spliced, runtime, curve)
-    context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime))
+    job, sources = make_job(plan, recipe, spliced, runtime, curve)
     (folder / RECORD).unlink(missing_ok=True)  # it describes the tensors that are replaced now
-    with _room_in(folder):
-        result = run_loop(job, context, accept_changes=accept_changes)
+    with room_in(folder):
+        result = run_job(job, plan, folder, runtime, monitor, accept_changes)
         tensors = store_result(job.model, job.freeze_plan, result.frozen_sha256, stored, folder, write=runtime.is_main)
     runtime.barrier()  # until here other processes may read the masters
-    record = _record(plan, job, runtime, result, sources, tensors)
+    record = make_record(plan, job, runtime, result, sources, tensors)
     if runtime.is_main:
         (folder / MASTERS).unlink(missing_ok=True)
-        write_json(folder / RECORD, {"schema": SCHEMA, **asdict(record)})
+        write_json(folder / RECORD, {"schema": SCHEMA, **record.values()})
     runtime.barrier()
     return record
 
 
-def _make_job(
-    plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime, curve: CurveRequest | None
+def run_job(
+    job: TrainJob, plan: Plan, folder: Path, runtime: Runtime, monitor: Monitor, accept_changes: bool
+) -> TrainResult:
+    """Train what `job` says, with checkpoints, log and masters in `folder`. Raises what `train.loop.train` raises."""
+    from hybridizer.train.job import RunContext
+    from hybridizer.train.loop import train as run_loop
+
+    context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime))
+    return run_loop(job, context, accept_changes=accept_changes)
+
+
+def make_job(
+    plan: Plan,
+    recipe: Recipe,
+    spliced: Path,
+    runtime: Runtime,
+    curve: CurveRequest | None = None,
+    earlier: Earlier | None = None,
+    before: Sequence[Train] = (),
 ) -> tuple[TrainJob, tuple[Source, ...]]:
-    """What is trained, on which data, and its sources. Raises InputError for what cannot train, before any work."""
+    """What is trained, on which data, and its sources. Raises InputError for what cannot train, before any work.
+
+    `before` are the settings of the stages that were trained before, and `earlier` is what they left.
+    """
     from hybridizer.models.load import load_causal_lm
     from hybridizer.models.loss import loss_chunk_bytes
     from hybridizer.models.parts import find_parts
-    from hybridizer.train.job import TrainJob
+    from hybridizer.train.job import Earlier, TrainJob
 
+    earlier = earlier or Earlier()
     settings = recipe.train
     assert settings is not None, "called for plans that train"
     with without_bars():
         model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
     parts = find_parts(model)
+    put_masters_(model, earlier.read_masters())
     freeze_plan = _freeze(plan, settings, model, parts, spliced, runtime)
     with runtime.main_first():
         # A build tokenised them before, and noted what was left out.
         sources = open_texts(settings.data, recipe.folder, TokenizerEncoder(tokenizer), SilentMonitor())
     _check_ids(sources, curve, parts.embedding)
-    data = _data(sources, settings, recipe.seed, tokenizer)
+    data = _data(sources, settings, recipe.seed, tokenizer, before)
     job = TrainJob(
         model,
         parts,
@@ -256,9 +284,17 @@ def _make_job(
         loss_chunk_bytes(runtime.device),
         _details(plan),
         _recomputed(plan, settings, freeze_plan, runtime),
-        curve,
+        earlier=earlier,
+        curve=curve,
     )
     return job, sources
+
+
+def put_masters_(model: nn.Module, masters: Mapping[str, Tensor]) -> None:
+    """Give parameters of `model` the values of `masters`, in float32: rounded ones would lose what was trained."""
+    parameters = dict(model.named_parameters())
+    for name, value in masters.items():
+        parameters[name].data = value.clone()  # a mapped file is not to be written to, and may start at odd places
 
 
 def _recomputed(plan: Plan, settings: Train, freeze_plan: FreezePlan, runtime: Runtime) -> tuple[int, ...]:
@@ -303,15 +339,17 @@ def open_texts(entries: tuple[DataEntry, ...], base: Path, encoder: Encoder, mon
 
     cache = cache_folder() / "tokens"
     cache.mkdir(parents=True, exist_ok=True)
-    with _room_in(cache):
+    with room_in(cache):
         return open_sources(entries, base, encoder, cache, monitor)
 
 
-def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) -> TrainingData:
+def _data(
+    sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any, before: Sequence[Train]
+) -> TrainingData:
     from hybridizer.data.batches import TrainingData
 
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return TrainingData(sources, train, seed, pad_id or 0)
+    return TrainingData(sources, train, seed, pad_id or 0, before)
 
 
 def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
@@ -332,9 +370,10 @@ def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
     return DeviceFigures(flops, measure_peak(device, name), datasheet_flops(device_name(device), name))
 
 
-def _record(
+def make_record(
     plan: Plan, job: TrainJob, runtime: Runtime, result: TrainResult, sources: tuple[Source, ...], tensors: StoredResult
 ) -> TrainRecord:
+    """The record of a training of `plan` that has ended."""
     assert plan.train is not None, "called for plans that train"
     return TrainRecord(
         plan_hash=plan.hash,

@@ -44,12 +44,15 @@ class OptimizerStep:
         self._objective = runtime.wrap(prepared.objective)
         check_freeze(job.model, job.freeze_plan)
         self.masters = Masters(job.model, job.freeze_plan)  # of the parameters as the wrapper left them
-        self._optimizer = make_optimizer(self.masters.tensors, job.settings)
+        factors = job.lr_factors()
+        self._optimizer = make_optimizer(self.masters.tensors, job.settings, factors)
+        self._slow = {name for name, factor in factors.items() if factor < 1}
 
     def compute_gradients(self, step: int) -> Gradients:
         """Fill the gradients of `step`, counted from 0; the weights stay as they are."""
         job = self._job
-        torch.manual_seed(job.seed + 1_000_003 * step + self._runtime.rank)  # dropout draws the same when resumed
+        all_steps = job.earlier.steps + step
+        torch.manual_seed(job.seed + 1_000_003 * all_steps + self._runtime.rank)  # dropout draws the same when resumed
         lr = job.settings.lr * rate_factor(job.settings, step, job.data.num_steps)
         set_rate_(self._optimizer, lr)
         loss, source_losses = self._backward(step)
@@ -70,7 +73,8 @@ class OptimizerStep:
         self.masters.publish_()
         if proof is None:
             return ()
-        return proof.check_first_step(self.masters.tensors, dict(self._job.model.named_parameters()), reached)
+        parameters = dict(self._job.model.named_parameters())
+        return proof.check_first_step(self.masters.tensors, parameters, reached, self._slow)
 
     def token_losses(self, ids: Tensor) -> Tensor:
         """-ln p of every token but the first of each row, float32, as the model computes now, in eval mode.

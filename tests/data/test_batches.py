@@ -1,4 +1,5 @@
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -167,3 +168,22 @@ def test_padded_rows_hold_one_document_each_and_are_cut_to_the_longest(token_fil
 def test_nothing_left_to_train_on_is_an_error(tmp_path):
     with pytest.raises(InputError, match="nothing to train on"):
         data_of(token_file_of(["ab"], tmp_path), heldout_ratio=0.9999999)
+
+
+def pieces_in(data):
+    return [tuple(int(part) for part in piece[:2]) for piece in data.packed.pieces]
+
+
+def test_a_later_stage_goes_on_where_the_earlier_ones_ended(tmp_path, token_file):
+    small = token_file_of([f"text {i} of few" for i in range(30)], tmp_path, "small")
+    sources = [Source("a", (token_file,)), Source("b", (small,), 0.5)]
+    stages = [train_section(seq_len=64, global_batch_size=2, tokens=tokens) for tokens in (300, 500, 2000)]
+    runs = [TrainingData(sources, stage, 3, before=stages[:number]) for number, stage in enumerate(stages)]
+    taken = [piece for run in runs[:2] for piece in pieces_in(run)]
+    assert len(set(taken)) == len(taken)  # nothing is used again before the epoch ends
+    counts = Counter(piece for run in runs for piece in pieces_in(run))
+    for number in (0, 1):  # and then everything as often as everything else, in each source
+        own = [count for (begin, _), count in counts.items() if runs[0]._owners[runs[0]._file_numbers(begin)] == number]
+        assert max(own) - min(own) <= 1
+    assert pieces_in(runs[0]) == pieces_in(TrainingData(sources, stages[0], 3))
+    assert runs[1].facts != TrainingData(sources, stages[1], 3).facts

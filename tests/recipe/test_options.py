@@ -25,7 +25,7 @@ import json, pathlib, sys
 import types
 import hybridizer.recipe
 key = 'temperature: Positive = Field(default=1.5, description="what logits are divided by")'
-for name, section in (("train", "Train"), ("models", "Trace")):
+for name, section in (("train", "TrainSettings"), ("models", "Trace")):
     source = pathlib.Path(hybridizer.recipe.__file__).with_name(f"{name}.py").read_text()
     head, tail = source.split(f"class {section}:", 1)
     body, end, after = tail.partition("@dataclass")

@@ -13,7 +13,9 @@ import pytest
 
 from hybridizer.core.errors import RecipeError
 from hybridizer.recipe.load import load_recipe
+from hybridizer.recipe.models import Stage
 from hybridizer.recipe.schema import json_schema
+from hybridizer.recipe.sections import keys_of
 from hybridizer.recipe.template import starter
 from hybridizer.recipe.tree import Tree
 from hybridizer.recipe.yaml import read_yaml
@@ -74,6 +76,7 @@ VALUES: dict[str, Any] = {
         "heldout_ratio": 0.1,
         "optimizer": "adamw8bit",
         "lr": 3e-5,
+        "lr_scale": {"deep": 0.1, "0..5": 0.5, "*.mlp.*": 2, "layer_decay": 0.9},
         "betas": [0.9, 0.99],
         "eps": 1e-8,
         "weight_decay": 0,
@@ -105,6 +108,7 @@ VALUES: dict[str, Any] = {
 for section in ("train", "trace", "evaluate"):  # a new setting needs no line above
     for key, described in json_schema()["$defs"][section.capitalize()]["properties"].items():
         VALUES[section].setdefault(key, described.get("default"))
+del VALUES["train"]["stages"]  # beside which `tokens` is refused
 TRIAL: dict[str, Any] = {
     "arms": {"one": {"train.lr": [1e-4, 2e-4]}, "two": {"train": {"lora": {"rank": 2}}}},
     "seeds": [0, 1],
@@ -174,6 +178,9 @@ def test_recipes_and_starter_are_valid(validator) -> None:
         (("train", "heldout_ratio"), 1),
         (("train", "data"), []),
         (("train", "data", 0, "weight"), 0),
+        (("train", "lr_scale"), 0.1),
+        (("train", "lr_scale", "deep"), 0),
+        (("train", "stages"), [{"tokens": "1M"}]),
         (("train", "lora", "rank"), 0),
         (("evaluate", "bits_per_byte", 0), {"name": "x"}),
     ],
@@ -181,6 +188,14 @@ def test_recipes_and_starter_are_valid(validator) -> None:
 def test_known_mistakes_are_invalid(validator, path: tuple[Any, ...], value: Any) -> None:
     assert validator.is_valid(VALUES)
     assert not validator.is_valid(changed(VALUES, path, value))
+
+
+def test_a_list_of_stages_stands_in_the_place_of_the_tokens(validator) -> None:
+    train = {"data": [{"path": "x"}], "stages": [{"tokens": "1M"}, {"tokens": "1M", "freeze": "none", "lr": 1e-5}]}
+    assert validator.is_valid(VALUES | {"train": train})
+    for wrong in ({"lr": 1e-5}, {"tokens": "1M", "seq_len": 64}, {"tokens": "1M", "lr": 0}):
+        assert not validator.is_valid(VALUES | {"train": {**train, "stages": [wrong]}}), wrong
+    assert not validator.is_valid(VALUES | {"train": {"data": [{"path": "x"}]}})
 
 
 def test_both_ways_to_lay_out_exclude_each_other(validator) -> None:
@@ -206,14 +221,17 @@ def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
     budget = VALUES | {"layout": {"host": "a", "candidates": 9}}
     timed = {key: value for key, value in VALUES["train"].items() if key != "max_minutes"}  # which a trial refuses
     tried = VALUES | {"train": timed, "trial": TRIAL}
+    stage = {key: VALUES["train"][key] for key in keys_of(Stage) if key != "name"} | {"name": "first"}
+    staged = VALUES | {"train": {"data": VALUES["train"]["data"], "stages": [stage]}}
     keys = {key for section in [validator.schema, *validator.schema["$defs"].values()] for key in section["properties"]}
-    assert keys <= {step for values in (VALUES, dial, budget, tried) for path in paths(values) for step in path}
+    assert keys <= {step for values in (VALUES, dial, budget, tried, staged) for path in paths(values) for step in path}
     num_loaded = 0
     starts = [
         *((VALUES, path) for path in paths(VALUES)),
         *((dial, path) for path in paths(dial) if path[0] == "layout"),
         *((budget, path) for path in paths(budget) if path[0] == "layout"),
         *((tried, path) for path in paths(tried) if path[0] == "trial"),
+        *((staged, path) for path in paths(staged) if path[:2] == ("train", "stages")),
     ]
     for start, path in starts:
         for stranger in STRANGERS:

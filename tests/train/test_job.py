@@ -4,12 +4,13 @@ from types import SimpleNamespace
 import pytest
 
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.recipe.models import DataEntry, Lora
+from hybridizer.recipe.models import DataEntry, Lora, Stage
 from hybridizer.train.job import DeviceFigures, TrainJob
 from support.sections import train_section
 
 # Another value for every setting that is not a number or a switch.
 OTHERS = {
+    "lr_scale": (("deep", 0.1),), "stages": (Stage(tokens=1),),
     "data": (DataEntry(path="other.jsonl"),), "freeze": "none", "embedding": "train", "final_norm": "train",
     "head": "train", "lora": Lora(), "optimizer": "adamw8bit", "betas": (0.8, 0.9), "schedule": "wsd",
     "precision": "bfloat16", "compile": True, "divergence": "off", "max_steps": 1, "max_minutes": 1.0,
@@ -30,7 +31,7 @@ def test_every_setting_is_a_fact_of_the_run_except_those_recorded_beside_it_and_
         name for name, value in other.items() if facts_of(replace(section, **{name: value})) == facts_of(section)
     }
     beside = {"data", "tokens", "freeze", "embedding", "final_norm", "head", "lora"}
-    beside |= {"seq_len", "packed", "global_batch_size", "heldout_ratio"}
+    beside |= {"seq_len", "packed", "global_batch_size", "heldout_ratio", "stages"}
     assert without == beside | {"max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergence"}
     assert facts_of(section, seed=1) != facts_of(section) != facts_of(section, loss_chunk_bytes=1)
 

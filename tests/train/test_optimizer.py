@@ -6,11 +6,15 @@ import torch
 from safetensors.torch import load_file
 
 from hybridizer.core.errors import InputError
+from hybridizer.core.progress import SilentMonitor
 from hybridizer.train.freeze import apply_freeze_, plan_freeze
-from hybridizer.train.optimizer import Masters, make_optimizer
+from hybridizer.train.job import Earlier, RunContext, TrainJob
+from hybridizer.train.loop import train
+from hybridizer.train.optimizer import Masters, make_optimizer, set_rate_
+from hybridizer.train.runtime import Runtime
 from support.sections import train_section
 from support.train_models import PlainLM, plain_model
-from support.train_runs import SETTINGS, bytes_of, run
+from support.train_runs import FIGURES, SETTINGS, bytes_of, data_in, run
 
 
 def masters_of(dtype=torch.float32, freeze="deep"):
@@ -27,6 +31,47 @@ def test_the_optimizer_holds_the_trained_tensors_and_decays_matrices_only():
     assert sorted(held) == sorted(id(dict(model.named_parameters())[name]) for name in plan.trained)
     for group in optimizer.param_groups:
         assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] == 0.3}
+
+
+def test_factors_scale_the_rate_of_their_tensors_at_every_step():
+    model, plan, masters = masters_of(freeze="none")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    factors = {name: 0.25 if name.startswith("layers.3") else 1.0 for name in plan.trained}
+    optimizer = make_optimizer(masters.tensors, train_section(weight_decay=0.3), factors)
+    set_rate_(optimizer, 0.5)
+    held = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+    assert held.keys() == set(plan.trained)
+    for name, group in held.items():
+        assert group["lr"] == 0.5 * factors[name]
+        assert (group["weight_decay"] == 0.3) == (masters.tensors[name].ndim >= 2)
+
+
+@pytest.mark.slow
+def test_a_step_of_a_scaled_tensor_is_that_of_its_rate_with_its_decay(tmp_path):
+    def after(lr, **settings):
+        section = replace(SETTINGS, lr=lr, schedule="constant", max_steps=1, max_grad_norm=0.0, **settings)
+        model, _ = run(tmp_path / f"{lr}{len(settings)}", section, freeze="none", dropout=0.0)
+        return dict(model.named_parameters())
+
+    scaled, whole, low = after(1e-2, lr_scale=(("layers.1.*", 0.1),)), after(1e-2), after(1e-3)
+    for name in scaled:
+        assert torch.equal(scaled[name], (low if name.startswith("layers.1.") else whole)[name])
+
+
+def test_a_pattern_without_a_tensor_in_the_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match="Did you mean 'layers'"):
+        run(tmp_path, replace(SETTINGS, lr_scale=(("layer.*", 0.1),)))
+
+
+def test_dropout_of_a_later_stage_draws_other_numbers(tmp_path):
+    def losses(steps):
+        model, parts = plain_model(dropout=0.5)
+        plan = plan_freeze(model, parts, train_section(), boundary=2)
+        data = data_in(tmp_path / "data")
+        job = TrainJob(model, parts, plan, data, replace(SETTINGS, max_steps=1), "x", earlier=Earlier(steps))
+        return train(job, RunContext(tmp_path / str(steps), Runtime(cpu=True), SilentMonitor(), FIGURES)).first_loss
+
+    assert losses(0) != losses(1)
 
 
 def test_low_precision_gradients_add_up_in_float32():
