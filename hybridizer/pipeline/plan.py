@@ -17,6 +17,7 @@ from hybridizer.pipeline.scan import scan_planned
 from hybridizer.pipeline.scan_layers import assume_host
 from hybridizer.pipeline.ways import WAYS, way_of
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
+from hybridizer.plan.identity import freeze_originals
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
@@ -57,6 +58,7 @@ def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, d
     if deep:
         scan_donors(ready, monitor)
     assumed = assume_layout(assumed, {name: donor.structure.num_layers for name, donor in ready.items()})
+    assumed = freeze_originals(assumed, ready)
     return Checked(recipe, _plan(assumed, ready, Evidence(), pin=False), ())
 
 
@@ -74,7 +76,7 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors if required."""
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
-    resolved = WAYS[way_of(recipe)](pin_datasets(recipe), donors, monitor)
+    resolved = WAYS[way_of(recipe)](freeze_originals(pin_datasets(recipe), donors), donors, monitor)
     plan = _plan(resolved.recipe, donors, resolved.evidence, pin=True)
     scan_planned(plan, donors)
     return Planned(resolved, plan, donors)

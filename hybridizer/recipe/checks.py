@@ -11,7 +11,7 @@ from typing import Any
 from hybridizer.core.errors import DidYouMean, RecipeError
 from hybridizer.recipe.fields import read_name
 from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges, warn_of_pair
-from hybridizer.recipe.models import AUTO, HUB_KEYS, Recipe
+from hybridizer.recipe.models import AUTO, HUB_KEYS, ORIGINALS, Recipe
 from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of, show
 
 _DIAL = ("deep", "shallow", "boundary")
@@ -133,6 +133,9 @@ def _check_slice(path: KeyPath, piece: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding((*path, "layers"), what, "Give each of the blend's sources its own `layers`.")
     elif "donor" not in piece and "blend" not in piece:
         yield Finding(path, f"{name_of(path)} names no donor.", "Add `donor` with a donor's name, or a `blend`.")
+    if "blend" in piece and "as" in piece:
+        what = f"{name_of(path)} has `as` beside `blend`, and only a donor's own layers can be identity copies."
+        yield Finding((*path, "as"), what, "Delete the line, or copy the layers of one donor.")
     sources = list(_walk_sources(path, piece))
     yield from _check_lengths(sources)
     yield from _check_base(path, piece, sources)
@@ -179,6 +182,9 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             ("train", "freeze") if "freeze" in train else ("train",), what, "List the layers: freeze: 15..29."
         )
+    if side == ORIGINALS and not any(piece.get("as") == "identity" for _, piece in _walk_slices(layout)):
+        what = "`freeze` is originals, which trains identity layers alone, and the layout has none."
+        yield Finding(("train", "freeze"), what, "Add `as: identity` to the slices that are to train.")
     for part in ("embedding", "final_norm", "head"):
         if "lora" in train and train.get(part) == "train":
             what = f"`{part}` is set to train, and with `lora` only adapters on layers train."

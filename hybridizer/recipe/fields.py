@@ -37,6 +37,8 @@ AUTO = "auto"
 # Names that a boundary may have; each is a function of hybridizer.trace.boundary, by its name there.
 STRATEGIES = (AUTO, "knee", "midpoint", "s-maximal", "task-particle")
 SIDES = ("deep", "shallow", "none")
+ORIGINALS = "originals"  # frozen: everything except identity layers
+_FROZEN = (*SIDES, ORIGINALS)
 MAX_LEARNING_RATE = 0.1  # five times the size of a weight: one step replaces what was learned
 # No separators, no characters that are special to a shell or a file system, no dot or blank at either end.
 _SIGNS = r'/\\:*?"<>|\x00-\x1f\x7f'
@@ -125,9 +127,9 @@ def _is_below_one(value: object) -> bool:
 
 def _read_freeze(value: object) -> str | tuple[int, ...]:
     if isinstance(value, str) and value[:1].isalpha():
-        if value not in SIDES:
-            what = f"must be {', '.join(SIDES)} or a list of layers; got {show(value)}."
-            raise _refusal(what, DidYouMean(value, SIDES))
+        if value not in _FROZEN:
+            what = f"must be {', '.join(_FROZEN)} or a list of layers; got {show(value)}."
+            raise _refusal(what, DidYouMean(value, _FROZEN))
         return value
     return _read_layers(value)
 
@@ -250,7 +252,7 @@ Freeze: TypeAlias = Annotated[
     str | tuple[int, ...],
     PlainValidator(_as_validator(_read_freeze)),
     _either(
-        {"enum": list(SIDES)},
+        {"enum": list(_FROZEN)},
         _LAYER,
         _LAYERS_TEXT,
         {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}},

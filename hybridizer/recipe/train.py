@@ -90,7 +90,8 @@ class Train:
     tokens: Count = Field(description="how many tokens to train on, such as 2M", examples=["2M"])
     freeze: Freeze = Field(
         default="deep",
-        description="what is frozen: deep, shallow, none, or a list of layers such as [0, 15..29]",
+        description="what is frozen: deep, shallow, none, originals (everything except identity layers), or a list of "
+        "layers such as [0, 15..29]",
     )
     embedding: Part = Field(default="side", description="train or freeze it; side: as the first layer")
     final_norm: Part = Field(default="side", description="train or freeze it; side: as the last layer")
