@@ -365,6 +365,12 @@ def _write_out(path: Path, value: Any) -> None:
     type=click.Choice(["cpu", "cuda"]),
     help="Device of the estimated cost; by default this machine's.",
 )
+@click.option(
+    "--configs",
+    "from_configs",
+    is_flag=True,
+    help="Plan from each donor's config.json, without weights; writes no plan.",
+)
 @JSON
 def plan(
     recipe: Path,
@@ -373,6 +379,7 @@ def plan(
     every_layer: bool,
     probe: bool,
     device: str | None,
+    from_configs: bool,
     as_json: bool,
 ) -> None:
     """Plan RECIPE: origin of each layer, cost of training.
@@ -380,16 +387,17 @@ def plan(
     Writes RUNS/<name>/plan.json, which `hybridize build` builds unchanged.
     """
     from hybridizer.pipeline.amounts import compute_amounts
-    from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_recipe
+    from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_from_configs, plan_recipe
     from hybridizer.pipeline.run import RunFolder, write_records
     from hybridizer.report.show import show_plan
 
-    planned = plan_recipe(recipe, overrides, _monitor())
+    planned = (plan_from_configs if from_configs else plan_recipe)(recipe, overrides, _monitor())
     made = planned.plan
     run = RunFolder((runs or Path("runs")) / made.name)
     device = device or ("cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu")
     cost = estimate_training_cost(planned, device)
-    write_records(run, planned, cost)
+    if not from_configs:
+        write_records(run, planned, cost)
     expected = estimate_time(planned, device) if probe else None
     amounts = to_jsonable(compute_amounts(planned, cost))
     if as_json:
@@ -397,6 +405,8 @@ def plan(
         print_json({**made.to_json(), "amounts": amounts, **(extra if cost else {})})
         return
     show_plan(made, amounts, cost, expected, every_layer)
+    if from_configs:
+        return
     echo(f"wrote {run.plan}")
     echo(_next("build", run.plan))
 

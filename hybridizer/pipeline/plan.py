@@ -82,6 +82,25 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     return Planned(resolved, plan, donors)
 
 
+@reporting_os_errors()
+def plan_from_configs(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
+    """Plan a recipe whose donors may have no weights here: layers, parameters and cost, from each config.json.
+
+    Only config and tokenizer files of hub donors are fetched, and no text is looked at beyond its existence. Choices
+    that need weights are assumed, as `check` does. The plan says so in its warnings; it cannot be built.
+    """
+    recipe = _load(path, overrides)
+    donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=False, from_config=True))
+    assumed = assume_layout(assume_host(recipe), {name: donor.structure.num_layers for name, donor in donors.items()})
+    described = [name for name, donor in donors.items() if donor.from_config]
+    warnings = [f"'{name}' is planned from its config.json: its weights were not read" for name in described]
+    if way_of(recipe) != "written":
+        warnings.append("the layout is assumed: choosing donors or the boundary takes traces, which need weights")
+    evidence = Evidence(warnings=(*warnings, "this plan shows sizes and cost; it cannot be built"))
+    assumed = freeze_originals(assumed, donors)
+    return Planned(ResolvedLayout(assumed, evidence), _plan(assumed, donors, evidence, pin=False), donors)
+
+
 def _load(path: RecipeSource, overrides: tuple[str, ...]) -> Recipe:
     if isinstance(path, Path) and is_stored_plan(path):
         fix = f"Build it: hybridize build {path}"
