@@ -1,8 +1,8 @@
 """Build hybrid language models from pretrained checkpoints: trace, rank, splice, freeze, train, prove.
 
 The commands of `hybridize` are functions here: `from hybridizer import check, plan, build, trace, rank, scan,
-evaluate, eval_models, verify`, with typed results (hybridizer/pipeline/api.py). Importing this package imports nothing
-heavy.
+evaluate, eval_models, trial, verify`, with typed results (hybridizer/pipeline/api.py). Importing this package imports
+nothing heavy.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         rank,
         scan,
         trace,
+        trial,
         verify,
     )
     from hybridizer.pipeline.results import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         RankResult,
         ScanResult,
         TraceResult,
+        TrialResult,
         VerifyResult,
     )
 
@@ -50,6 +52,7 @@ __all__ = [
     "RankResult",
     "ScanResult",
     "TraceResult",
+    "TrialResult",
     "VerifyResult",
     "__version__",
     "build",
@@ -60,6 +63,7 @@ __all__ = [
     "rank",
     "scan",
     "trace",
+    "trial",
     "verify",
 ]
 
@@ -98,6 +102,7 @@ class _Package(ModuleType):
     rank = _verb("rank")
     scan = _verb("scan", has_subpackage=True)
     trace = _verb("trace", has_subpackage=True)
+    trial = _verb("trial")
     verify = _verb("verify")
 
     def __getattr__(self, name: str) -> Any:

@@ -330,6 +330,49 @@ def eval_(models: tuple[str, ...], out: Path | None, json_out: Path | None, **op
     return exit_code(found.gate)
 
 
+@main.command(cls=JsonFile)
+@RECIPE
+@SET
+@RUNS
+@click.option("--arm", metavar="NAME", help="Run this arm alone, for example one on each machine; --gather follows.")
+@click.option("--gather", is_flag=True, help="Train nothing: collect the arms that were run before.")
+@JSON_FILE
+@click.option("--plot", type=OutputFile(".svg", ".png"), help="Draw the trial into this file, .svg or .png.")
+def trial(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    runs: Path | None,
+    arm: str | None,
+    gather: bool,
+    json_out: Path | None,
+    plot: Path | None,
+) -> None:
+    """Run the trial of RECIPE: train its arms with several seeds, and compare them.
+
+    Arms are sets of overrides in the recipe's `trial` section. Each is trained with every learning rate on the first
+    seed and with the best one on the others. The result is in RUNS/<name>/trial.json. Whatever is finished is kept: run
+    the same command again to resume.
+    """
+    from hybridizer.pipeline.trial import run_trial
+    from hybridizer.report.show import plot_trial, show_trial
+
+    done = run_trial(recipe, overrides, runs, _monitor(), arm=arm, gather=gather, json_out=json_out, plot=plot)
+    if done.record is None or done.times is None:
+        if json_out is not None:
+            _write_out(json_out, {"folder": done.folder, "arm": arm})
+        else:
+            echo(f"arm {arm} is finished; once all are:")
+            echo(_next("trial", recipe, "--gather", overrides=overrides))
+        return
+    if plot is not None:
+        plot_trial(done.record, plot)
+    if json_out is not None:
+        _write_out(json_out, done.record.to_json())
+    if str(json_out) != "-":
+        show_trial(done.record, done.times)
+        echo(f"wrote {done.folder / 'trial.json'}")
+
+
 def _read_boundary(text: str) -> float | int | str:
     from dataclasses import replace
 
@@ -389,7 +432,7 @@ def plan(
     from hybridizer.pipeline.amounts import compute_amounts
     from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_from_configs, plan_recipe
     from hybridizer.pipeline.run import RunFolder, write_records
-    from hybridizer.report.show import show_plan
+    from hybridizer.report.show import show_plan, show_trial_plan
 
     planned = (plan_from_configs if from_configs else plan_recipe)(recipe, overrides, _monitor())
     made = planned.plan
@@ -399,15 +442,25 @@ def plan(
     if not from_configs:
         write_records(run, planned, cost)
     expected = estimate_time(planned, device) if probe else None
+    trial = None
+    if planned.resolved.recipe.trial is not None:
+        from hybridizer.pipeline.trial_plan import plan_trial
+
+        trial = plan_trial(recipe, overrides, runs, _monitor(), device, probe=probe)
     amounts = to_jsonable(compute_amounts(planned, cost))
     if as_json:
-        extra = {"cost": cost.to_json() if cost else None, "expected": expected}
+        extra: dict[str, Any] = {"cost": cost.to_json() if cost else None, "expected": expected}
+        extra |= {"trial": to_jsonable(trial)} if trial else {}
         print_json({**made.to_json(), "amounts": amounts, **(extra if cost else {})})
         return
     show_plan(made, amounts, cost, expected, every_layer)
     if from_configs:
         return
     echo(f"wrote {run.plan}")
+    if trial is not None:
+        show_trial_plan(to_jsonable(trial))
+        echo(_next("trial", recipe, overrides=overrides))
+        return
     echo(_next("build", run.plan))
 
 

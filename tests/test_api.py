@@ -16,7 +16,7 @@ from hybridizer.pipeline import api
 from support.lines import hybridize_json
 from support.workshop import DIAL, DONORS, make_workshop
 
-VERBS = ("build", "check", "eval_models", "evaluate", "plan", "rank", "scan", "trace", "verify")
+VERBS = ("build", "check", "eval_models", "evaluate", "plan", "rank", "scan", "trace", "trial", "verify")
 WITH_SUBPACKAGE = ("evaluate", "plan", "scan", "trace")
 
 

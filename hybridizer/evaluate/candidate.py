@@ -24,6 +24,7 @@ from hybridizer.evaluate.model import compute_dtype, default_device
 from hybridizer.evaluate.outcome import SET, TASK, Outcome
 from hybridizer.evaluate.recall import make_recall
 from hybridizer.evaluate.rows import Row, RowScorer, encode_row
+from hybridizer.evaluate.texts import TextSet
 from hybridizer.models.load import load_causal_lm, load_tokenizer, max_tokens
 from hybridizer.models.parts import find_parts
 from hybridizer.models.quiet import without_bars
@@ -88,6 +89,21 @@ class Candidate:
         }  # fmt: skip
         rows = tuple({"bits": b, "num_bytes": n, "group": g} for b, n, g in zip(bits, sizes, groups, strict=True))
         return Outcome(SET, text.name, (figure,), facts, text.passages[0].text[:400], rows)
+
+    def score_set(self, text: TextSet, context: int) -> Outcome:
+        """Bits per byte of documents that are tokens already, of this model's tokenizer; each is a group of its own."""
+        window = min(context, max_tokens(self.model.config) or context)
+        with self._task(text.name, num_scored_tokens(text, window), "tokens") as advance:
+            bits = score_documents(self.model, self.parts, text, window, advance).tolist()
+        sizes = [document.num_bytes for document in text.documents]
+        groups = [str(number) for number in range(len(sizes))]
+        figure = make_figure(text.name, BITS_PER_BYTE, text.identity, bits, sizes, groups)
+        facts = {
+            "role": text.role, "documents": len(sizes), "documents_available": text.documents_available,
+            "documents_trained": text.documents_trained, "num_bytes": sum(sizes), "num_tokens": text.num_tokens,
+            "context": window, "dtype": self.dtype,
+        }  # fmt: skip
+        return Outcome(SET, text.name, (figure,), facts)
 
     def score_chats(self, chats: Chats) -> Outcome:
         """Bits per byte of what the assistant says, under the model's chat template."""

@@ -114,7 +114,7 @@ def estimate(figure: Figure, seed: int = 0) -> Estimate:
     Wilson's interval is that of as many independent items as the groups are worth, at most their number: items of one
     subject are alike.
     """
-    sums = _sum_groups(figure)
+    sums = sum_groups(figure)
     count = sums.shape[1]
     if figure.is_share:
         z = t_quantile(count - 1) if count > 1 else Z
@@ -141,10 +141,8 @@ def compare_pairs(figures: Sequence[tuple[str, Sequence[Figure]]], seed: int = 0
 
 def compare_figures(a: str, left: Figure, b: str, right: Figure, seed: int = 0) -> Difference:
     """`right` of model `b` minus `left` of model `a`. Raises InputError for figures of different items."""
-    if (left.items, left.groups, left.sizes) != (right.items, right.groups, right.sizes):
-        what = f"'{a}' and '{b}' were scored on different items, which cannot be paired."
-        raise InputError(Problem(f"{left.what} ({left.metric})", what, "Score both models on the same files."))
-    ours, theirs = _sum_groups(left), _sum_groups(right)
+    check_same_items(a, left, b, right)
+    ours, theirs = sum_groups(left), sum_groups(right)
     count = ours.shape[1]
     spread = _group_interval(np.stack([theirs[0] - ours[0], ours[1]]), seed)
     difference = right.value - left.value
@@ -157,6 +155,13 @@ def compare_figures(a: str, left: Figure, b: str, right: Figure, seed: int = 0) 
     only_a = sum(one > other for one, other in zip(left.values, right.values, strict=True))
     only_b = sum(one < other for one, other in zip(left.values, right.values, strict=True))
     return Difference(*made, only_a, only_b, mcnemar_p(only_a, only_b))
+
+
+def check_same_items(a: str, left: Figure, b: str, right: Figure) -> None:
+    """Return if the figures of models `a` and `b` are of the same items, in the same order; InputError otherwise."""
+    if (left.items, left.groups, left.sizes) != (right.items, right.groups, right.sizes):
+        what = f"'{a}' and '{b}' were scored on different items, which cannot be paired."
+        raise InputError(Problem(f"{left.what} ({left.metric})", what, "Score both models on the same files."))
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
@@ -176,7 +181,7 @@ def _effective_number(share: float, sums: Array) -> float:
     return min(number, share * (1 - share) / variance) if variance > 0 else number
 
 
-def _sum_groups(figure: Figure) -> Array:
+def sum_groups(figure: Figure) -> Array:
     """(2, groups): the sums of values and of sizes of each group, in the order in which groups first occur."""
     places = {name: at for at, name in enumerate(dict.fromkeys(figure.groups))}
     at = np.array([places[name] for name in figure.groups])

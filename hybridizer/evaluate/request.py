@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Ge
 from pydantic import ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 
 from hybridizer.core.errors import InputError, Problem, RecipeError
 from hybridizer.recipe.fields import AtLeastTwo, Count, Text
+from hybridizer.recipe.measures import MAX_PAIRS, ItemsEntry, Shots
 from hybridizer.recipe.messages import make_section
 from hybridizer.recipe.models import TextEntry
 from hybridizer.recipe.tree import Tree
 from hybridizer.recipe.yaml import read_yaml
 
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
-Shots = Annotated[int, Strict(), Ge(0), Le(64)]
-MAX_PAIRS = 2000
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -27,18 +26,6 @@ class SetEntry(TextEntry):
     """A held-out text; `source` is the field of a record that says where its document comes from."""
 
     source: Text | None = Field(default=None, description="the JSONL field that names a document's source")
-
-
-@dataclass(frozen=True, config=_CONFIG)
-class ItemsEntry:
-    """Multiple-choice items: built in, or from a file."""
-
-    name: Text = Field(description="exam-en, exam-zh, or a name for the items in `path`", examples=["exam-en"])
-    path: Text | None = Field(default=None, description="a JSON Lines file of items")
-    examples: Text | None = Field(default=None, description="a JSON Lines file of items to show before each question")
-    language: Literal["en", "zh"] = Field(default="en", description="the language of the prompt's own words")
-    shots: Shots = Field(default=0, description="how many examples are shown")
-    style: Literal["letters", "text"] = Field(default="letters", description="what answers: a letter or the choice")
 
 
 @dataclass(frozen=True, config=_CONFIG)

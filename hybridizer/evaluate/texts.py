@@ -64,15 +64,23 @@ class TextSet:
 
 
 def heldout_texts(
-    sources: Sequence[Source], share: float, monitor: Monitor, max_tokens: int = MAX_TOKENS
+    sources: Sequence[Source],
+    share: float,
+    monitor: Monitor,
+    max_tokens: int = MAX_TOKENS,
+    half: int | None = None,
 ) -> tuple[TextSet, ...]:
     """The documents of each source that training with `heldout_ratio` = `share` never sees, one set per source.
 
-    Up to `max_tokens` of each, see `_take`. A source without held-out documents is noted to `monitor` and gives no set.
+    Up to `max_tokens` of each, see `_take`. With `half`, 0 or 1, only those of one half, by the last bit of their keys:
+    a hash of the text, whose first bits decide what is held out. A source without held-out documents is noted to
+    `monitor` and gives no set.
     """
     found = []
     for source in sources:
-        chosen = [heldout_documents(token_file, share) for token_file in source.token_files]
+        chosen = [
+            heldout_documents(token_file, share) & _in_half(token_file, half) for token_file in source.token_files
+        ]
         if text := _take(source.name, IN_DOMAIN, source.token_files, chosen, max_tokens):
             found.append(text)
             continue
@@ -103,6 +111,12 @@ def trained_keys(sources: Sequence[Source], share: float) -> Keys:
         for token_file in source.token_files
     ]
     return np.unique(np.concatenate(keys)) if keys else np.empty(0, np.uint64)
+
+
+def _in_half(token_file: TokenFile, half: int | None) -> npt.NDArray[np.bool_]:
+    if half is None:
+        return np.ones(len(token_file.keys), bool)
+    return (token_file.keys & np.uint64(1)) == np.uint64(half)
 
 
 def _take(

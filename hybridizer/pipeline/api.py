@@ -1,6 +1,6 @@
 """The Python API: the commands of `hybridize` as functions with typed results.
 
-    from hybridizer import check, plan, build, trace, rank, scan, evaluate, eval_models, verify
+    from hybridizer import check, plan, build, trace, rank, scan, evaluate, eval_models, trial, verify
 
 A recipe is the path of a YAML file, or a mapping with the same content; relative paths in a mapping count from the
 working folder. `overrides` are what `--set` is on the command line: dotted keys and their values. Every error that a
@@ -25,6 +25,7 @@ from hybridizer.pipeline.results import (
     RankResult,
     ScanResult,
     TraceResult,
+    TrialResult,
     VerifyResult,
 )
 
@@ -316,6 +317,34 @@ def eval_models(
     if out is not None:
         write_details(found, Path(out))
     return EvalModelsResult(names, found.to_json(), exit_code(found.gate))
+
+
+def trial(
+    recipe: RecipeLike,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    runs: str | Path = "runs",
+    arm: str | None = None,
+    gather: bool = False,
+    progress: bool = False,
+) -> TrialResult:
+    """Run the arms of a recipe's `trial` section and compare them; docs/trial.md says how.
+
+    With `arm` only that one is run, for example on another machine; with `gather` nothing is trained, and what was run
+    before is collected. What is finished is not done again. Raises HybridizerError.
+
+    >>> from hybridizer import trial
+    >>> arms = {"deep": {"train.freeze": "deep"}, "full": {"train.freeze": "none"}}
+    >>> found = trial("train.yaml", {"trial.arms": arms, "trial.seeds": [0, 1], "train.heldout_ratio": 0.4})
+    >>> [(pair["a"], pair["b"], pair["what"]) for pair in found.record["pairs"]]
+    [('deep', 'full', 'text.jsonl')]
+    """
+    from hybridizer.pipeline.trial import run_trial
+
+    settings = _overrides(overrides)
+    done = run_trial(_recipe(recipe), settings, Path(runs), _monitor(progress), arm=arm, gather=gather)
+    record, times = (None if found is None else found.to_json() for found in (done.record, done.times))
+    return TrialResult(done.folder, record, times)
 
 
 def verify(model: str | Path, *, load: bool = True, progress: bool = False) -> VerifyResult:

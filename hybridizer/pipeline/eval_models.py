@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.files import write_file
@@ -22,6 +22,7 @@ from hybridizer.evaluate.outcome import SET, Outcome, cached_outcome
 from hybridizer.evaluate.request import EvalRequest
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.run import find_model
+from hybridizer.recipe.measures import ItemsEntry
 
 if TYPE_CHECKING:
     from hybridizer.evaluate.candidate import Candidate
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from hybridizer.evaluate.overlap import Overlap
 
 SCHEMA = "hybridizer.eval/1"
+Measure: TypeAlias = Callable[[str, Any, Callable[[], Outcome]], None]  # name, settings, and what is cached by both
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,6 @@ def _as_file_name(name: str) -> str:
 
 def _read(request: EvalRequest) -> _Material:
     from hybridizer.evaluate.chat import read_chats
-    from hybridizer.evaluate.exam import load_exam
     from hybridizer.evaluate.heldout import read_heldout
 
     limits = read_limits(Path(request.gate)) if request.gate else ()
@@ -167,15 +168,9 @@ def _read(request: EvalRequest) -> _Material:
     return _Material(
         tuple(read_heldout(entry, here, request.max_bytes, entry.source) for entry in request.bits_per_byte),
         tuple(read_chats(entry.name, Path(entry.path)) for entry in request.chats),
-        tuple(
-            load_exam(entry.name, _path(entry.path), _path(entry.examples), entry.language) for entry in request.items
-        ),
+        read_exams(request.items, Path()),
         limits,
     )
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 def _open(name: str, allow: tuple[str, ...], monitor: Monitor) -> Donor:
@@ -209,21 +204,36 @@ def _evaluate(donor: Donor, request: EvalRequest, material: _Material, monitor: 
             monitor.note(f"{donor.name}: {chats.name} is left out: the model has no chat template")
             continue
         measure(chats.name, ["chats", chats.identity], lambda chats=chats: candidate.score_chats(chats))  # type: ignore[misc]
-    for exam, entry in zip(material.exams, request.items, strict=True):
+    measure_items(candidate, material.exams, request.items, request.recall, measure)
+    _run_tasks(candidate, request, measure)
+    return EvaluatedModel(donor.name, donor.fingerprint, tuple(outcomes), left_out)
+
+
+def measure_items(
+    candidate: Candidate, exams: Sequence[Exam], entries: Sequence[ItemsEntry], recall: Sequence[int], measure: Measure
+) -> None:
+    """Call `measure` with name, settings and work, for every exam, asked as its entry says, and every recall probe."""
+    for exam, entry in zip(exams, entries, strict=True):
         examples = [to_jsonable(example) for example in exam.examples]
         settings = ["items", exam.identity, examples, exam.language, entry.shots, entry.style]
         measure(
             exam.name, settings, lambda exam=exam, entry=entry: candidate.score_exam(exam, entry.shots, entry.style)  # type: ignore[misc]
         )  # fmt: skip
-    for count in request.recall:
+    for count in recall:
         measure(f"recall-{count}", ["recall"], lambda count=count: candidate.score_recall(count))  # type: ignore[misc]
-    _run_tasks(candidate, request, measure)
-    return EvaluatedModel(donor.name, donor.fingerprint, tuple(outcomes), left_out)
 
 
-def _run_tasks(
-    candidate: Candidate, request: EvalRequest, measure: Callable[[str, Any, Callable[[], Outcome]], None]
-) -> None:
+def read_exams(entries: Sequence[ItemsEntry], folder: Path) -> tuple[Exam, ...]:
+    """The questions that `entries` name; paths count from `folder`. Raises InputError for what cannot be read."""
+    from hybridizer.evaluate.exam import load_exam
+
+    def find(text: str | None) -> Path | None:
+        return None if text is None else folder / text
+
+    return tuple(load_exam(entry.name, find(entry.path), find(entry.examples), entry.language) for entry in entries)
+
+
+def _run_tasks(candidate: Candidate, request: EvalRequest, measure: Measure) -> None:
     if not request.tasks:
         return
     from hybridizer.evaluate.harness import run_task, task_settings

@@ -98,8 +98,8 @@ def _compare_scores(
     settings = recipe.evaluate or Evaluate()
     code = _remote_code(planned)
     texts = _open_sets(recipe, settings, run.model, code, monitor)
-    before = evaluate(run.spliced, _content(run.spliced), texts, settings, monitor, remote_code=code)
-    after = evaluate(run.model, _content(run.model), texts, settings, monitor, remote_code=code)
+    before = evaluate(run.spliced, content_of(run.spliced), texts, settings, monitor, remote_code=code)
+    after = evaluate(run.model, content_of(run.model), texts, settings, monitor, remote_code=code)
     pairs = compare_pairs([("before", text_figures(before)), ("after", text_figures(after))], recipe.seed)
     gate = judge(read_gate(recipe), pairs, {(pair.what, pair.metric): True for pair in pairs}, "before")
     return compare_runs(before, after, seed=recipe.seed), gate
@@ -154,6 +154,6 @@ def _remote_code(planned: Planned) -> bool:
     return "remote_code" in planned.donors[planned.plan.host].allow
 
 
-def _content(folder: Path) -> str:
+def content_of(folder: Path) -> str:
     """A hash of what a model computes with: equal for equal weights, config and tokenizer, whatever is in its card."""
     return content_hash({name: sha for name, sha in read_manifest(folder).files.items() if name != "README.md"})

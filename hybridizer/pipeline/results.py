@@ -169,6 +169,21 @@ class EvalModelsResult:
 
 
 @dataclass(frozen=True)
+class TrialResult:
+    """The arms of a recipe's trial.
+
+    Attributes:
+        folder: the trial's folder, `runs`/<name>.
+        record: arms, figures and pairs ("hybridizer.trial/1"); None where a single arm was run.
+        times: seconds and memory of every run ("hybridizer.trial_times/1"); None likewise.
+    """
+
+    folder: Path
+    record: Mapping[str, Any] | None
+    times: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
 class VerifyResult:
     """A model folder that agrees with its manifest.
 

@@ -171,6 +171,10 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     gate = resolved.get("evaluate", {}).get("gate")
     if gate is not None:
         resolved["evaluate"]["gate"] = str((recipe.folder / gate).absolute())
+    for items in resolved.get("trial", {}).get("evaluate", {}).get("items", []):
+        for key in ("path", "examples"):
+            if key in items:
+                items[key] = str((recipe.folder / items[key]).absolute())
     texts = [*resolved.get("train", {}).get("data", []), *resolved.get("evaluate", {}).get("bits_per_byte", [])]
     for text in texts:
         if "path" in text:

@@ -175,6 +175,9 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
     if "evaluate" in values and "train" not in values:
         what = "`evaluate` measures what training did, and there is no `train`."
         yield Finding(("evaluate",), what, "Add `train`, or delete `evaluate`.")
+    if "trial" in values and "train" not in values:
+        what = "`trial` compares trainings, and there is no `train`."
+        yield Finding(("trial",), what, "Add `train`, or delete `trial`.")
     side = train.get("freeze", "deep")
     if train and "slices" in layout and side in ("deep", "shallow"):
         found = f"`freeze` is {side}" if "freeze" in train else "`freeze` is left out, which means deep"

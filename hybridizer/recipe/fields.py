@@ -49,7 +49,7 @@ _FINGERPRINT = r"sha256:[0-9a-f]{64}"
 _DONOR_NAME_FOR_EDITORS = r"^[^\s!-,./:-@\[-\^`{-~]{1,64}$"
 
 
-def _as_validator(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def as_validator(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """`read` as a validator of pydantic's: its RecipeError becomes an error that `messages.rewrite` reads back."""
 
     def validate(value: Any) -> Any:
@@ -62,8 +62,8 @@ def _as_validator(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return validate
 
 
-def _refusal(what: str, fix: str) -> RecipeError:
-    # Without a place: the validation has the path, and the tree the place where it was written.
+def refusal(what: str, fix: str) -> RecipeError:
+    """The error of a reader of values: without a place, which the validation and the tree know."""
     return RecipeError(Problem("", what, fix))
 
 
@@ -71,20 +71,20 @@ def read_name(value: str) -> str:
     """`value` if it can name a folder on any file system. Raises RecipeError otherwise."""
     if not _NAME.fullmatch(value) or len(value.encode()) > 200:
         fix = "Take letters, digits, - and _, at most 100 of them, beginning with a letter or a digit."
-        raise _refusal(f"the name {show(value)} cannot be a folder's name.", fix)
+        raise refusal(f"the name {show(value)} cannot be a folder's name.", fix)
     return value
 
 
 def _read_donor_name(value: str) -> str:
     if not _DONOR_NAME.fullmatch(value):
         fix = "Take letters, digits, - and _, at most 64 of them, beginning with a letter or a digit."
-        raise _refusal(f"{show(value)} cannot be a donor's name.", fix)
+        raise refusal(f"{show(value)} cannot be a donor's name.", fix)
     return value
 
 
 def _read_fingerprint(value: str) -> str:
     if not re.fullmatch(_FINGERPRINT, value):
-        raise _refusal(
+        raise refusal(
             f"{show(value)} is not a fingerprint.", "Copy it from donors.json of a run: sha256: and 64 hex digits."
         )
     return value
@@ -97,26 +97,26 @@ def read_boundary(value: object) -> Boundary:
     """
     fix = "Write a share of the depth such as 0.5, or the first deep layer such as 15."
     if isinstance(value, str) and re.fullmatch(r"[0-9]*\.?[0-9]+", value):
-        raise _refusal(f"`boundary` takes a number, found the text '{clip(value)}'.", "Write it without the quotes.")
+        raise refusal(f"`boundary` takes a number, found the text '{clip(value)}'.", "Write it without the quotes.")
     if isinstance(value, str) and value[:1].isalpha():
         if value not in STRATEGIES:
-            raise _refusal(f"there is not a boundary strategy '{clip(value)}'.", DidYouMean(value, STRATEGIES))
+            raise refusal(f"there is not a boundary strategy '{clip(value)}'.", DidYouMean(value, STRATEGIES))
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _refusal(f"`boundary` takes a share of the depth or a layer, found {show(value)}.", fix)
+        raise refusal(f"`boundary` takes a share of the depth or a layer, found {show(value)}.", fix)
     if isinstance(value, float) and not 0 < value < 1:
-        raise _refusal(f"a boundary of {value} is not a share between 0 and 1.", f"{fix} A layer has no decimal point.")
+        raise refusal(f"a boundary of {value} is not a share between 0 and 1.", f"{fix} A layer has no decimal point.")
     if value < 1 and isinstance(value, int):
-        raise _refusal(f"a boundary at layer {value} leaves the shallow donor no layer.", fix)
+        raise refusal(f"a boundary at layer {value} leaves the shallow donor no layer.", fix)
     if value >= MAX_LAYERS:
-        raise _refusal(f"a boundary at layer {value}; the limit is layer {MAX_LAYERS - 1}.", fix)
+        raise refusal(f"a boundary at layer {value}; the limit is layer {MAX_LAYERS - 1}.", fix)
     return value
 
 
 def _read_pair(value: object) -> tuple[float, float]:
     if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(_is_below_one, value)):
         what = f"must be two numbers, each from 0 up to but not including 1; got {show(value)}."
-        raise _refusal(what, "Write them as [0.9, 0.95].")
+        raise refusal(what, "Write them as [0.9, 0.95].")
     first, second = value
     return float(first), float(second)
 
@@ -129,7 +129,7 @@ def _read_freeze(value: object) -> str | tuple[int, ...]:
     if isinstance(value, str) and value[:1].isalpha():
         if value not in _FROZEN:
             what = f"must be {', '.join(_FROZEN)} or a list of layers; got {show(value)}."
-            raise _refusal(what, DidYouMean(value, _FROZEN))
+            raise refusal(what, DidYouMean(value, _FROZEN))
         return value
     return _read_layers(value)
 
@@ -141,7 +141,7 @@ def _read_layers(value: object) -> tuple[int, ...]:
 def _read_auto_switch(value: object) -> bool | str:
     if isinstance(value, bool) or value == AUTO:
         return value
-    raise _refusal(f"must be true, false or {AUTO}; got {show(value)}.", "Write one of them, without quotes.")
+    raise refusal(f"must be true, false or {AUTO}; got {show(value)}.", "Write one of them, without quotes.")
 
 
 def _read_recompute(value: object) -> bool | str | int:
@@ -151,12 +151,12 @@ def _read_recompute(value: object) -> bool | str | int:
         return parse_size(value)
     except RecipeError:
         what = f"must be true, false, {AUTO} or a size in bytes; got {show(value)}."
-        raise _refusal(what, "Write the memory to stay within, as in 8GB, or one of the words.") from None
+        raise refusal(what, "Write the memory to stay within, as in 8GB, or one of the words.") from None
 
 
 def _read_parameter(value: object) -> ParameterValue:
     if not isinstance(value, (bool, int, float)):
-        raise _refusal(f"must be a number, true or false; got {show(value)}.", "Write a number without quotes.")
+        raise refusal(f"must be a number, true or false; got {show(value)}.", "Write a number without quotes.")
     return value
 
 
@@ -166,7 +166,7 @@ def _check_learning_rate(value: float) -> float:
             f"must be at most {MAX_LEARNING_RATE:g}: AdamW changes every weight by about `lr` in a step, and the "
             f"weights of language models are around 0.02; got {show(value)}."
         )
-        raise _refusal(what, "Write a rate such as 3e-5; continued pre-training takes 1e-6 to 1e-3.")
+        raise refusal(what, "Write a rate such as 3e-5; continued pre-training takes 1e-6 to 1e-3.")
     return value
 
 
@@ -185,12 +185,12 @@ _SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 Switch: TypeAlias = Annotated[bool, Strict()]
 AutoSwitch: TypeAlias = Annotated[
     bool | str,
-    PlainValidator(_as_validator(_read_auto_switch)),
+    PlainValidator(as_validator(_read_auto_switch)),
     _either({"type": "boolean"}, {"enum": [AUTO]}),
 ]
 Recompute: TypeAlias = Annotated[
     bool | str | int,
-    PlainValidator(_as_validator(_read_recompute)),
+    PlainValidator(as_validator(_read_recompute)),
     _either({"type": "boolean"}, {"enum": [AUTO]}, {"type": "integer", "minimum": 1}, _SIZE_TEXT),
 ]
 Seed: TypeAlias = Annotated[int, Strict(), Ge(0), Le(MAX_SEED)]
@@ -204,7 +204,7 @@ RatioBelowOne: TypeAlias = Annotated[float, Strict(), Ge(0), Lt(1), AllowInfNan(
 
 LearningRate: TypeAlias = Annotated[
     Positive,
-    AfterValidator(_as_validator(_check_learning_rate)),
+    AfterValidator(as_validator(_check_learning_rate)),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": MAX_LEARNING_RATE}),
 ]
 
@@ -212,45 +212,45 @@ Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, strict=True)]
 Name: TypeAlias = Annotated[
     str,
     Strict(),
-    AfterValidator(_as_validator(read_name)),
+    AfterValidator(as_validator(read_name)),
     WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"}),
 ]
 DonorName: TypeAlias = Annotated[
     str,
     Strict(),
-    AfterValidator(_as_validator(_read_donor_name)),
+    AfterValidator(as_validator(_read_donor_name)),
     WithJsonSchema({"type": "string", "pattern": _DONOR_NAME_FOR_EDITORS}),
 ]
 Fingerprint: TypeAlias = Annotated[
     str,
     Strict(),
-    AfterValidator(_as_validator(_read_fingerprint)),
+    AfterValidator(as_validator(_read_fingerprint)),
     WithJsonSchema({"type": "string", "pattern": f"^{_FINGERPRINT}$"}),
 ]
 Layers: TypeAlias = Annotated[
     tuple[int, ...],
-    PlainValidator(_as_validator(_read_layers)),
+    PlainValidator(as_validator(_read_layers)),
     _either(_LAYER, _LAYERS_TEXT, {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}}),
 ]
 BoundaryValue: TypeAlias = Annotated[
     Boundary,
-    PlainValidator(_as_validator(read_boundary)),
+    PlainValidator(as_validator(read_boundary)),
     _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": 9999}, {"enum": list(STRATEGIES)}),
 ]
 Size: TypeAlias = Annotated[
-    int, PlainValidator(_as_validator(parse_size)), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)
+    int, PlainValidator(as_validator(parse_size)), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)
 ]
 Count: TypeAlias = Annotated[
-    int, PlainValidator(_as_validator(parse_count)), _either({"type": "integer", "minimum": 1}, _COUNT_TEXT)
+    int, PlainValidator(as_validator(parse_count)), _either({"type": "integer", "minimum": 1}, _COUNT_TEXT)
 ]
 Pair: TypeAlias = Annotated[
     tuple[float, float],
-    PlainValidator(_as_validator(_read_pair)),
+    PlainValidator(as_validator(_read_pair)),
     WithJsonSchema({"type": "array", "items": _BELOW_ONE, "minItems": 2, "maxItems": 2}),
 ]
 Freeze: TypeAlias = Annotated[
     str | tuple[int, ...],
-    PlainValidator(_as_validator(_read_freeze)),
+    PlainValidator(as_validator(_read_freeze)),
     _either(
         {"enum": list(_FROZEN)},
         _LAYER,
@@ -299,6 +299,6 @@ def _sort_parameters(parameters: Mapping[str, ParameterValue]) -> Parameters:
 
 
 _Parameter: TypeAlias = Annotated[
-    ParameterValue, PlainValidator(_as_validator(_read_parameter)), _either({"type": "number"}, {"type": "boolean"})
+    ParameterValue, PlainValidator(as_validator(_read_parameter)), _either({"type": "number"}, {"type": "boolean"})
 ]
 SortedParameters: TypeAlias = Annotated[Parameters, WrittenAs(dict[str, _Parameter], _sort_parameters)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +20,18 @@ from hybridizer.recipe.models import AUTO, DEFAULT_CANDIDATES, Recipe
 from hybridizer.recipe.overrides import apply
 from hybridizer.recipe.sections import fill_in
 from hybridizer.recipe.tree import Finding, Tree, clip, locate, show
+from hybridizer.recipe.trial import (
+    ITEM_METRICS,
+    RATE_KEY,
+    RECALL_METRICS,
+    SHARED,
+    TEXT_METRICS,
+    Arm,
+    as_override,
+    choose_primary,
+    fixed_parts,
+    rates_of,
+)
 from hybridizer.recipe.yaml import read_yaml
 
 MAX_FILE_BYTES = 1_000_000
@@ -65,7 +78,72 @@ def _checked(tree: Tree, path: Path) -> Recipe:
         raise RecipeError(*sorted(problems, key=_line))
     layout = fill_in(recipe.layout, host=recipe.layout.host or recipe.donors[0].name)
     named = fill_in(recipe, name=recipe.name or path.stem, layout=layout, path=path, places=tree.places)
+    if trial_problems := list(_trial_problems(named)):
+        raise RecipeError(*trial_problems)
     return fill_in(named, warnings=tuple(warn_of_pairs(named)))
+
+
+def _trial_problems(recipe: Recipe) -> Iterator[Problem]:
+    """What is wrong with the trial of a recipe that is right otherwise."""
+    if recipe.trial is None:
+        return
+    outcomes = trial_outcomes(recipe)
+    names = [name for name, _ in outcomes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        what = f"'{clip(twice[0])}' is the name of two texts or tasks that the trial measures."
+        yield Problem(recipe.locate(("trial",)), what, "Give each a name of its own.")
+    try:
+        choose_primary(recipe.trial.primary, outcomes)
+    except RecipeError as error:
+        yield from (replace(found, where=recipe.locate(("trial", "primary"))) for found in error.problems)
+    if recipe.train is not None and recipe.train.max_minutes is not None:
+        what = "`max_minutes` ends a training by the clock, and the arms of a trial have the same number of tokens."
+        yield Problem(recipe.locate(("train", "max_minutes")), what, "Delete it, or give `max_steps`.")
+    for arm in recipe.trial.arms or ():
+        yield from _arm_problems(arm, recipe)
+
+
+def trial_outcomes(recipe: Recipe) -> list[tuple[str, tuple[str, ...]]]:
+    """What a trial of `recipe` measures: the names of texts and tasks with their metrics, in-domain text first."""
+    train, trial = recipe.train, recipe.trial
+    assert train is not None and trial is not None, "checked when the recipe was loaded"
+    texts = [entry.name for entry in train.data]
+    texts += [text.name for text in recipe.evaluate.bits_per_byte] if recipe.evaluate else []
+    found: list[tuple[str, tuple[str, ...]]] = [(name, TEXT_METRICS) for name in texts]
+    found += [(entry.name, ITEM_METRICS) for entry in trial.evaluate.items]
+    return [*found, *((f"recall-{count}", RECALL_METRICS) for count in trial.evaluate.recall)]
+
+
+def _arm_problems(arm: Arm, recipe: Recipe) -> Iterator[Problem]:
+    """What is wrong with an arm of a recipe that is right itself: every problem at the arm's own line."""
+    place = recipe.locate(("trial", "arms", arm.name))
+    for key, _ in arm.overrides:
+        if shared := next((name for name in SHARED if key == name or key.startswith(f"{name}.")), None):
+            what = f"arm '{arm.name}' sets `{key}`, and all arms of a trial share `{shared}`."
+            yield Problem(place, what, "Set it in the recipe itself.")
+    try:
+        for overrides in arm_settings(recipe, arm):
+            tree = Tree(values=_plain_without_trial(recipe), places={(): place})
+            _apply_all(tree, overrides)
+            _checked(tree, recipe.path)
+    except RecipeError as error:
+        for found in error.problems:
+            at = f"{found.where.removeprefix('--set ')}: " if found.where else ""
+            yield Problem(place, f"arm '{arm.name}': {at}{found.what}", found.fix)
+
+
+def arm_settings(recipe: Recipe, arm: Arm) -> list[tuple[str, ...]]:
+    """The overrides that make `arm` of `recipe`, as `--set` takes them: once for each of its learning rates."""
+    trial, train = recipe.trial, recipe.train
+    assert trial is not None and train is not None, "checked when the recipe was loaded"
+    parts = {"embedding": train.embedding, "final_norm": train.final_norm, "head": train.head}
+    own = [as_override(key, value) for key, value in arm.overrides if key != RATE_KEY]
+    own += [as_override(key, value) for key, value in fixed_parts(trial, arm, parts).items()]
+    return [(*own, as_override(RATE_KEY, rate)) for rate in rates_of(trial, arm, train.lr)]
+
+
+def _plain_without_trial(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in recipe.resolved().items() if key != "trial"}
 
 
 def _lines_of_file(path: Path) -> Callable[[int], str]:

@@ -47,6 +47,7 @@ from hybridizer.recipe.fields import (
 from hybridizer.recipe.sections import fill_in, plain
 from hybridizer.recipe.train import HUB_KEYS, DataEntry, Lora, Train
 from hybridizer.recipe.tree import KeyPath, locate
+from hybridizer.recipe.trial import Trial
 
 __all__ = [
     "AUTO",
@@ -73,6 +74,7 @@ __all__ = [
     "Trace",
     "Tracker",
     "Train",
+    "Trial",
     "plain",
 ]
 
@@ -350,6 +352,7 @@ class Recipe:
     trace: Trace | None = Field(default=None, description="how donors are traced")
     train: Train | None = Field(default=None, description="continued pre-training of what is not frozen")
     evaluate: Evaluate | None = Field(default=None, description="what is measured before and after training")
+    trial: Trial | None = Field(default=None, description="arms that are trained and compared by `hybridize trial`")
     path: Annotated[Path, NotAKey()] = dataclasses.field(default=Path(), compare=False)
     places: Annotated[Mapping[KeyPath, str], NotAKey()] = dataclasses.field(
         default_factory=dict, compare=False, repr=False

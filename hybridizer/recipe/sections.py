@@ -107,9 +107,21 @@ def _plain_value(key: str, value: Any) -> Any:
         return format_layers(value)
     if key == "parameters":
         return dict(value)
-    if key == "donors":
-        return {entry.name: plain(entry) for entry in value}
+    if key in ("arms", "donors"):
+        return _named(value)
     return [_plain_value("", item) for item in value]
+
+
+def _named(entries: tuple[Any, ...]) -> dict[str, Any]:
+    """Entries that a recipe writes under their names: sections, or arms with their overrides."""
+    return {
+        entry.name: plain(entry) if is_dataclass(entry) else {path: _as_lists(given) for path, given in entry.overrides}
+        for entry in entries
+    }
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:

@@ -148,6 +148,23 @@ def show_evaluation(record: Mapping[str, Any], gate: Sequence[str]) -> None:
         echo(line)
 
 
+def show_trial_plan(plan: Mapping[str, Any]) -> None:
+    """The arms of a trial with their cost, and what it could tell."""
+    from hybridizer.report.trial_plan_tables import trial_plan_table
+
+    draw(trial_plan_table(plan))
+
+
+def show_trial(record: Any, times: Any) -> None:
+    """The arms of a finished trial, every pair, and what was measured of time and memory."""
+    for arm in record.arms:
+        echo(f"{arm.name}: {arm.lr:g} {[(f.what, f.metric, f.value, f.ci) for f in arm.figures]}")
+
+
+def plot_trial(record: Any, path: Path) -> None:
+    """Draw a finished trial into `path`."""
+
+
 def show_build(built: Any) -> None:
     """A finished run: where its layers come from, what was verified, what training did."""
     from hybridizer.report.plan_tables import origins_table, proofs_table

@@ -42,7 +42,7 @@ layout:
             "output:\n  dtype: keep",
             "frozen:\n  lr: 1",
             "recipe.yaml:9: the recipe has no key `frozen`.\n"
-            "  Known here: donors, evaluate, layout, name, output, seed, trace, train.",
+            "  Known here: donors, evaluate, layout, name, output, seed, trace, train, trial.",
         ),
         ("host: instruct", "host: instuct", "recipe.yaml:5: `host` names 'instuct', which is not a donor here.\n"
          "  Did you mean 'instruct'?"),

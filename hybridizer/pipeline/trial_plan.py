@@ -1,0 +1,114 @@
+"""What a trial will cost and what it could tell, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridizer.core.progress import Monitor
+from hybridizer.pipeline.faults import reporting_os_errors
+from hybridizer.pipeline.plan import estimate_time
+from hybridizer.pipeline.trial_sets import TrialSets, open_trial_sets
+from hybridizer.pipeline.trial_setup import TrialArmSetup, TrialSetup, set_up_trial
+from hybridizer.recipe.load import RecipeSource
+
+
+@dataclass(frozen=True)
+class ArmForecast:
+    """One arm: its trainings, with learning rates to choose from, and the cost of all of them together.
+
+    `peak_bytes` is of one training; `seconds` is None unless it was measured, and is without evaluation.
+    """
+
+    name: str
+    rates: tuple[float, ...]
+    runs: int
+    trained_parameters: int
+    frozen_parts: tuple[str, ...]
+    tokens: int
+    flop: float
+    peak_bytes: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class TrialForecast:
+    """All arms, and the smallest difference in the primary outcome that the trial is likely to tell.
+
+    `detectable` is found with probability `power` in a trial whose runs vary as assumed; None where nothing is
+    assumed for the metric, and for fewer than two seeds or groups. `num_groups` are those of the primary outcome.
+    """
+
+    name: str
+    primary: tuple[str, str]
+    seeds: tuple[int, ...]
+    arms: tuple[ArmForecast, ...]
+    num_groups: int
+    detectable: float | None
+    power: float | None
+    assumed: str | None
+    device: str
+
+    @property
+    def sentence(self) -> str:
+        """The trial in one line."""
+        runs, tokens = sum(arm.runs for arm in self.arms), sum(arm.tokens for arm in self.arms)
+        what = f"trial: {len(self.arms)} arms, {len(self.seeds)} seeds, {runs} trainings, {tokens:,} tokens"
+        if self.detectable is None:
+            return what
+        primary = f"{self.primary[1]} of {self.primary[0]}"
+        return f"{what}; differences from {self.detectable:.4f} in {primary} are likely to be told, as assumed"
+
+
+@reporting_os_errors()
+def plan_trial(
+    source: RecipeSource, overrides: tuple[str, ...], runs: Path | None, monitor: Monitor, device: str, *, probe: bool
+) -> TrialForecast:
+    """The forecast of a recipe's trial. Texts are tokenised, since the documents held out decide what can be told."""
+    setup = set_up_trial(source, overrides, runs, monitor)
+    return forecast(setup, open_trial_sets(setup, monitor), monitor, device, probe=probe)
+
+
+def forecast(
+    setup: TrialSetup, sets: TrialSets, monitor: Monitor, device: str = "cpu", *, probe: bool = False
+) -> TrialForecast:
+    """What the trial will cost on a device of that kind; with `probe`, a few steps of each arm are timed here."""
+    from hybridizer.evaluate.power import detectable_before
+
+    num_pairs = len(setup.arms) * (len(setup.arms) - 1) // 2
+    num_groups = sets.num_groups(setup.primary[0])
+    found = detectable_before(setup.primary[1], len(setup.trial.seeds), num_groups, num_pairs)
+    assumed = None
+    if found is not None:
+        spread = found.spread
+        assumed = f"standard deviations of {spread.by_seed:g} over seeds and {spread.by_group:g} over items"
+    return TrialForecast(
+        name=setup.recipe.name,
+        primary=setup.primary,
+        seeds=setup.trial.seeds,
+        arms=tuple(_arm(setup, arm, monitor, device, probe) for arm in setup.arms),
+        num_groups=num_groups,
+        detectable=found.difference if found else None,
+        power=found.power if found else None,
+        assumed=assumed,
+        device=device,
+    )
+
+
+def _arm(setup: TrialSetup, arm: TrialArmSetup, monitor: Monitor, device: str, probe: bool) -> ArmForecast:
+    planned = setup.planned(arm, next(iter(arm.rates)), setup.trial.seeds[0], monitor)
+    cost, runs = setup.cost(arm, monitor, device), setup.num_runs(arm)
+    tokens = runs * setup.steps * setup.train.seq_len * setup.train.global_batch_size
+    timing = estimate_time(planned, device) if probe else None
+    assert planned.plan.train is not None, "a trial trains"
+    return ArmForecast(
+        name=arm.name,
+        rates=tuple(arm.rates),
+        runs=runs,
+        trained_parameters=cost.trained_parameters,
+        frozen_parts=planned.plan.train.frozen_parts,
+        tokens=tokens,
+        flop=tokens * cost.total_token_flops,
+        peak_bytes=cost.peak_bytes,
+        seconds=None if timing is None else runs * timing.run_seconds,
+    )

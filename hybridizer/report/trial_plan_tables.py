@@ -1,0 +1,54 @@
+"""The forecast of a trial in a terminal: what its arms train and cost, and the smallest difference it can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+
+from hybridizer.report.cost_tables import duration, readable
+from hybridizer.report.tables import TextTable, under
+
+PARTS = ("embedding", "final norm", "head")
+
+
+def trial_plan_table(plan: Mapping[str, Any]) -> Group:
+    """One row for each arm and one for all, from the plain values of a TrialForecast."""
+    arms = plan["arms"]
+    timed = all(arm["seconds"] is not None for arm in arms)
+    table = TextTable()
+    table.add_column("arm")
+    for name in ("learning rates", "trainings", "trained", "beside layers", "tokens", "FLOP", "peak memory"):
+        table.add_column(name, justify="right")
+    if timed:
+        table.add_column("time", justify="right")
+    for arm in arms:
+        table.add_row(*_cells(arm), *([duration(arm["seconds"])] if timed else []))
+    totals = {key: sum(arm[key] for arm in arms) for key in ("runs", "tokens", "flop")}
+    peak = readable(max(arm["peak_bytes"] for arm in arms), "B")
+    row = ["all", "", str(totals["runs"]), "", "", readable(totals["tokens"]), readable(totals["flop"], "FLOP"), peak]
+    table.add_row(*row, *([duration(sum(arm["seconds"] for arm in arms))] if timed else []), style="bold")
+    about = f"{plan['name']}: a trial of {len(arms)} arms with seeds {', '.join(map(str, plan['seeds']))}"
+    return under([about], table, _notes(plan, timed))
+
+
+def _cells(arm: Mapping[str, Any]) -> list[str]:
+    rates = ", ".join(f"{rate:g}" for rate in arm["rates"])
+    trained_parts = ", ".join(part for part in PARTS if part not in arm["frozen_parts"]) or "-"
+    cost = (readable(arm["tokens"]), readable(arm["flop"], "FLOP"), readable(arm["peak_bytes"], "B"))
+    return [arm["name"], rates, str(arm["runs"]), readable(arm["trained_parameters"]), trained_parts, *cost]
+
+
+def _notes(plan: Mapping[str, Any], timed: bool) -> list[str]:
+    what, metric = plan["primary"]
+    primary = f"primary outcome: {metric} of {what}, {plan['num_groups']} groups of items"
+    if plan["detectable"] is None:
+        told = "The smallest difference that it could tell is not known: this outcome's spread is not assumed."
+    else:
+        told = (
+            f"smallest difference between two arms that it tells with probability {plan['power']:g}: "
+            f"{plan['detectable']:.4f}, with {plan['assumed']}, which is assumed"
+        )
+    time = "The time is that of the trainings; evaluation is added." if timed else "`--probe` measures the time."
+    return [primary, told, time]

@@ -1,0 +1,256 @@
+"""A trial end to end on tiny checkpoints: what arms share, what is chosen, what stays on disk, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hybridizer.checkpoint.publish import lock
+from hybridizer.core.errors import InputError, OutputError, RecipeError
+from hybridizer.core.progress import SilentMonitor
+from hybridizer.evaluate.trial_record import read_times, read_trial
+from hybridizer.pipeline.trial import run_trial
+from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+
+ROOT = Path(__file__).parents[2]
+ARMS = {"deep": {"train.freeze": "deep"}, "full": {"train": {"freeze": "none"}}, "full+table": {"train.freeze": "none"}}
+TRIAL = {"arms": ARMS, "seeds": [0, 1], "lr": [1e-3, 2e-3], "evaluate": {"recall": [4]}}
+TRAIN = {
+    "data": [{"path": "text.jsonl"}], "tokens": 1500, "seq_len": 64, "lr": 1e-3, "heldout_ratio": 0.3,
+    "precision": "float32", "checkpoint_minutes": 0,
+}  # fmt: skip
+
+
+def make_bench(folder: Path, **trial: object) -> Path:
+    """A tiny donor, a text to train on, another one, and the recipe of a trial."""
+    make_donor(folder / "a", seed=1)
+    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(120)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    news = [f"news {i}: " + "dogs run far " * (i % 5 + 1) for i in range(20)]
+    (folder / "news.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in news))
+    return write_recipe(
+        folder / "t.yaml",
+        donors={"a": "a"},
+        layout={"deep": "a", "shallow": "a", "boundary": 0.5},
+        train=TRAIN,
+        evaluate={"bits_per_byte": [{"name": "news", "path": "news.jsonl"}], "max_tokens": 500, "context": 64},
+        trial=TRIAL | trial,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished trial of three arms: its working folder and the record that was printed."""
+    folder = tmp_path_factory.mktemp("trial")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYBRIDIZER_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        patch.setattr("hybridizer.train.timing.measure_peak", lambda device, dtype: 1e9)  # half a second for each run
+        make_bench(folder)
+        yield folder, hybridize_json("trial", "t.yaml")
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """A working folder with a recipe that nothing was run of."""
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hybridizer.train.timing.measure_peak", lambda device, dtype: 1e9)
+    make_bench(tmp_path)
+    return tmp_path
+
+
+def losses(folder, arm, lr, seed):
+    lines = (folder / f"runs/t/arms/{arm}/lr-{lr!r}/seed-{seed}/training/log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_arm_has_every_outcome_with_the_mean_of_its_seeds_and_every_pair_is_compared(finished):
+    folder, record = finished
+    assert record == read_trial(folder / "runs/t/trial.json", "").to_json()
+    outcomes = [(o["what"], o["metric"], o["role"]) for o in record["outcomes"]]
+    assert outcomes == [
+        ("text.jsonl", "bits_per_byte", "in-domain"), ("news", "bits_per_byte", "retention"),
+        ("recall-4", "accuracy", "recall"),
+    ]  # fmt: skip
+    for arm in record["arms"]:
+        assert [(f["what"], f["metric"]) for f in arm["figures"]] == [(what, metric) for what, metric, _ in outcomes]
+        for figure in arm["figures"]:
+            assert figure["value"] == pytest.approx(sum(figure["seed_values"]) / 2)
+        assert arm["figures"][0]["value"] < arm["figures"][0]["before"]  # it learned
+    pairs = {(pair["a"], pair["b"]) for pair in record["pairs"]}
+    assert pairs == {("deep", "full"), ("deep", "full+table"), ("full", "full+table")}
+    assert len(record["pairs"]) == 3 * 3 and record["primary"] == {"what": "text.jsonl", "metric": "bits_per_byte"}
+
+
+def test_the_learning_rate_of_each_arm_is_the_one_that_the_selection_half_prefers_and_all_are_shown(finished):
+    _, record = finished
+    for arm in record["arms"]:
+        best = min(arm["rates"], key=lambda rate: rate["bits_per_byte"])
+        assert [rate["lr"] for rate in arm["rates"]] == [1e-3, 2e-3]
+        assert [rate["lr"] for rate in arm["rates"] if rate["is_chosen"]] == [best["lr"]] == [arm["lr"]]
+
+
+def test_table_norm_and_head_have_one_fate_except_in_the_arm_that_adds_the_table(finished):
+    _, record = finished
+    parts = {arm["name"]: arm["frozen_parts"] for arm in record["arms"]}
+    assert parts == {
+        "deep": ["embedding", "final norm", "head"], "full": ["embedding", "final norm", "head"],
+        "full+table": ["final norm"],
+    }  # fmt: skip
+    trained = {arm["name"]: arm["cost"]["trained_parameters"] for arm in record["arms"]}
+    assert trained["deep"] < trained["full"] < trained["full+table"]
+
+
+def test_arms_see_the_same_rows_with_the_same_seed_and_others_with_another(finished):
+    folder, record = finished
+    first = {
+        (arm["name"], seed): losses(folder, arm["name"], arm["lr"], seed)[0]
+        for arm in record["arms"]
+        for seed in (0, 1)
+    }
+    for seed in (0, 1):
+        assert first["deep", seed] == first["full", seed] == first["full+table", seed]
+    assert first["deep", 0] != first["deep", 1]
+    assert len({(arm["cost"]["steps"], arm["cost"]["tokens"]) for arm in record["arms"]}) == 1
+
+
+def test_records_stay_and_weights_go(finished):
+    folder, _ = finished
+    assert list((folder / "runs").rglob("*.safetensors")) == []
+    assert not (folder / "runs/t/spliced").exists() and list((folder / "runs").rglob(".*.partial")) == []
+    run = folder / "runs/t/arms/deep/lr-0.001/seed-0"
+    assert {"plan.json", "manifest.json", "selection.json"} <= {path.name for path in run.iterdir()}
+    times = read_times(folder / "runs/t/trial_times.json", "")
+    assert len(times.runs) == 3 * 3 and all(run.seconds > 0 and run.peak_bytes > 0 for run in times.runs)
+
+
+def test_a_finished_trial_is_gathered_again_with_the_same_bytes_and_trains_nothing(finished, monkeypatch):
+    folder, _ = finished
+    before = (folder / "runs/t/trial.json").read_bytes()
+    monkeypatch.setattr("hybridizer.pipeline.trial_arm.build", None)  # nothing is built
+    hybridize("trial", "t.yaml")
+    hybridize("trial", "t.yaml", "--gather")
+    assert (folder / "runs/t/trial.json").read_bytes() == before
+
+
+def test_the_plan_of_a_trial_shows_its_runs_and_what_it_could_tell(finished):
+    trial = hybridize_json("plan", "t.yaml", "--runs", "elsewhere")["trial"]
+    assert [(arm["name"], arm["runs"]) for arm in trial["arms"]] == [("deep", 3), ("full", 3), ("full+table", 3)]
+    assert trial["detectable"] > 0 and trial["num_groups"] > 5
+    shown = hybridize("plan", "t.yaml", "--runs", "elsewhere").stdout
+    assert "smallest difference" in shown and "hybridize trial t.yaml" in shown
+
+
+def test_without_arms_there_are_five_of_which_the_last_trains_what_the_depth_allows(bench):
+    make_donor(bench / "six", seed=3, num_hidden_layers=6)
+    hybridize("plan", "t.yaml", "--set", "donors.a.source=six", "--runs", "x", "--set", "trial={seeds: [0, 1]}")
+    arms = hybridize_json("plan", "t.yaml", "--set", "donors.a.source=six", "--set", "trial={seeds: [0, 1]}")["trial"][
+        "arms"
+    ]
+    assert [arm["name"] for arm in arms] == ["deep", "shallow", "full", "lora", "last-4"]
+    assert arms[2]["trained_parameters"] * 4 == arms[4]["trained_parameters"] * 6
+
+
+def start(folder):
+    environment = {
+        **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
+        "HYBRIDIZER_CACHE": str(folder / "cache"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "hybridizer", "trial", "t.yaml"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
+    )
+
+
+def test_a_trial_that_is_killed_and_finished_arm_by_arm_has_the_bytes_of_one_that_was_not(finished, bench):
+    seed, wanted, kills = random.randrange(2**32), int(os.environ.get("HYBRIDIZER_KILLS", "2")), 0
+    dice = random.Random(seed)
+    while kills < wanted:
+        with start(bench) as process:
+            for _ in range(dice.randrange(4, 30)):  # lines of progress
+                process.stderr.readline()
+            time.sleep(dice.random() * 0.3)  # anywhere inside a step, a checkpoint or a score
+            process.kill()
+        if process.returncode != -9:
+            break
+        kills += 1
+    assert kills, f"never killed before it was over (seed {seed})"
+    for arm in ARMS:
+        hybridize("trial", "t.yaml", "--arm", arm)
+    hybridize("trial", "t.yaml", "--gather")
+    straight, killed = finished[0] / "runs/t/trial.json", bench / "runs/t/trial.json"
+    assert killed.read_bytes() == straight.read_bytes(), f"seed {seed}"
+    assert list((bench / "runs").rglob("*.safetensors")) == []
+
+
+def run(bench, *overrides, **options):
+    return run_trial(bench / "t.yaml", overrides, bench / "runs", SilentMonitor(), **options)
+
+
+def test_an_arm_that_is_not_there_is_refused_with_a_hint(bench):
+    with pytest.raises(InputError, match=r"this trial has no arm 'depe'\.\n  Did you mean 'deep'\?"):
+        run(bench, arm="depe")
+
+
+def test_gathering_names_every_run_that_is_missing(bench):
+    with pytest.raises(
+        InputError, match=r"6 runs are not finished: arm 'deep', lr 0\.001, seed 0; arm 'deep', lr 0\.002"
+    ):
+        run(bench, gather=True)
+
+
+def test_one_arm_cannot_be_run_and_gathered_at_once(bench):
+    hybridize("trial", "t.yaml", "--arm", "deep", "--gather", code=2)
+
+
+def test_arms_that_are_the_same_training_are_refused(bench):
+    with pytest.raises(RecipeError, match=r"arms 'full' and 'twin' are the same training"):
+        run(bench, "trial.arms.twin={train.freeze: none}")
+
+
+def test_a_trial_of_one_arm_and_a_recipe_without_a_trial_are_refused(bench):
+    with pytest.raises(RecipeError, match="a trial of a single arm compares nothing"):
+        run(bench, "trial.arms={deep: {train.freeze: deep}}")
+    values = yaml.safe_load((bench / "t.yaml").read_text())
+    del values["trial"]
+    write_recipe(bench / "t.yaml", **values)
+    with pytest.raises(RecipeError, match="this recipe has no `trial` section"):
+        run(bench)
+
+
+def test_an_arm_that_another_process_runs_is_refused(bench):
+    folder = bench / "runs/t/arms/deep"
+    folder.mkdir(parents=True)
+    with lock(folder), pytest.raises(OutputError, match="another run is writing this folder now"):
+        run(bench, arm="deep")
+
+
+def test_a_half_without_documents_is_refused_before_anything_trains(bench):
+    with pytest.raises(InputError, match="none of its documents is in the half of the held-out ones that"):
+        run(bench, "train.heldout_ratio=0.001")
+    assert not (bench / "runs/t/arms").exists()
+
+
+def test_a_run_of_an_earlier_recipe_is_trained_again(bench):
+    one = ("trial.arms={deep: {train.freeze: deep}, full: {train.freeze: none}}", "trial.seeds=[0]", "trial.lr=[1e-3]")
+    first = run(bench, *one).record
+    second = run(bench, *one, "train.tokens=1000").record
+    assert second.arms[0].cost.tokens < first.arms[0].cost.tokens and second.hash != first.hash
+
+
+def test_models_are_kept_where_the_recipe_says_so(bench):
+    run(bench, "trial.arms={deep: {train.freeze: deep}, full: {train.freeze: none}}", "trial.seeds=[0]",
+        "trial.lr=[1e-3]", "trial.keep=all")  # fmt: skip
+    hybridize("verify", "runs/t/arms/deep/lr-0.001/seed-0")
