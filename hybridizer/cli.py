@@ -446,7 +446,8 @@ def plan(
     if planned.resolved.recipe.trial is not None:
         from hybridizer.pipeline.trial_plan import plan_trial
 
-        trial = plan_trial(recipe, overrides, runs, _monitor(), device, probe=probe)
+        monitor = _monitor()
+        trial = plan_trial(recipe, overrides, runs, monitor, device, probe=probe, from_configs=from_configs)
     amounts = to_jsonable(compute_amounts(planned, cost))
     if as_json:
         extra: dict[str, Any] = {"cost": cost.to_json() if cost else None, "expected": expected}
@@ -454,11 +455,13 @@ def plan(
         print_json({**made.to_json(), "amounts": amounts, **(extra if cost else {})})
         return
     show_plan(made, amounts, cost, expected, every_layer)
-    if from_configs:
-        return
-    echo(f"wrote {run.plan}")
+    if not from_configs:
+        echo(f"wrote {run.plan}")
     if trial is not None:
         show_trial_plan(to_jsonable(trial))
+    if from_configs:
+        return
+    if trial is not None:
         echo(_next("trial", recipe, overrides=overrides))
         return
     echo(_next("build", run.plan))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import DonorError, InputError, Problem
@@ -71,6 +72,9 @@ class Planned:
     donors: Mapping[str, Donor]
 
 
+Planner: TypeAlias = Callable[[RecipeSource, tuple[str, ...], Monitor], Planned]
+
+
 @reporting_os_errors()
 def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors if required."""
@@ -94,7 +98,7 @@ def plan_from_configs(path: RecipeSource, overrides: tuple[str, ...], monitor: M
     assumed = assume_layout(assume_host(recipe), {name: donor.structure.num_layers for name, donor in donors.items()})
     described = [name for name, donor in donors.items() if donor.from_config]
     warnings = [f"'{name}' is planned from its config.json: its weights were not read" for name in described]
-    if way_of(recipe) != "written":
+    if recipe.layout.needs_trace or recipe.layout.candidates is not None:
         warnings.append("the layout is assumed: choosing donors or the boundary takes traces, which need weights")
     evidence = Evidence(warnings=(*warnings, "this plan shows sizes and cost; it cannot be built"))
     assumed = freeze_originals(assumed, donors)
