@@ -110,6 +110,8 @@ def _prepare(planned: Planned, run: RunFolder, monitor: Monitor, *, built: bool,
     """Do what one process does before training: check texts, splice the model that trains, write the records."""
     if built:
         monitor.note(f"model: unchanged, {run.model} was built from this plan")
+    if planned.plan.train is not None and (load or not built):
+        _generate(planned, monitor)
     if planned.plan.train is not None and not built:
         _check_before_splice(planned, run, monitor)
     if planned.plan.train is not None and (load or not built):
@@ -146,6 +148,12 @@ def _draw_loss_curve(run: RunFolder) -> None:
 
     if lines := read_log(run.training):
         write_figure(draw_training(lines, run.path.name), run.loss_curve)
+
+
+def _generate(planned: Planned, monitor: Monitor) -> None:
+    from hybridizer.pipeline.texts import generate_texts  # loads numpy, too
+
+    generate_texts(planned, monitor)
 
 
 def _read_plan(path: Path, overrides: tuple[str, ...]) -> StoredPlan:

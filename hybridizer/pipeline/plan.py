@@ -18,6 +18,7 @@ from hybridizer.pipeline.scan import scan_planned
 from hybridizer.pipeline.scan_layers import assume_host
 from hybridizer.pipeline.ways import WAYS, way_of
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
+from hybridizer.plan.generated import place_generated
 from hybridizer.plan.identity import freeze_originals
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
@@ -80,7 +81,8 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors if required."""
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
-    resolved = WAYS[way_of(recipe)](freeze_originals(pin_datasets(recipe), donors), donors, monitor)
+    pinned = place_generated(pin_datasets(recipe), donors)
+    resolved = WAYS[way_of(recipe)](freeze_originals(pinned, donors), donors, monitor)
     plan = _plan(resolved.recipe, donors, resolved.evidence, pin=True)
     scan_planned(plan, donors)
     return Planned(resolved, plan, donors)
@@ -91,7 +93,7 @@ def plan_from_configs(path: RecipeSource, overrides: tuple[str, ...], monitor: M
     """Plan a recipe whose donors may have no weights here: layers, parameters and cost, from each config.json.
 
     Only config and tokenizer files of hub donors are fetched, and no text is looked at beyond its existence. Choices
-    that need weights are assumed, as `check` does. The plan says so in its warnings; it cannot be built.
+    that need weights are assumed, as `check` does. The plan has warnings about both; it cannot be built.
     """
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=False, from_config=True))
@@ -137,7 +139,7 @@ def open_plan(stored: StoredPlan, monitor: Monitor) -> Planned:
         problems.append(Problem(where, what, fix))
     if problems:
         raise DonorError(*problems)
-    return Planned(ResolvedLayout(stored.recipe, plan.evidence), plan, donors)
+    return Planned(ResolvedLayout(place_generated(stored.recipe, donors), plan.evidence), plan, donors)
 
 
 def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, *, pin: bool) -> Plan:

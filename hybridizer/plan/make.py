@@ -99,7 +99,8 @@ def _check_donors_fit(
     problems, warnings = find_incompatibilities(host, guests, donors, where, convert=target is not None)
     if problems:
         raise PlanError(*problems)
-    idle = [name for name in donors if not used[name] and name != host.name]
+    writers = {entry.generate.from_ for entry in recipe.train.data if entry.generate} if recipe.train else set()
+    idle = [name for name in donors if not used[name] and name not in (host.name, *writers)]
     return [*warnings, *(f"donor '{name}' gives no layer to the output" for name in idle)]
 
 

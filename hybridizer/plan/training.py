@@ -15,6 +15,7 @@ from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
 from hybridizer.families.structure import Structure
 from hybridizer.plan.freeze import choose_frozen, with_adapters
+from hybridizer.plan.generated import describe_generation
 from hybridizer.plan.plan import DataPin, Plan, TrainPlan
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.models import HUB_KEYS, DataEntry, Recipe, Train, plain
@@ -182,6 +183,9 @@ def _collecting(problems: list[Problem], where: str) -> Iterator[None]:
 
 def _pin_entry(recipe: Recipe, entry: DataEntry, pin: bool) -> DataPin:
     common = {"weight": entry.weight, "field": entry.field, "max_document_bytes": entry.max_document_bytes}
+    if entry.generate is not None:  # by what it is made from: it is written when the model is built
+        made = describe_generation(entry.generate, recipe.folder)
+        return DataPin({**common, "generate": made, "content": entry.generate.identity})
     if entry.path is None:
         assert entry.hub is not None, "checked when the recipe was loaded"
         hub = {key: getattr(entry, key) for key in HUB_KEYS if key != "revision"}

@@ -12,6 +12,7 @@ from hybridizer.core.errors import DidYouMean, RecipeError
 from hybridizer.recipe.fields import read_name
 from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges, warn_of_pair
 from hybridizer.recipe.models import AUTO, HUB_KEYS, ORIGINALS, Recipe
+from hybridizer.recipe.train import FILE_KEYS
 from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of, show
 
 _DIAL = ("deep", "shallow", "boundary")
@@ -31,6 +32,7 @@ def check(tree: Tree, default_name: str) -> Iterator[Finding]:
             yield from _check_slice(path, piece)
         yield from _check_total(pieces)
     yield from _check_training(tree.values)
+    yield from _check_writers(_section(tree.values, "train"), donors)
 
 
 def warn_of_pairs(recipe: Recipe) -> list[str]:
@@ -199,10 +201,29 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _check_text_names(_section(values, "evaluate").get("bits_per_byte"))
 
 
+def _check_writers(train: Mapping[str, Any], donors: Mapping[str, Any]) -> Iterator[Finding]:
+    data = train.get("data")
+    for index, entry in enumerate(data if isinstance(data, list) else []):
+        name = _section(entry, "generate").get("from") if isinstance(entry, dict) else None
+        if isinstance(name, str) and name and donors and name not in donors:
+            path = ("train", "data", index, "generate", "from")
+            what = f"{name_of(path)} names '{clip(name)}', which is not a donor here."
+            yield Finding(path, what, DidYouMean(name, donors))
+
+
 def _check_source(path: KeyPath, entry: Mapping[str, Any]) -> Iterator[Finding]:
-    if ("path" in entry) == ("hub" in entry):
-        found = "both `path` and `hub`" if "path" in entry else "neither `path` nor `hub`"
-        yield Finding(path, f"{name_of(path)} has {found}.", "Give one of the two: where the text comes from.")
+    given = [f"`{key}`" for key in ("path", "hub", "generate") if key in entry]
+    if not given:
+        found, fix = "neither `path` nor `hub`", "Give one of the two: where the text comes from."
+        yield Finding(path, f"{name_of(path)} has {found}.", fix)
+    elif len(given) > 1:
+        found, fix = " and ".join(given), "Give one of them: where the text comes from."
+        yield Finding(path, f"{name_of(path)} has {'both ' if len(given) == 2 else ''}{found}.", fix)
+    elif "generate" in entry:
+        for key in (*FILE_KEYS, *HUB_KEYS):
+            if key in entry:
+                what = f"{name_of((*path, key))} has no effect on text that a donor writes."
+                yield Finding((*path, key), what, "Delete the line.")
     elif "path" in entry:
         for key in HUB_KEYS:
             if key in entry:
