@@ -37,7 +37,9 @@ class Generate:
     `identity` is the hash of donor, prompts and settings, filled in when a recipe is planned.
     """
 
-    from_: Text = Field(alias="from", description="the donor that writes it; it may give no layers")
+    from_: Text = Field(
+        alias="from", description="the donor that writes it; it may give no layers", examples=["instruct"]
+    )
     prompts: Prompts = Field(
         description="how texts begin: a list, or a file of one per line, or .jsonl with a field `prompt`",
         examples=["prompts.txt"],
