@@ -408,6 +408,12 @@ def _write_out(path: Path, value: Any) -> None:
     type=click.Choice(["cpu", "cuda"]),
     help="Device of the estimated cost; by default this machine's.",
 )
+@click.option(
+    "--configs",
+    "from_configs",
+    is_flag=True,
+    help="Plan from each donor's config.json, without weights; writes no plan.",
+)
 @JSON
 def plan(
     recipe: Path,
@@ -416,6 +422,7 @@ def plan(
     every_layer: bool,
     probe: bool,
     device: str | None,
+    from_configs: bool,
     as_json: bool,
 ) -> None:
     """Plan RECIPE: origin of each layer, cost of training.
@@ -423,22 +430,24 @@ def plan(
     Writes RUNS/<name>/plan.json, which `hybridize build` builds unchanged.
     """
     from hybridizer.pipeline.amounts import compute_amounts
-    from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_recipe
+    from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_from_configs, plan_recipe
     from hybridizer.pipeline.run import RunFolder, write_records
     from hybridizer.report.show import show_plan, show_trial_plan
 
-    planned = plan_recipe(recipe, overrides, _monitor())
+    planned = (plan_from_configs if from_configs else plan_recipe)(recipe, overrides, _monitor())
     made = planned.plan
     run = RunFolder((runs or Path("runs")) / made.name)
     device = device or ("cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu")
     cost = estimate_training_cost(planned, device)
-    write_records(run, planned, cost)
+    if not from_configs:
+        write_records(run, planned, cost)
     expected = estimate_time(planned, device) if probe else None
     trial = None
     if planned.resolved.recipe.trial is not None:
         from hybridizer.pipeline.trial_plan import plan_trial
 
-        trial = plan_trial(recipe, overrides, runs, _monitor(), device, probe=probe)
+        monitor = _monitor()
+        trial = plan_trial(recipe, overrides, runs, monitor, device, probe=probe, from_configs=from_configs)
     amounts = to_jsonable(compute_amounts(planned, cost))
     if as_json:
         extra: dict[str, Any] = {"cost": cost.to_json() if cost else None, "expected": expected}
@@ -446,9 +455,13 @@ def plan(
         print_json({**made.to_json(), "amounts": amounts, **(extra if cost else {})})
         return
     show_plan(made, amounts, cost, expected, every_layer)
-    echo(f"wrote {run.plan}")
+    if not from_configs:
+        echo(f"wrote {run.plan}")
     if trial is not None:
         show_trial_plan(to_jsonable(trial))
+    if from_configs:
+        return
+    if trial is not None:
         echo(_next("trial", recipe, overrides=overrides))
         return
     echo(_next("build", run.plan))

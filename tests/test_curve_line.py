@@ -211,3 +211,25 @@ def test_two_processes_measure_the_curve_of_one(bench):
     assert [(row["step"], row["set"]) for row in two] == [(row["step"], row["set"]) for row in one]
     for mine, theirs in zip(one, two, strict=True):
         assert theirs["bits"] == pytest.approx(mine["bits"], rel=1e-3)  # sums of gradients in another order
+
+
+@pytest.mark.slow
+def test_a_curve_goes_on_from_stage_to_stage(bench):
+    stages = [{"tokens": 640, "freeze": [0]}, {"tokens": 1280, "freeze": [1], "lr": 1e-3}]
+    staged = {key: value for key, value in TRAIN.items() if key != "tokens"} | {"stages": stages}
+    for name, evaluate in (("x", NEWS | {"every": 2, "curve_tokens": 800}), ("plain", NEWS)):
+        write_recipe(
+            Path(f"{name}.yaml"), donors={"a": "a", "b": "b"}, layout=DIAL, train=staged, evaluate=evaluate
+        )  # fmt: skip
+    built = hybridize_json("build", "x.yaml")
+    rows = [row for row in read_curve(Path("runs/x/training")) if row["set"] == "news"]
+    assert [(row["stage"], row["step"]) for row in rows] == [(1, 0), (1, 2), (2, 4), (2, 5)]
+    shown = [(row["stage"], row["step"], row["change"]) for row in built["curve"] if row["set"] == "news"]
+    assert shown == [(row["stage"], row["step"], row["change"]) for row in rows]
+    start, last = (row["bits_per_byte"] for row in (rows[0], rows[-1]))
+    assert rows[-1]["change"] == pytest.approx(last - start, abs=1e-3)
+    assert (rows[-1]["tokens"], rows[-1]["seconds"]) > (rows[1]["tokens"], rows[1]["seconds"])
+    summary = hybridize_json("inspect", "runs/x/model")["training"]["curve"]
+    assert (summary["last_step"], summary["best_step"] in (0, 2, 4, 5)) == (5, True)
+    hybridize("build", "plain.yaml")
+    assert same(weights("x"), weights("plain"))

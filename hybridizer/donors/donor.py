@@ -18,6 +18,7 @@ class Donor:
     `reference` is the user's text; `revision` the commit a hub reference was resolved to; `fingerprint` is
     `sha256:<hex>` over the content of `pinned_files`, None where it was not requested. `tokenizer_files` are the
     tokenizer, template, generation and licence files by name. `allow` is what the recipe permits for this donor.
+    With `from_config` there are no weights: `checkpoint` is what the config describes, to plan with.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Donor:
     fingerprint: str | None = None
     license: str | None = None
     allow: tuple[str, ...] = ()
+    from_config: bool = False
 
     @property
     def main_dtype(self) -> str:

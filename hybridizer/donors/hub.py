@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hybridizer.core.errors import DonorError, Problem
+from hybridizer.donors.files import TOKENIZER_FILE_PATTERNS
 
+SMALL_FILES = ("config.json", "README.md", *TOKENIZER_FILE_PATTERNS)  # all that a plan from configs reads
 WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
 _FIRST = "Run with a network once, or give a local folder (./ in front)."
 _AGAIN = "Run again with a network: complete files are kept."
 
 
 def find_snapshot(
-    repository: str, revision: str | None, where: str, *, download: bool, extra: list[str]
+    repository: str, revision: str | None, where: str, *, download: bool, patterns: Sequence[str]
 ) -> Path | None:
     """The local folder of one snapshot; its name is the commit that `revision` (branch, tag, commit) stands for.
 
     With `download`, files that are missing from the cache are fetched; without a network a complete snapshot in the
     cache is used. Without `download` only the cache is read, and None means that the snapshot is not complete there.
-    `extra` adds file patterns (pickle weights, remote code) to those fetched. Raises DonorError when the snapshot
-    cannot be had.
+    `patterns` are those of the files to fetch: WANTED_FILES and more, or SMALL_FILES. Raises DonorError when the
+    snapshot cannot be had.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -36,7 +39,7 @@ def find_snapshot(
     try:
         return Path(
             snapshot_download(
-                repository, revision=revision, allow_patterns=WANTED_FILES + extra, local_files_only=not download
+                repository, revision=revision, allow_patterns=list(patterns), local_files_only=not download
             )
         )
     except GatedRepoError:

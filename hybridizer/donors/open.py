@@ -15,6 +15,7 @@ from hybridizer.checkpoint.scan import find_nonfinite
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import CheckpointError, DonorError, OutputError, Problem
 from hybridizer.core.progress import Monitor
+from hybridizer.donors.configured import describe_checkpoint, has_weights
 from hybridizer.donors.converted import find_converted
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.files import check_companion, list_companions, read_object, refuse_special_files
@@ -54,15 +55,19 @@ class NotFetched:
 class Access:
     """What opening a donor may do: download and convert (`fetch`), hash all content (`fingerprint`).
 
-    `allow` names what would be refused otherwise: remote_code, pickle, vocabulary.
+    With `from_config`, weights are not fetched, and a donor without any is what its config describes. `allow` names
+    what would be refused otherwise: remote_code, pickle, vocabulary.
     """
 
     fetch: bool
     fingerprint: bool
     allow: tuple[str, ...] = ()
+    from_config: bool = False
 
 
-def open_donors(recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: bool) -> dict[str, Donor | NotFetched]:
+def open_donors(
+    recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: bool, from_config: bool = False
+) -> dict[str, Donor | NotFetched]:
     """Every donor of the recipe by name; NotFetched for one that has to be fetched first (never with `fetch`).
 
     Raises DonorError or CheckpointError with the problems of all donors at once, each at its line of the recipe.
@@ -73,7 +78,7 @@ def open_donors(recipe: Recipe, monitor: Monitor, *, fetch: bool, fingerprint: b
         name, where = entry.name, recipe.locate(("donors", entry.name))
         try:
             reference = parse_reference(entry.source, recipe.folder, where)
-            access = Access(fetch, fingerprint, entry.allow)
+            access = Access(fetch, fingerprint, entry.allow, from_config)
             donor = open_donor(name, reference, access, where, monitor)
             if isinstance(donor, Donor):
                 _check_pin(donor, entry.fingerprint, recipe.locate(("donors", name, "fingerprint")))
@@ -108,7 +113,8 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
         return NotFetched(name, located.depth)
     folder = located.folder
     config, tokenizer_files = _read_small_files(folder, access, where)
-    checkpoint = open_checkpoint(folder)
+    described = access.from_config and not has_weights(folder)
+    checkpoint = describe_checkpoint(folder, config) if described else open_checkpoint(folder)
     refuse_quantised(folder, config, checkpoint.tensors)
     shapes = {tensor: entry.shape for tensor, entry in checkpoint.tensors.items()}
     structure = read_structure(config, shapes, where=f"'{name}' ({folder})")
@@ -123,10 +129,11 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
         checkpoint=checkpoint,
         structure=structure,
         tokenizer_files=tokenizer_files,
-        fingerprint=fingerprint_files(pinned, cache_folder()) if access.fingerprint else None,
+        fingerprint=fingerprint_files(pinned, cache_folder()) if access.fingerprint and not described else None,
         pinned_files=pinned,
         license=_read_license(folder),
         allow=access.allow,
+        from_config=described,
     )
 
 
@@ -159,11 +166,14 @@ def locate(reference: Reference, access: Access, where: str, monitor: Monitor) -
     Raises DonorError when there is nothing at the reference.
     """
     if reference.kind == "hub":
-        from hybridizer.donors.hub import find_snapshot
+        from hybridizer.donors.hub import SMALL_FILES, WANTED_FILES, find_snapshot
 
         assert reference.repository is not None
         extra = [p for a, p in (("pickle", "*.bin"), ("remote_code", "*.py")) if a in access.allow]
-        folder = find_snapshot(reference.repository, reference.revision, where, download=access.fetch, extra=extra)
+        patterns = SMALL_FILES if access.from_config else [*WANTED_FILES, *extra]
+        folder = find_snapshot(
+            reference.repository, reference.revision, where, download=access.fetch, patterns=patterns
+        )
         if folder is None or not (access.fetch or any(folder.glob("*.safetensors"))):
             return DonorFiles(reference, None)
         return _as_checkpoint(DonorFiles(reference, folder, revision=folder.name), access, where, monitor)

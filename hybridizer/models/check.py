@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridizer.core.errors import Problem, VerificationError
+from hybridizer.core.errors import DonorError, Problem, VerificationError
 from hybridizer.models.faults import library_faults
 from hybridizer.models.limits import call_within
 from hybridizer.models.parts import MODEL_FAULTS
@@ -94,6 +94,38 @@ def compute_logits(model: Any, ids: Sequence[int], folder: Path) -> Any:
 
     with reporting_faults(folder, "it does not compute", "Check its config.json."), torch.no_grad():
         return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
+
+
+def input_gaps(model: Any, layers: Sequence[int], ids: Sequence[int], folder: Path) -> dict[int, float]:
+    """For each of `layers`, the largest difference between its input and its output in a pass over `ids`; 0: equal.
+
+    Raises VerificationError, about `folder`, when the layers are not found or the model does not run.
+    """
+    import torch
+
+    from hybridizer.models.parts import find_parts, first_floating
+
+    gaps: dict[int, float] = {}
+
+    def compare(layer: int) -> Any:
+        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            taken, given = first_floating((*args, *kwargs.values())), first_floating(output)
+            assert taken is not None and given is not None, layer
+            gaps[layer] = 0.0 if torch.equal(taken, given) else float((taken - given).abs().max())
+
+        return hook
+
+    try:
+        parts = find_parts(model)
+    except DonorError as error:
+        raise VerificationError(*(Problem(str(folder), p.what, p.fix) for p in error.problems)) from error
+    hooks = [parts.layers[layer].register_forward_hook(compare(layer), with_kwargs=True) for layer in layers]
+    try:
+        compute_logits(model, ids, folder)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return gaps
 
 
 def generate_text(folder: Path, model: Any, prompt: str, num_tokens: int, *, remote_code: bool = False) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridizer.checkpoint.dtypes import SAFETENSORS_NAMES
 from hybridizer.core.errors import DonorError, Problem
 from hybridizer.models.faults import library_faults
 from hybridizer.models.parts import MODEL_FAULTS
@@ -88,6 +89,29 @@ def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module
     with _building("config.json"):
         model: nn.Module = AutoModelForCausalLM.from_config(_read_config(config), dtype=dtype, trust_remote_code=False)
     return model.eval().requires_grad_(False)
+
+
+def checkpoint_shapes(config: Mapping[str, Any], where: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The safetensors dtype and the shape of every tensor that a checkpoint of this config.json has, by name.
+
+    Built on torch's meta device, without memory for a weight; all tensors get the config's dtype, float32 where it has
+    none. Raises DonorError, at `where`, when transformers cannot build the model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _building(where):
+        read = _read_config(config)
+        dtype = read.get_text_config().dtype or read.dtype or torch.float32
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(read, dtype=dtype, trust_remote_code=False)
+        first: dict[int, tuple[str, Tensor]] = {}  # a tied tensor is stored once, under its first name
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            first.setdefault(id(tensor), (name, tensor.detach()))
+        made = as_checkpoint(model, dict(first.values()))
+    return {
+        name: (SAFETENSORS_NAMES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
+        for name, tensor in made.items()
+    }
 
 
 def load_from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> nn.Module:

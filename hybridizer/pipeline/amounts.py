@@ -116,7 +116,8 @@ def source_keys(recipe: Recipe, plan: Plan) -> list[str]:
     assert recipe.train is not None and plan.train is not None, "called for plans that train"
     keys = []
     for entry, pin in zip(recipe.train.data, plan.train.data, strict=True):
-        kinds = [file_kind(path) for path in find_files(entry.path, recipe.folder)] if entry.path else []
+        files = find_files(entry.path, recipe.folder) if entry.path and not entry.generate else ()
+        kinds = [file_kind(path) for path in files]
         settings = {name: value for name, value in pin.settings.items() if name != "weight"}
         keys.append(count_key(plan.tokenizer_files, [settings, pin.files, kinds], recipe.train.heldout_ratio))
     return keys
@@ -129,6 +130,8 @@ def _amount(entry: DataEntry, train: Train, share: float, folder: Path, availabl
 
 
 def _estimate_epochs(entry: DataEntry, train: Train, tokens: int, folder: Path) -> float | None:
+    if entry.generate is not None:  # its tokens are the donor's own, which may differ from the host's
+        return tokens / (entry.generate.tokens * (1 - train.heldout_ratio))
     if entry.path is None:
         return None
     files = find_files(entry.path, folder)

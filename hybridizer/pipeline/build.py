@@ -118,6 +118,8 @@ def _prepare(planned: Planned, run: RunFolder, monitor: Monitor, *, built: bool,
     """Do what one process does before training: check texts, splice the model that trains, write the records."""
     if built:
         monitor.note(f"model: unchanged, {run.model} was built from this plan")
+    if planned.plan.train is not None and (load or not built):
+        _generate(planned, monitor)
     if planned.plan.train is not None and not built:
         _check_before_splice(planned, run, monitor)
     if planned.plan.train is not None and (load or not built):
@@ -160,6 +162,12 @@ def _curve_points(run: RunFolder) -> tuple[Mapping[str, Any], ...]:
     """The rows of the run's held-out curves by step, without what they hold of single documents."""
     rows = sorted(read_curve(run.training), key=lambda row: int(row["step"]))
     return tuple({key: value for key, value in row.items() if key not in ("bits", "num_bytes")} for row in rows)
+
+
+def _generate(planned: Planned, monitor: Monitor) -> None:
+    from hybridizer.pipeline.texts import generate_texts  # loads numpy, too
+
+    generate_texts(planned, monitor)
 
 
 def _read_plan(path: Path, overrides: tuple[str, ...]) -> StoredPlan:

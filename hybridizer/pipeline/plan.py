@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import DonorError, InputError, Problem
@@ -17,6 +18,8 @@ from hybridizer.pipeline.scan import scan_planned
 from hybridizer.pipeline.scan_layers import assume_host
 from hybridizer.pipeline.ways import WAYS, way_of
 from hybridizer.plan.cost import Cost, StepTiming
+from hybridizer.plan.generated import place_generated
+from hybridizer.plan.identity import freeze_originals
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.plan import Evidence, Plan
@@ -58,6 +61,7 @@ def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, d
     if deep:
         scan_donors(ready, monitor)
     assumed = assume_layout(assumed, {name: donor.structure.num_layers for name, donor in ready.items()})
+    assumed = freeze_originals(assumed, ready)
     return Checked(recipe, _plan(assumed, ready, Evidence(), pin=False), ())
 
 
@@ -70,15 +74,38 @@ class Planned:
     donors: Mapping[str, Donor]
 
 
+Planner: TypeAlias = Callable[[RecipeSource, tuple[str, ...], Monitor], Planned]
+
+
 @reporting_os_errors()
 def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors if required."""
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
-    resolved = WAYS[way_of(recipe)](pin_datasets(recipe), donors, monitor)
+    pinned = place_generated(pin_datasets(recipe), donors)
+    resolved = WAYS[way_of(recipe)](freeze_originals(pinned, donors), donors, monitor)
     plan = _plan(resolved.recipe, donors, resolved.evidence, pin=True)
     scan_planned(plan, donors)
     return Planned(resolved, plan, donors)
+
+
+@reporting_os_errors()
+def plan_from_configs(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor) -> Planned:
+    """Plan a recipe whose donors may have no weights here: layers, parameters and cost, from each config.json.
+
+    Only config and tokenizer files of hub donors are fetched, and no text is looked at beyond its existence. Choices
+    that need weights are assumed, as `check` does. The plan has warnings about both; it cannot be built.
+    """
+    recipe = _load(path, overrides)
+    donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=False, from_config=True))
+    assumed = assume_layout(assume_host(recipe), {name: donor.structure.num_layers for name, donor in donors.items()})
+    described = [name for name, donor in donors.items() if donor.from_config]
+    warnings = [f"'{name}' is planned from its config.json: its weights were not read" for name in described]
+    if recipe.layout.needs_trace or recipe.layout.candidates is not None:
+        warnings.append("the layout is assumed: choosing donors or the boundary takes traces, which need weights")
+    evidence = Evidence(warnings=(*warnings, "this plan shows sizes and cost; it cannot be built"))
+    assumed = freeze_originals(assumed, donors)
+    return Planned(ResolvedLayout(assumed, evidence), _plan(assumed, donors, evidence, pin=False), donors)
 
 
 def _load(path: RecipeSource, overrides: tuple[str, ...]) -> Recipe:
@@ -113,7 +140,7 @@ def open_plan(stored: StoredPlan, monitor: Monitor) -> Planned:
         problems.append(Problem(where, what, fix))
     if problems:
         raise DonorError(*problems)
-    return Planned(ResolvedLayout(stored.recipe, plan.evidence), plan, donors)
+    return Planned(ResolvedLayout(place_generated(stored.recipe, donors), plan.evidence), plan, donors)
 
 
 def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, *, pin: bool) -> Plan:

@@ -179,6 +179,8 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     for text in texts:
         if "path" in text:
             text["path"] = str((recipe.folder / text["path"]).absolute())
+        if isinstance(prompts := text.get("generate", {}).get("prompts"), str):
+            text["generate"]["prompts"] = str((recipe.folder / prompts).absolute())
     return resolved
 
 

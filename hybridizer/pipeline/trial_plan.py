@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hybridizer.core.progress import Monitor
 from hybridizer.pipeline.faults import reporting_os_errors
-from hybridizer.pipeline.plan import estimate_time
+from hybridizer.pipeline.plan import estimate_time, plan_from_configs, plan_recipe
 from hybridizer.pipeline.trial_arm import read_arm
 from hybridizer.pipeline.trial_sets import TrialSets, open_trial_sets
 from hybridizer.pipeline.trial_setup import TrialArmSetup, TrialSetup, set_up_trial
@@ -68,23 +68,35 @@ class TrialForecast:
 
 @reporting_os_errors()
 def plan_trial(
-    source: RecipeSource, overrides: tuple[str, ...], runs: Path | None, monitor: Monitor, device: str, *, probe: bool
+    source: RecipeSource,
+    overrides: tuple[str, ...],
+    runs: Path | None,
+    monitor: Monitor,
+    device: str,
+    *,
+    probe: bool,
+    from_configs: bool = False,
 ) -> TrialForecast:
-    """The forecast of a recipe's trial. Texts are tokenised, since the documents held out decide what can be told."""
-    setup = set_up_trial(source, overrides, runs, monitor)
-    return forecast(setup, open_trial_sets(setup, monitor), monitor, device, probe=probe)
+    """The forecast of a recipe's trial. Texts are tokenised, since the documents held out decide what can be told.
+
+    With `from_configs` neither weights nor texts are read, and what can be told is left open.
+    """
+    setup = set_up_trial(source, overrides, runs, monitor, plan_from_configs if from_configs else plan_recipe)
+    sets = None if from_configs else open_trial_sets(setup, monitor)
+    return forecast(setup, sets, monitor, device, probe=probe)
 
 
 def forecast(
-    setup: TrialSetup, sets: TrialSets, monitor: Monitor, device: str = "cpu", *, probe: bool = False
+    setup: TrialSetup, sets: TrialSets | None, monitor: Monitor, device: str = "cpu", *, probe: bool = False
 ) -> TrialForecast:
     """What the trial will cost on a device of that kind; with `probe`, a few steps of each arm are timed here."""
     from hybridizer.evaluate.power import detectable_before
     from hybridizer.evaluate.trial import spread_so_far
 
     num_pairs = len(setup.arms) * (len(setup.arms) - 1) // 2
-    num_groups = sets.num_groups(setup.primary[0])
-    measured = spread_so_far(_finished(setup, sets, monitor), [arm.name for arm in setup.arms], setup.primary)
+    num_groups = 0 if sets is None else sets.num_groups(setup.primary[0])
+    finished = () if sets is None else _finished(setup, sets, monitor)
+    measured = spread_so_far(finished, [arm.name for arm in setup.arms], setup.primary)
     found = detectable_before(setup.primary[1], len(setup.trial.seeds), num_groups, num_pairs, measured)
     spread = None
     if found is not None:

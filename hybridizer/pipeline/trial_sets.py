@@ -14,6 +14,7 @@ from hybridizer.core.records import content_hash, to_jsonable
 from hybridizer.evaluate.outcome import Outcome, cached_outcome
 from hybridizer.evaluate.trial_scores import SCHEMA
 from hybridizer.pipeline.eval_models import measure_items, read_exams
+from hybridizer.pipeline.texts import generate_texts
 from hybridizer.pipeline.trial_setup import TrialSetup
 from hybridizer.recipe.models import DataEntry, Evaluate
 from hybridizer.train.run import open_texts
@@ -87,6 +88,7 @@ def open_trial_sets(setup: TrialSetup, monitor: Monitor) -> TrialSets:
     exams = read_exams(setup.trial.evaluate.items, recipe.folder)
     host = base.donors[base.plan.host]
     encoder = load_encoder(host.folder, "remote_code" in host.allow)
+    generate_texts(base, monitor)
     sources = open_texts(train.data, recipe.folder, encoder, monitor)
     halves = [
         heldout_texts(sources, train.heldout_ratio, monitor, request.max_tokens, half) for half in (SELECTION, REPORTED)

@@ -10,7 +10,7 @@ from typing import Any
 
 from hybridizer.core.errors import DidYouMean, InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor
-from hybridizer.pipeline.plan import Planned, estimate_training_cost, plan_recipe
+from hybridizer.pipeline.plan import Planned, Planner, estimate_training_cost, plan_recipe
 from hybridizer.pipeline.run import RunFolder
 from hybridizer.plan.cost import FreezeCost
 from hybridizer.plan.stage_cost import count_steps
@@ -72,7 +72,8 @@ class TrialArmSetup:
 class TrialSetup:
     """A trial with all its arms. `base` is the recipe itself, planned; `primary` is a text or task with a metric.
 
-    `source` and `overrides` are the recipe as it was given. Plans of runs are made when they are asked for, once.
+    `source` and `overrides` are the recipe as it was given. `planner` makes the plan of a run when it is asked
+    for, once.
     """
 
     source: RecipeSource
@@ -82,6 +83,7 @@ class TrialSetup:
     arms: tuple[TrialArmSetup, ...]
     primary: tuple[str, str]
     folder: TrialFolder
+    planner: Planner = plan_recipe
     _plans: dict[tuple[str, float, int], Planned] = field(default_factory=dict, repr=False)
 
     @property
@@ -112,7 +114,7 @@ class TrialSetup:
         key = (arm.name, lr, seed)
         if key not in self._plans:
             try:
-                self._plans[key] = plan_recipe(self.source, self.run_overrides(arm, lr, seed), monitor)
+                self._plans[key] = self.planner(self.source, self.run_overrides(arm, lr, seed), monitor)
             except RecipeError as error:
                 where = self.recipe.locate(("trial", "arms", arm.name))
                 raise RecipeError(
@@ -136,8 +138,14 @@ class TrialSetup:
         return count_steps(self.train)
 
 
-def set_up_trial(source: RecipeSource, overrides: tuple[str, ...], runs: Path | None, monitor: Monitor) -> TrialSetup:
-    """The trial of a recipe, each arm planned with its first learning rate and seed.
+def set_up_trial(
+    source: RecipeSource,
+    overrides: tuple[str, ...],
+    runs: Path | None,
+    monitor: Monitor,
+    planner: Planner = plan_recipe,
+) -> TrialSetup:
+    """The trial of a recipe, each arm planned with its first learning rate and seed by `planner`.
 
     Raises RecipeError for a recipe without a `trial` section and for arms that cannot be planned, InputError for arms
     that are the same training, or that do not share tokenizer and text.
@@ -149,7 +157,7 @@ def set_up_trial(source: RecipeSource, overrides: tuple[str, ...], runs: Path | 
     if recipe.trial is None:
         fix = "Add `trial: {seeds: [0, 1, 2]}`, or give --set trial.seeds=[0,1,2]."
         raise RecipeError(Problem(str(recipe.path), "this recipe has no `trial` section.", fix))
-    base = plan_recipe(source, overrides, monitor)
+    base = planner(source, overrides, monitor)
     train, trial = recipe.train, recipe.trial
     assert train is not None, "checked when the recipe was loaded"
     if not recipe.trial.arms:
@@ -167,7 +175,7 @@ def set_up_trial(source: RecipeSource, overrides: tuple[str, ...], runs: Path | 
     )
     primary = choose_primary(trial.primary, trial_outcomes(recipe))
     folder = TrialFolder((runs or Path("runs")) / recipe.name)
-    setup = TrialSetup(source, overrides, base, trial, arms, primary, folder)
+    setup = TrialSetup(source, overrides, base, trial, arms, primary, folder, planner)
     _check_arms(setup, monitor)
     return setup
 

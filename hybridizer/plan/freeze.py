@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.layers import format_layers
-from hybridizer.recipe.models import Part, Train
+from hybridizer.recipe.models import ORIGINALS, Part, Train
 
 REST = "outside the layers"
 
@@ -113,6 +113,7 @@ def _is_tied_frozen(settings: Train, embedding: bool, head: bool) -> tuple[bool,
 def _frozen_layers(layers: str | tuple[int, ...], num_layers: int, boundary: int) -> set[int]:
     if not isinstance(layers, str):
         return _listed_layers(layers, num_layers)
+    assert layers != ORIGINALS, "resolved by freeze_originals, which knows the layout"
     if layers == "none":
         return set()
     if not 0 < boundary < num_layers:

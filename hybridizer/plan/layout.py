@@ -22,10 +22,14 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerSource:
-    """What one output layer is made of: one part that is copied, or several that `blend` mixes."""
+    """What one output layer is made of: one part that is copied, or several that `blend` mixes.
+
+    With `identity` the copy returns its input: its output tensors are replaced.
+    """
 
     parts: tuple[Part, ...]
     blend: Blend | None = None
+    identity: bool = False
 
 
 def lay_out(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:
@@ -47,7 +51,7 @@ def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, 
         if blend is None:
             assert piece.donor is not None, "checked when the recipe was loaded"
             layers = _count_out(piece.donor, piece.layers, path, recipe, depths, problems)
-            sources += [LayerSource((Part(piece.donor, layer),)) for layer in layers]
+            sources += [LayerSource((Part(piece.donor, layer),), identity=piece.as_ is not None) for layer in layers]
             continue
         sides = [
             _count_out(source.donor, source.layers, (*path, "blend", "sources", number), recipe, depths, problems)

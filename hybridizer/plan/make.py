@@ -17,6 +17,7 @@ from hybridizer.families.structure import Source
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.plan.config_shapes import check_attention_left, check_config
+from hybridizer.plan.identity import METHOD, check_identity
 from hybridizer.plan.layout import LayerSource, lay_out, list_used
 from hybridizer.plan.origin import Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
@@ -33,6 +34,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     sources = lay_out(recipe, {name: donor.structure.num_layers for name, donor in donors.items()})
     _check_blends(recipe)
     _check_kinds(recipe, sources, donors)
+    check_identity(recipe, sources, donors)
     host = donors[recipe.layout.host]
     used = list_used(sources, donors)
     target = SAFETENSORS_NAMES.get(recipe.output.dtype)
@@ -53,7 +55,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
         layers=_rows(sources, donors, tensors, host),
         tensors=tensors,
         blends=blends,
-        unused=explain_unused(host, donors, used),
+        unused=explain_unused(host, donors, used, sources),
         config=config,
         tokenizer_files={name: hash_file(path) for name, path in host.tokenizer_files.items()},
         max_shard_bytes=recipe.output.max_shard_bytes,
@@ -97,7 +99,8 @@ def _check_donors_fit(
     problems, warnings = find_incompatibilities(host, guests, donors, where, convert=target is not None)
     if problems:
         raise PlanError(*problems)
-    idle = [name for name in donors if not used[name] and name != host.name]
+    writers = {entry.generate.from_ for entry in recipe.train.data if entry.generate} if recipe.train else set()
+    idle = [name for name in donors if not used[name] and name not in (host.name, *writers)]
     return [*warnings, *(f"donor '{name}' gives no layer to the output" for name in idle)]
 
 
@@ -139,7 +142,7 @@ def _rows(
             LayerRow(
                 layer=layer,
                 sources=tuple(f"{part.donor}@{_short(donors[part.donor])} {part.layer}" for part in source.parts),
-                method="copy" if source.blend is None else source.blend.method,
+                method=source.blend.method if source.blend else METHOD if source.identity else "copy",
                 kind=donors[first.donor].structure.kinds[first.layer],
                 parameters=sum(math.prod(tensor.shape) for tensor in own),
                 dtype="+".join(sorted({tensor.dtype for tensor in own})),

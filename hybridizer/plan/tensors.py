@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from hybridizer.checkpoint.dtypes import FLOATING
 from hybridizer.core.errors import PlanError, Problem
 from hybridizer.donors.donor import Donor
+from hybridizer.families.identity import identity_fills
 from hybridizer.plan.layout import LayerSource
-from hybridizer.plan.origin import BlendUse, Convert, Copy, Merge, Origin
+from hybridizer.plan.origin import BlendUse, Convert, Copy, Fresh, Merge, Origin
 from hybridizer.plan.plan import PlannedTensor
 from hybridizer.recipe.models import Blend
 
@@ -36,6 +37,7 @@ def plan_tensors(
         first = donors[source.parts[0].donor]
         names = first.structure.layers[source.parts[0].layer]
         suffix_of = {name: suffix for suffix, name in names.items()}
+        fills = identity_fills(first.structure, source.parts[0].layer) if source.identity else {}
         for name in _in_file_order(first, suffix_of):
             suffix = suffix_of[name]
             origins = tuple(_origin(source, number, suffix, donors) for number in range(len(source.parts)))
@@ -45,8 +47,10 @@ def plan_tensors(
                 raise PlanError(Problem(f"donor '{first.name}'", what, "Copy these layers instead of blending them."))
             dtype = _output_dtype(entry.dtype, apart.get(suffix), target)
             output = f"{host.structure.layer_prefix}{layer}.{suffix}"
-            if source.blend is None:
-                made: Copy | Convert | Merge = _copy(origins[0], entry.dtype, dtype)
+            if suffix in fills:
+                made: Copy | Convert | Merge | Fresh = Fresh(fills[suffix], 0)
+            elif source.blend is None:
+                made = _copy(origins[0], entry.dtype, dtype)
             else:
                 made = Merge(blends.setdefault(source.blend, len(blends)), origins)
             tensors.append(PlannedTensor(output, dtype, entry.shape, made))
@@ -63,9 +67,24 @@ def keep_outside(host: Donor) -> set[str]:
     return set(host.checkpoint.tensors) - inside - set(_dropped(host))
 
 
-def explain_unused(host: Donor, donors: Mapping[str, Donor], used: Mapping[str, set[int]]) -> dict[str, dict[str, str]]:
+def explain_unused(
+    host: Donor, donors: Mapping[str, Donor], used: Mapping[str, set[int]], sources: Sequence[LayerSource]
+) -> dict[str, dict[str, str]]:
     """For every donor, its tensors that the output leaves out, each with the reason."""
-    return {name: _explain(donor, donor is host, used[name], host.name) for name, donor in donors.items()}
+    return {
+        name: dict(sorted((_explain(donor, donor is host, used[name], host.name) | _replaced(donor, sources)).items()))
+        for name, donor in donors.items()
+    }
+
+
+def _replaced(donor: Donor, sources: Sequence[LayerSource]) -> dict[str, str]:
+    """The output tensors of layers that the output has as identity copies alone."""
+    parts = [(source.parts[0].layer, source) for source in sources if source.parts[0].donor == donor.name]
+    whole = {layer for layer, source in parts if not source.identity}
+    whole |= {part.layer for source in sources if source.blend for part in source.parts if part.donor == donor.name}
+    alone = {layer for layer, _ in parts} - whole
+    names = [donor.structure.layers[layer][key] for layer in alone for key in identity_fills(donor.structure, layer)]
+    return {name: "its identity copies return their input without it" for name in names}
 
 
 def _explain(donor: Donor, is_host: bool, used: set[int], host: str) -> dict[str, str]:
@@ -77,7 +96,7 @@ def _explain(donor: Donor, is_host: bool, used: set[int], host: str) -> dict[str
                 reasons[name] = f"layer {layer_of[name]} is in no slice"
         elif not is_host and name not in reasons:
             reasons[name] = f"outside the layers, where the host '{host}' decides"
-    return dict(sorted(reasons.items()))
+    return reasons
 
 
 def _dropped(donor: Donor) -> dict[str, str]:

@@ -16,6 +16,7 @@ from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
 from hybridizer.families.structure import Structure
 from hybridizer.plan.freeze import REST, FreezeChoice, choose_frozen, with_adapters
+from hybridizer.plan.generated import describe_generation
 from hybridizer.plan.plan import DataPin, Plan, StagePlan, TrainPlan, never_trained
 from hybridizer.plan.rates import find_faults, find_idle, rate_lines, scale_tensors
 from hybridizer.recipe.fields import MAX_LEARNING_RATE
@@ -245,6 +246,9 @@ def _collecting(problems: list[Problem], where: str) -> Iterator[None]:
 
 def _pin_entry(recipe: Recipe, entry: DataEntry, pin: bool) -> DataPin:
     common = {"weight": entry.weight, "field": entry.field, "max_document_bytes": entry.max_document_bytes}
+    if entry.generate is not None:  # by what it is made from: it is written when the model is built
+        made = describe_generation(entry.generate, recipe.folder)
+        return DataPin({**common, "generate": made, "content": entry.generate.identity})
     if entry.path is None:
         assert entry.hub is not None, "checked when the recipe was loaded"
         hub = {key: getattr(entry, key) for key in HUB_KEYS if key != "revision"}

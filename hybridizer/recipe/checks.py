@@ -11,7 +11,8 @@ from typing import Any
 from hybridizer.core.errors import DidYouMean, RecipeError
 from hybridizer.recipe.fields import read_name
 from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges, warn_of_pair
-from hybridizer.recipe.models import AUTO, HUB_KEYS, Recipe
+from hybridizer.recipe.models import AUTO, HUB_KEYS, ORIGINALS, Recipe
+from hybridizer.recipe.train import FILE_KEYS
 from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of, show
 
 _DIAL = ("deep", "shallow", "boundary")
@@ -31,6 +32,7 @@ def check(tree: Tree, default_name: str) -> Iterator[Finding]:
             yield from _check_slice(path, piece)
         yield from _check_total(pieces)
     yield from _check_training(tree.values)
+    yield from _check_writers(_section(tree.values, "train"), donors)
 
 
 def warn_of_pairs(recipe: Recipe) -> list[str]:
@@ -136,6 +138,9 @@ def _check_slice(path: KeyPath, piece: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding((*path, "layers"), what, "Give each of the blend's sources its own `layers`.")
     elif "donor" not in piece and "blend" not in piece:
         yield Finding(path, f"{name_of(path)} names no donor.", "Add `donor` with a donor's name, or a `blend`.")
+    if "blend" in piece and "as" in piece:
+        what = f"{name_of(path)} has `as` beside `blend`, and only a donor's own layers can be identity copies."
+        yield Finding((*path, "as"), what, "Delete the line, or copy the layers of one donor.")
     sources = list(_walk_sources(path, piece))
     yield from _check_lengths(sources)
     yield from _check_base(path, piece, sources)
@@ -178,14 +183,7 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
     if "trial" in values and "train" not in values:
         what = "`trial` compares trainings, and there is no `train`."
         yield Finding(("trial",), what, "Add `train`, or delete `trial`.")
-    stages = _stages(train)
-    sections: list[tuple[KeyPath, Mapping[str, Any]]] = [(("train", "stages", index), stage) for index, stage in stages]
-    if train and "slices" in layout and not (stages and all("freeze" in stage for _, stage in stages)):
-        yield from _check_sides(("train",), train)
-    if "slices" in layout:
-        for path, stage in sections:
-            if "freeze" in stage:
-                yield from _check_sides(path, stage)
+    yield from _check_frozen(train, layout)
     if train:
         yield from _check_stages(train)
     for part in ("embedding", "final_norm", "head"):
@@ -198,6 +196,23 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
             yield from _check_source(("train", "data", index), entry)
     yield from _check_text_names(_section(values, "evaluate").get("bits_per_byte"))
     yield from _check_curve(_section(values, "evaluate"), train)
+
+
+def _check_frozen(train: Mapping[str, Any], layout: Mapping[str, Any]) -> Iterator[Finding]:
+    """What `freeze` asks for, in `train` and in its stages, that the layout does not have."""
+    stages = _stages(train)
+    sections: list[tuple[KeyPath, Mapping[str, Any]]] = [(("train", "stages", index), stage) for index, stage in stages]
+    if train and "slices" in layout and not (stages and all("freeze" in stage for _, stage in stages)):
+        yield from _check_sides(("train",), train)
+    if "slices" in layout:
+        for path, stage in sections:
+            if "freeze" in stage:
+                yield from _check_sides(path, stage)
+    grown = any(piece.get("as") == "identity" for _, piece in _walk_slices(layout))
+    for path, section in [(("train",), train), *sections]:
+        if section.get("freeze") == ORIGINALS and not grown:
+            what = "`freeze` is originals, which trains identity layers alone, and the layout has none."
+            yield Finding((*path, "freeze"), what, "Add `as: identity` to the slices that are to train.")
 
 
 def _stages(train: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
@@ -225,10 +240,29 @@ def _check_stages(train: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(("train", "lora"), what, "Delete `lora`, or train the stages as recipes of their own.")
 
 
+def _check_writers(train: Mapping[str, Any], donors: Mapping[str, Any]) -> Iterator[Finding]:
+    data = train.get("data")
+    for index, entry in enumerate(data if isinstance(data, list) else []):
+        name = _section(entry, "generate").get("from") if isinstance(entry, dict) else None
+        if isinstance(name, str) and name and donors and name not in donors:
+            path = ("train", "data", index, "generate", "from")
+            what = f"{name_of(path)} names '{clip(name)}', which is not a donor here."
+            yield Finding(path, what, DidYouMean(name, donors))
+
+
 def _check_source(path: KeyPath, entry: Mapping[str, Any]) -> Iterator[Finding]:
-    if ("path" in entry) == ("hub" in entry):
-        found = "both `path` and `hub`" if "path" in entry else "neither `path` nor `hub`"
-        yield Finding(path, f"{name_of(path)} has {found}.", "Give one of the two: where the text comes from.")
+    given = [f"`{key}`" for key in ("path", "hub", "generate") if key in entry]
+    if not given:
+        found, fix = "neither `path` nor `hub`", "Give one of the two: where the text comes from."
+        yield Finding(path, f"{name_of(path)} has {found}.", fix)
+    elif len(given) > 1:
+        found, fix = " and ".join(given), "Give one of them: where the text comes from."
+        yield Finding(path, f"{name_of(path)} has {'both ' if len(given) == 2 else ''}{found}.", fix)
+    elif "generate" in entry:
+        for key in (*FILE_KEYS, *HUB_KEYS):
+            if key in entry:
+                what = f"{name_of((*path, key))} has no effect on text that a donor writes."
+                yield Finding((*path, key), what, "Delete the line.")
     elif "path" in entry:
         for key in HUB_KEYS:
             if key in entry:

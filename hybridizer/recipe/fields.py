@@ -40,6 +40,8 @@ AUTO = "auto"
 STRATEGIES = (AUTO, "knee", "midpoint", "s-maximal", "task-particle")
 SIDES = ("deep", "shallow", "none")
 LAYER_DECAY = "layer_decay"  # a key of `lr_scale`
+ORIGINALS = "originals"  # frozen: everything except identity layers
+_FROZEN = (*SIDES, ORIGINALS)
 MAX_LEARNING_RATE = 0.1  # five times the size of a weight: one step replaces what was learned
 # No separators, no characters that are special to a shell or a file system, no dot or blank at either end.
 _SIGNS = r'/\\:*?"<>|\x00-\x1f\x7f'
@@ -128,9 +130,9 @@ def _is_below_one(value: object) -> bool:
 
 def _read_freeze(value: object) -> str | tuple[int, ...]:
     if isinstance(value, str) and value[:1].isalpha():
-        if value not in SIDES:
-            what = f"must be {', '.join(SIDES)} or a list of layers; got {show(value)}."
-            raise refusal(what, DidYouMean(value, SIDES))
+        if value not in _FROZEN:
+            what = f"must be {', '.join(_FROZEN)} or a list of layers; got {show(value)}."
+            raise refusal(what, DidYouMean(value, _FROZEN))
         return value
     return _read_layers(value)
 
@@ -281,7 +283,7 @@ Freeze: TypeAlias = Annotated[
     str | tuple[int, ...],
     PlainValidator(as_validator(_read_freeze)),
     _either(
-        {"enum": list(SIDES)},
+        {"enum": list(_FROZEN)},
         _LAYER,
         _LAYERS_TEXT,
         {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}},

@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from hybridizer.recipe.fields import (
     AUTO,
+    ORIGINALS,
     SIDES,
     STRATEGIES,
     AtLeastTwo,
@@ -54,6 +55,7 @@ __all__ = [
     "AUTO",
     "DEFAULT_CANDIDATES",
     "HUB_KEYS",
+    "ORIGINALS",
     "SIDES",
     "STRATEGIES",
     "Blend",
@@ -140,7 +142,10 @@ class Blend:
 _ONE_KIND: JsonDict = {
     "oneOf": [
         {"required": ["donor"], "not": {"required": ["blend"]}},
-        {"required": ["blend"], "not": {"anyOf": [{"required": ["donor"]}, {"required": ["layers"]}]}},
+        {
+            "required": ["blend"],
+            "not": {"anyOf": [{"required": ["donor"]}, {"required": ["layers"]}, {"required": ["as"]}]},
+        },
     ]
 }
 
@@ -152,6 +157,12 @@ class Slice:
     donor: Text | None = Field(default=None, description="the name of a donor")
     layers: Layers | None = Field(
         default=None, description="its layers, as 0..14 or [15, 20..29], both ends included; all if left out"
+    )
+    as_: Literal["identity"] | None = Field(
+        default=None,
+        alias="as",
+        description="identity: copies that return their input until they are trained, to make a model deeper",
+        examples=["identity"],
     )
     blend: Blend | None = Field(default=None, description="layers mixed from several donors, in place of `donor`")
 

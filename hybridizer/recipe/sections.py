@@ -22,10 +22,13 @@ Section = TypeVar("Section")
 
 def keys_of(section: type) -> dict[str, FieldInfo]:
     """The keys of a section class in order, each with its default, description and constraints."""
+    return {field.alias or name: field for name, field in _fields_of(section)}
+
+
+def _fields_of(section: type) -> list[tuple[str, FieldInfo]]:
+    """The fields that are keys, by their names in Python: `as`, a word of Python's, is the key of `as_`."""
     fields: dict[str, FieldInfo] = section.__pydantic_fields__  # type: ignore[attr-defined]
-    return {
-        key: field for key, field in fields.items() if not any(isinstance(mark, NotAKey) for mark in field.metadata)
-    }
+    return [pair for pair in fields.items() if not any(isinstance(mark, NotAKey) for mark in pair[1].metadata)]
 
 
 def section_of(field: FieldInfo) -> type | None:
@@ -90,7 +93,8 @@ def fill_in(section: Section, **values: Any) -> Section:
 def plain(section: Any) -> dict[str, Any]:
     """The section as a recipe would hold it: keys that are None or unused beside another key are left out."""
     unused = getattr(section, "unused_keys", ())
-    values = {key: getattr(section, key) for key in keys_of(type(section)) if key not in unused}
+    found = {field.alias or name: getattr(section, name) for name, field in _fields_of(type(section))}
+    values = {key: value for key, value in found.items() if key not in unused}
     return {key: _plain_value(key, value) for key, value in values.items() if value is not None}
 
 

@@ -42,8 +42,11 @@ def _cells(arm: Mapping[str, Any]) -> list[str]:
 
 def _notes(plan: Mapping[str, Any], timed: bool) -> list[str]:
     what, metric = plan["primary"]
-    primary = f"primary outcome: {metric} of {what}, {plan['num_groups']} groups of items"
-    if plan["detectable"] is None:
+    groups = f"{plan['num_groups']} groups of items" if plan["num_groups"] else "whose text was not read"
+    primary = f"primary outcome: {metric} of {what}, {groups}"
+    if not plan["num_groups"]:
+        told = "The smallest difference that it could tell is known once the text is read."
+    elif plan["detectable"] is None:
         told = "The smallest difference that it could tell is not known: this outcome's spread is not assumed."
     else:
         told = (

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from hybridizer.checkpoint.dtypes import FLOATING
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import OutputTensor, required_bytes
 from hybridizer.checkpoint.publish import check_free_space
@@ -13,8 +14,9 @@ from hybridizer.checkpoint.writer import WrittenCheckpoint, write_checkpoint
 from hybridizer.core.errors import PlanError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
-from hybridizer.plan.origin import BlendUse, Convert, Copy, Merge
+from hybridizer.plan.origin import BlendUse, Convert, Copy, Fresh, Merge
 from hybridizer.plan.plan import Plan, PlannedTensor
+from hybridizer.splice.fill import VALUES, filled_chunks
 
 PLAN_KEY: Final = "hybridizer_plan"  # in the metadata of every weight file: the hash of the plan it was written by
 _RECORD_BYTES: Final = 1024  # of the manifest, for each tensor and each layer
@@ -31,8 +33,8 @@ def splice(
 
     Those in `trained` (by their name in the output) are taken from there and rounded to the plan's precision.
     Copied tensors are bit-exact. Memory stays constant, except for a blend, which holds one tensor of each source.
-    Imports no torch unless something is blended or converted. Raises PlanError for a source other than Copy, Convert
-    and Merge, before anything is written, and OutputError when the disk is full.
+    Imports no torch unless something is blended or converted. Raises PlanError for a source other than Copy, Convert,
+    Merge and Fresh of one value, before anything is written, and OutputError when the disk is full.
     """
     tensors = [_output_tensor(plan, tensor, donors, trained or {}) for tensor in plan.tensors]
     check_free_space(folder, required_bytes(tensors) + _companion_bytes(plan, donors[plan.host]))
@@ -72,6 +74,8 @@ def _make(
             return _in_dtype(entries[0], tensor.dtype)
         case Merge(blend=number):
             return lambda: _blended(plan.blends[number], tensor, entries, plan.seed)
+        case Fresh(init=init) if init in VALUES and tensor.dtype in FLOATING:
+            return lambda: filled_chunks(init, tensor.dtype, tensor.shape)
         case other:
             what = f"the executor 'copy' cannot make it: {other.describe(plan.blends)}."
             raise PlanError(Problem(f"tensor '{tensor.name}'", what, "Use an executor that can."))

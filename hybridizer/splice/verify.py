@@ -15,7 +15,9 @@ from hybridizer.donors.donor import Donor
 from hybridizer.donors.files import read_object
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
+from hybridizer.plan.identity import METHOD
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
+from hybridizer.recipe.layers import format_layers
 
 PROMPT = "What is the capital of France?"
 _NUM_PROBE_TOKENS = 24
@@ -102,7 +104,9 @@ def _check_tensors(folder: Path, checkpoint: Checkpoint, manifest: Manifest) -> 
         if found.get(name) != expected.get(name):
             raise _fail(folder, f"tensor '{name}' is {found.get(name)}, and {expected.get(name)} in the manifest.")
     origins = {origin.partition(":")[0] for tensor in manifest.tensors.values() for origin in tensor.origins}
-    return Proof("tensors", f"{len(found)} tensors, each with its origin in {', '.join(sorted(origins))}")
+    new = sum(not tensor.origins for tensor in manifest.tensors.values())
+    others = f", and {new} new ones" if new else ""
+    return Proof("tensors", f"{len(found) - new} tensors, each with its origin in {', '.join(sorted(origins))}{others}")
 
 
 def _check_frozen(folder: Path, checkpoint: Checkpoint, training: Mapping[str, Any]) -> Proof:
@@ -148,11 +152,26 @@ def _check_loaded(
     if not bool(logits.isfinite().all()):
         raise _fail(folder, "its logits are not all finite.", "Scan the donors: hybridize check RECIPE --deep-check")
     yield Proof("computes", f"finite logits over {len(ids)} tokens")
+    returning = [row.layer for row in manifest.layers if row.method == METHOD]
+    if returning and manifest.training is None:
+        yield _check_returning(folder, loaded.model, returning, ids)
     if manifest.identity_of is not None:
         yield _check_identity(folder, manifest, ids, logits, find_donor(manifest.identity_of))
     text = generate_text(folder, loaded.model, PROMPT, 24, remote_code=remote_code)
     if text is not None:
         yield Proof("generates", f"{PROMPT!r} -> {text!r}")
+
+
+def _check_returning(folder: Path, model: Any, layers: list[int], ids: list[int]) -> Proof:
+    from hybridizer.models.check import input_gaps
+
+    gaps = input_gaps(model, layers, ids, folder)
+    changed = {layer: gap for layer, gap in gaps.items() if gap != 0}
+    if changed:
+        found = ", ".join(f"layer {layer} by up to {gap:.3g}" for layer, gap in changed.items())
+        raise _fail(folder, f"identity layers change their input: {found}.", "Delete `as: identity`, and report it.")
+    numbers = format_layers(layers)
+    return Proof("identity layers", f"layers {numbers} return their input bit for bit over {len(ids)} tokens")
 
 
 def _check_identity(folder: Path, manifest: Manifest, ids: list[int], logits: Any, donor: Donor | None) -> Proof:

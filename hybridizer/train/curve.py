@@ -132,8 +132,9 @@ class CurveRow:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> CurveRow:
-        """The row of one line of the file."""
-        found: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        """The row of one line of the file; the `stage` that it may be of is not part of it."""
+        read = {key: value for key, value in values.items() if key != "stage"}
+        found: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in read.items()}
         return cls(**found)
 
 

@@ -7,8 +7,11 @@ import pytest
 from huggingface_hub import constants
 
 from hybridizer.core.errors import DonorError
-from hybridizer.donors.hub import find_snapshot
+from hybridizer.core.progress import SilentMonitor
+from hybridizer.donors.hub import WANTED_FILES, find_snapshot
+from hybridizer.pipeline.plan import plan_from_configs
 from support.hub import COMMIT, serve_repository
+from support.lines import make_donor, write_recipe
 
 UNREACHABLE = "http://127.0.0.1:9"
 
@@ -41,7 +44,7 @@ def _reach(monkeypatch, endpoint):
 
 
 def find(revision="v1", *, download=True):
-    return find_snapshot("org/tiny", revision, "r.yaml:2", download=download, extra=[])
+    return find_snapshot("org/tiny", revision, "r.yaml:2", download=download, patterns=WANTED_FILES)
 
 
 def refusal(revision="v1"):
@@ -133,3 +136,18 @@ def test_a_cache_that_cannot_be_written_is_an_error_with_its_reason(repository, 
     with online(monkeypatch, repository):
         what, fix = refusal()
     assert "could not be fetched: " in what and fix == "Check permissions and the disk."
+
+
+def test_a_plan_from_configs_fetches_no_weights(tmp_path, monkeypatch, repository):
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    make_donor(repository)
+    layout = {"host": "a", "deep": "a", "shallow": "a"}
+    recipe = write_recipe(tmp_path / "x.yaml", donors={"a": "org/tiny@v1"}, layout=layout)
+    with online(monkeypatch, repository) as requested:
+        planned = plan_from_configs(recipe, (), SilentMonitor())
+    assert not [path for path in requested if path.endswith(".safetensors")]
+    assert [path for path in requested if path.endswith("config.json")]
+    assert planned.plan.donors["a"].revision == COMMIT and len(planned.plan.layers) == 4
+    assert (
+        plan_from_configs(recipe, (), SilentMonitor()).plan.tensors == planned.plan.tensors
+    )  # offline, from the cache

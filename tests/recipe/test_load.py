@@ -48,7 +48,7 @@ output: {dtype: bfloat16, max_shard_bytes: 2GiB}
 
 
 def test_every_recipe_of_the_project_loads_and_comes_back_the_same(load) -> None:
-    paths = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    paths = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
     assert paths
     for path in paths:
         recipe = load_recipe(path)

@@ -176,7 +176,7 @@ TRAIN = f"{RECIPE}train:\n  data: [{{path: a.txt}}]\n  tokens: 2M\n"
     [
         ("2M", "2 millions", "recipe.yaml:13: `train.tokens` must be a whole number, at least 1; got '2 millions'.\n"
          "  Write a whole number, or one with k, M or B: 500k, 2M, 1.5B."),
-        ("2M", "2M\n  freeze: deeep", "recipe.yaml:14: `train.freeze` must be deep, shallow, none "
+        ("2M", "2M\n  freeze: deeep", "recipe.yaml:14: `train.freeze` must be deep, shallow, none, originals "
          "or a list of layers; got 'deeep'.\n"
          "  Did you mean 'deep'?"),
         ("2M", "2M\n  packed: 1", "recipe.yaml:14: `packed` is true or false, found the number 1.\n"

@@ -139,7 +139,7 @@ def plain(text: str) -> Any:
 
 
 def test_recipes_and_starter_are_valid(validator) -> None:
-    for text in [starter(), *(path.read_text() for path in RECIPES.glob("*.yaml"))]:
+    for text in [starter(), *(path.read_text() for path in RECIPES.rglob("*.yaml"))]:
         validator.validate(plain(text))
 
 

@@ -66,7 +66,7 @@ def rendered(table):
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [(FRESH, "fresh (zero, seed 3)"), (BRIDGE, "bridge from 'a' to 'b' (ridge, seed 0)")],
+    [(Fresh("normal", 3), "fresh (normal, seed 3)"), (BRIDGE, "bridge from 'a' to 'b' (ridge, seed 0)")],
 )
 def test_copy_refuses_what_it_cannot_make_before_it_writes(planned, tmp_path, source, says):
     plan = with_source(planned.plan, source)

@@ -1,0 +1,69 @@
+"""Identity layers: copies that return their input until they are trained, and a freeze of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hybridizer.core.errors import PlanError, Problem
+from hybridizer.donors.donor import Donor
+from hybridizer.families.identity import identity_fills, why_not_identity
+from hybridizer.families.structure import Structure
+from hybridizer.plan.layout import LayerSource, lay_out
+from hybridizer.recipe.models import ORIGINALS, Recipe, Train
+from hybridizer.recipe.sections import fill_in
+
+METHOD = "identity"  # of such a layer in the plan's rows
+
+
+def check_identity(recipe: Recipe, sources: Sequence[LayerSource], donors: Mapping[str, Donor]) -> None:
+    """Raise PlanError, once for each donor, where layers that are to return their input could not."""
+    problems: dict[str, Problem] = {}
+    for source in sources:
+        part = source.parts[0]
+        if not source.identity or part.donor in problems:
+            continue
+        structure = donors[part.donor].structure
+        reason = why_not_identity(structure.text_family)
+        if reason is None and not identity_fills(structure, part.layer):
+            reason = f"none of the tensors of layer {part.layer} is a known output projection"
+        if reason is not None:
+            what = f"a layer of '{part.donor}' cannot be an identity copy: {reason} ('{structure.text_family}')."
+            fix = "Delete `as: identity`: the layer is then copied as it is."
+            problems[part.donor] = Problem(recipe.locate(("layout", "slices")), what, fix)
+    if problems:
+        raise PlanError(*problems.values())
+
+
+def freeze_originals(recipe: Recipe, donors: Mapping[str, Donor]) -> Recipe:
+    """`recipe` with `freeze: originals` as the layers that it means, in each stage, and with all three parts frozen.
+
+    A part that the recipe sets itself stays as it is set. Other recipes come back unchanged.
+    """
+    train = recipe.train
+    if train is None or ORIGINALS not in (train.freeze, *(stage.changes.get("freeze") for stage in train.stages or ())):
+        return recipe
+    sources = lay_out(recipe, {name: donor.structure.num_layers for name, donor in donors.items()})
+    layers = tuple(place for place, source in enumerate(sources) if not source.identity) or "none"
+    host = donors[recipe.layout.host].structure
+    if train.stages is None:
+        return replace(recipe, train=replace(train, freeze=layers, **_frozen_parts(train, host)))
+    stages = tuple(
+        fill_in(stage, freeze=layers, **_frozen_parts(settings, host)) if settings.freeze == ORIGINALS else stage
+        for stage, settings in zip(train.stages, train.as_stages(), strict=True)
+    )
+    freeze = layers if train.freeze == ORIGINALS else train.freeze
+    return replace(recipe, train=replace(train, freeze=freeze, stages=stages))
+
+
+def _frozen_parts(train: Train, host: Structure) -> dict[str, Any]:
+    """The keys of parts that `train` leaves open, set to freeze.
+
+    A model without a norm of its own is not asked to freeze it; a tied head follows the embedding.
+    """
+    parts = {"embedding": host.embedding, "final_norm": host.final_norm, "head": host.head}
+    if host.tied:
+        parts["head"] = ()
+        parts["embedding"] = host.embedding if train.head == "side" else ()
+    return {key: "freeze" for key, there in parts.items() if there and getattr(train, key) == "side"}
