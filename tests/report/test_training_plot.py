@@ -21,7 +21,7 @@ def lines_of(count, **more):
 
 def curves(figure):
     return {
-        (axes.get_ylabel(), line.get_label()): line.get_ydata().tolist()
+        (axes.get_ylabel(), line.get_label()): [float(value) for value in line.get_ydata()]
         for axes in figure.axes
         for line in axes.get_lines()
     }
