@@ -21,7 +21,7 @@ def lines_of(count, **more):
 
 def curves(figure):
     return {
-        (axes.get_ylabel(), line.get_label()): line.get_ydata().tolist()
+        (axes.get_ylabel(), line.get_label()): [float(value) for value in line.get_ydata()]
         for axes in figure.axes
         for line in axes.get_lines()
     }
@@ -46,3 +46,17 @@ def test_short_runs_have_a_picture_without_a_mean_and_the_same_bytes_each_time(t
         written.append((tmp_path / name).read_text())
     assert written[0] == written[1] and "run $x_1$" in written[0] and f"{count} steps, {512 * count:,}" in written[0]
     assert ("loss (nats per token)", "running mean") not in curves(figure)
+
+
+def test_a_held_out_curve_is_drawn_by_step_whatever_the_order_of_its_rows():
+    rows = [
+        {"step": step, "set": name, "role": role, "change": change, "change_ci": [change - 0.1, change + 0.1]}
+        for step, name, role, change in
+        [(4, "t.txt", "in-domain", -0.2), (0, "t.txt", "in-domain", 0.0), (0, "news", "general", 0.0),
+         (4, "news", "general", 0.3)]
+    ]  # fmt: skip
+    rows[0]["change_ci"] = None  # one document
+    found = curves(draw_training(lines_of(4), "x", rows))
+    assert found["held out: change of\nbits per byte", "t.txt (in domain)"] == [0.0, -0.2]
+    assert found["held out: change of\nbits per byte", "news (general)"] == [0.0, 0.3]
+    assert not any(panel.startswith("held out") for panel, _ in curves(draw_training(lines_of(4))))
