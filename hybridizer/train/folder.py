@@ -17,7 +17,6 @@ Beside a record it is always the result, and without one it is not read.
 from __future__ import annotations
 
 import json
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +42,12 @@ def stage_folder(folder: Path, number: int) -> Path:
     return folder / f"stage-{number}"
 
 
-def join_logs(folder: Path) -> None:
-    """Write the logs of all stages of the training in `folder` as one: each line with its `stage`, counts going on."""
+def join_logs(folder: Path, num_stages: int) -> None:
+    """Write the logs of the stages of the training in `folder` as one: each line with its `stage`, counts continued."""
     lines: list[dict[str, Any]] = []
     counted = ("step", "tokens", "seconds")
-    for number in count(1):
+    for number in range(1, num_stages + 1):
         stage = read_log(stage_folder(folder, number))
-        if not stage:
-            break
         before = {key: lines[-1][key] if lines else 0 for key in counted} | {"step": len(lines)}
         lines += [{"stage": number, **line, **{key: line[key] + before[key] for key in counted}} for line in stage]
     write_file(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))

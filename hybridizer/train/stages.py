@@ -7,7 +7,7 @@
       log.jsonl, trained.safetensors, training.json    of all stages together, as of a training without stages
 
 A finished stage is not run again as long as it and the stages before it are planned as they were. Every stage loads
-the spliced model anew, so that nothing but files passes from one to the next.
+the spliced model again, so that nothing but files passes from one to the next.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def train_in_stages(
         done, stopped_by = training.run(accept_changes, replace_finished)
     finally:
         if runtime.is_main and folder.is_dir():
-            join_logs(folder)
+            join_logs(folder, len(training.settings))
     return training.store(done, stopped_by)
 
 
@@ -102,12 +102,12 @@ class _Stages:
         self._plan, self._recipe, self._spliced = plan, recipe, spliced
         self._folder, self._runtime, self._monitor = folder, runtime, monitor
         self._whole, self._train_plan = recipe.train, plan.train
-        self._settings, self._names = recipe.train.as_stages(), recipe.train.stage_names
+        self.settings, self._names = recipe.train.as_stages(), recipe.train.stage_names
 
     def run(self, accept_changes: bool, replace_finished: bool) -> tuple[list[StageRecord], str]:
         """The records of all stages up to the one where a limit was reached, and what ended the training."""
         done: list[StageRecord] = []
-        for index in range(len(self._settings)):
+        for index in range(len(self.settings)):
             found = self._finished(index, done, replace_finished)
             limited = self._within_limits(index, done)
             if found is not None:
@@ -151,7 +151,7 @@ class _Stages:
             raise InputError(Problem(str(place), what, fix))
         self._monitor.note(f"{self._title(index)}: its settings have changed; it is trained again")
         if self._runtime.is_main:
-            for number in range(index, len(self._settings)):
+            for number in range(index, len(self.settings)):
                 shutil.rmtree(self._place(number), ignore_errors=True)
         self._runtime.barrier()
         return None
@@ -164,7 +164,7 @@ class _Stages:
         plan = replace(self._plan, train=self._train_plan.stage(index))
         steps = sum(record.training.steps for record in done)
         earlier = Earlier(steps, tuple(self._place(number) / MASTERS for number in range(index)))
-        job, sources = make_job(plan, recipe, self._spliced, self._runtime, earlier, self._settings[:index])
+        job, sources = make_job(plan, recipe, self._spliced, self._runtime, earlier, self.settings[:index])
         job = self._after_stages(job, index, done)
         if self._runtime.is_main:
             (place / RECORD).unlink(missing_ok=True)
@@ -196,7 +196,7 @@ class _Stages:
 
         `steps` or `minutes` where nothing of them is left.
         """
-        whole, settings = self._whole, self._settings[index]
+        whole, settings = self._whole, self.settings[index]
         if whole.max_steps is not None:
             left = whole.max_steps - sum(record.training.steps for record in done)
             if left <= 0:
@@ -228,7 +228,7 @@ class _Stages:
         masters = Earlier(0, tuple(self._place(index) / MASTERS for index in range(len(done)))).read_masters()
         with without_bars():
             model, _ = load_causal_lm(self._spliced, trust_remote_code=any(self._spliced.glob("*.py")))
-        last = plan_freeze(model, find_parts(model), self._settings[len(done) - 1], self._train_plan.boundary)
+        last = plan_freeze(model, find_parts(model), self.settings[len(done) - 1], self._train_plan.boundary)
         places = {**last.trained, **last.frozen}
         trained = {name: place for name, place in places.items() if name in masters}
         frozen = {name: place for name, place in places.items() if name not in masters}
@@ -246,7 +246,7 @@ class _Stages:
 
     def _title(self, index: int) -> str:
         name = self._names[index]
-        title = f"stage {index + 1} of {len(self._settings)}"
+        title = f"stage {index + 1} of {len(self.settings)}"
         return title if name == f"stage {index + 1}" else f"{title} ({name})"
 
 
