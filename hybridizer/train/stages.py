@@ -180,7 +180,9 @@ class _Stages:
             if record.is_finished:  # nothing resumes from them any more
                 shutil.rmtree(place / CHECKPOINTS, ignore_errors=True)
         self._runtime.barrier()
-        return record
+        written = _read_stage(place)  # the main process's, whose seconds decide when the minutes are used up
+        assert written is not None, "it was written before the barrier"
+        return written
 
     def _after_stages(self, job: TrainJob, index: int, done: Sequence[StageRecord]) -> TrainJob:
         """`job`, which resumes from no checkpoint that was written after other stages."""
