@@ -63,7 +63,7 @@ class Batch:
 class TrainingData:
     """The rows of a whole run: `settings.tokens` tokens of `sources`, of which the last step rounds up.
 
-    `before` are the settings of earlier stages: each source goes on where they left it, so that no document is used
+    `before` are the settings of earlier stages: each source continues where they left it, so that no document is used
     again before all have been. `facts` holds everything that decides the rows, as plain values: equal facts, equal
     batches. Raises RecipeError where a row has no room beside the prefix, InputError for a source that has nothing to
     train on.

@@ -2,7 +2,7 @@
 
 A pattern counts before a list of layers, and a list of layers before a side; of two patterns, or two lists, that hold
 the same tensor the later one counts. `layer_decay` multiplies whatever that gives: 1 for final norm and head, `d` for
-the last layer, `d * d` for the one below it, down to the embedding (arXiv 1801.06146, which divides by 2.6 a layer).
+the last layer, `d * d` for the one below it, down to the embedding (arXiv 1801.06146 divides by 2.6 per layer).
 """
 
 from __future__ import annotations

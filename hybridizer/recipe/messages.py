@@ -13,7 +13,7 @@ from hybridizer.core.errors import DidYouMean, InputError, Problem
 from hybridizer.recipe.hints import hint
 from hybridizer.recipe.models import Recipe
 from hybridizer.recipe.sections import describe_bounds, field_at, keys_of, number_kind, section_at
-from hybridizer.recipe.train import WHOLE_TRAINING
+from hybridizer.recipe.train import NO_TOKENS, WHOLE_TRAINING
 from hybridizer.recipe.tree import Finding, KeyPath, clip, name_of, show
 
 if TYPE_CHECKING:
@@ -32,7 +32,12 @@ def rewrite(error: ValidationError) -> list[Finding]:
 
 
 def _follows(error: ErrorDetails) -> bool:
-    """Whether a list is short only because entries of it, which have errors of their own, were not counted."""
+    """Whether a list is short only because entries of it, which have errors of their own, were not counted.
+
+    Tokens that are missing are found by `checks`, beside whatever else is wrong.
+    """
+    if error["type"] == NO_TOKENS:
+        return True
     return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 

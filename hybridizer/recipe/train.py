@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from hybridizer.recipe.fields import (
     AUTO,
@@ -38,6 +39,7 @@ from hybridizer.recipe.sections import fill_in, keys_of
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
 FILE_KEYS = ("field", "max_document_bytes")  # they have no effect on text that a donor writes
 HUB_KEYS = ("split", "config", "revision", "max_documents")  # they have no effect on files
+NO_TOKENS = "no_tokens"  # the kind of error of a section without `tokens` and `stages`
 # Keys of `train` that hold for the whole training: what every stage reads, how it computes, and when it ends.
 WHOLE_TRAINING = (
     "data", "tokens", "lora", "seq_len", "packed", "heldout_ratio", "optimizer", "precision", "compile", "max_steps",
@@ -221,6 +223,8 @@ class Train(TrainSettings):
     )
 
     def __post_init__(self) -> None:
+        if not self.tokens and self.stages is None:
+            raise PydanticCustomError(NO_TOKENS, "neither tokens nor stages")
         if self.stages is not None:
             object.__setattr__(self, "tokens", sum(stage.tokens for stage in self.stages))
 

@@ -19,7 +19,6 @@ Beside a record it is always the result, and without one it is not read.
 from __future__ import annotations
 
 import json
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +49,27 @@ def stage_folder(folder: Path, number: int) -> Path:
     return folder / f"stage-{number}"
 
 
-def join_logs(folder: Path) -> None:
-    """Write the logs of all stages of the training in `folder` as one: each line with its `stage`, counts going on."""
+def join_logs(folder: Path, num_stages: int) -> None:
+    """Write the logs of the stages of the training in `folder` as one: each line with its `stage`, counts continued."""
     lines: list[dict[str, Any]] = []
     counted = ("step", "tokens", "seconds")
-    for number in count(1):
+    for number in range(1, num_stages + 1):
         stage = read_log(stage_folder(folder, number))
-        if not stage:
-            break
         before = {key: lines[-1][key] if lines else 0 for key in counted} | {"step": len(lines)}
         lines += [{"stage": number, **line, **{key: line[key] + before[key] for key in counted}} for line in stage]
     write_file(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def join_curves(folder: Path) -> None:
-    """Write the curves of all stages of the training in `folder` as one, each line with its `stage`.
+def join_curves(folder: Path, num_stages: int) -> None:
+    """Write the curves of the stages of the training in `folder` as one, as `join_logs` does with logs.
 
-    Counts go on from stage to stage. A later stage starts with the model that the one before it ended with, which is
+    A later stage starts with the model that the one before it ended with, which is
     not written twice.
     """
     lines: list[dict[str, Any]] = []
     counted = ("step", "tokens", "flop", "seconds")
-    for number in count(1):
+    for number in range(1, num_stages + 1):
         stage = read_curve(stage_folder(folder, number))
-        if not stage:
-            break
         before = {key: lines[-1][key] if lines else 0 for key in counted}
         own = [line for line in stage if line["step"] or number == 1]
         lines += [{"stage": number, **line, **{key: line[key] + before[key] for key in counted}} for line in own]

@@ -61,7 +61,7 @@ class TrainJob:
 
     `plan_hash` names what the model was made of, which `plan_details` describes in plain values. `seed` is that of
     dropout, and at most `loss_chunk_bytes` of float32 logits exist at a time. `recomputed_layers` run again in the
-    backward pass, which changes no bit. `earlier` is what the run goes on from. `curve` is measured on the way; it
+    backward pass, which changes no bit. `earlier` is what the run starts from. `curve` is measured on the way; it
     decides numbers where the best step is kept.
     """
 

@@ -7,7 +7,7 @@
       log.jsonl, trained.safetensors, training.json    of all stages together, as of a training without stages
 
 A finished stage is not run again as long as it and the stages before it are planned as they were. Every stage loads
-the spliced model anew, so that nothing but files passes from one to the next.
+the spliced model again, so that nothing but files passes from one to the next.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def train_in_stages(
         done, stopped_by = training.run(accept_changes, replace_finished)
     finally:
         if runtime.is_main and folder.is_dir():
-            join_logs(folder)
-            join_curves(folder)
+            join_logs(folder, len(training.settings))
+            join_curves(folder, len(training.settings))
     return training.store(done, stopped_by)
 
 
@@ -121,12 +121,12 @@ class _Stages:
         self._plan, self._recipe, self._spliced = plan, recipe, spliced
         self._folder, self._runtime, self._monitor, self._curve = folder, runtime, monitor, curve
         self._whole, self._train_plan = recipe.train, plan.train
-        self._settings, self._names = recipe.train.as_stages(), recipe.train.stage_names
+        self.settings, self._names = recipe.train.as_stages(), recipe.train.stage_names
 
     def run(self, accept_changes: bool, replace_finished: bool) -> tuple[list[StageRecord], str]:
         """The records of all stages up to the one where a limit was reached, and what ended the training."""
         done: list[StageRecord] = []
-        for index in range(len(self._settings)):
+        for index in range(len(self.settings)):
             found = self._finished(index, done, replace_finished)
             limited = self._within_limits(index, done)
             if found is not None:
@@ -170,7 +170,7 @@ class _Stages:
             raise InputError(Problem(str(place), what, fix))
         self._monitor.note(f"{self._title(index)}: its settings have changed; it is trained again")
         if self._runtime.is_main:
-            for number in range(index, len(self._settings)):
+            for number in range(index, len(self.settings)):
                 shutil.rmtree(self._place(number), ignore_errors=True)
         self._runtime.barrier()
         return None
@@ -184,7 +184,7 @@ class _Stages:
         steps = sum(record.training.steps for record in done)
         earlier = Earlier(steps, tuple(self._place(number) / MASTERS for number in range(index)))
         job, sources = make_job(
-            plan, recipe, self._spliced, self._runtime, self._curve_from(index), earlier, self._settings[:index]
+            plan, recipe, self._spliced, self._runtime, self._curve_from(index), earlier, self.settings[:index]
         )
         job = self._after_stages(job, index, done)
         if self._runtime.is_main:
@@ -201,7 +201,9 @@ class _Stages:
             if record.is_finished:  # nothing resumes from them any more
                 shutil.rmtree(place / CHECKPOINTS, ignore_errors=True)
         self._runtime.barrier()
-        return record
+        written = _read_stage(place)  # the main process's, whose seconds decide when the minutes are used up
+        assert written is not None, "it was written before the barrier"
+        return written
 
     def _curve_from(self, index: int) -> CurveRequest | None:
         """What the stage `index` measures; changes count from the start of the first one."""
@@ -232,7 +234,7 @@ class _Stages:
 
         `steps` or `minutes` where nothing of them is left.
         """
-        whole, settings = self._whole, self._settings[index]
+        whole, settings = self._whole, self.settings[index]
         if whole.max_steps is not None:
             left = whole.max_steps - sum(record.training.steps for record in done)
             if left <= 0:
@@ -264,7 +266,7 @@ class _Stages:
         masters = Earlier(0, tuple(self._place(index) / MASTERS for index in range(len(done)))).read_masters()
         with without_bars():
             model, _ = load_causal_lm(self._spliced, trust_remote_code=any(self._spliced.glob("*.py")))
-        last = plan_freeze(model, find_parts(model), self._settings[len(done) - 1], self._train_plan.boundary)
+        last = plan_freeze(model, find_parts(model), self.settings[len(done) - 1], self._train_plan.boundary)
         places = {**last.trained, **last.frozen}
         trained = {name: place for name, place in places.items() if name in masters}
         frozen = {name: place for name, place in places.items() if name not in masters}
@@ -282,7 +284,7 @@ class _Stages:
 
     def _title(self, index: int) -> str:
         name = self._names[index]
-        title = f"stage {index + 1} of {len(self._settings)}"
+        title = f"stage {index + 1} of {len(self.settings)}"
         return title if name == f"stage {index + 1}" else f"{title} ({name})"
 
 

@@ -1,10 +1,11 @@
 """Stages and factors on the learning rate in a recipe: what is filled in, and every mistake at its line."""
 
 import pytest
+from pydantic import ValidationError
 
 from hybridizer.core.errors import RecipeError
 from hybridizer.recipe.load import read_recipe_values
-from hybridizer.recipe.models import Stage, Train
+from hybridizer.recipe.models import DataEntry, Stage, Train
 from hybridizer.recipe.sections import keys_of
 from hybridizer.recipe.train import WHOLE_TRAINING
 
@@ -33,6 +34,13 @@ def test_a_stage_has_the_keys_of_train_where_it_gives_none(load_train):
 def test_a_section_without_stages_is_its_only_stage(load_train):
     train = load_train("tokens: 1k")
     assert train.as_stages() == (train,) and train.stage_names == ()
+
+
+def test_a_section_made_in_python_needs_tokens_or_stages():
+    data = (DataEntry(path="x"),)
+    with pytest.raises(ValidationError, match="neither tokens nor stages"):
+        Train(data=data)
+    assert Train(data=data, stages=(Stage(tokens=3), Stage(tokens=4))).tokens == 7
 
 
 def test_every_key_of_train_is_a_stages_own_or_the_whole_trainings():
