@@ -50,6 +50,13 @@ def test_training_and_held_out_documents_are_all_documents_and_share_none(tmp_pa
     assert scored | seen >= {text.encode() for text in TEXTS}
 
 
+def test_the_two_halves_of_the_held_out_documents_share_none_and_are_all_of_them(tmp_path):
+    source = source_of(TEXTS, tmp_path)
+    first, second = (set(words(heldout(source, 0.5, half=half))) for half in (0, 1))
+    assert first and second and not first & second
+    assert first | second == set(words(heldout(source, 0.5)))
+
+
 def test_documents_bring_their_tokens_and_their_bytes(tmp_path):
     found = general_text("news", source_of(["naïve", "abc"], tmp_path), np.empty(0, np.uint64))
     documents = {bytes(d.tokens[:-1].tolist()).decode(): d.num_bytes for d in found.documents}
