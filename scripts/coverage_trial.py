@@ -1,6 +1,7 @@
 """How often a trial's intervals cover the true difference, and how often equal arms are told apart: simulated.
 
-    python scripts/coverage_trial.py [--trials 2000]      # about 4 minutes on one core
+    python scripts/coverage_trial.py [--trials 2000]      # about 6 minutes on one core
+    python scripts/coverage_trial.py --only-detectable    # what more seeds and fewer arms would show; seconds
 
 Needs numpy alone. A simulated run is one number per document: how hard the document is, which all arms share; what the
 arm gains, on average and on this document; what the seed changes, for all arms and for this arm; and what is left.
@@ -20,10 +21,12 @@ import numpy as np
 from hybridizer.core.bootstrap import LEVEL, Array, Interval, interval
 from hybridizer.core.student import student_tails
 from hybridizer.evaluate.crossed import Crossed, measure_crossed, p_value
-from hybridizer.evaluate.power import Spread, detectable
+from hybridizer.evaluate.figures import BITS_PER_BYTE
+from hybridizer.evaluate.power import Spread, detectable, detectable_before
 from hybridizer.evaluate.trial import holm
 
 NUM_RESAMPLES = 400
+NUM_DOCUMENTS, NUM_ARMS = 30, (2, 3, 5, 6)  # of the table of detectable differences
 SHARED_SEED, HARDNESS = 3.0, 30.0  # in units of the documents' spread of gains; both cancel in a paired difference
 
 
@@ -57,11 +60,12 @@ class Case:
         return arms, sizes
 
 
+SPREADS = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (3.0, 0.0), (3.0, 1.0), (10.0, 0.0))  # by seed and by chance
 CASES = tuple(
-    Case(num_seeds, num_documents, by_seed, by_chance)
-    for num_seeds in (3, 5)
-    for num_documents in (10, 30, 60)
-    for by_seed, by_chance in ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (3.0, 0.0), (3.0, 1.0), (10.0, 0.0))
+    Case(num_seeds, num_documents, *spread)
+    for num_seeds, every in ((2, (30,)), (3, (10, 30, 60)), (5, (10, 30, 60)))
+    for num_documents in every
+    for spread in SPREADS
 )
 # Judges a difference (seeds, documents) with sizes: whether the true one is in the 95% interval.
 Judge = Callable[[Array, Array, float, np.random.Generator], bool]
@@ -141,11 +145,33 @@ def power(case: Case, trials: int, seed: int = 0) -> float:
     return sum(any(told_apart(*case.draw(generator, (0.0, gain)))) for _ in range(trials)) / trials
 
 
+def print_detectable() -> None:
+    """The smallest detectable difference in bits per byte under the assumed spread, by seeds and pairs."""
+    print(
+        f"Smallest detectable difference in bits per byte, {NUM_DOCUMENTS} documents, as assumed before a trial runs\n"
+    )
+    print(f"{'seeds':>5s}" + "".join(f"{f'{arms} arms':>10s}" for arms in NUM_ARMS))
+    for num_seeds in (3, 4, 5, 6, 8):
+        found = [
+            detectable_before(BITS_PER_BYTE, num_seeds, NUM_DOCUMENTS, arms * (arms - 1) // 2) for arms in NUM_ARMS
+        ]
+        print(f"{num_seeds:5d}" + "".join(f"{each.difference:10.4f}" for each in found if each))
+
+
 def main() -> None:
-    """Print one table: a row per case."""
+    """Print a row for each case, then what could be detected."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000)
-    trials = parser.parse_args().trials
+    parser.add_argument("--only-detectable", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.only_detectable:
+        print_coverage(arguments.trials)
+        print()
+    print_detectable()
+
+
+def print_coverage(trials: int) -> None:
+    """A row for each case."""
     error = 100 * (0.95 * 0.05 / trials) ** 0.5
     print(f"Coverage of 95% intervals in %, +- {error:.1f}; false: equal arms told apart in the primary outcome, in %;")
     print("power: how often the smallest detectable difference is found, in %\n")

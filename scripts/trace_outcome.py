@@ -5,6 +5,8 @@
     python scripts/trace_outcome.py runs/trace_outcome_gemma --model FOLDER/gemma-3-270m-q4_k_m.gguf
     python scripts/trace_outcome.py runs/trace_outcome --only-table         # from what is measured
 
+About 25 minutes on two idle cores for SmolLM2, by an estimate from a few steps on busy ones.
+
 For boundaries at even depths, freeze deep and train shallow with a small budget, on one text and several seeds; then
 the gain on its held-out documents and the loss on a general text, against what one trace of the untrained model says.
 Finished runs are kept in the folder, so that a study that was stopped resumes. Writes trace_outcome.json and
@@ -241,7 +243,8 @@ def conclusions(record: Mapping[str, Any]) -> list[str]:
         rows = [row for row in record["correlations"] if row["outcome"] == outcome and row["predictor"] != NULL]
         null = next(r for r in record["correlations"] if r["outcome"] == outcome and r["predictor"] == NULL)
         told = [row["predictor"] for row in rows if _excludes_zero(row["given_boundary"]["ci"])]
-        text = f"{', '.join(told)} say more" if told else "no predictor says more"
+        more = f"{', '.join(told)} say more (not corrected for {len(rows)} predictors)"
+        text = more if told else "no predictor says more"
         value = "-" if null["rho"]["value"] is None else f"{null['rho']['value']:.2f}"
         lines.append(f"- {outcome}: the boundary itself has a rank correlation of {value}; given it, {text}.")
     return [*lines, *(f"- {outcome}: {_spread_words(record['detectable'][outcome])}" for outcome in OUTCOMES)]

@@ -7,9 +7,9 @@ The error is the sum of both parts (two-way analysis of variance). What is divid
 the seeds is known from 2 degrees of freedom at 3 seeds. The p value is the larger of two: Student's t with
 Satterthwaite's degrees of freedom, and the t distributions of each part, weighted by their shares. The first alone is
 too small where the seeds dominate. What seeds and documents share by chance stays in both shares, though not in the
-error: without it five equal arms are told apart in up to 13% of trials, not 5%. [ours]
+error: without it five equal arms are called different in up to 13% of trials, not 5%. [ours]
 
-Why not percentiles of a bootstrap over seeds and documents: with 3 seeds they cover 75 to 95%, see
+Why not percentiles of a bootstrap over seeds and documents: with 3 seeds they cover 74 to 96%, see
 scripts/coverage_trial.py for both.
 """
 

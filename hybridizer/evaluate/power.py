@@ -44,9 +44,12 @@ class Detectable:
     assumed: bool
 
 
-# Assumed before a trial has runs.
+# Assumed before a trial has runs. Bits per byte: how the change of held-out text varied in 2 runs of SmolLM2-135M
+# (layers 0..7 trained for 5 steps of 4 x 256 tokens, 8 documents; the seed's part has one degree of freedom), by
+# scripts/trace_outcome.py. A difference of two arms is taken to vary like one change. Accuracy is a guess: two arms
+# differ in one answer in four.
 ASSUMED: Mapping[str, Spread] = {
-    "bits_per_byte": Spread(by_seed=0.002, by_group=0.02, by_chance=0.004),
+    "bits_per_byte": Spread(by_seed=0.0021, by_group=0.013, by_chance=0.007),
     "accuracy": Spread(by_seed=0.01, by_group=0.4, by_chance=0.3),
 }
 

@@ -97,7 +97,7 @@ def _note_unused(setup: TrialSetup, monitor: Monitor) -> None:
     evaluate = setup.recipe.evaluate
     for key, given in (("prompts", evaluate and evaluate.prompts), ("gate", evaluate and evaluate.gate)):
         if given:
-            monitor.note(f"evaluate.{key} is of `build`, and a trial leaves it out")
+            monitor.note(f"evaluate.{key} has no effect in a trial; `build` uses it")
 
 
 def _gather(setup: TrialSetup, sets: TrialSets, monitor: Monitor) -> TrialDone:
