@@ -183,11 +183,21 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
         if "lora" in train and train.get(part) == "train":
             what = f"`{part}` is set to train, and with `lora` only adapters on layers train."
             yield Finding(("train", part), what, f"Delete `{part}`, or delete `lora`.")
+    yield from _check_objective(("train", "objective"), train.get("objective"))
     data = train.get("data")
     for index, entry in enumerate(data if isinstance(data, list) else []):
         if isinstance(entry, dict):
             yield from _check_source(("train", "data", index), entry)
     yield from _check_text_names(_section(values, "evaluate").get("bits_per_byte"))
+
+
+def _check_objective(path: KeyPath, objective: Any) -> Iterator[Finding]:
+    if not isinstance(objective, dict):
+        return
+    given = [key for key in ("distill", "align") if key in objective]
+    if len(given) != 1:
+        found = "both `distill` and `align`" if given else "neither `distill` nor `align`"
+        yield Finding(path, f"`objective` has {found}.", "Give one of the two, or write `objective: next-token`.")
 
 
 def _check_source(path: KeyPath, entry: Mapping[str, Any]) -> Iterator[Finding]:

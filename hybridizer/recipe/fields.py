@@ -37,6 +37,7 @@ AUTO = "auto"
 # Names that a boundary may have; each is a function of hybridizer.trace.boundary, by its name there.
 STRATEGIES = (AUTO, "knee", "midpoint", "s-maximal", "task-particle")
 SIDES = ("deep", "shallow", "none")
+PLACES = ("boundary", "last")
 MAX_LEARNING_RATE = 0.1  # five times the size of a weight: one step replaces what was learned
 # No separators, no characters that are special to a shell or a file system, no dot or blank at either end.
 _SIGNS = r'/\\:*?"<>|\x00-\x1f\x7f'
@@ -130,6 +131,15 @@ def _read_freeze(value: object) -> str | tuple[int, ...]:
             raise _refusal(what, DidYouMean(value, SIDES))
         return value
     return _read_layers(value)
+
+
+def _read_places(value: object) -> str | tuple[int, ...]:
+    if isinstance(value, str) and value[:1].isalpha():
+        if value not in PLACES:
+            what = f"must be {', '.join(PLACES)} or a list of layers; got {show(value)}."
+            raise _refusal(what, DidYouMean(value, PLACES))
+        return value
+    return tuple(sorted(set(_read_layers(value))))
 
 
 def _read_layers(value: object) -> tuple[int, ...]:
@@ -251,6 +261,17 @@ Freeze: TypeAlias = Annotated[
     PlainValidator(_as_validator(_read_freeze)),
     _either(
         {"enum": list(SIDES)},
+        _LAYER,
+        _LAYERS_TEXT,
+        {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}},
+    ),
+]
+
+Places: TypeAlias = Annotated[
+    str | tuple[int, ...],
+    PlainValidator(_as_validator(_read_places)),
+    _either(
+        {"enum": list(PLACES)},
         _LAYER,
         _LAYERS_TEXT,
         {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}},

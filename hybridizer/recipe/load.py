@@ -16,6 +16,7 @@ from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.fields import FROM_RECIPE
 from hybridizer.recipe.messages import rewrite
 from hybridizer.recipe.models import AUTO, DEFAULT_CANDIDATES, Recipe
+from hybridizer.recipe.objective import expand_objective
 from hybridizer.recipe.overrides import apply
 from hybridizer.recipe.sections import fill_in
 from hybridizer.recipe.tree import Finding, Tree, clip, locate, show
@@ -122,7 +123,11 @@ def _apply_all(tree: Tree, overrides: Sequence[str]) -> None:
 
 
 def _expand(values: dict[str, Any]) -> None:
-    """`domain: donors/domain` is short for `domain: {source: donors/domain}`, and `layout: auto` for a scan."""
+    """`domain: donors/domain` is short for `domain: {source: donors/domain}`, and `layout: auto` for a scan.
+
+    The names of objectives are short for them with all defaults.
+    """
+    expand_objective(values.get("train"))
     if values.get("layout") == AUTO:
         values["layout"] = {"candidates": DEFAULT_CANDIDATES}
     donors = values.get("donors")

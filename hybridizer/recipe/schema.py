@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from hybridizer.recipe.models import AUTO, Recipe
+from hybridizer.recipe.objective import NEXT_TOKEN
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -23,6 +24,10 @@ def json_schema() -> dict[str, Any]:
     layout = schema["properties"]["layout"]
     about = {key: layout.pop(key) for key in ("title", "description") if key in layout}
     schema["properties"]["layout"] = {**about, "anyOf": [{"const": AUTO}, layout]}
+    objective = schema["$defs"]["Train"]["properties"]["objective"]
+    about = {key: objective.pop(key) for key in ("title", "description") if key in objective}
+    short = {"enum": [NEXT_TOKEN, *schema["$defs"]["Objective"]["properties"]]}
+    schema["$defs"]["Train"]["properties"]["objective"] = {**about, "anyOf": [short, objective]}
     return {"$schema": DIALECT} | schema
 
 

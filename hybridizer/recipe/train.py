@@ -28,6 +28,7 @@ from hybridizer.recipe.fields import (
     Text,
     Tracker,
 )
+from hybridizer.recipe.objective import Objective
 
 # As in recipe.models: built together with the root.
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
@@ -95,6 +96,10 @@ class Train:
     embedding: Part = Field(default="side", description="train or freeze it; side: as the first layer")
     final_norm: Part = Field(default="side", description="train or freeze it; side: as the last layer")
     head: Part = Field(default="side", description="train or freeze it; side: as the last layer")
+    objective: Objective | None = Field(
+        default=None,
+        description="what is minimised: next-token, the default, or distill or align with the keys below",
+    )
     lora: Lora | None = Field(default=None, description="train low-rank adapters in place of whole matrices")
     seq_len: AtLeastTwo = Field(default=1024, description="tokens per row")
     packed: Switch = Field(default=True, description="several documents per row, isolated from each other")

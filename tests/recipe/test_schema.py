@@ -66,6 +66,7 @@ VALUES: dict[str, Any] = {
         "embedding": "freeze",
         "final_norm": "freeze",
         "head": "side",
+        "objective": {"distill": {"teacher": "b", "direction": "reverse", "temperature": 2, "weight": 0.5}},
         "lora": {"rank": 8, "alpha": 16, "dropout": 0.1},
         "seq_len": 512,
         "packed": False,
@@ -158,6 +159,8 @@ def test_recipes_and_starter_are_valid(validator) -> None:
         (("train", "data"), []),
         (("train", "data", 0, "weight"), 0),
         (("train", "lora", "rank"), 0),
+        (("train", "objective"), "next-tokens"),
+        (("train", "objective", "distill", "weight"), 0),
         (("evaluate", "bits_per_byte", 0), {"name": "x"}),
     ],
 )
@@ -187,13 +190,15 @@ def test_every_key_is_described(validator) -> None:
 def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
     dial = VALUES | {"layout": {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}}
     budget = VALUES | {"layout": {"host": "a", "candidates": 9}}
+    align = changed(VALUES, ("train", "objective"), {"align": {"teacher": "b", "at": 3, "loss": "mse", "weight": 1}})
     keys = {key for section in [validator.schema, *validator.schema["$defs"].values()] for key in section["properties"]}
-    assert keys <= {step for values in (VALUES, dial, budget) for path in paths(values) for step in path}
+    assert keys <= {step for values in (VALUES, dial, budget, align) for path in paths(values) for step in path}
     num_loaded = 0
     starts = [
         *((VALUES, path) for path in paths(VALUES)),
         *((dial, path) for path in paths(dial) if path[0] == "layout"),
         *((budget, path) for path in paths(budget) if path[0] == "layout"),
+        *((align, path) for path in paths(align) if "objective" in path),
     ]
     for start, path in starts:
         for stranger in STRANGERS:
