@@ -211,7 +211,10 @@ def _train(
         _check_room(planned, run)
     runtime = runtime or open_runtime(recipe, run.path)
     check_texts(recipe, planned.plan)
-    return train(planned.plan, recipe, run.spliced, run.training, runtime, monitor, accept_changes=accept_changes)
+    return train(
+        planned.plan, recipe, run.spliced, run.training, runtime, monitor,
+        teacher=planned.teacher, accept_changes=accept_changes,
+    )  # fmt: skip
 
 
 def _check_room(planned: Planned, run: RunFolder) -> None:

@@ -15,10 +15,13 @@ from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.layout import ResolvedLayout, assume_layout
 from hybridizer.pipeline.scan import scan_planned
 from hybridizer.pipeline.scan_layers import assume_host
+from hybridizer.pipeline.teacher import NAME as TEACHER
+from hybridizer.pipeline.teacher import open_teacher, same_teacher
 from hybridizer.pipeline.ways import WAYS, way_of
 from hybridizer.plan.cost import Cost, StepTiming, estimate_cost
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
+from hybridizer.plan.objective import objective_shape
 from hybridizer.plan.plan import Evidence, Plan
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
 from hybridizer.plan.training import check_packages, pin_datasets, plan_training
@@ -57,16 +60,20 @@ def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, d
     if deep:
         scan_donors(ready, monitor)
     assumed = assume_layout(assumed, {name: donor.structure.num_layers for name, donor in ready.items()})
-    return Checked(recipe, _plan(assumed, ready, Evidence(), pin=False), ())
+    teacher = open_teacher(assumed, donors, monitor, fetch=deep, fingerprint=False)
+    if teacher is None and assumed.train is not None and assumed.train.objective is not None:
+        return Checked(recipe, None, (TEACHER,))
+    return Checked(recipe, _plan(assumed, ready, Evidence(), teacher, pin=False), ())
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A recipe with every choice made, its plan, and its donors."""
+    """A recipe with every choice made, its plan, its donors, and the teacher of its objective, if it has one."""
 
     resolved: ResolvedLayout
     plan: Plan
     donors: Mapping[str, Donor]
+    teacher: Donor | None = None
 
 
 @reporting_os_errors()
@@ -75,9 +82,10 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
     resolved = WAYS[way_of(recipe)](pin_datasets(recipe), donors, monitor)
-    plan = _plan(resolved.recipe, donors, resolved.evidence, pin=True)
+    teacher = open_teacher(resolved.recipe, donors, monitor, fetch=True, fingerprint=True)
+    plan = _plan(resolved.recipe, donors, resolved.evidence, teacher, pin=True)
     scan_planned(plan, donors)
-    return Planned(resolved, plan, donors)
+    return Planned(resolved, plan, donors, teacher)
 
 
 def _load(path: RecipeSource, overrides: tuple[str, ...]) -> Recipe:
@@ -112,12 +120,14 @@ def open_plan(stored: StoredPlan, monitor: Monitor) -> Planned:
         problems.append(Problem(where, what, fix))
     if problems:
         raise DonorError(*problems)
-    return Planned(ResolvedLayout(stored.recipe, plan.evidence), plan, donors)
+    teacher = open_teacher(stored.recipe, donors, monitor, fetch=True, fingerprint=True)
+    same_teacher(teacher, plan.train.settings if plan.train else {}, where)
+    return Planned(ResolvedLayout(stored.recipe, plan.evidence), plan, donors, teacher)
 
 
-def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, *, pin: bool) -> Plan:
+def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, teacher: Donor | None, *, pin: bool) -> Plan:
     plan = make_plan(recipe, donors, evidence)
-    return plan_training(recipe, plan, donors[plan.host].structure, pin=pin)
+    return plan_training(recipe, plan, donors[plan.host].structure, pin=pin, teacher=teacher)
 
 
 def estimate_training_cost(planned: Planned, device: str) -> Cost | None:
@@ -126,7 +136,10 @@ def estimate_training_cost(planned: Planned, device: str) -> Cost | None:
     No weight is read; torch is imported only for a CUDA device, whose capabilities it reports.
     """
     train, plan = planned.resolved.recipe.train, planned.plan
-    return None if train is None or plan.train is None else estimate_cost(plan, train, plan.train.boundary, device)
+    if train is None or plan.train is None:
+        return None
+    objective = objective_shape(train, plan.train.settings, planned.teacher)
+    return estimate_cost(plan, train, plan.train.boundary, device, objective=objective)
 
 
 def estimate_time(planned: Planned, device: str) -> StepTiming | None:
@@ -136,7 +149,7 @@ def estimate_time(planned: Planned, device: str) -> StepTiming | None:
         return None
     from hybridizer.train.timing import expect_time
 
-    return expect_time(plan, train, plan.train.boundary, device, num_steps=count_steps(train))
+    return expect_time(plan, train, plan.train.boundary, device, num_steps=count_steps(train), teacher=planned.teacher)
 
 
 def count_steps(train: Train) -> int:

@@ -97,7 +97,8 @@ def _check_donors_fit(
     problems, warnings = find_incompatibilities(host, guests, donors, where, convert=target is not None)
     if problems:
         raise PlanError(*problems)
-    idle = [name for name in donors if not used[name] and name != host.name]
+    teacher = None if recipe.train is None or recipe.train.objective is None else recipe.train.objective.chosen.teacher
+    idle = [name for name in donors if not used[name] and name not in (host.name, teacher)]
     return [*warnings, *(f"donor '{name}' gives no layer to the output" for name in idle)]
 
 

@@ -13,8 +13,10 @@ from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeError
 from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
+from hybridizer.donors.donor import Donor
 from hybridizer.families.structure import Structure
 from hybridizer.plan.freeze import choose_frozen, with_adapters
+from hybridizer.plan.objective import resolve_objective
 from hybridizer.plan.plan import DataPin, Plan, TrainPlan
 from hybridizer.recipe.layers import first_deep_layer
 from hybridizer.recipe.models import HUB_KEYS, DataEntry, Recipe, Train, plain
@@ -73,8 +75,10 @@ def check_texts(recipe: Recipe, plan: Plan) -> None:
             )
 
 
-def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> Plan:
+def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool, teacher: Donor | None = None) -> Plan:
     """`plan` with its training, if the recipe has one; the layout is resolved, `host` gives embedding and head.
+
+    `teacher` is the donor that an objective other than next-token needs.
 
     With `pin` the texts are hashed; without, only their existence is checked. Raises RecipeError, at lines of the
     recipe, for layers that do not exist, a choice that freezes everything, rows longer than the model takes, packages
@@ -94,20 +98,25 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
         raise RecipeError(*problems)
     if train.lora is not None:
         choice = with_adapters(choice)
+    settings = {key: value for key, value in plain(train).items() if key not in _ELSEWHERE}
+    settings["compile"] = train.compile is True  # `auto` depends on the device, which a plan does not
+    notes = (*choice.notes, *_router_loss(plan))
+    if train.objective is not None:
+        assert teacher is not None, "an objective has a teacher"
+        settings["objective"], more = resolve_objective(recipe, train, plan, choice, host, teacher)
+        notes += more
     parts = {
         "embedding": choice.frozen_embedding,
         "final norm": choice.frozen_final_norm,
         "head": choice.frozen_head,
     }
-    settings = {key: value for key, value in plain(train).items() if key not in _ELSEWHERE}
-    settings["compile"] = train.compile is True  # `auto` depends on the device, which a plan does not
     training = TrainPlan(
         boundary=boundary,
         frozen_layers=choice.frozen_layers,
         frozen_parts=tuple(name for name, frozen in parts.items() if frozen),
         settings=settings,
         data=data,
-        notes=(*choice.notes, *_router_loss(plan)),
+        notes=notes,
     )
     return replace(plan, train=training)
 

@@ -29,7 +29,9 @@ class Distill:
     temperature: Positive = Field(
         default=1.0, description="both models' logits are divided by it, and the divergence is counted its square times"
     )
-    weight: Share = Field(default=1.0, description="the share of the divergence; the rest is the loss of the next token")
+    weight: Share = Field(
+        default=1.0, description="the share of the divergence; the rest is the loss of the next token"
+    )
 
 
 @dataclass(frozen=True, config=_CONFIG)

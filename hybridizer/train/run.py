@@ -22,6 +22,7 @@ from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.cost import recomputed_layers
 from hybridizer.plan.memory import ModelShape, model_token_flops
+from hybridizer.plan.objective import objective_shape, pairs_of
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.models import DataEntry, Recipe, Train
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from hybridizer.data.batches import Source, TrainingData
     from hybridizer.data.tokenize import Encoder
+    from hybridizer.donors.donor import Donor
     from hybridizer.models.parts import Parts
     from hybridizer.train.freeze import FreezePlan
     from hybridizer.train.job import DeviceFigures, TrainJob
@@ -176,9 +178,12 @@ def train(
     runtime: Runtime,
     monitor: Monitor,
     *,
+    teacher: Donor | None = None,
     accept_changes: bool = False,
 ) -> TrainRecord:
     """Train the model in `spliced` as `plan` says, with checkpoints, log and result in `folder`.
+
+    `teacher` is that of the objective, if the recipe has one.
 
     Afterwards `folder` holds the trained tensors and the record, written last. Every process of a run calls this.
     Raises what `train.loop.train` raises.
@@ -188,8 +193,8 @@ def train(
     from hybridizer.train.result import store_result
 
     stored = open_checkpoint(spliced).tensors
-    job, sources = _make_job(plan, recipe, spliced, runtime)
-    context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime))
+    job, sources = _make_job(plan, recipe, spliced, runtime, teacher)
+    context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime, teacher))
     (folder / RECORD).unlink(missing_ok=True)  # it describes the tensors that are replaced now
     with _room_in(folder):
         result = run_loop(job, context, accept_changes=accept_changes)
@@ -203,17 +208,23 @@ def train(
     return record
 
 
-def _make_job(plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime) -> tuple[TrainJob, tuple[Source, ...]]:
+def _make_job(
+    plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime, teacher: Donor | None
+) -> tuple[TrainJob, tuple[Source, ...]]:
     """What is trained, on which data, and its sources. Raises InputError for what cannot train, before any work."""
     from hybridizer.models.load import load_causal_lm
     from hybridizer.models.loss import loss_chunk_bytes
     from hybridizer.models.parts import find_parts
     from hybridizer.train.job import TrainJob
+    from hybridizer.train.teacher import load_teacher
 
     settings = recipe.train
-    assert settings is not None, "called for plans that train"
+    assert settings is not None and plan.train is not None, "called for plans that train"
     with without_bars():
         model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
+        taught_by = None
+        if settings.objective is not None and teacher is not None:
+            taught_by = load_teacher(teacher, pairs_of(plan.train.settings))
     parts = find_parts(model)
     freeze_plan = _freeze(plan, settings, model, parts, spliced, runtime)
     with runtime.main_first():
@@ -231,14 +242,19 @@ def _make_job(plan: Plan, recipe: Recipe, spliced: Path, runtime: Runtime) -> tu
         recipe.seed,
         loss_chunk_bytes(runtime.device),
         _details(plan),
-        _recomputed(plan, settings, freeze_plan, runtime),
+        _recomputed(plan, settings, freeze_plan, runtime, teacher),
+        taught_by,
     )
     return job, sources
 
 
-def _recomputed(plan: Plan, settings: Train, freeze_plan: FreezePlan, runtime: Runtime) -> tuple[int, ...]:
+def _recomputed(
+    plan: Plan, settings: Train, freeze_plan: FreezePlan, runtime: Runtime, teacher: Donor | None
+) -> tuple[int, ...]:
     """The layers that run again in the backward pass, as the plan's estimate has them for this device."""
-    return recomputed_layers(_shape(plan), settings, freeze_plan.choice, runtime.device.type)
+    assert plan.train is not None, "called for plans that train"
+    objective = objective_shape(settings, plan.train.settings, teacher)
+    return recomputed_layers(_shape(plan), settings, freeze_plan.choice, runtime.device.type, objective)
 
 
 def _shape(plan: Plan) -> ModelShape:
@@ -289,7 +305,7 @@ def _data(sources: tuple[Source, ...], train: Train, seed: int, tokenizer: Any) 
     return TrainingData(sources, train, seed, pad_id or 0)
 
 
-def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
+def _figures(plan: Plan, job: TrainJob, runtime: Runtime, teacher: Donor | None) -> DeviceFigures:
     """The FLOP per token of `job`, and FLOP/s of the device: of its fastest matrix product and of its data sheet."""
     from hybridizer.models.hardware import choose_compile, datasheet_flops, device_name
     from hybridizer.models.matmul import matmul_dtype
@@ -300,7 +316,12 @@ def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
     settings = job.settings
     lengths = job.data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
-    flops = model_token_flops(_shape(plan), job.freeze_plan.choice, context, settings.lora.rank if settings.lora else 0)
+    assert plan.train is not None, "called for plans that train"
+    objective, rank = (
+        objective_shape(settings, plan.train.settings, teacher),
+        settings.lora.rank if settings.lora else 0,
+    )
+    flops = model_token_flops(_shape(plan), job.freeze_plan.choice, context, rank, objective)
     dtype = choose_dtype(settings.precision, runtime.device)
     dtype = dtype if choose_compile(settings.compile, runtime.device.type) else matmul_dtype(dtype, runtime.device)
     device, name = str(runtime.device), str(dtype).removeprefix("torch.")
