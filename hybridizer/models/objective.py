@@ -7,7 +7,7 @@ well. They are recognised by comparing logits, not by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -131,9 +131,9 @@ class CausalLMLoss(nn.Module):
         return self.head(weight.new_zeros(1, weight.shape[-1])).shape[-1]
 
     @property
-    def layers(self) -> Sequence[nn.Module]:
+    def layers(self) -> tuple[nn.Module, ...]:
         """The decoder layers, shallow first."""
-        return self._parts.layers
+        return tuple(self._parts.layers)
 
     @property
     def head(self) -> Head:

@@ -54,7 +54,8 @@ def taught_loss(
     chunk_bytes: int,
 ) -> tuple[LossBySource, CausalLMLoss]:
     """The loss of `objective` for `model`, and its teacher as a module that runs it. Raises InputError as they do."""
-    behind, chosen = CausalLMLoss(teacher.model, teacher.parts, chunk_bytes), objective.chosen
+    # In eval mode as a module too: what tests it for leaks restores the mode that it finds.
+    behind, chosen = CausalLMLoss(teacher.model, teacher.parts, chunk_bytes).eval(), objective.chosen
     if isinstance(chosen, Distill):
         divergence = Divergence(chosen.direction, chosen.temperature, chosen.weight)
         return DistillLoss(model, parts, num_sources, behind, divergence, chunk_bytes), behind
