@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from hybridizer.models import distill
 from hybridizer.models.distill import Distillation, Divergence
-from hybridizer.models.loss import IGNORED, chunked_loss
+from hybridizer.models.loss import IGNORED, NextToken, chunked_loss
 
 TOKENS, WIDTH, VOCABULARY = 37, 24, 301
 
@@ -132,3 +132,34 @@ def test_hopeless_tokens_have_a_finite_loss():
     for direction in ("forward", "reverse"):
         loss, _ = chunked(head, hidden, teacher, theirs, targets, Divergence(direction, 1.0, 0.5))
         assert torch.isfinite(loss) and torch.isfinite(torch.autograd.grad(loss, hidden)[0]).all()
+
+
+def peak_bytes(run):
+    """The most bytes of tensors that are alive at one time while `run` runs, beyond those before it."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def test_beyond_the_next_tokens_loss_it_holds_one_chunk_of_logits_and_a_few_pieces(monkeypatch):
+    piece = 4 * 4 * VOCABULARY
+    monkeypatch.setitem(distill.PIECE, "cpu", piece // 4)
+    head, teacher = (nn.Linear(WIDTH, VOCABULARY, bias=False) for _ in range(2))
+    hidden, theirs = torch.randn(2048, WIDTH, requires_grad=True), torch.randn(2048, WIDTH)
+    targets, chunk = torch.randint(VOCABULARY, (2048,)), 4 * VOCABULARY * 128
+    peaks = []
+    for criterion in (
+        NextToken(targets),
+        Distillation(targets, Divergence("forward", 2.0, 0.5), theirs, teacher),
+        Distillation(targets, Divergence("reverse"), theirs, teacher),
+    ):
+        peaks.append(peak_bytes(lambda c=criterion: chunked_loss(hidden, head, [head.weight], c, chunk)[0].backward()))
+        hidden.grad = head.weight.grad = None
+    plain, *others = peaks
+    assert plain > chunk  # what is measured
+    assert all(chunk <= other - plain <= chunk + 8 * piece for other in others), peaks
