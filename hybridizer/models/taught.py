@@ -20,7 +20,7 @@ Sums = tuple[Float32[Tensor, ""], Float32[Tensor, "sums"]]
 
 
 class TaughtLoss(LossBySource):
-    """A loss that needs `teacher`, which is no part of this module: it is neither trained, sharded nor put to train."""
+    """A loss that needs `teacher`, held outside this module: it is neither trained, sharded nor put to train."""
 
     def __init__(
         self,
