@@ -52,6 +52,8 @@ def resolve_objective(
     assert objective is not None, "called for objectives with a teacher"
     values: dict[str, Any] = {**plain(objective.chosen), "teacher": teacher.fingerprint or ""}
     notes = [f"{objective.kind}: the teacher is '{teacher.name}' ({teacher.reference}), frozen, in eval mode"]
+    if plan.identity_of == teacher.name:
+        notes.append(f"{objective.kind}: the student starts as a copy of its teacher, so that the error starts at zero")
     if isinstance(objective.chosen, Align):
         pairs, problems = _pair_layers(recipe, objective.chosen, plan, choice.boundary, teacher)
         problems += list(_misplaced(objective.chosen, pairs, choice, host, teacher.structure))

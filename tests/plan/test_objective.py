@@ -52,6 +52,13 @@ def recipe(folder, tmp_path, monkeypatch):
     return write
 
 
+def test_a_student_that_starts_as_its_teacher_is_noted(recipe):
+    same = {"host": "a", "deep": "a", "shallow": "a", "boundary": 0.5}
+    for layout, noted in ((same, True), (LAYOUT, False)):
+        notes = plan_of(recipe({"distill": {"weight": 0.5}}, layout=layout))["train"]["notes"]
+        assert any("starts as a copy of its teacher" in note for note in notes) == noted
+
+
 def plan_of(path):
     return hybridize_json("plan", path, "--runs", str(path.with_suffix("")))
 
