@@ -15,6 +15,8 @@ SMALL = {
     "bench_cli": ("--rounds", "1"),
     "bench_eval": ("--model", "donor", "--items", "64", "--kilobytes", "20"),
     "bench_memory": ("--workdir", "out", "--only", "tiny"),
+    "bench_objective": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
+                        "--threads", "1"),
     "bench_scan": ("--workdir", "out", "--donor", "donor", "--models", "1"),
     "bench_splice": ("--gb", "0.05", "--rounds", "1", "--cache", "warm"),
     "bench_tokenise": ("--tokenizer", "donor", "--megabytes", "0.1", "--rounds", "1", "--seq-len", "64"),

@@ -26,6 +26,20 @@ def load_causal_lm(
 ) -> tuple[nn.Module, Any]:
     """The model (in eval mode, parameters without gradients) and the tokenizer in a local folder. Uses no network.
 
+    Raises DonorError as `load_model` does, and when transformers cannot load the tokenizer.
+    """
+    model = load_model(folder, dtype, device_map, trust_remote_code)
+    return model, load_tokenizer(folder, trust_remote_code)
+
+
+def load_model(
+    folder: Path,
+    dtype: torch.dtype | str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """The model in a local folder, in eval mode, its parameters without gradients. Uses no network.
+
     `dtype` "auto" keeps the checkpoint's own. Raises DonorError when transformers cannot load the folder, when its
     weights are not safetensors, and when the checkpoint lacks tensors, which transformers would initialise randomly.
     """
@@ -37,7 +51,8 @@ def load_causal_lm(
             folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
         )
     _refuse_missing(info, str(folder))
-    return model.eval().requires_grad_(False), load_tokenizer(folder, trust_remote_code)
+    loaded: nn.Module = model.eval().requires_grad_(False)
+    return loaded
 
 
 def _refuse_missing(info: Mapping[str, Any], where: str) -> None:

@@ -7,7 +7,7 @@ factor while the logits are at hand: the backward pass only multiplies, and no p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -23,6 +23,54 @@ CUDA_CHUNK_BYTES = 1024 * 2**20
 
 
 Head = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """A loss of logits that is computed a chunk of tokens at a time; `rows` are the places of a chunk among `targets`.
+
+    Both methods return what to minimise and what to report, of which there are `num_terms` per token: zeros where the
+    target is ignored.
+    """
+
+    targets: Int64[Tensor, "tokens"]
+    num_terms: int
+
+    def fill_(
+        self, logits: Float32[Tensor, "chunk vocabulary"], rows: slice, slopes: bool
+    ) -> tuple[Float32[Tensor, "chunk"], Float32[Tensor, "terms chunk"]]:
+        """The losses of a chunk; with `slopes`, `logits` then hold the gradient of each token's loss.
+
+        That of a token whose target is ignored is undefined.
+        """
+
+    def grow(
+        self, logits: Float32[Tensor, "chunk vocabulary"], rows: slice
+    ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "terms chunk"]]:
+        """The sum of the losses of a chunk, with the graph back to `logits`, and the terms without one."""
+
+
+class NextToken:
+    """-ln p(target)."""
+
+    num_terms = 1
+
+    def __init__(self, targets: Int64[Tensor, "tokens"]) -> None:
+        self.targets = targets
+
+    def fill_(self, logits: Tensor, rows: slice, slopes: bool) -> tuple[Tensor, Tensor]:
+        """As in Criterion."""
+        counted, target = self.targets[rows] != IGNORED, self.targets[rows].clamp_min(0)[:, None]
+        losses = torch.where(counted, _softmax_(logits, target), 0.0)
+        if slopes:
+            logits.scatter_add_(-1, target, logits.new_full((1, 1), -1.0).expand_as(target))
+        return losses, losses[None]
+
+    def grow(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """As in Criterion."""
+        log_p, targets = functional.log_softmax(logits, -1), self.targets[rows]
+        loss = functional.nll_loss(log_p, targets, ignore_index=IGNORED, reduction="sum")
+        return loss, functional.nll_loss(log_p.detach(), targets, ignore_index=IGNORED, reduction="none")[None]
 
 
 def loss_chunk_bytes(device: torch.device) -> int:
@@ -58,13 +106,28 @@ def cross_entropy_terms(
 
     Gradients flow through the sum only.
     """
-    assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
+    loss, terms = chunked_loss(hidden, head, parameters, NextToken(targets), chunk_bytes)
+    return loss, terms[0]
+
+
+def chunked_loss(
+    hidden: Float[Tensor, "tokens width"],
+    head: Head,
+    parameters: Sequence[Tensor],
+    criterion: Criterion,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Float32[Tensor, ""], Float32[Tensor, "terms tokens"]]:
+    """The sum of `criterion` over all tokens, and its terms for each; the rest is as in `cross_entropy_sum`.
+
+    Gradients flow through the sum only.
+    """
+    assert hidden.ndim == 2 and criterion.targets.shape == hidden.shape[:1], (hidden.shape, criterion.targets.shape)
     if isinstance(head, nn.Linear) and head.bias is None:
         chunk_tokens = max(1, chunk_bytes // (4 * head.out_features))
         hidden = hidden.to(matmul_dtype(hidden.dtype, hidden.device))  # else each chunk would widen the whole weight
-        loss, terms = _LinearLoss.apply(hidden, head.weight, targets, chunk_tokens)
+        loss, terms = _LinearLoss.apply(hidden, head.weight, criterion, chunk_tokens)
     else:
-        loss, terms = _HeadLoss.apply(hidden, targets, head, chunk_bytes, *parameters)
+        loss, terms = _HeadLoss.apply(hidden, criterion, head, chunk_bytes, *parameters)
     return loss, terms
 
 
@@ -89,23 +152,23 @@ class _LinearLoss(torch.autograd.Function):
     """The loss of the logits `hidden @ weight.T`: softmax in place, gradients written out by hand."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, criterion: Criterion, chunk_tokens: int
+    ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         weight_cast = weight.to(hidden.dtype)
-        total, terms = _zeros_of(hidden)
+        total, terms = _zeros_of(hidden, criterion)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         buffer = hidden.new_empty((min(chunk_tokens, len(hidden)), len(weight)))
         for start in range(0, len(hidden), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
-            piece, counted = hidden[rows], targets[rows] != IGNORED
-            target = targets[rows].clamp_min(0)[:, None]
+            piece, counted = hidden[rows], criterion.targets[rows] != IGNORED
             logits = torch.mm(piece, weight_cast.T, out=buffer[: len(piece)]).float()
-            terms[rows] = torch.where(counted, _softmax_(logits, target), 0.0)
-            total += terms[rows].sum()
+            losses, terms[:, rows] = criterion.fill_(logits, rows, needs_hidden or needs_weight)
+            total += losses.sum()
             if not (needs_hidden or needs_weight):
                 continue
-            logits.scatter_add_(-1, target, logits.new_full((1, 1), -1.0).expand_as(target))
             slope = logits if logits.dtype == hidden.dtype else buffer[: len(piece)].copy_(logits)
             if grad_hidden is not None:
                 torch.mm(slope, weight_cast, out=grad_hidden[rows])
@@ -126,21 +189,19 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, head: Head, chunk_bytes: int, *parameters: Tensor
+        ctx: Any, hidden: Tensor, criterion: Criterion, head: Head, chunk_bytes: int, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         wanted = [p for p, needed in zip(parameters, ctx.needs_input_grad[4:], strict=True) if needed]
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in wanted]
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        total, terms = _zeros_of(hidden)
+        total, terms = _zeros_of(hidden, criterion)
         chunk_tokens = max(1, chunk_bytes // (4 * _vocabulary(head, hidden)))
         for start in range(0, len(hidden), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             piece = hidden[rows].detach().requires_grad_(grad_hidden is not None)
             with torch.set_grad_enabled(bool(wanted) or grad_hidden is not None):
-                log_p = functional.log_softmax(head(piece).float(), -1)
-                loss = functional.nll_loss(log_p, targets[rows], ignore_index=IGNORED, reduction="sum")
+                loss, terms[:, rows] = criterion.grow(head(piece).float(), rows)
             total += loss.detach()
-            terms[rows] = functional.nll_loss(log_p.detach(), targets[rows], ignore_index=IGNORED, reduction="none")
             leaves = ([] if grad_hidden is None else [piece]) + wanted
             grads = list(torch.autograd.grad(loss, leaves)) if leaves else []
             if grad_hidden is not None:
@@ -170,9 +231,12 @@ def _softmax_(
     return top - logits.amax(-1).log() - wanted
 
 
-def _zeros_of(hidden: Float[Tensor, "tokens width"]) -> tuple[Float32[Tensor, ""], Float32[Tensor, "tokens"]]:
-    """A sum of losses and the loss of each token, to be filled."""
-    return hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(len(hidden), dtype=torch.float32)
+def _zeros_of(
+    hidden: Float[Tensor, "tokens width"], criterion: Criterion
+) -> tuple[Float32[Tensor, ""], Float32[Tensor, "terms tokens"]]:
+    """A sum of losses and the terms of each token, to be filled."""
+    sizes = criterion.num_terms, len(hidden)
+    return hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(sizes, dtype=torch.float32)
 
 
 def _vocabulary(head: Head, hidden: Float[Tensor, "tokens width"]) -> int:

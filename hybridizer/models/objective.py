@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.models.loss import CHUNK_BYTES, IGNORED, Head, cross_entropy_terms, token_losses
+from hybridizer.models.loss import CHUNK_BYTES, IGNORED, Criterion, Head, NextToken, chunked_loss, token_losses
 from hybridizer.models.parts import MODEL_FAULTS, ModelParts, first_floating
 from hybridizer.models.wrapping import Forward, replaced_forward
 
@@ -67,13 +67,15 @@ class CausalLMLoss(nn.Module):
     ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "groups"]]:
         """The loss sum of one batch, and the part of it in each group; `groups` has the shape of `targets`."""
         hidden = self.hidden(input_ids, position_ids).flatten(0, 1)
-        flat, group = targets.flatten(), groups.flatten()
-        if places is not None:
-            hidden, flat, group = hidden[places], flat[places], group[places]
+        flat, group = chosen(targets, places), chosen(groups, places)
+        total, terms = self._chunked(hidden if places is None else hidden[places], NextToken(flat))
+        return total, terms.new_zeros(num_groups).index_add_(0, group, terms[0])
+
+    def _chunked(self, hidden: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
+        """`criterion` of the logits of `hidden` (tokens, width): its sum, and its terms (terms, tokens)."""
         assert self._parts.head is not None
         parameters = list(self._parts.head.parameters())
-        total, terms = cross_entropy_terms(hidden, self._head, parameters, flat, self._chunk_bytes)
-        return total, terms.new_zeros(num_groups).index_add_(0, group, terms)
+        return chunked_loss(hidden, self.head, parameters, criterion, self._chunk_bytes)
 
     @torch.no_grad()
     def token_losses(
@@ -84,7 +86,7 @@ class CausalLMLoss(nn.Module):
         A row is one document or a part of one, without padding. Positions are those of `hidden`.
         """
         hidden = self.hidden(input_ids, position_ids)[:, :-1].flatten(0, 1)
-        losses = token_losses(hidden, self._head, input_ids[:, 1:].flatten(), self._chunk_bytes)
+        losses = token_losses(hidden, self.head, input_ids[:, 1:].flatten(), self._chunk_bytes)
         return losses.view(len(input_ids), -1)
 
     def hidden(
@@ -121,10 +123,23 @@ class CausalLMLoss(nn.Module):
     @torch.no_grad()
     def logits(self, hidden: Float[Tensor, "tokens width"]) -> Float32[Tensor, "tokens vocabulary"]:
         """The model's logits in float32 where `hidden` is the input of its head."""
-        return self._head(hidden).float()
+        return self.head(hidden).float()
+
+    @torch.no_grad()
+    def count_logits(self) -> int:
+        """How many logits the model gives for a token."""
+        assert self._parts.head is not None
+        weight = next(self._parts.head.parameters())
+        return self.head(weight.new_zeros(1, weight.shape[-1])).shape[-1]
 
     @property
-    def _head(self) -> Head:
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The decoder layers, shallow first."""
+        return tuple(self._parts.layers)
+
+    @property
+    def head(self) -> Head:
+        """From inputs of the head (tokens, width) to the model's logits."""
         head = self._parts.head if self.bare_head else self._tail
         assert head is not None
         return head
@@ -158,7 +173,12 @@ class CausalLMLoss(nn.Module):
 
 
 class LossBySource(CausalLMLoss):
-    """The same sum, and beside it the sums of each of `num_sources` sources of text, which carry no gradients."""
+    """The same sum, and beside it the sums of each of `num_sources` sources of text, which carry no gradients.
+
+    Objectives of more than one term have `term_names`: a sum of each follows those of the sources.
+    """
+
+    term_names: tuple[str, ...] = ()
 
     def __init__(
         self, model: nn.Module, parts: TrainableParts, num_sources: int, chunk_bytes: int = CHUNK_BYTES
@@ -177,6 +197,11 @@ class LossBySource(CausalLMLoss):
     ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "sources"]]:
         """The loss sum of one batch, and that of each source; `sources` numbers the source of each token from 0."""
         return self._sums(input_ids, position_ids, targets, sources, self._num_sources, places)
+
+
+def chosen(values: Tensor, places: Tensor | None) -> Tensor:
+    """The (rows, tokens, ...) `values` as (tokens, ...), at the `places` that `predicted_places` found."""
+    return values.flatten(0, 1) if places is None else values.flatten(0, 1)[places]
 
 
 def predicted_places(targets: Int64[Tensor, "rows tokens"]) -> Int64[Tensor, "predicted"] | None:

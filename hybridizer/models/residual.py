@@ -51,6 +51,34 @@ def read_outputs(
     raise AssertionError("the last layer was never called")
 
 
+def layer_states(
+    layers: Sequence[nn.Module], run: Callable[[], object], *, stop: bool
+) -> list[Float[Tensor, "rows tokens width"]]:
+    """The hidden states that `run` makes behind each of `layers`, which are in the order in which it calls them.
+
+    With `stop`, `run` ends behind the last of them: no later layer is called.
+    """
+    found: list[Tensor] = []
+
+    def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        hidden = first_floating(output)
+        assert hidden is not None
+        found.append(hidden)
+        if stop and len(found) == len(layers):
+            raise _LastLayerReached
+
+    hooks = [layer.register_forward_hook(leave) for layer in layers]
+    try:
+        run()
+    except _LastLayerReached:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(found) == len(layers), "every layer was called once"
+    return found
+
+
 def read_last_rows(
     model: nn.Module, parts: Parts, ids: Int[Tensor, "batch time"]
 ) -> list[Float[Tensor, "batch *streams hidden"]]:

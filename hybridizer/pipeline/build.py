@@ -250,7 +250,7 @@ def _train(
     check_texts(recipe, planned.plan)
     with runtime.main_first():
         curve = _open_curve(planned, run, monitor)
-    what = (planned.plan, recipe, run.spliced, run.training, runtime, monitor)
+    what = (planned.plan, recipe, run.spliced, run.training, runtime, monitor, planned.teachers)
     if recipe.train is not None and recipe.train.stages is not None:
         return train_in_stages(*what, accept_changes=accept_changes, replace_finished=replace_finished, curve=curve)
     return train(*what, accept_changes=accept_changes, curve=curve)

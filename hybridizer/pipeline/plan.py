@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -16,12 +16,15 @@ from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.layout import ResolvedLayout, assume_layout
 from hybridizer.pipeline.scan import scan_planned
 from hybridizer.pipeline.scan_layers import assume_host
+from hybridizer.pipeline.teacher import NAME as TEACHER
+from hybridizer.pipeline.teacher import check_same_teachers, lacks_teacher, open_teachers
 from hybridizer.pipeline.ways import WAYS, way_of
 from hybridizer.plan.cost import Cost, StepTiming
 from hybridizer.plan.generated import place_generated
 from hybridizer.plan.identity import freeze_originals
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
+from hybridizer.plan.objective import objective_shape
 from hybridizer.plan.plan import Evidence, Plan
 from hybridizer.plan.stage_cost import count_steps, estimate_stages
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
@@ -62,16 +65,20 @@ def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, d
         scan_donors(ready, monitor)
     assumed = assume_layout(assumed, {name: donor.structure.num_layers for name, donor in ready.items()})
     assumed = freeze_originals(assumed, ready)
-    return Checked(recipe, _plan(assumed, ready, Evidence(), pin=False), ())
+    teachers = open_teachers(assumed, donors, monitor, fetch=deep, fingerprint=False)
+    if lacks_teacher(assumed, teachers):
+        return Checked(recipe, None, (TEACHER,))
+    return Checked(recipe, _plan(assumed, ready, Evidence(), teachers, pin=False), ())
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A recipe with every choice made, its plan, and its donors."""
+    """A recipe with every choice made, its plan, its donors, and the teacher of each stage that has one."""
 
     resolved: ResolvedLayout
     plan: Plan
     donors: Mapping[str, Donor]
+    teachers: tuple[Donor | None, ...] = ()
 
 
 Planner: TypeAlias = Callable[[RecipeSource, tuple[str, ...], Monitor], Planned]
@@ -84,9 +91,10 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
     pinned = place_generated(pin_datasets(recipe), donors)
     resolved = WAYS[way_of(recipe)](freeze_originals(pinned, donors), donors, monitor)
-    plan = _plan(resolved.recipe, donors, resolved.evidence, pin=True)
+    teachers = open_teachers(resolved.recipe, donors, monitor, fetch=True, fingerprint=True)
+    plan = _plan(resolved.recipe, donors, resolved.evidence, teachers, pin=True)
     scan_planned(plan, donors)
-    return Planned(resolved, plan, donors)
+    return Planned(resolved, plan, donors, teachers)
 
 
 @reporting_os_errors()
@@ -105,7 +113,9 @@ def plan_from_configs(path: RecipeSource, overrides: tuple[str, ...], monitor: M
         warnings.append("the layout is assumed: choosing donors or the boundary takes traces, which need weights")
     evidence = Evidence(warnings=(*warnings, "this plan shows sizes and cost; it cannot be built"))
     assumed = freeze_originals(assumed, donors)
-    return Planned(ResolvedLayout(assumed, evidence), _plan(assumed, donors, evidence, pin=False), donors)
+    teachers = open_teachers(assumed, donors, monitor, fetch=True, fingerprint=False)
+    plan = _plan(assumed, donors, evidence, teachers, pin=False)
+    return Planned(ResolvedLayout(assumed, evidence), plan, donors, teachers)
 
 
 def _load(path: RecipeSource, overrides: tuple[str, ...]) -> Recipe:
@@ -140,12 +150,22 @@ def open_plan(stored: StoredPlan, monitor: Monitor) -> Planned:
         problems.append(Problem(where, what, fix))
     if problems:
         raise DonorError(*problems)
-    return Planned(ResolvedLayout(place_generated(stored.recipe, donors), plan.evidence), plan, donors)
+    teachers = open_teachers(stored.recipe, donors, monitor, fetch=True, fingerprint=True)
+    check_same_teachers(teachers, plan, where)
+    resolved = ResolvedLayout(place_generated(stored.recipe, donors), plan.evidence)
+    return Planned(resolved, plan, donors, teachers)
 
 
-def _plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence, *, pin: bool) -> Plan:
+def _plan(
+    recipe: Recipe,
+    donors: Mapping[str, Donor],
+    evidence: Evidence,
+    teachers: Sequence[Donor | None],
+    *,
+    pin: bool,
+) -> Plan:
     plan = make_plan(recipe, donors, evidence)
-    return plan_training(recipe, plan, donors[plan.host].structure, pin=pin)
+    return plan_training(recipe, plan, donors[plan.host].structure, pin=pin, teachers=teachers)
 
 
 def estimate_training_cost(planned: Planned, device: str) -> Cost | None:
@@ -154,7 +174,13 @@ def estimate_training_cost(planned: Planned, device: str) -> Cost | None:
     No weight is read; torch is imported only for a CUDA device, whose capabilities it reports.
     """
     train, plan = planned.resolved.recipe.train, planned.plan
-    return None if train is None or plan.train is None else estimate_stages(plan, train, plan.train.boundary, device)
+    if train is None or plan.train is None:
+        return None
+    objectives = [
+        objective_shape(stage, staged.settings, teacher)
+        for stage, staged, teacher in zip(train.as_stages(), plan.train.as_stages(), planned.teachers, strict=True)
+    ]
+    return estimate_stages(plan, train, plan.train.boundary, device, objectives)
 
 
 def estimate_time(planned: Planned, device: str) -> StepTiming | None:
@@ -164,16 +190,24 @@ def estimate_time(planned: Planned, device: str) -> StepTiming | None:
         return None
     from hybridizer.train.timing import expect_time
 
-    steps = [count_steps(stage) for stage in train.as_stages()]
-    if train.stages is None:
-        return expect_time(plan, train, plan.train.boundary, device, num_steps=steps[0])
+    stages = zip(train.as_stages(), plan.train.as_stages(), planned.teachers, strict=True)
     timed = [
-        expect_time(plan, stage, plan.train.boundary, device, num_steps=count)
-        for stage, count in zip(train.as_stages(), steps, strict=True)
+        expect_time(
+            replace(plan, train=staged),
+            stage,
+            plan.train.boundary,
+            device,
+            num_steps=count_steps(stage),
+            teacher=teacher,
+        )
+        for stage, staged, teacher in stages
     ]
+    if train.stages is None:
+        return timed[0]
     largest, seconds = max(timed, key=lambda one: one.measured_peak_bytes), sum(one.run_seconds for one in timed)
+    steps = sum(count_steps(stage) for stage in train.as_stages())
     rates = sum(stage.tokens for stage in train.as_stages()) / seconds
-    return replace(largest, step_seconds=seconds / sum(steps), run_seconds=seconds, tokens_per_second=rates)
+    return replace(largest, step_seconds=seconds / steps, run_seconds=seconds, tokens_per_second=rates)
 
 
 def _check_ranges(recipe: Recipe, donors: Mapping[str, Donor | NotFetched]) -> None:

@@ -15,6 +15,7 @@ from hybridizer.core.records import write_json
 from hybridizer.donors.reference import parse_reference
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.plan import Planned
+from hybridizer.pipeline.teacher import whole_paths
 from hybridizer.plan.cost import Cost
 from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 from hybridizer.plan.plan import Plan
@@ -175,6 +176,7 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         for key in ("path", "examples"):
             if key in items:
                 items[key] = str((recipe.folder / items[key]).absolute())
+    whole_paths(resolved, recipe)
     texts = [*resolved.get("train", {}).get("data", []), *resolved.get("evaluate", {}).get("bits_per_byte", [])]
     for text in texts:
         if "path" in text:

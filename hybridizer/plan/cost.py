@@ -10,7 +10,16 @@ from hybridizer.core.records import to_jsonable
 from hybridizer.models.hardware import choose_compute_dtype, choose_matmul_dtype
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.freeze import FreezeChoice, choose_frozen, with_adapters
-from hybridizer.plan.memory import HEAP_SPREAD, LOSS_CHUNK_BYTES, Estimate, Memory, ModelShape, RunShape, estimate
+from hybridizer.plan.memory import (
+    HEAP_SPREAD,
+    LOSS_CHUNK_BYTES,
+    Estimate,
+    Memory,
+    ModelShape,
+    ObjectiveShape,
+    RunShape,
+    estimate,
+)
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.recompute import memory_budget, repeated_flops, with_recomputing
 from hybridizer.plan.shapes import planned_shape
@@ -91,17 +100,31 @@ class StepTiming:
     compute_dtype: str
 
 
-def estimate_cost(plan: Plan, train: Train, boundary: int, device: str, *, mean_document: float | None = None) -> Cost:
+def estimate_cost(
+    plan: Plan,
+    train: Train,
+    boundary: int,
+    device: str,
+    *,
+    mean_document: float | None = None,
+    objective: ObjectiveShape | None = None,
+) -> Cost:
     """The cost of training the model of `plan` by `train`, from sizes alone: no weight is read.
+
+    `objective` is what `plan.objective.objective_shape` gives for it; the arms beside it are of the next token's loss.
 
     `boundary` is the first deep layer, `device` the type of the device (cpu, cuda). `mean_document` is in tokens, for
     packed rows; None: a row is one document. Raises RecipeError where `choose_frozen` does.
     """
     shape = planned_shape(plan.config, {tensor.name: (tensor.shape, tensor.dtype) for tensor in plan.tensors})
+    assert (train.objective is None) == (objective is None), "an objective has a shape"
     run = run_shape(train, device, mean_document)
-    requested, found = _cost_of("asked", train, shape, boundary, run)
+    requested, found = _cost_of("asked", train, shape, boundary, replace(run, objective=objective))
     arms = [_cost_of(side, replace(train, freeze=side), shape, boundary, run)[0] for side in SIDES]
     notes = []
+    if objective is not None:
+        _, found = _cost_of("next-token", train, shape, boundary, run)
+        notes.append(_objective_note(objective, requested, arms[0]))
     if shape.stateful_layers:
         layers = format_layers(list(shape.stateful_layers))
         notes.append(
@@ -132,6 +155,19 @@ def _eight_bit_note(saved: int, peak: int) -> str:
         f"adamw8bit {saves} here: on a CPU its update unpacks the state of a tensor into "
         f"{UNPACKED_BYTES['adamw8bit']} bytes per parameter, and the largest tensor counts"
     )
+
+
+def _objective_note(objective: ObjectiveShape, asked: FreezeCost, deep: FreezeCost) -> str:
+    """What the objective costs, beside a step of next-token with the deep side frozen."""
+    share = asked.total_token_flops / deep.total_token_flops
+    runs = f"{objective.teacher_layers} of {len(objective.teacher.layers)} layers"
+    note = f"the teacher's forward pass, {runs}, is {asked.token_flops.teacher / asked.total_token_flops:.0%} of the "
+    note += f"operations, and its weights are {asked.memory.teacher / 1e9:.2f} GB; a step takes {share:.0%} of the "
+    note += "operations of `freeze: deep` with the loss of the next token"
+    if objective.student_layers is None:
+        return note
+    end = f"no layer from {objective.student_layers} on and no head is run, forwards or backwards"
+    return f"{note}: {end}, which makes it the cheapest kind of stage" if share < 1 else f"{note}: {end}"
 
 
 def _recompute_note(asked: FreezeCost, num_layers: int, budget: int | None) -> str:
@@ -168,10 +204,13 @@ def _cost_of(name: str, train: Train, shape: ModelShape, boundary: int, run: Run
     return arm, found
 
 
-def recomputed_layers(shape: ModelShape, train: Train, choice: FreezeChoice, device: str) -> tuple[int, ...]:
+def recomputed_layers(
+    shape: ModelShape, train: Train, choice: FreezeChoice, device: str, objective: ObjectiveShape | None = None
+) -> tuple[int, ...]:
     """The layers that a training of this model under `choice` recomputes on a device of that type."""
     kind = device if device in HEAP_SPREAD else "cpu"  # the estimate knows no other kinds
-    return with_recomputing(train, kind, shape, choice, run_shape(train, kind)).recomputed_layers
+    run = replace(run_shape(train, kind), objective=objective)
+    return with_recomputing(train, kind, shape, choice, run).recomputed_layers
 
 
 def run_shape(train: Train, device: str, mean_document: float | None = None) -> RunShape:

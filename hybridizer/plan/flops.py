@@ -19,11 +19,12 @@ class TokenFlops:
     forward: float
     activation_gradients: float
     weight_gradients: float
+    teacher: float = 0.0  # the forward pass of a teacher
 
     @property
     def total(self) -> float:
-        """All three together."""
-        return self.forward + self.activation_gradients + self.weight_gradients
+        """All together."""
+        return self.forward + self.activation_gradients + self.weight_gradients + self.teacher
 
 
 def count_token_flops(

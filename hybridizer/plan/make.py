@@ -99,8 +99,11 @@ def _check_donors_fit(
     problems, warnings = find_incompatibilities(host, guests, donors, where, convert=target is not None)
     if problems:
         raise PlanError(*problems)
-    writers = {entry.generate.from_ for entry in recipe.train.data if entry.generate} if recipe.train else set()
-    idle = [name for name in donors if not used[name] and name not in (host.name, *writers)]
+    train = recipe.train
+    needed = {entry.generate.from_ for entry in train.data if entry.generate} if train else set()
+    stages = train.as_stages() if train else ()
+    teachers = {stage.objective.chosen.teacher for stage in stages if stage.objective}
+    idle = [name for name in donors if not used[name] and name not in (host.name, *needed, *teachers)]
     return [*warnings, *(f"donor '{name}' gives no layer to the output" for name in idle)]
 
 

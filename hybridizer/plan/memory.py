@@ -66,6 +66,21 @@ LOSS_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 1024 * 2**20}
 
 
 @dataclass(frozen=True)
+class ObjectiveShape:
+    """What an objective other than next-token adds to a step, and what it leaves out.
+
+    `teacher_layers` layers of a frozen teacher run forwards, and its head with `teacher_head`. `student_layers` layers
+    of the student run, and neither the others nor its head; None: all do. `num_states` hidden states are compared.
+    """
+
+    teacher: ModelShape
+    teacher_layers: int
+    teacher_head: bool
+    student_layers: int | None = None
+    num_states: int = 0
+
+
+@dataclass(frozen=True)
 class RunShape:
     """How it will be trained: `batch_tokens` go through at a time, `context` is the mean number a token attends to.
 
@@ -89,6 +104,12 @@ class RunShape:
     device: str = "cpu"
     adapter_rank: int = 0
     adapter_dropout: bool = False
+    objective: ObjectiveShape | None = None
+
+    @property
+    def student_layers(self) -> int | None:
+        """How many layers of the student run, without its head; None: all, and the head."""
+        return None if self.objective is None else self.objective.student_layers
 
 
 @dataclass(frozen=True)
@@ -100,6 +121,7 @@ class Memory:
     The peak is where the forward pass ends, with all activations and the loss, where the backward pass ends, with all
     gradients, or in the update: `activations`, `loss`, `gradients` and what the update takes, which is part of
     `optimizer`, are what each is at that moment. `allocator` is what the heap holds beyond living tensors.
+    `teacher` are the weights of one.
     """
 
     process: int
@@ -110,6 +132,7 @@ class Memory:
     activations: int
     loss: int
     allocator: int
+    teacher: int = 0
 
     @property
     def total(self) -> int:
@@ -146,12 +169,12 @@ def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate
     Memory is within 15% of what scripts/bench_memory.py measures in real builds of models of attention layers on a CPU;
     operations are exact for matrices and count attention's two products.
     """
-    full, full_run = full_training(choice), replace(run, adapter_rank=0)
+    full, full_run = full_training(choice), replace(run, adapter_rank=0, objective=None)
     trained, frozen = _parameters(shape, choice, run.adapter_rank)
     return Estimate(
         trained,
         frozen,
-        model_token_flops(shape, choice, run.context, run.adapter_rank),
+        model_token_flops(shape, choice, run.context, run.adapter_rank, run.objective),
         model_token_flops(shape, full, run.context),
         _memory(shape, choice, run),
         _memory(shape, full, full_run),
@@ -179,15 +202,41 @@ def _parameters(shape: ModelShape, choice: FreezeChoice, rank: int, large: bool 
     return total - frozen, frozen
 
 
-def model_token_flops(shape: ModelShape, choice: FreezeChoice, context: float, adapter_rank: int = 0) -> TokenFlops:
+def model_token_flops(
+    shape: ModelShape,
+    choice: FreezeChoice,
+    context: float,
+    adapter_rank: int = 0,
+    objective: ObjectiveShape | None = None,
+) -> TokenFlops:
     """The cost of one token of this model under `choice`, which attends to `context` tokens on average.
 
-    With an `adapter_rank` above 0 only the adapters in the layers that train are trained.
+    With an `adapter_rank` above 0 only the adapters in the layers that train are trained. An `objective` adds its
+    teacher, and may leave out the last layers and the head.
     """
-    matrices = [layer.matrix_parameters for layer in shape.layers]
-    attention = [layer.attention_width for layer in shape.layers]
-    adapters = [adapter_rank * layer.adapter_width for layer in shape.layers] if adapter_rank else None
-    return count_token_flops(choice, matrices, shape.width * shape.vocabulary, attention, context, adapters)
+    layers, table = shape.layers, shape.width * shape.vocabulary
+    if objective is not None and objective.student_layers is not None:
+        end, table = objective.student_layers, 0
+        layers = layers[:end]
+        choice = replace(choice, num_layers=end, frozen_layers=tuple(n for n in choice.frozen_layers if n < end))
+    matrices = [layer.matrix_parameters for layer in layers]
+    attention = [layer.attention_width for layer in layers]
+    adapters = [adapter_rank * layer.adapter_width for layer in layers] if adapter_rank else None
+    found = count_token_flops(choice, matrices, table, attention, context, adapters)
+    return found if objective is None else replace(found, teacher=_teacher_flops(objective, context))
+
+
+def _teacher_flops(objective: ObjectiveShape, context: float) -> float:
+    teacher = objective.teacher
+    layers = teacher.layers[: objective.teacher_layers]
+    head = 2 * teacher.width * teacher.vocabulary if objective.teacher_head else 0
+    return sum(2 * layer.matrix_parameters + 4 * layer.attention_width * context for layer in layers) + head
+
+
+def model_parameters(shape: ModelShape) -> int:
+    """All parameters of a model, a tied tensor counted once."""
+    tables = (1 if shape.tied else 2) * shape.width * shape.vocabulary
+    return sum(layer.parameters for layer in shape.layers) + tables + shape.width
 
 
 def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
@@ -197,6 +246,8 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
     if frozen and not run.adapter_rank and run.device == "cpu" and run.compute_bytes != shape.stored_bytes:
         weights += trained * shape.stored_bytes
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
+    taught = run.objective.teacher if run.objective else None
+    teacher = 0 if taught is None else model_parameters(taught) * taught.stored_bytes
     small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0]
     spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
     found = []
@@ -213,6 +264,7 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
                 activations=moment.activations,
                 loss=moment.loss,
                 allocator=round(holes),
+                teacher=teacher,
             )
         )
     return max(found, key=lambda memory: memory.total)
@@ -238,9 +290,9 @@ def _moments(shape: ModelShape, choice: FreezeChoice, run: RunShape, trained: in
     waiting = 4 * trained if run.accumulates else 0
     kept, one_layer, again, passed = _activations(shape, choice, run)
     loss = _loss(shape, choice, run)
-    passed += min(loss, run.loss_chunk_bytes)
+    passed += min(loss, run.loss_chunk_bytes * (1 if run.objective is None else 2))
     # A tied embedding's gradient is a table beside the head's; low-precision gradients lie beside those they add to.
-    twice = shape.tied and not choice.frozen_embedding
+    twice = shape.tied and not choice.frozen_embedding and run.student_layers is None
     beside = run.compute_bytes * shape.width * shape.vocabulary if twice else 0
     beside += waiting // 2 if run.compute_bytes < 4 else 0
     unpacked = run.unpacked_bytes * _largest_trained(shape, choice, run)
@@ -263,11 +315,19 @@ def _largest_trained(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> 
 
 
 def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
-    """Logits of one chunk, the gradient of the hidden states, and what the loss holds of the head."""
+    """Logits of one chunk, the gradient of the hidden states, and what the loss holds of the head.
+
+    For an objective its own and the teacher's hidden states too, in float32 where they are compared.
+    """
+    objective = run.objective
+    states = 0 if objective is None else 4 * run.batch_tokens * shape.width * (2 * objective.num_states + 1)
+    if run.student_layers is not None:
+        return states
     table = shape.width * shape.vocabulary
     chunk = min(run.loss_chunk_bytes, 4 * run.batch_tokens * shape.vocabulary)
     chunk += chunk // 2 if run.product_bytes < 4 else 0  # logits are made in low precision and copied
-    loss = chunk + run.batch_tokens * shape.width * run.product_bytes
+    chunk *= 2 if objective is not None and objective.teacher_head else 1
+    loss = states + chunk + run.batch_tokens * shape.width * run.product_bytes
     held = shape.stored_bytes if choice.frozen_head else run.compute_bytes
     loss += run.product_bytes * table if run.product_bytes != held else 0  # the head, cast
     if choice.frozen_head:
@@ -301,7 +361,7 @@ def kept_widths(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> dict[
     lowest = 0 if not choice.frozen_embedding else min(choice.trained_layers, default=len(shape.layers))
     return {
         number: layer.kept_width + (0 if number in choice.frozen_layers else _trained_width(layer, run))
-        for number, layer in enumerate(shape.layers[lowest:], start=lowest)
+        for number, layer in enumerate(shape.layers[lowest : run.student_layers], start=lowest)
     }
 
 

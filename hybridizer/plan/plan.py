@@ -205,6 +205,10 @@ class TrainPlan:
     notes: tuple[str, ...] = ()
     stages: tuple[StagePlan, ...] = ()
 
+    def as_stages(self) -> tuple[TrainPlan, ...]:
+        """A training of its own for each stage, in order; this one alone where it has none."""
+        return tuple(self.stage(index) for index in range(len(self.stages))) or (self,)
+
     def stage(self, index: int) -> TrainPlan:
         """The stage `index`, from 0, as a training of its own."""
         one = self.stages[index]

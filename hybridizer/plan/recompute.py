@@ -63,5 +63,6 @@ def recomputing_order(shape: ModelShape, choice: FreezeChoice, run: RunShape) ->
 
 def repeated_flops(shape: ModelShape, run: RunShape) -> float:
     """The operations per token of the layers of `run` that are recomputed."""
-    layers = [shape.layers[number] for number in run.recomputed_layers]
+    end = len(shape.layers) if run.student_layers is None else run.student_layers
+    layers = [shape.layers[number] for number in run.recomputed_layers if number < end]
     return sum(2 * layer.matrix_parameters + 4 * layer.attention_width * run.context for layer in layers)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hybridizer.plan.cost import Cost, FreezeCost, StageCost, estimate_cost, run_shape
 from hybridizer.plan.freeze import FreezeChoice, choose_frozen
-from hybridizer.plan.memory import estimate
+from hybridizer.plan.memory import ObjectiveShape, estimate
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.models import Train
@@ -18,16 +19,18 @@ def count_steps(train: Train) -> int:
     return steps if train.max_steps is None else min(steps, train.max_steps)
 
 
-def estimate_stages(plan: Plan, train: Train, boundary: int, device: str) -> Cost:
+def estimate_stages(
+    plan: Plan, train: Train, boundary: int, device: str, objectives: Sequence[ObjectiveShape | None]
+) -> Cost:
     """The cost of a training as `estimate_cost` gives it; of one with stages, that of the stage that needs most memory.
 
     `stages` of the result has a row for each stage, where there are any. A tensor that an earlier stage trained and
-    this one freezes is held in float32.
+    this one freezes is held in float32. `objectives` has what `plan.objective.objective_shape` gives for each stage.
     """
     costs = []
     trained_before: set[int] = set()
-    for stage in train.as_stages():
-        cost = estimate_cost(plan, stage, boundary, device)
+    for stage, objective in zip(train.as_stages(), objectives, strict=True):
+        cost = estimate_cost(plan, stage, boundary, device, objective=objective)
         trained = set(_layers(stage, plan, boundary))
         costs.append(_with_kept(cost, plan, stage, boundary, device, trained_before - trained))
         trained_before |= trained

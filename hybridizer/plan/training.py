@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,9 +14,11 @@ from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import HybridizerError, InputError, Problem, RecipeError
 from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
+from hybridizer.donors.donor import Donor
 from hybridizer.families.structure import Structure
 from hybridizer.plan.freeze import REST, FreezeChoice, choose_frozen, with_adapters
 from hybridizer.plan.generated import describe_generation
+from hybridizer.plan.objective import resolve_objective
 from hybridizer.plan.plan import DataPin, Plan, StagePlan, TrainPlan, never_trained
 from hybridizer.plan.rates import find_faults, find_idle, rate_lines, scale_tensors
 from hybridizer.recipe.fields import MAX_LEARNING_RATE
@@ -77,9 +79,12 @@ def check_texts(recipe: Recipe, plan: Plan) -> None:
             )
 
 
-def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> Plan:
+def plan_training(
+    recipe: Recipe, plan: Plan, host: Structure, *, pin: bool, teachers: Sequence[Donor | None] = (None,)
+) -> Plan:
     """`plan` with its training, if the recipe has one; the layout is resolved, `host` gives embedding and head.
 
+    `teachers` has the donor that the objective of each stage needs, None for next-token.
     With `pin` the texts are hashed; without, only their existence is checked. Raises RecipeError, at lines of the
     recipe, for layers that do not exist, a choice that freezes everything, rows longer than the model takes, packages
     that are not installed, and text files that are missing or of an unknown kind.
@@ -92,7 +97,7 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
     stages: list[StagePlan] = []
     for index, (name, settings) in enumerate(zip(train.stage_names or ("",), train.as_stages(), strict=True)):
         try:
-            stages.append(_plan_stage(name, settings, plan, boundary, host, _kept(recipe)))
+            stages.append(_plan_stage(recipe, name, settings, plan, boundary, host, teachers[index]))
         except RecipeError as error:
             problems += [replace(p, where=_locate_in_stage(recipe, index, p.where)) for p in error.problems]
     data = _pin_data(recipe, train, pin, problems)
@@ -109,7 +114,8 @@ def plan_training(recipe: Recipe, plan: Plan, host: Structure, *, pin: bool) -> 
 
 def _locate_in_stage(recipe: Recipe, index: int, where: str) -> str:
     """The line of `train.<key>`, or of `train.<key>.<key>`, that holds for the stage `index`."""
-    train, keys = recipe.train, where.split(".", 2)[1:]
+    # The last key of `lr_scale` may have dots of its own.
+    train, keys = recipe.train, where.split(".", 2)[1:] if "lr_scale" in where else where.split(".")[1:]
     assert train is not None, "called for recipes that train"
     own = train.stages is not None and (
         keys[0] in train.stages[index].changes or ("train", keys[0]) not in recipe.places
@@ -118,19 +124,20 @@ def _locate_in_stage(recipe: Recipe, index: int, where: str) -> str:
 
 
 def _plan_stage(
-    name: str, train: Train, plan: Plan, boundary: int, host: Structure, kept: Mapping[str, Any]
+    recipe: Recipe, name: str, train: Train, plan: Plan, boundary: int, host: Structure, teacher: Donor | None
 ) -> StagePlan:
-    """The plan of one stage, whose keys are those of `train`; `kept` is what decides which step's weights are kept.
-
-    Raises RecipeError at `train.<key>`.
-    """
+    """The plan of one stage of `recipe`, whose keys are those of `train`. Raises RecipeError at `train.<key>`."""
     choice = choose_frozen(train, len(plan.layers), boundary, host.tied)
     if train.lora is not None:
         choice = with_adapters(choice)
     settings = {key: value for key, value in plain(train).items() if key not in _ELSEWHERE}
     settings["compile"] = train.compile is True  # `auto` depends on the device, which a plan does not
-    settings |= kept
+    settings |= _kept(recipe)
     notes = choice.notes
+    if train.objective is not None:
+        assert teacher is not None, "an objective has a teacher"
+        settings["objective"], more = resolve_objective(recipe.layout, train, plan, choice, host, teacher)
+        notes += more
     if train.lr_scale is not None:
         settings["lr_scale"] = [list(pair) for pair in train.lr_scale]  # their order counts
         notes = (*notes, *_plan_rates(train, choice, plan, host))

@@ -190,6 +190,11 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
         if "lora" in train and train.get(part) == "train":
             what = f"`{part}` is set to train, and with `lora` only adapters on layers train."
             yield Finding(("train", part), what, f"Delete `{part}`, or delete `lora`.")
+    for path, section in [
+        (("train",), train),
+        *((("train", "stages", index), stage) for index, stage in _stages(train)),
+    ]:
+        yield from _check_objective((*path, "objective"), section.get("objective"))
     data = train.get("data")
     for index, entry in enumerate(data if isinstance(data, list) else []):
         if isinstance(entry, dict):
@@ -248,6 +253,15 @@ def _check_writers(train: Mapping[str, Any], donors: Mapping[str, Any]) -> Itera
             path = ("train", "data", index, "generate", "from")
             what = f"{name_of(path)} names '{clip(name)}', which is not a donor here."
             yield Finding(path, what, DidYouMean(name, donors))
+
+
+def _check_objective(path: KeyPath, objective: Any) -> Iterator[Finding]:
+    if not isinstance(objective, dict):
+        return
+    given = [key for key in ("distill", "align") if key in objective]
+    if len(given) != 1:
+        found = "both `distill` and `align`" if given else "neither `distill` nor `align`"
+        yield Finding(path, f"`objective` has {found}.", "Give one of the two, or write `objective: next-token`.")
 
 
 def _check_source(path: KeyPath, entry: Mapping[str, Any]) -> Iterator[Finding]:

@@ -42,6 +42,7 @@ SIDES = ("deep", "shallow", "none")
 LAYER_DECAY = "layer_decay"  # a key of `lr_scale`
 ORIGINALS = "originals"  # frozen: everything except identity layers
 _FROZEN = (*SIDES, ORIGINALS)
+PLACES = ("boundary", "last")
 MAX_LEARNING_RATE = 0.1  # five times the size of a weight: one step replaces what was learned
 # No separators, no characters that are special to a shell or a file system, no dot or blank at either end.
 _SIGNS = r'/\\:*?"<>|\x00-\x1f\x7f'
@@ -135,6 +136,15 @@ def _read_freeze(value: object) -> str | tuple[int, ...]:
             raise refusal(what, DidYouMean(value, _FROZEN))
         return value
     return _read_layers(value)
+
+
+def _read_places(value: object) -> str | tuple[int, ...]:
+    if isinstance(value, str) and value[:1].isalpha():
+        if value not in PLACES:
+            what = f"must be {', '.join(PLACES)} or a list of layers; got {show(value)}."
+            raise refusal(what, DidYouMean(value, PLACES))
+        return value
+    return tuple(sorted(set(_read_layers(value))))
 
 
 def _read_layers(value: object) -> tuple[int, ...]:
@@ -294,6 +304,17 @@ LrScale: TypeAlias = Annotated[
     LrScales,
     PlainValidator(as_validator(_read_lr_scale)),
     WithJsonSchema({"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}),
+]
+
+Places: TypeAlias = Annotated[
+    str | tuple[int, ...],
+    PlainValidator(as_validator(_read_places)),
+    _either(
+        {"enum": list(PLACES)},
+        _LAYER,
+        _LAYERS_TEXT,
+        {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}},
+    ),
 ]
 
 

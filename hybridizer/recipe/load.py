@@ -17,6 +17,7 @@ from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.fields import FROM_RECIPE
 from hybridizer.recipe.messages import rewrite
 from hybridizer.recipe.models import AUTO, DEFAULT_CANDIDATES, Recipe
+from hybridizer.recipe.objective import expand_objectives
 from hybridizer.recipe.overrides import apply
 from hybridizer.recipe.sections import fill_in
 from hybridizer.recipe.tree import Finding, Tree, clip, locate, show
@@ -203,8 +204,9 @@ def _apply_all(tree: Tree, overrides: Sequence[str]) -> None:
 def _expand(values: dict[str, Any]) -> None:
     """`domain: donors/domain` is short for `domain: {source: donors/domain}`, and `layout: auto` for a scan.
 
-    `trial: none` is a recipe without one.
+    The names of objectives are short for them with all defaults, and `trial: none` is a recipe without one.
     """
+    expand_objectives(values.get("train"))
     if values.get("trial") == NO_TRIAL:
         del values["trial"]
     if values.get("layout") == AUTO:

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from hybridizer.recipe.models import AUTO, Recipe
+from hybridizer.recipe.objective import NEXT_TOKEN
 from hybridizer.recipe.trial import NO_TRIAL
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -21,11 +22,20 @@ def json_schema() -> dict[str, Any]:
     source = schema["$defs"]["DonorEntry"]["properties"]["source"]
     donors["patternProperties"] = {pattern: {"anyOf": [source, donor]}}
     donors["additionalProperties"] = False
-    for key, word in (("layout", AUTO), ("trial", NO_TRIAL)):
-        section = schema["properties"][key]
-        about = {name: section.pop(name) for name in ("title", "description") if name in section}
-        schema["properties"][key] = {**about, "anyOf": [{"const": word}, section]}
+    sections, defined = schema["properties"], schema["$defs"]
+    names = [NEXT_TOKEN, *defined["Objective"]["properties"]]
+    _allow(sections, "layout", {"const": AUTO})
+    _allow(sections, "trial", {"const": NO_TRIAL})
+    _allow(defined["Train"]["properties"], "objective", {"enum": names})
+    _allow(defined["Stage"]["properties"], "objective", {"enum": names})
     return {"$schema": DIALECT} | schema
+
+
+def _allow(sections: dict[str, Any], key: str, short: dict[str, Any]) -> None:
+    """Let `key` hold `short` as well, a word in place of its section."""
+    section = sections[key]
+    about = {name: section.pop(name) for name in ("title", "description") if name in section}
+    sections[key] = {**about, "anyOf": [short, section]}
 
 
 class _Generator(GenerateJsonSchema):

@@ -75,6 +75,8 @@ def describe_bounds(field: FieldInfo) -> str:
     if isinstance(low, Ge) and high is not None:
         end = f"to {high.le}" if isinstance(high, Le) else f"up to but not including {high.lt}"
         return f"{noun} from {low.ge} {end}"
+    if isinstance(low, Gt) and isinstance(high, Le):
+        return f"{noun} above {low.gt} and up to {high.le}"
     return noun + (f" > {low.gt}" if isinstance(low, Gt) else f" >= {low.ge}" if isinstance(low, Ge) else "")
 
 
@@ -103,7 +105,7 @@ def _plain_value(key: str, value: Any) -> Any:
         return plain(value)
     if not isinstance(value, tuple):
         return value
-    if key in ("layers", "freeze"):
+    if key in ("layers", "freeze", "at"):
         return format_layers(value)
     if key in ("parameters", "lr_scale"):
         return dict(value)

@@ -33,6 +33,7 @@ from hybridizer.recipe.fields import (
     Tracker,
 )
 from hybridizer.recipe.generate import Generate
+from hybridizer.recipe.objective import Objective
 from hybridizer.recipe.sections import fill_in, keys_of
 
 # As in recipe.models: built together with the root.
@@ -146,6 +147,10 @@ class TrainSettings:
     embedding: Part = Field(default="side", description="train or freeze it; side: as the first layer")
     final_norm: Part = Field(default="side", description="train or freeze it; side: as the last layer")
     head: Part = Field(default="side", description="train or freeze it; side: as the last layer")
+    objective: Objective | None = Field(
+        default=None,
+        description="what is minimised: next-token, the default, or distill or align with the keys below",
+    )
     lora: Lora | None = Field(default=None, description="train low-rank adapters in place of whole matrices")
     seq_len: AtLeastTwo = Field(default=1024, description="tokens per row")
     packed: Switch = Field(default=True, description="several documents per row, isolated from each other")

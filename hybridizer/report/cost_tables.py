@@ -11,7 +11,7 @@ from rich.text import Text
 from hybridizer.report.captions import one_line
 from hybridizer.report.tables import TextTable, under
 
-PARTS = ("process", "weights", "masters", "gradients", "optimizer", "activations", "loss")
+PARTS = ("process", "weights", "teacher", "masters", "gradients", "optimizer", "activations", "loss")
 _STEPS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -28,8 +28,8 @@ def cost_table(cost: Mapping[str, Any]) -> Group:
     table.add_row("per token", *(readable(arm["total_token_flops"], "FLOP") for arm in arms))
     table.add_row("of full training", *(f"{arm['share_of_full_flops']:.0%}" for arm in arms), end_section=True)
     for part in PARTS:
-        if any(arm["memory"][part] for arm in arms):
-            table.add_row(part, *(readable(arm["memory"][part], "B") for arm in arms))
+        if any(arm["memory"].get(part) for arm in arms):  # records of before have no teacher
+            table.add_row(part, *(readable(arm["memory"].get(part, 0), "B") for arm in arms))
     table.add_row("peak memory", *(readable(arm["peak_bytes"], "B") for arm in arms), style="bold")
     about = f"{cost['batch_tokens']} tokens at a time in {cost['compute_dtype']} on {cost['device']}"
     return under([about], table, [cost["sentence"], *cost["notes"]])

@@ -20,10 +20,11 @@ from hybridizer.models.loss import CHUNK_BYTES
 from hybridizer.models.objective import TrainableParts
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.plan.rates import find_faults, scale_tensors
-from hybridizer.recipe.models import Train
+from hybridizer.recipe.models import Train, plain
 from hybridizer.train.curve import CurveRequest
 from hybridizer.train.freeze import FreezePlan
 from hybridizer.train.runtime import Runtime
+from hybridizer.train.teacher import Teacher
 
 # These settings may change between two starts of a run: they do not affect the numbers.
 _FREE = {"max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergence"}
@@ -62,7 +63,7 @@ class TrainJob:
     `plan_hash` names what the model was made of, which `plan_details` describes in plain values. `seed` is that of
     dropout, and at most `loss_chunk_bytes` of float32 logits exist at a time. `recomputed_layers` run again in the
     backward pass, which changes no bit. `earlier` is what the run starts from. `curve` is measured on the way; it
-    decides numbers where the best step is kept.
+    decides numbers where the best step is kept. The `teacher` is that of the objective, if the settings have one.
     """
 
     model: nn.Module
@@ -77,6 +78,7 @@ class TrainJob:
     recomputed_layers: tuple[int, ...] = ()
     curve: CurveRequest | None = None
     earlier: Earlier = Earlier()
+    teacher: Teacher | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -126,6 +128,8 @@ class TrainJob:
     def _settings_facts(self, device: str) -> dict[str, Any]:
         names = [key.name for key in fields(self.settings) if key.name not in _FREE | _RECORDED_BESIDE]
         values = {name: getattr(self.settings, name) for name in names}
+        if values.pop("objective") is not None:
+            values["objective"] = self._objective_facts()
         values["compile"] = choose_compile(self.settings.compile, device)
         optimizer = {"name": values.pop("optimizer"), **{name: values.pop(name) for name in _OPTIMIZER}}
         if not optimizer["lr_scale"]:
@@ -133,6 +137,13 @@ class TrainJob:
         schedule = {"kind": values.pop("schedule"), **{name: values.pop(name) for name in _SCHEDULE}}
         inner = {"loss_chunk_bytes": self.loss_chunk_bytes, "seed": self.seed}
         return {"optimizer": optimizer, "schedule": schedule, **values, **inner}
+
+    def _objective_facts(self) -> dict[str, Any]:
+        """The objective with its teacher by content, whatever the recipe calls it, and the layers that correspond."""
+        objective, teacher = self.settings.objective, self.teacher
+        assert objective is not None and teacher is not None, "an objective has a teacher"
+        by_content = {"teacher": teacher.fingerprint, "pairs": [list(pair) for pair in teacher.pairs]}
+        return {"kind": objective.kind, **plain(objective.chosen), **by_content}
 
 
 @dataclass(frozen=True)

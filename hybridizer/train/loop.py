@@ -249,6 +249,7 @@ class _Run:
             **figures.shares(flops, self._runtime.num_ranks),
             **{f"gradient_norm_{side}": norm for side, norm in gradients.norms.items()},
             **self._source_losses(gradients),
+            **{f"loss_{name}": value for name, value in gradients.terms.items()},
             "memory_bytes": peak_memory_bytes(self._runtime.device),
             "seconds": self._elapsed(),
             "seconds_left": mean_seconds * (data.num_steps - step - 1),

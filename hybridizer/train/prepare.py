@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.document_attention import document_attention
@@ -16,16 +17,18 @@ from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
 from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.wrapping import compiled, recomputing
+from hybridizer.train.freeze import FreezePlan
 from hybridizer.train.fused import fused
 from hybridizer.train.isolation import FEW_TOKENS, Documents, documents_leak, isolate_documents
 from hybridizer.train.job import TrainJob
 from hybridizer.train.packed_attention import choose_packed_attention, packed_attention
 from hybridizer.train.precision import choose_dtype, working_precision
+from hybridizer.train.teacher import taught_loss
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a prepared model computes with: the loss as a module, and the dtype of its layers.
+    """What a prepared model computes with: the loss as a module, and the dtype of its layers, and of a teacher's.
 
     `documents` are those of the current batch where rows are packed; modules run over each of them separately.
     """
@@ -48,37 +51,67 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
     with ExitStack() as stack:
         enter = stack.enter_context
         # First, and undone last: what follows runs modules on samples, in the dtype that they will compute in.
-        enter(_precision(job, dtype))
+        models = _models(job, device)
+        for each in models:
+            enter(_precision(each, dtype))
         # Before anything else runs the model: what is tested below is then what trains.
-        enter(_fusing(job, compiles))
+        for each in models:
+            enter(_fusing(each.model, compiles))
         # Before the model is tested for leaks. It acts below the modules, and runs what torch's own function ran.
         enter(_documents(compiles, dtype, device))
         # After fusing, which compares results as rounded by the dtype. It acts below the modules.
         enter(_upcasting(compiles, dtype, device))
         # Changes nothing. It inspects the head in the dtype that computes, and isolation tests the model through it.
-        objective = LossBySource(job.model, job.parts, len(job.data.drawn), job.loss_chunk_bytes)
-        # Before compilation: its trials would each take up one of the few compiled graphs.
-        documents = enter(_isolation(job, objective))
-        # After isolation, which tests single modules: those take no other mask than one of all pairs.
-        enter(_attention(job, objective, documents, device))
-        # Before checkpointing, which would hide the layers' code from the compiler.
-        enter(_compilation(job, compiles))
+        objective, *teachers = _losses(job)
+        documents: list[Documents | None] = []
+        for each, loss in zip(models, (objective, *teachers), strict=True):
+            # Before compilation: its trials would each take up one of the few compiled graphs.
+            found = enter(_isolation(job, each.parts, loss))
+            # After isolation, which tests single modules: those take no other mask than one of all pairs.
+            enter(_attention(job, each, loss, found, device))
+            # Before checkpointing, which would hide the layers' code from the compiler.
+            enter(_compilation(each.parts, compiles))
+            documents.append(found)
         # Last, so that the backward pass runs everything above once more.
         enter(_checkpointing(job))
-        yield Prepared(objective, dtype, documents)
+        assert isinstance(objective, LossBySource), "the first is the one that trains"
+        yield Prepared(objective, dtype, documents[0])
+
+
+class _Model(NamedTuple):
+    model: nn.Module
+    parts: TrainableParts
+    freeze_plan: FreezePlan
+
+
+def _models(job: TrainJob, device: torch.device) -> list[_Model]:
+    """The model that trains, and its teacher, if it has one."""
+    found = [_Model(job.model, job.parts, job.freeze_plan)]
+    if job.teacher is not None:
+        found.append(_Model(job.teacher.model.to(device).eval(), job.teacher.parts, job.teacher.freeze_plan))
+    return found
+
+
+def _losses(job: TrainJob) -> tuple[CausalLMLoss, ...]:
+    """What is minimised, and the teacher as a module, if there is one."""
+    num_sources, objective = len(job.data.drawn), job.settings.objective
+    if objective is None:
+        return (LossBySource(job.model, job.parts, num_sources, job.loss_chunk_bytes),)
+    assert job.teacher is not None, "an objective has a teacher"
+    return taught_loss(objective, job.teacher, job.model, job.parts, num_sources, job.loss_chunk_bytes)
 
 
 @contextmanager
-def _precision(job: TrainJob, dtype: torch.dtype) -> Iterator[None]:
-    working = working_precision(job.model, job.freeze_plan, dtype, _vocabulary(job.parts))
+def _precision(each: _Model, dtype: torch.dtype) -> Iterator[None]:
+    working = working_precision(each.model, each.freeze_plan, dtype, _vocabulary(each.parts))
     try:
         yield
     finally:
         working.restore_()
 
 
-def _fusing(job: TrainJob, compiles: bool) -> AbstractContextManager[Any]:
-    return nullcontext() if compiles else fused(job.model)  # it would break compiled graphs at every module
+def _fusing(model: nn.Module, compiles: bool) -> AbstractContextManager[Any]:
+    return nullcontext() if compiles else fused(model)  # it would break compiled graphs at every module
 
 
 def _documents(compiles: bool, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
@@ -94,22 +127,24 @@ def _upcasting(compiles: bool, dtype: torch.dtype, device: torch.device) -> Abst
     return UpcastMatmul()
 
 
-def _isolation(job: TrainJob, objective: CausalLMLoss) -> AbstractContextManager[Documents | None]:
+def _isolation(
+    job: TrainJob, parts: TrainableParts, objective: CausalLMLoss
+) -> AbstractContextManager[Documents | None]:
     packing = job.data.settings
-    return _isolated(objective, job.parts, packing.seq_len) if packing.packed else nullcontext()
+    return _isolated(objective, parts, packing.seq_len) if packing.packed else nullcontext()
 
 
 def _attention(
-    job: TrainJob, objective: CausalLMLoss, documents: Documents | None, device: torch.device
+    job: TrainJob, each: _Model, objective: CausalLMLoss, documents: Documents | None, device: torch.device
 ) -> AbstractContextManager[Any]:
     if documents is None or documents.num_modules:  # modules that run over documents separately take masks apart
         return nullcontext()
-    attention, tokens = choose_packed_attention(job.model, device), max(job.data.settings.seq_len, FEW_TOKENS)
-    return packed_attention(objective, attention, _vocabulary(job.parts), tokens)
+    attention, tokens = choose_packed_attention(each.model, device), max(job.data.settings.seq_len, FEW_TOKENS)
+    return packed_attention(objective, attention, _vocabulary(each.parts), tokens)
 
 
-def _compilation(job: TrainJob, compiles: bool) -> AbstractContextManager[None]:
-    return compiled(job.parts.layers) if compiles else nullcontext()
+def _compilation(parts: TrainableParts, compiles: bool) -> AbstractContextManager[None]:
+    return compiled(parts.layers) if compiles else nullcontext()
 
 
 def _checkpointing(job: TrainJob) -> AbstractContextManager[None]:

@@ -22,6 +22,7 @@ from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.cost import recomputed_layers
 from hybridizer.plan.memory import ModelShape, model_token_flops
+from hybridizer.plan.objective import objective_shape, pairs_of
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.models import DataEntry, Evaluate, Recipe, Train
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from hybridizer.data.batches import Source, TrainingData
     from hybridizer.data.tokenize import Encoder
+    from hybridizer.donors.donor import Donor
     from hybridizer.models.parts import Parts
     from hybridizer.train.freeze import FreezePlan
     from hybridizer.train.job import DeviceFigures, Earlier, TrainJob
@@ -205,11 +207,14 @@ def train(
     folder: Path,
     runtime: Runtime,
     monitor: Monitor,
+    teachers: Sequence[Donor | None] = (None,),
     *,
     accept_changes: bool = False,
     curve: CurveRequest | None = None,
 ) -> TrainRecord:
     """Train the model in `spliced` as `plan` says, with checkpoints, log, held-out `curve` and result in `folder`.
+
+    `teachers` has the one that the objective needs, or None.
 
     Afterwards `folder` holds the trained tensors and the record, written last. Every process of a run calls this.
     Raises what `train.loop.train` raises.
@@ -217,10 +222,10 @@ def train(
     from hybridizer.train.result import store_result
 
     stored = open_checkpoint(spliced).tensors
-    job, sources = make_job(plan, recipe, spliced, runtime, curve)
+    job, sources = make_job(plan, recipe, spliced, runtime, curve, teachers[0])
     (folder / RECORD).unlink(missing_ok=True)  # it describes the tensors that are replaced now
     with room_in(folder):
-        result = run_job(job, plan, folder, runtime, monitor, accept_changes)
+        result = run_job(job, plan, folder, runtime, monitor, teachers[0], accept_changes)
         tensors = store_result(job.model, job.freeze_plan, result.frozen_sha256, stored, folder, write=runtime.is_main)
     runtime.barrier()  # until here other processes may read the masters
     record = make_record(plan, job, runtime, result, sources, tensors)
@@ -232,13 +237,19 @@ def train(
 
 
 def run_job(
-    job: TrainJob, plan: Plan, folder: Path, runtime: Runtime, monitor: Monitor, accept_changes: bool
+    job: TrainJob,
+    plan: Plan,
+    folder: Path,
+    runtime: Runtime,
+    monitor: Monitor,
+    teacher: Donor | None,
+    accept_changes: bool,
 ) -> TrainResult:
     """Train what `job` says, with checkpoints, log and masters in `folder`. Raises what `train.loop.train` raises."""
     from hybridizer.train.job import RunContext
     from hybridizer.train.loop import train as run_loop
 
-    context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime))
+    context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime, teacher))
     return run_loop(job, context, accept_changes=accept_changes)
 
 
@@ -248,6 +259,7 @@ def make_job(
     spliced: Path,
     runtime: Runtime,
     curve: CurveRequest | None = None,
+    teacher: Donor | None = None,
     earlier: Earlier | None = None,
     before: Sequence[Train] = (),
 ) -> tuple[TrainJob, tuple[Source, ...]]:
@@ -259,12 +271,16 @@ def make_job(
     from hybridizer.models.loss import loss_chunk_bytes
     from hybridizer.models.parts import find_parts
     from hybridizer.train.job import Earlier, TrainJob
+    from hybridizer.train.teacher import load_teacher
 
     earlier = earlier or Earlier()
     settings = recipe.train
-    assert settings is not None, "called for plans that train"
+    assert settings is not None and plan.train is not None, "called for plans that train"
     with without_bars():
         model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
+        taught_by = None
+        if settings.objective is not None and teacher is not None:
+            taught_by = load_teacher(teacher, pairs_of(plan.train.settings))
     parts = find_parts(model)
     put_masters_(model, earlier.read_masters())
     freeze_plan = _freeze(plan, settings, model, parts, spliced, runtime)
@@ -283,9 +299,10 @@ def make_job(
         recipe.seed,
         loss_chunk_bytes(runtime.device),
         _details(plan),
-        _recomputed(plan, settings, freeze_plan, runtime),
-        earlier=earlier,
+        _recomputed(plan, settings, freeze_plan, runtime, teacher),
         curve=curve,
+        earlier=earlier,
+        teacher=taught_by,
     )
     return job, sources
 
@@ -297,9 +314,13 @@ def put_masters_(model: nn.Module, masters: Mapping[str, Tensor]) -> None:
         parameters[name].data = value.clone()  # a mapped file is not to be written to, and may start at odd places
 
 
-def _recomputed(plan: Plan, settings: Train, freeze_plan: FreezePlan, runtime: Runtime) -> tuple[int, ...]:
+def _recomputed(
+    plan: Plan, settings: Train, freeze_plan: FreezePlan, runtime: Runtime, teacher: Donor | None
+) -> tuple[int, ...]:
     """The layers that run again in the backward pass, as the plan's estimate has them for this device."""
-    return recomputed_layers(_shape(plan), settings, freeze_plan.choice, runtime.device.type)
+    assert plan.train is not None, "called for plans that train"
+    objective = objective_shape(settings, plan.train.settings, teacher)
+    return recomputed_layers(_shape(plan), settings, freeze_plan.choice, runtime.device.type, objective)
 
 
 def _shape(plan: Plan) -> ModelShape:
@@ -352,7 +373,7 @@ def _data(
     return TrainingData(sources, train, seed, pad_id or 0, before)
 
 
-def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
+def _figures(plan: Plan, job: TrainJob, runtime: Runtime, teacher: Donor | None) -> DeviceFigures:
     """The FLOP per token of `job`, and FLOP/s of the device: of its fastest matrix product and of its data sheet."""
     from hybridizer.models.hardware import choose_compile, datasheet_flops, device_name
     from hybridizer.models.matmul import matmul_dtype
@@ -363,7 +384,12 @@ def _figures(plan: Plan, job: TrainJob, runtime: Runtime) -> DeviceFigures:
     settings = job.settings
     lengths = job.data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
-    flops = model_token_flops(_shape(plan), job.freeze_plan.choice, context, settings.lora.rank if settings.lora else 0)
+    assert plan.train is not None, "called for plans that train"
+    objective, rank = (
+        objective_shape(settings, plan.train.settings, teacher),
+        settings.lora.rank if settings.lora else 0,
+    )
+    flops = model_token_flops(_shape(plan), job.freeze_plan.choice, context, rank, objective)
     dtype = choose_dtype(settings.precision, runtime.device)
     dtype = dtype if choose_compile(settings.compile, runtime.device.type) else matmul_dtype(dtype, runtime.device)
     device, name = str(runtime.device), str(dtype).removeprefix("torch.")

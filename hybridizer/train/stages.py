@@ -23,6 +23,7 @@ from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.errors import InputError, Problem, RunError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, read_record, write_json
+from hybridizer.donors.donor import Donor
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.models import Recipe, Train
@@ -80,6 +81,7 @@ def train_in_stages(
     folder: Path,
     runtime: Runtime,
     monitor: Monitor,
+    teachers: Sequence[Donor | None],
     *,
     accept_changes: bool = False,
     replace_finished: bool = False,
@@ -92,7 +94,7 @@ def train_in_stages(
     Raises InputError for that, RunError where a tensor that no stage trains differs between stages, and what
     `train.loop.train` raises.
     """
-    training = _Stages(plan, recipe, spliced, folder, runtime, monitor, curve)
+    training = _Stages(plan, recipe, spliced, folder, runtime, monitor, teachers, curve)
     if runtime.is_main:
         (folder / RECORD).unlink(missing_ok=True)
     try:
@@ -115,11 +117,13 @@ class _Stages:
         folder: Path,
         runtime: Runtime,
         monitor: Monitor,
+        teachers: Sequence[Donor | None],
         curve: CurveRequest | None,
     ) -> None:
         assert recipe.train is not None and plan.train is not None, "called for plans that train"
         self._plan, self._recipe, self._spliced = plan, recipe, spliced
         self._folder, self._runtime, self._monitor, self._curve = folder, runtime, monitor, curve
+        self._teachers = teachers
         self._whole, self._train_plan = recipe.train, plan.train
         self.settings, self._names = recipe.train.as_stages(), recipe.train.stage_names
 
@@ -183,14 +187,15 @@ class _Stages:
         plan = replace(self._plan, train=self._train_plan.stage(index))
         steps = sum(record.training.steps for record in done)
         earlier = Earlier(steps, tuple(self._place(number) / MASTERS for number in range(index)))
+        teacher, before = self._teachers[index], self.settings[:index]
         job, sources = make_job(
-            plan, recipe, self._spliced, self._runtime, self._curve_from(index), earlier, self.settings[:index]
+            plan, recipe, self._spliced, self._runtime, self._curve_from(index), teacher, earlier, before
         )
         job = self._after_stages(job, index, done)
         if self._runtime.is_main:
             (place / RECORD).unlink(missing_ok=True)
         with room_in(place):
-            result = run_job(job, plan, place, self._runtime, self._monitor, accept_changes)
+            result = run_job(job, plan, place, self._runtime, self._monitor, teacher, accept_changes)
         masters = hash_file(place / MASTERS)
         tensors = StoredResult(tuple(job.freeze_plan.trained), result.frozen_sha256, masters)
         training = make_record(plan, job, self._runtime, result, sources, tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,13 +26,15 @@ from hybridizer.train.schedule import rate_factor
 class Gradients:
     """The figures of a step before the weights change: mean loss in nats per token, learning rate, gradient norms.
 
-    `source_losses` maps the numbers of the sources that the step has tokens of to their mean losses.
+    `source_losses` maps the numbers of the sources that the step has tokens of to their mean losses, `terms` the names
+    of the terms of an objective that has several to theirs.
     """
 
     loss: float
     lr: float
     norms: Mapping[str, float]
     source_losses: Mapping[int, float]
+    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 class OptimizerStep:
@@ -55,8 +57,8 @@ class OptimizerStep:
         torch.manual_seed(job.seed + 1_000_003 * all_steps + self._runtime.rank)  # dropout draws the same when resumed
         lr = job.settings.lr * rate_factor(job.settings, step, job.data.num_steps)
         set_rate_(self._optimizer, lr)
-        loss, source_losses = self._backward(step)
-        return Gradients(loss, lr, self.masters.gradient_norms(), source_losses)
+        loss, source_losses, terms = self._backward(step)
+        return Gradients(loss, lr, self.masters.gradient_norms(), source_losses, terms)
 
     def update_(self, gradients: Gradients, proof: FreezeProof | None = None) -> tuple[str, ...]:
         """Clip the gradients, take the step, and free them.
@@ -100,8 +102,9 @@ class OptimizerStep:
         """Restore what `state` returned."""
         self.masters.load_(self._optimizer, tensors)
 
-    def _backward(self, step: int) -> tuple[float, dict[int, float]]:
-        """Gradients of the step's mean loss in the masters; the loss in nats per token, whole and by source."""
+    def _backward(self, step: int) -> tuple[float, dict[int, float], dict[str, float]]:
+        """Gradients of the step's mean loss in the masters; the loss in nats per token, whole, by source, by term."""
+        names = self._prepared.objective.term_names
         data, ranks, rank = self._job.data, self._runtime.num_ranks, self._runtime.rank
         targets = data.num_targets(step)
         batches = data.batches(step, rank, ranks, self._job.settings.micro_batch_size or None)
@@ -109,7 +112,8 @@ class OptimizerStep:
         device = self._runtime.device
         documents = self._prepared.documents
         exact = torch.float32 if device.type == "mps" else torch.float64
-        sums = torch.zeros(1 + len(data.drawn), dtype=exact, device=device)  # of all, then of each source
+        sizes = 1 + len(data.drawn) + len(names)  # of all, then of each source, then of each term
+        sums = torch.zeros(sizes, dtype=exact, device=device)
         for number, batch in enumerate(batches, start=1):
             # Low-precision gradients move to the masters after each batch, so they must be the processes' mean by then.
             last = number == len(batches) or self._prepared.dtype != torch.float32
@@ -121,10 +125,12 @@ class OptimizerStep:
             self.masters.collect_gradients_()
             sums[0] += loss.detach()
             sums[1:] += source_sums
-        total, *by_source = self._runtime.sum(*sums.tolist())
+        total, *rest = self._runtime.sum(*sums.tolist())
         counts = data.num_source_targets(step)
-        found = zip(by_source, counts, strict=True)
-        return total / targets, {source: loss / count for source, (loss, count) in enumerate(found) if count}
+        found = zip(rest[: len(counts)], counts, strict=True)
+        by_source = {source: loss / count for source, (loss, count) in enumerate(found) if count}
+        by_term = zip(names, rest[len(counts) :], strict=True)
+        return total / targets, by_source, {name: term / targets for name, term in by_term}
 
     def _on_device(self, batch: Batch) -> list[Tensor | None]:
         """What the objective takes. What it asks of their values is found here, on the host."""

@@ -16,15 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridizer.checkpoint.dtypes import TORCH_NAMES
 from hybridizer.core.errors import HybridizerError, Problem, RunError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import Source, TrainingData
 from hybridizer.data.tokenize import TokenFile
+from hybridizer.donors.donor import Donor
 from hybridizer.models.load import random_causal_lm
 from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.cost import StepTiming, estimate_cost, main_dtype
 from hybridizer.plan.flops import TokenFlops
+from hybridizer.plan.objective import Pairs, objective_shape, pairs_of
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.models import Train
 from hybridizer.train.folder import LOG
@@ -32,6 +35,7 @@ from hybridizer.train.freeze import plan_freeze, plan_lora_
 from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
 from hybridizer.train.loop import train as run_loop
 from hybridizer.train.runtime import Runtime
+from hybridizer.train.teacher import Teacher
 
 # (rows, width) of the products that the peak is measured with. A product of the first size takes 0.02 s at 200 GFLOP/s;
 # a GPU needs far larger ones before launches and memory no longer count.
@@ -49,7 +53,8 @@ class DryRunRequest:
     """The training to time: `config` is the model's config.json, `dtype` that of its weights, as torch names it.
 
     `settings` say what freezes, what a step holds and how it computes; their data and limits are not used.
-    `recomputed_layers` run again in the backward pass.
+    `recomputed_layers` run again in the backward pass. A teacher has the config and dtype `teacher`, and is aligned
+    with at `pairs`.
     """
 
     config: Mapping[str, Any]
@@ -59,6 +64,8 @@ class DryRunRequest:
     steps: int = 3
     cpu: bool = False
     recomputed_layers: tuple[int, ...] = ()
+    teacher: tuple[Mapping[str, Any], str] | None = None
+    pairs: Pairs = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,12 @@ def _train(request: DryRunRequest, folder: Path) -> DryRun:
     data = _random_data(request, parts.vocab_size)
     forget_peak_(runtime.device)  # random weights need a second table where head and embedding are tied
     again = request.recomputed_layers
-    job = TrainJob(model, parts, plan, data, settings, plan_hash="probe", recomputed_layers=again)
+    taught_by = None
+    if request.teacher is not None:
+        config, dtype = request.teacher
+        taught = random_causal_lm(config, getattr(torch, dtype))
+        taught_by = Teacher(taught, find_parts(taught), "probe", request.pairs)
+    job = TrainJob(model, parts, plan, data, settings, plan_hash="probe", recomputed_layers=again, teacher=taught_by)
     result = run_loop(job, RunContext(folder, runtime, SilentMonitor(), DeviceFigures(TokenFlops(0, 0, 0))))
     last = json.loads((folder / LOG).read_text().splitlines()[-1])
     tokens = settings.seq_len * settings.global_batch_size
@@ -173,23 +185,33 @@ def _wait(kind: str) -> None:
         getattr(torch, kind).synchronize()
 
 
-def expect_time(plan: Plan, train: Train, boundary: int, device: str, *, num_steps: int) -> StepTiming:
+def expect_time(
+    plan: Plan, train: Train, boundary: int, device: str, *, num_steps: int, teacher: Donor | None = None
+) -> StepTiming:
     """Run a few real steps of this training on random weights, in a separate process that writes no files.
 
-    One process's steps: `num_steps` of them take `run_seconds`. Raises RunError when the process dies, and whatever
-    training raises.
+    One process's steps: `num_steps` of them take `run_seconds`. `teacher` is that of the objective. Raises RunError
+    when the process dies, and whatever training raises.
     """
-    again = estimate_cost(plan, train, boundary, device).asked.recomputed_layers
-    found = dry_run(
-        DryRunRequest(plan.config, main_dtype(plan), train, boundary, cpu=device == "cpu", recomputed_layers=again)
+    planned = plan.train.settings if plan.train is not None else {}
+    objective = objective_shape(train, planned, teacher)
+    again = estimate_cost(plan, train, boundary, device, objective=objective).asked.recomputed_layers
+    request = DryRunRequest(
+        plan.config, main_dtype(plan), train, boundary, cpu=device == "cpu", recomputed_layers=again
     )
+    if teacher is not None:
+        theirs = teacher.config, TORCH_NAMES[teacher.main_dtype]
+        request = replace(request, teacher=theirs, pairs=pairs_of(planned))
+    found = dry_run(request)
     as_run: dict[str, Any] = {"precision": found.compute_dtype}
     return StepTiming(
         found.step_seconds,
         found.step_seconds * num_steps,
         found.tokens_per_second,
         found.peak_memory_bytes,
-        estimate_cost(plan, replace(train, **as_run), boundary, found.device.partition(":")[0]).asked.peak_bytes,
+        estimate_cost(
+            plan, replace(train, **as_run), boundary, found.device.partition(":")[0], objective=objective
+        ).asked.peak_bytes,
         found.device,
         found.compute_dtype,
     )

@@ -21,6 +21,7 @@ from hybridizer.recipe.models import (
     Slice,
     Train,
 )
+from hybridizer.recipe.objective import Align, Distill, Objective
 
 DIAL = "donors:\n  a: x\nlayout: {deep: a, shallow: a}\n"
 FULL = """\
@@ -53,6 +54,16 @@ def test_every_recipe_of_the_project_loads_and_comes_back_the_same(load) -> None
     for path in paths:
         recipe = load_recipe(path)
         assert load(to_yaml(recipe.resolved())) == recipe
+
+
+def test_the_name_of_an_objective_is_short_for_its_defaults_and_next_token_for_none(load) -> None:
+    text = f"{DIAL}train:\n  data: [{{path: x}}]\n  tokens: 2M\n  objective: "
+    assert load(f"{text}next-token").train.objective is None
+    assert "objective" not in load(f"{text}next-token").resolved()["train"]
+    assert load(f"{text}distill").train.objective == Objective(distill=Distill())
+    aligned = load(f"{text}{{align: {{at: [3, 1..2]}}}}")
+    assert aligned.train.objective == Objective(align=Align(at=(1, 2, 3)))
+    assert load(to_yaml(aligned.resolved())) == aligned
 
 
 def test_defaults_are_filled_in(load) -> None:

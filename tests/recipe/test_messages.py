@@ -210,6 +210,15 @@ TRAIN = f"{RECIPE}train:\n  data: [{{path: a.txt}}]\n  tokens: 2M\n"
         ("path: a.txt", "path: a.txt, split: test",
          "recipe.yaml:12: `split` is for hub datasets, and has no effect on the files of `path`.\n"
          "  Delete the line."),
+        ("2M", "2M\n  objective: {distill: {}, align: {}}",
+         "recipe.yaml:14: `objective` has both `distill` and `align`.\n"
+         "  Give one of the two, or write `objective: next-token`."),
+        ("2M", "2M\n  objective: distil", "recipe.yaml:14: `objective` takes a section of keys, found 'distil'.\n"
+         "  Write `key: value` lines, indented below it. Its keys: distill, align."),
+        ("2M", "2M\n  objective: {distill: {weight: 1.5}}", "recipe.yaml:14: `train.objective.distill.weight` must be "
+         "a number above 0 and up to 1; got the number 1.5.\n  Write digits, as in 3, 0.1 or 3e-5, without quotes."),
+        ("2M", "2M\n  objective: {align: {at: boundry}}", "recipe.yaml:14: `train.objective.align.at` must be "
+         "boundary, last or a list of layers; got 'boundry'.\n  Did you mean 'boundary'?"),
         ("  tokens: 2M\n", "", "recipe.yaml:11: `train` has no `tokens`.\n"
          "  Add `tokens`: how many tokens to train on, such as 2M."),
         ("  deep: instruct\n  shallow: domain\n  boundary: 0.5\n", "  slices: [{donor: domain}]\n",

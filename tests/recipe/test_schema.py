@@ -68,6 +68,7 @@ VALUES: dict[str, Any] = {
         "embedding": "freeze",
         "final_norm": "freeze",
         "head": "side",
+        "objective": {"distill": {"teacher": "b", "direction": "reverse", "temperature": 2, "weight": 0.5}},
         "lora": {"rank": 8, "alpha": 16, "dropout": 0.1},
         "seq_len": 512,
         "packed": False,
@@ -182,6 +183,8 @@ def test_recipes_and_starter_are_valid(validator) -> None:
         (("train", "lr_scale", "deep"), 0),
         (("train", "stages"), [{"tokens": "1M"}]),
         (("train", "lora", "rank"), 0),
+        (("train", "objective"), "next-tokens"),
+        (("train", "objective", "distill", "weight"), 0),
         (("evaluate", "bits_per_byte", 0), {"name": "x"}),
     ],
 )
@@ -223,8 +226,10 @@ def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
     tried = VALUES | {"train": timed, "trial": TRIAL}
     stage = {key: VALUES["train"][key] for key in keys_of(Stage) if key != "name"} | {"name": "first"}
     staged = VALUES | {"train": {"data": VALUES["train"]["data"], "stages": [stage]}}
+    align = changed(VALUES, ("train", "objective"), {"align": {"teacher": "b", "at": 3, "loss": "mse", "weight": 1}})
     keys = {key for section in [validator.schema, *validator.schema["$defs"].values()] for key in section["properties"]}
-    assert keys <= {step for values in (VALUES, dial, budget, tried, staged) for path in paths(values) for step in path}
+    loaded = (VALUES, dial, budget, tried, staged, align)
+    assert keys <= {step for values in loaded for path in paths(values) for step in path}
     num_loaded = 0
     starts = [
         *((VALUES, path) for path in paths(VALUES)),
@@ -232,6 +237,7 @@ def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
         *((budget, path) for path in paths(budget) if path[0] == "layout"),
         *((tried, path) for path in paths(tried) if path[0] == "trial"),
         *((staged, path) for path in paths(staged) if path[:2] == ("train", "stages")),
+        *((align, path) for path in paths(align) if "objective" in path),
     ]
     for start, path in starts:
         for stranger in STRANGERS:

@@ -40,11 +40,11 @@ def run(
 
 def run_model(
     folder, model, parts, plan, settings=SETTINGS, data=None, plan_hash="sha256:plan", seed=0, accept_changes=False,
-    runtime=None, monitor=None, recomputed_layers=(), curve=None, **context,
+    runtime=None, monitor=None, recomputed_layers=(), curve=None, teacher=None, **context,
 ):  # fmt: skip
     """Train any model of at least 257 tokens as planned; the result."""
     job = TrainJob(model, parts, plan, data or data_in(folder / "data"), settings, plan_hash, seed)
-    job = replace(job, recomputed_layers=recomputed_layers, curve=curve)
+    job = replace(job, recomputed_layers=recomputed_layers, curve=curve, teacher=teacher)
     where = RunContext(folder, runtime or Runtime(cpu=True), monitor or SilentMonitor(), FIGURES, **context)
     return train(job, where, accept_changes=accept_changes)
 

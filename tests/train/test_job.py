@@ -5,7 +5,9 @@ import pytest
 
 from hybridizer.plan.flops import TokenFlops
 from hybridizer.recipe.models import DataEntry, Lora, Stage
+from hybridizer.recipe.objective import Distill, Objective
 from hybridizer.train.job import DeviceFigures, TrainJob
+from hybridizer.train.teacher import Teacher
 from support.sections import train_section
 
 # Another value for every setting that is not a number or a switch.
@@ -14,14 +16,15 @@ OTHERS = {
     "data": (DataEntry(path="other.jsonl"),), "freeze": "none", "embedding": "train", "final_norm": "train",
     "head": "train", "lora": Lora(), "optimizer": "adamw8bit", "betas": (0.8, 0.9), "schedule": "wsd",
     "precision": "bfloat16", "compile": True, "divergence": "off", "max_steps": 1, "max_minutes": 1.0,
-    "trackers": ("wandb",),
+    "trackers": ("wandb",), "objective": Objective(distill=Distill()),
 }  # fmt: skip
 
 
 def facts_of(settings, **changes):
     plan = SimpleNamespace(trained={"a": "layer 0"}, frozen={"b": "layer 1"})
     data = SimpleNamespace(facts={"tokens": 3000}, num_steps=9)
-    return TrainJob(None, None, plan, data, settings, "sha256:plan", **changes).facts(num_ranks=1)
+    teacher = Teacher(None, None, "sha256:teacher")
+    return TrainJob(None, None, plan, data, settings, "sha256:plan", teacher=teacher, **changes).facts(num_ranks=1)
 
 
 def test_every_setting_is_a_fact_of_the_run_except_those_recorded_beside_it_and_those_that_may_change():

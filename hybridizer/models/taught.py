@@ -1,0 +1,168 @@
+"""Objectives with a frozen teacher: its next tokens (distillation), or its hidden states (alignment)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hybridizer.core.errors import InputError, Problem
+from hybridizer.models.distill import Distillation, Divergence
+from hybridizer.models.loss import CHUNK_BYTES, IGNORED, NextToken
+from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts, chosen
+from hybridizer.models.residual import layer_states
+
+Sums = tuple[Float32[Tensor, ""], Float32[Tensor, "sums"]]
+
+
+class TaughtLoss(LossBySource):
+    """A loss that needs `teacher`, held outside this module: it is neither trained, sharded nor put to train."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: TrainableParts,
+        num_sources: int,
+        teacher: CausalLMLoss,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        """Raises InputError as `CausalLMLoss` does."""
+        super().__init__(model, parts, num_sources, chunk_bytes)
+        self._taught_by = (teacher,)
+
+    @property
+    def teacher(self) -> CausalLMLoss:
+        """The teacher, which gives its own hidden states and logits."""
+        return self._taught_by[0]
+
+
+class DistillLoss(TaughtLoss):
+    """The divergence of the next token from the teacher's, and -ln p(target), as `divergence` mixes them."""
+
+    term_names = ("next_token", "divergence")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: TrainableParts,
+        num_sources: int,
+        teacher: CausalLMLoss,
+        divergence: Divergence,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        """Raises InputError as `CausalLMLoss` does, and for a teacher that gives another number of logits."""
+        super().__init__(model, parts, num_sources, teacher, chunk_bytes)
+        self._divergence = divergence
+        counts = [objective.count_logits() for objective in (teacher, self)]
+        if counts[0] != counts[1]:
+            what = f"the teacher gives {counts[0]} logits per token, the student {counts[1]}."
+            raise InputError(Problem("train.objective.distill", what, "Take a teacher whose head is as wide."))
+
+    def _sums(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        targets: Tensor,
+        groups: Tensor,
+        num_groups: int,
+        places: Tensor | None,
+    ) -> Sums:
+        """The loss sum of one batch; of -ln p(target) the sum of each source, and then the sum of each term."""
+        with torch.no_grad():
+            theirs = chosen(self.teacher.hidden(input_ids, position_ids), places)
+        hidden = chosen(self.hidden(input_ids, position_ids), places)
+        criterion = Distillation(chosen(targets, places), self._divergence, theirs, self.teacher.head)
+        total, terms = self._chunked(hidden, criterion)
+        return total, _sum_terms(terms, chosen(groups, places), num_groups)
+
+
+class AlignLoss(TaughtLoss):
+    """The error of hidden states against the teacher's, the mean over `pairs` of layers, student's and teacher's.
+
+    With a `weight` of 1 the student ends behind the last of these layers, and so does the teacher always; below 1 the
+    rest is -ln p(target).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: TrainableParts,
+        num_sources: int,
+        teacher: CausalLMLoss,
+        pairs: Sequence[tuple[int, int]],
+        kind: Literal["mse", "cosine"] = "mse",
+        weight: float = 1.0,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        """Raises InputError as `CausalLMLoss` does."""
+        super().__init__(model, parts, num_sources, teacher, chunk_bytes)
+        self._pairs, self._kind, self._weight = tuple(sorted(pairs)), kind, weight
+        self.term_names = ("alignment",) if weight == 1 else ("next_token", "alignment")
+
+    def _sums(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        targets: Tensor,
+        groups: Tensor,
+        num_groups: int,
+        places: Tensor | None,
+    ) -> Sums:
+        """The loss sum of one batch; the sum of the first term of each source, and then the sum of each term."""
+        flat = chosen(targets, places)
+        theirs = self._teacher_states(input_ids, position_ids)
+        heads: list[Tensor] = []  # the input of the head, where it is reached
+        stops = self._weight == 1
+        layers = [self._parts.layers[ours] for ours, _ in self._pairs]
+        ours = layer_states(layers, lambda: heads.append(self.hidden(input_ids, position_ids)), stop=stops)
+        errors = torch.stack(
+            [
+                state_errors(chosen(mine, places), chosen(other, places), self._kind)
+                for mine, other in zip(ours, theirs, strict=True)
+            ]
+        ).mean(0)
+        errors = torch.where(flat != IGNORED, errors, 0.0)
+        total, terms = errors.sum(), errors.detach()[None]
+        if not stops:
+            next_token, others = self._chunked(chosen(heads[0], places), NextToken(flat))
+            total = self._weight * total + (1 - self._weight) * next_token
+            terms = torch.cat([others, terms])
+        return total, _sum_terms(terms, chosen(groups, places), num_groups)
+
+    @torch.no_grad()
+    def _teacher_states(self, input_ids: Tensor, position_ids: Tensor) -> list[Tensor]:
+        """The teacher's states in the order of the pairs; a layer of it may be in several."""
+        wanted = sorted({theirs for _, theirs in self._pairs})
+        layers = [self.teacher.layers[layer] for layer in wanted]
+        found = layer_states(layers, lambda: self.teacher.hidden(input_ids, position_ids), stop=True)
+        by_layer = dict(zip(wanted, found, strict=True))
+        return [by_layer[theirs] for _, theirs in self._pairs]
+
+
+def _sum_terms(
+    terms: Float32[Tensor, "terms tokens"], groups: Int64[Tensor, "tokens"], num_groups: int
+) -> Float32[Tensor, "sums"]:
+    """The sums of the first of `terms` in each group, and then of each term."""
+    return torch.cat([terms.new_zeros(num_groups).index_add_(0, groups, terms[0]), terms.sum(1)])
+
+
+def state_errors(
+    ours: Float[Tensor, "tokens width"], theirs: Float[Tensor, "tokens width"], kind: Literal["mse", "cosine"]
+) -> Float32[Tensor, "tokens"]:
+    """The error of each token's state, 0 where it is the teacher's, in float32.
+
+    mse: the squared difference as a share of the teacher's square, so that the few tokens whose states are a hundred
+    times as long as the others' count like them, and 1 is the error of zeros. cosine: 1 - the cosine, from 0 to 2.
+    Raises InputError for states of different shapes.
+    """
+    if ours.shape != theirs.shape:
+        what = f"the student's states are {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}."
+        raise InputError(Problem("train.objective.align", what, "Take a teacher of the same width."))
+    ours, theirs = ours.float(), theirs.float()
+    if kind == "cosine":
+        return 1 - functional.cosine_similarity(ours, theirs, dim=-1)
+    return (ours - theirs).square().sum(-1) / theirs.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)

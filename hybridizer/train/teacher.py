@@ -1,0 +1,64 @@
+"""The frozen teacher of an objective: loaded, prepared as the model that trains is, and put behind the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from hybridizer.donors.donor import Donor
+from hybridizer.models.distill import Divergence
+from hybridizer.models.load import load_model
+from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts
+from hybridizer.models.parts import find_parts
+from hybridizer.models.taught import AlignLoss, DistillLoss
+from hybridizer.plan.freeze import FreezeChoice
+from hybridizer.plan.objective import Pairs
+from hybridizer.recipe.objective import Distill, Objective
+from hybridizer.train.freeze import REST, FreezePlan
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model in eval mode without gradients, its parts, and `sha256:<hex>` of its donor's content.
+
+    `pairs` are layers of the student, each with the teacher's layer that it is aligned with; none for distillation.
+    """
+
+    model: nn.Module
+    parts: TrainableParts
+    fingerprint: str
+    pairs: Pairs = ()
+
+    @property
+    def freeze_plan(self) -> FreezePlan:
+        """The plan that freezes all of it."""
+        count = len(self.parts.layers)
+        choice = FreezeChoice(count, 0, tuple(range(count)), True, True, True)
+        return FreezePlan(choice, {}, {name: REST for name, _ in self.model.named_parameters()})
+
+
+def load_teacher(donor: Donor, pairs: Pairs) -> Teacher:
+    """The model of `donor`, in the dtype of its checkpoint. Raises DonorError when transformers cannot load it."""
+    assert donor.fingerprint is not None, "donors of a build are pinned"
+    model = load_model(donor.folder, trust_remote_code="remote_code" in donor.allow)
+    return Teacher(model, find_parts(model), donor.fingerprint, pairs)
+
+
+def taught_loss(
+    objective: Objective,
+    teacher: Teacher,
+    model: nn.Module,
+    parts: TrainableParts,
+    num_sources: int,
+    chunk_bytes: int,
+) -> tuple[LossBySource, CausalLMLoss]:
+    """The loss of `objective` for `model`, and its teacher as a module that runs it. Raises InputError as they do."""
+    # In eval mode as a module too: what tests it for leaks restores the mode that it finds.
+    behind, chosen = CausalLMLoss(teacher.model, teacher.parts, chunk_bytes).eval(), objective.chosen
+    if isinstance(chosen, Distill):
+        divergence = Divergence(chosen.direction, chosen.temperature, chosen.weight)
+        return DistillLoss(model, parts, num_sources, behind, divergence, chunk_bytes), behind
+    assert teacher.pairs, "alignment has layers that correspond"
+    loss = AlignLoss(model, parts, num_sources, behind, teacher.pairs, chosen.loss, chosen.weight, chunk_bytes)
+    return loss, behind

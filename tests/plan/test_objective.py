@@ -1,0 +1,152 @@
+"""Objectives in plans: the teacher by content, layers that correspond, refusals, and the cost."""
+
+import json
+import re
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+
+TRAIN = {
+    "data": [{"path": "text.jsonl"}],
+    "tokens": 2000,
+    "seq_len": 64,
+    "global_batch_size": 4,
+    "precision": "float32",
+}
+LAYOUT = {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}
+SLICES = {"host": "a", "slices": [{"donor": "a", "layers": "0..1"}, {"donor": "a", "layers": 3}]}
+TIED = {"tie_word_embeddings": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Donors a and b of one kind; c has other tokens, d is narrower, e deeper; and a text."""
+    folder = tmp_path_factory.mktemp("objective")
+    for seed, (name, overrides) in enumerate(
+        {"a": {}, "b": {}, "c": {}, "d": {"hidden_size": 32}, "e": {"num_hidden_layers": 6}}.items()
+    ):
+        make_donor(folder / name, seed=seed, **TIED, **overrides)
+    path = folder / "c" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = sorted(vocabulary)[40:42]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(tokenizer))
+    lines = [{"text": f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1)} for i in range(60)]
+    (folder / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+@pytest.fixture
+def recipe(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def write(objective, layout=LAYOUT, **train):
+        donors = {"a": "a", "b": "b"}
+        content = {"donors": donors, "layout": layout, "train": {**TRAIN, "objective": objective, **train}}
+        return write_recipe(folder / f"{tmp_path.name}.yaml", **content)
+
+    return write
+
+
+def test_a_student_that_starts_as_its_teacher_is_noted(recipe):
+    same = {"host": "a", "deep": "a", "shallow": "a", "boundary": 0.5}
+    for layout, noted in ((same, True), (LAYOUT, False)):
+        notes = plan_of(recipe({"distill": {"weight": 0.5}}, layout=layout))["train"]["notes"]
+        assert any("starts as a copy of its teacher" in note for note in notes) == noted
+
+
+def plan_of(path):
+    return hybridize_json("plan", path, "--runs", str(path.with_suffix("")))
+
+
+def settings_of(path):
+    return plan_of(path)["train"]["settings"]
+
+
+def test_the_teacher_is_in_the_plan_by_its_content_and_next_token_leaves_no_trace(recipe, folder):
+    named, placed = (plan_of(recipe({"distill": {"teacher": name}})) for name in ("b", "./b"))
+    pin = named["donors"]["b"]["fingerprint"]
+    assert named["train"]["settings"]["objective"]["distill"]["teacher"] == pin
+    assert named["hash"] == placed["hash"] != plan_of(recipe("distill"))["hash"]
+    assert "objective" not in settings_of(recipe("next-token"))
+    assert settings_of(recipe("distill"))["objective"]["distill"]["teacher"] == named["donors"]["a"]["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes", "pairs"),
+    [
+        ("align", {}, [[1, 1]]),
+        ({"align": {"at": "last", "teacher": "./e"}}, {}, [[3, 5]]),
+        ({"align": {"at": [0, 1]}}, {"freeze": [2, 3]}, [[0, 0], [1, 1]]),
+        # layer 2 of the donor is left out: what enters layer 3 of the donor is the output of its layer 2
+        ({"align": {"at": [1]}}, {"layout": SLICES, "freeze": [2]}, [[1, 2]]),
+    ],
+)
+def test_layers_are_paired_with_those_of_the_teacher(recipe, objective, changes, pairs):
+    assert settings_of(recipe(objective, **changes))["objective"]["align"]["pairs"] == pairs
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes", "message"),
+    [
+        ({"distill": {"teacher": "./c"}}, {}, r"the teacher's tokens are not the student's: the token .* is number"),
+        ({"distill": {"teacher": "./nothing"}}, {}, r"teacher './nothing': './nothing' is not there"),
+        ({"align": {"teacher": "./d"}}, {}, "states are 32 wide, the student's 64"),
+        (
+            {"align": {"teacher": "./e"}},
+            {},
+            "the output of layer 1 corresponds to no layer of the teacher, which has 6",
+        ),
+        ({"align": {"at": [1, 9]}}, {}, r"layers 9 of a model with 4 layers"),
+        ({"align": {"at": [0]}}, {}, "layers 1 would train, and no gradient comes from behind layer 0"),
+        ("align", {"freeze": "shallow"}, "nothing trains at or below layer 1"),
+        ("align", {"freeze": "none"}, "final norm would train, and no gradient comes from behind layer 1"),
+        ("align", {"layout": SLICES, "freeze": [2]}, "`at` is boundary, and a layout by `slices` has none"),
+    ],
+)
+def test_what_cannot_be_taught_is_refused_by_the_plan(recipe, objective, changes, message):
+    path = recipe(objective, **changes)
+    found = " ".join(hybridize("plan", path, "--runs", str(path.with_suffix("")), code=2).output.split())
+    assert re.search(message, found), found
+    assert f"{path.name}:" in found
+
+
+def test_the_cost_has_the_teacher_and_leaves_out_what_alignment_does_not_run(recipe):
+    def cost_of(objective):
+        path = recipe(objective)
+        hybridize("plan", path, "--runs", str(path.with_suffix("")))
+        return json.loads((path.with_suffix("") / path.stem / "cost.json").read_text())
+
+    plain, distill, align = (cost_of(objective) for objective in ("next-token", "distill", "align"))
+    assert plain["asked"]["token_flops"]["teacher"] == plain["asked"]["memory"]["teacher"] == 0
+    forward = plain["asked"]["token_flops"]["forward"]
+    assert distill["asked"]["token_flops"]["teacher"] == forward
+    assert distill["asked"]["total_token_flops"] == plain["asked"]["total_token_flops"] + forward
+    assert distill["asked"]["memory"]["teacher"] > 0
+    assert distill["arms"] == align["arms"] == plain["arms"]
+    half = align["asked"]["token_flops"]
+    assert half["teacher"] == half["forward"] < forward / 2  # half of the layers, and no head
+    assert align["asked"]["memory"]["activations"] < 0.6 * plain["asked"]["memory"]["activations"]
+    assert "no layer from 2 on and no head is run" in " ".join(align["notes"])
+
+
+@pytest.mark.slow
+def test_a_build_with_a_teacher_trains_resumes_its_plan_and_refuses_another_teacher(recipe, folder):
+    make_donor(folder / "t", seed=9, **TIED)
+    path = recipe({"distill": {"teacher": "./t", "weight": 0.5}}, max_steps=3)
+    runs = path.with_suffix("")
+    hybridize("build", path, "--runs", str(runs))
+    run = runs / path.stem
+    lines = [json.loads(line) for line in (run / "training" / "log.jsonl").read_text().splitlines()]
+    assert all(line["loss_divergence"] > 0 and line["loss_next_token"] > 0 for line in lines)
+    resolved = yaml.safe_load((run / "recipe.resolved.yaml").read_text())
+    assert resolved["train"]["objective"]["distill"]["teacher"] == f"folder:{folder / 't'}"
+    hybridize("build", run / "plan.json")
+    file = folder / "t" / "model.safetensors"
+    save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    found = hybridize("build", run / "plan.json", code=2).output
+    assert "the content of the teacher changed after planning" in " ".join(found.split())

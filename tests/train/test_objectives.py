@@ -1,0 +1,105 @@
+"""Whole training runs with a teacher: what they log, that they resume, and what they leave alone."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hybridizer.core.errors import InputError
+from hybridizer.recipe.models import Lora
+from hybridizer.recipe.objective import Align, Distill, Objective
+from hybridizer.train.freeze import plan_freeze, plan_lora_
+from hybridizer.train.step import OptimizerStep
+from hybridizer.train.teacher import Teacher
+from support.sections import train_section
+from support.train_models import plain_model, tiny_model
+from support.train_runs import SETTINGS, bytes_of, run_model
+
+DISTILL = Objective(distill=Distill(temperature=2.0, weight=0.6))
+ALIGN = Objective(align=Align())
+PAIRS = {"distill": (), "align": ((1, 1),)}
+
+
+def train(folder, objective, seed=0, **options):
+    """Train a fresh plain model, its deep side frozen, with another as teacher; model, result and teacher."""
+    settings = replace(SETTINGS, objective=objective, **options)
+    teacher = Teacher(*plain_model(seed=seed + 1), f"sha256:{seed}", PAIRS[objective.kind])
+    model, parts = plain_model()
+    plan = plan_freeze(model, parts, train_section(freeze="deep"), boundary=2)
+    return model, run_model(folder, model, parts, plan, settings, teacher=teacher), teacher
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_distillation_lowers_the_divergence_and_logs_both_terms(tmp_path, precision):
+    _, _, teacher = train(tmp_path, DISTILL, precision=precision)
+    lines = lines_of(tmp_path)
+    for line in lines:
+        mixed = 0.6 * 4 * line["loss_divergence"] + 0.4 * line["loss_next_token"]
+        assert line["loss"] == pytest.approx(mixed, rel=1e-5)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.05
+    assert not teacher.model.training
+    assert bytes_of(teacher.model) == bytes_of(plain_model(seed=1)[0])
+
+
+def test_alignment_brings_the_state_at_the_boundary_to_the_teachers(tmp_path):
+    train(tmp_path, ALIGN)
+    lines = lines_of(tmp_path)
+    assert all(line["loss"] == line["loss_alignment"] for line in lines)
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+
+
+def test_a_step_of_alignment_at_the_boundary_calls_no_deep_layer_of_either_model(tmp_path, monkeypatch):
+    called = []
+    gradients = OptimizerStep.compute_gradients
+
+    def counting(step, number):
+        parts = {"student": step._job.parts, "teacher": step._job.teacher.parts}
+        hooks = [
+            layer.register_forward_pre_hook(lambda *_, place=(name, place): called.append(place))
+            for name, found in parts.items()
+            for place, layer in enumerate(found.layers)
+        ]
+        found = gradients(step, number)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    monkeypatch.setattr(OptimizerStep, "compute_gradients", counting)
+    train(tmp_path, ALIGN, max_steps=2)
+    assert called == 2 * [("teacher", 0), ("teacher", 1), ("student", 0), ("student", 1)]
+
+
+@pytest.mark.parametrize("objective", [DISTILL, ALIGN], ids=["distill", "align"])
+def test_stopped_and_resumed_equals_run_through_bit_for_bit(tmp_path, objective):
+    straight, _, _ = train(tmp_path / "a", objective, max_steps=4)
+    train(tmp_path / "b", objective, max_steps=2)
+    resumed, _, _ = train(tmp_path / "b", objective, max_steps=4)
+    assert bytes_of(resumed) == bytes_of(straight)
+    assert [x["loss"] for x in lines_of(tmp_path / "a")] == [x["loss"] for x in lines_of(tmp_path / "b")]
+
+
+def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
+    train(tmp_path, DISTILL, max_steps=1)
+    with pytest.raises(InputError, match="teacher"):
+        train(tmp_path, DISTILL, seed=5, max_steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [DISTILL, ALIGN], ids=["distill", "align"])
+def test_low_rank_adapters_train_with_a_teacher(tmp_path, objective):
+    from hybridizer.models.parts import find_parts
+
+    model, taught = tiny_model("llama", vocab_size=257).eval(), tiny_model("llama", 1, vocab_size=257).eval()
+    teacher = Teacher(taught, find_parts(taught), "sha256:0", PAIRS[objective.kind])
+    parts = find_parts(model)
+    settings = replace(SETTINGS, objective=objective, lora=Lora(rank=4), max_steps=4)
+    plan = plan_lora_(model, parts, plan_freeze(model, parts, train_section(freeze="deep"), 2), settings.lora)
+    before = [parameter.detach().clone() for parameter in taught.parameters()]
+    result = run_model(tmp_path, model, parts, plan, settings, teacher=teacher)
+    assert result.last_loss < result.first_loss
+    assert all(torch.equal(a, b) for a, b in zip(before, taught.parameters(), strict=True))
