@@ -365,7 +365,7 @@ def trial(
             echo(_next("trial", recipe, "--gather", overrides=overrides))
         return
     if plot is not None:
-        plot_trial(done.record, plot)
+        plot_trial(done.record, plot, done.curves)
     if json_out is not None:
         _write_out(json_out, done.record.to_json())
     if str(json_out) != "-":

@@ -25,6 +25,7 @@ GOOD = {
     },
     "evaluate": {"bits_per_byte": [{"name": "t", "path": "t.jsonl"}], "max_tokens": 100, "context": 64},
     "output": {"dtype": "bfloat16", "max_shard_bytes": "1MB"},
+    "trial": {"arms": {"d": {"train.freeze": "deep"}, "n": {"train": {"freeze": "none"}}}, "seeds": [0], "lr": [1e-3]},
     "seed": 0,
     "name": "x",
 }  # fmt: skip

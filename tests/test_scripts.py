@@ -23,6 +23,7 @@ SMALL = {
     "bench_train": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
                     "--threads", "1"),
     "coverage": ("--trials", "1"),
+    "coverage_trial": ("--trials", "1"),
     "family_table": ("llama",),
     "known_truth": ("out", "--model", "donor", "--probes", "probes.jsonl", "--prompts", "8", "--units", "1",
                     "--layer-prompts", "1", "--bytes", "2000"),
@@ -30,6 +31,8 @@ SMALL = {
                           "--documents", "2", "--bytes", "60"),
     "probe_table": ("donor", "probes.jsonl"),
     "quickstart_texts": ("out",),
+    "trace_outcome": ("out", "--model", "donor", "--probes", "probes.jsonl", "--prompts", "8", "--boundaries", "3",
+                      "--steps", "1", "--rows", "1", "--seq-len", "16", "--max-tokens", "200"),
     "trace_table": ("llama",),
 }  # fmt: skip
 NEED_SOURCES = {
@@ -39,7 +42,7 @@ NEED_SOURCES = {
     "build_probes_tasks_en",
     "build_probes_tasks_zh",
 }  # Debian's WordNet and packages of word lists
-SHARED = {"known_truth_donors", "probe_sources", "smollm2"}
+SHARED = {"known_truth_donors", "probe_sources", "rank_correlation", "smollm2"}
 
 
 def run(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

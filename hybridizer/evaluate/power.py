@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hybridizer.core.bootstrap import LEVEL
-from hybridizer.evaluate.crossed import Crossed, critical_distances, split_errors
+from hybridizer.evaluate.crossed import Crossed, critical_distances, squared_errors
 
 POWER = 0.8
 _NUM_DRAWS, _SEED = 4000, 0  # the difference found has an error of 2%
@@ -54,14 +54,14 @@ ASSUMED: Mapping[str, Spread] = {
 def detectable_before(
     metric: str, num_seeds: int, num_groups: int, num_pairs: int, spread: Spread | None = None
 ) -> Detectable | None:
-    """The smallest detectable difference of a planned trial, under `spread` or that of ASSUMED for the metric.
+    """The smallest detectable difference of a planned trial, under the measured `spread` or that of ASSUMED.
 
     None where nothing is assumed for the metric, and for fewer than two seeds or groups.
     """
     stated = spread or ASSUMED.get(metric)
     if stated is None or num_seeds < 2 or num_groups < 2:
         return None
-    return detectable(stated, num_seeds, num_groups, num_pairs, assumed=True)
+    return detectable(stated, num_seeds, num_groups, num_pairs, assumed=spread is None)
 
 
 def detectable_after(pairs: Sequence[Crossed]) -> Detectable | None:
@@ -97,10 +97,11 @@ def detectable(spread: Spread, num_seeds: int, num_groups: int, num_pairs: int, 
         (spread.by_group**2 / num_groups + chance, num_groups - 1),
         (chance, (num_seeds - 1) * (num_groups - 1)),
     )
-    drawn = [mean * generator.chisquare(degrees, _NUM_DRAWS) / degrees for mean, degrees in squared]
+    parts = [mean * generator.chisquare(degrees, _NUM_DRAWS) / degrees for mean, degrees in squared]
     error = math.sqrt(squared[0][0] + squared[1][0] - chance)
     tails = (1 - LEVEL) / num_pairs
-    parts = split_errors(*drawn)
-    reach = critical_distances(*parts, num_seeds, num_groups, tails) * np.sqrt(parts[0] + parts[1])
+    by_seed, by_group, by_chance = parts
+    reach = critical_distances(by_seed, by_group, by_chance, num_seeds, num_groups, tails)
+    reach = reach * np.sqrt(squared_errors(by_seed, by_group, by_chance))
     difference = float(np.quantile(reach - error * generator.normal(size=_NUM_DRAWS), POWER)) if error else 0.0
     return Detectable(difference, POWER, tails, num_seeds, num_groups, num_pairs, spread, assumed)

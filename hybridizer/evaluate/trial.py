@@ -24,7 +24,7 @@ from hybridizer.evaluate.crossed import (
     p_value,
 )
 from hybridizer.evaluate.figures import A_BETTER, B_BETTER, UNTOLD, Figure, check_same_items, sum_groups
-from hybridizer.evaluate.power import Detectable, detectable_after
+from hybridizer.evaluate.power import Detectable, Spread, detectable_after
 
 LEAST_SEEDS = 3  # with 2, intervals cover 86 to 97% in place of 95%
 Name = tuple[str, str]
@@ -108,6 +108,16 @@ def summarise(runs: Sequence[ArmRun], arms: Sequence[str], primary: Name) -> Tri
     pairs = tuple(pair for pair, _ in measured)
     errors = [found for pair, found in measured if pair.primary and found is not None]
     return TrialFigures(primary, of_arms, _correct(pairs), detectable_after(errors))
+
+
+def spread_so_far(runs: Sequence[ArmRun], arms: Sequence[str], primary: Name) -> Spread | None:
+    """The spread of the primary outcome's differences among the runs that are there; None for no pair with two seeds.
+
+    It takes the place of what is assumed as soon as a trial has runs.
+    """
+    measured = _pairs(_by_arm(runs, arms), arms, primary)
+    found = detectable_after([crossed for pair, crossed in measured if pair.primary and crossed is not None])
+    return None if found is None else found.spread
 
 
 def seed_mean(values: Sequence[float]) -> tuple[float, Interval | None]:

@@ -62,7 +62,7 @@ def build(
     deep: bool,
     load: bool,
     accept_changes: bool = False,
-    of_trial: bool = False,
+    draw: bool = True,
 ) -> Built | None:
     """The whole pipeline, from a recipe or a stored plan to a verified model in `runs`/<name>/model.
 
@@ -71,7 +71,7 @@ def build(
     OutputError unless `replace`; it stays in place until the new one is complete. A training that was interrupted
     resumes from its last checkpoint, with another learning rate only if `accept_changes`. Where a launcher started
     several processes all of them train, the main one does the rest, and the others get None. A recipe's `trial` section
-    has no effect, which is noted unless this is a run `of_trial`.
+    has no effect, which is noted. With `draw` the loss curve is drawn into the run's folder.
     """
     stored = _read_plan(path, overrides) if isinstance(path, Path) and is_stored_plan(path) else None
     recipe = stored.recipe if stored else load_recipe(path, overrides)
@@ -79,7 +79,7 @@ def build(
     runtime = join_processes(recipe, run.path.parent)
     main = runtime is None or runtime.is_main
     monitor = monitor if main else SilentMonitor()  # notes that hold for all processes are printed once
-    if recipe.trial is not None and not of_trial:
+    if recipe.trial is not None:
         monitor.note("the recipe is built as it is; its arms are run by `hybridize trial`")
     with reporting_os_errors(run.path), hold(run) if main else nullcontext():
         with runtime.main_first() if runtime else nullcontext():
@@ -99,7 +99,7 @@ def build(
                 record = _train(planned, run, runtime, monitor, accept_changes)
         if not main:
             return None
-        if record is not None and not of_trial:  # a trial draws the curves of its runs together
+        if record is not None and draw:
             _draw_loss_curve(run)
         manifest, proofs = _finish(planned, run, monitor, record, built=built, replace=replace, load=load)
         outcome = _evaluate(planned, run, monitor) if planned.plan.train is not None and load else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hybridizer.core.errors import CheckpointError, InputError, Problem
 from hybridizer.core.progress import Monitor
@@ -34,16 +36,22 @@ from hybridizer.pipeline.trial_plan import forecast
 from hybridizer.pipeline.trial_sets import TrialSets, open_trial_sets
 from hybridizer.pipeline.trial_setup import TrialArmSetup, TrialSetup, set_up_trial
 from hybridizer.recipe.load import RecipeSource
-from hybridizer.train.folder import RECORD, read_log
+from hybridizer.train.folder import RECORD, read_log, whole_lines
+
+CURVE = "curve.jsonl"
 
 
 @dataclass(frozen=True)
 class TrialDone:
-    """A gathered trial with its folder; `record` and `times` are None where only one arm was run."""
+    """A gathered trial with its folder; `record` and `times` are None where only one arm was run.
+
+    `curves` has arm, seed and rows of every reported run that measured held-out text while it trained.
+    """
 
     folder: Path
     record: TrialRecord | None
     times: TrialTimes | None
+    curves: tuple[tuple[str, int, tuple[Mapping[str, Any], ...]], ...] = ()
 
 
 def run_trial(
@@ -109,7 +117,17 @@ def _gather(setup: TrialSetup, sets: TrialSets, monitor: Monitor) -> TrialDone:
     write_json(setup.folder.record, record.to_json())
     if setup.trial.keep == "none":
         drop_shared(setup.folder)
-    return TrialDone(setup.folder.path, record, times)
+    return TrialDone(setup.folder.path, record, times, tuple(_curves(setup, found)))
+
+
+def _curves(
+    setup: TrialSetup, found: Mapping[str, ArmScores]
+) -> Iterator[tuple[str, int, tuple[Mapping[str, Any], ...]]]:
+    for name, scores in found.items():
+        for seed in setup.trial.seeds:
+            lines = whole_lines(setup.folder.run(name, scores.lr, seed).training / CURVE)
+            if lines:
+                yield name, seed, tuple(json.loads(line) for line in lines)
 
 
 def make_record(setup: TrialSetup, sets: TrialSets, found: Mapping[str, ArmScores], monitor: Monitor) -> TrialRecord:

@@ -179,7 +179,7 @@ class _ArmWork:
             _link_files(self._splice(planned), run.spliced)
         _forget_peak()
         overrides = self._setup.run_overrides(self._arm, lr, seed)
-        options = {"replace": False, "deep": False, "load": False, "of_trial": True}
+        options = {"replace": False, "deep": False, "load": False, "draw": False}
         build(self._setup.source, overrides, run.path.parent, self._monitor, **options)
         drop_training(run)
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hybridizer.core.progress import Monitor
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.plan import estimate_time, plan_from_configs, plan_recipe
+from hybridizer.pipeline.trial_arm import read_arm
 from hybridizer.pipeline.trial_sets import TrialSets, open_trial_sets
 from hybridizer.pipeline.trial_setup import TrialArmSetup, TrialSetup, set_up_trial
 from hybridizer.recipe.load import RecipeSource
+
+if TYPE_CHECKING:
+    from hybridizer.evaluate.trial import ArmRun
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,9 @@ class ArmForecast:
 class TrialForecast:
     """All arms, and the smallest difference in the primary outcome that the trial is likely to tell.
 
-    `detectable` is found with probability `power` in a trial whose runs vary as assumed; None where nothing is
-    assumed for the metric, and for fewer than two seeds or groups. `num_groups` are those of the primary outcome.
+    `detectable` is found with probability `power` in a trial whose runs vary as `spread` says, by what finished arms
+    show, or else as assumed; None where nothing is assumed for the metric, and for fewer than two seeds or groups.
+    `num_groups` are those of the primary outcome.
     """
 
     name: str
@@ -46,7 +52,7 @@ class TrialForecast:
     num_groups: int
     detectable: float | None
     power: float | None
-    assumed: str | None
+    spread: str | None
     device: str
 
     @property
@@ -57,7 +63,7 @@ class TrialForecast:
         if self.detectable is None:
             return what
         primary = f"{self.primary[1]} of {self.primary[0]}"
-        return f"{what}; differences from {self.detectable:.4f} in {primary} are likely to be told, as assumed"
+        return f"{what}; differences from {self.detectable:.4f} in {primary} are likely to be told: {self.spread}"
 
 
 @reporting_os_errors()
@@ -85,14 +91,19 @@ def forecast(
 ) -> TrialForecast:
     """What the trial will cost on a device of that kind; with `probe`, a few steps of each arm are timed here."""
     from hybridizer.evaluate.power import detectable_before
+    from hybridizer.evaluate.trial import spread_so_far
 
     num_pairs = len(setup.arms) * (len(setup.arms) - 1) // 2
-    num_groups = 0 if sets is None else sets.num_groups(setup.primary[0])
-    found = detectable_before(setup.primary[1], len(setup.trial.seeds), num_groups, num_pairs)
-    assumed = None
+    num_groups, measured = 0, None
+    if sets is not None:
+        num_groups = sets.num_groups(setup.primary[0])
+        measured = spread_so_far(_finished(setup, sets, monitor), [arm.name for arm in setup.arms], setup.primary)
+    found = detectable_before(setup.primary[1], len(setup.trial.seeds), num_groups, num_pairs, measured)
+    spread = None
     if found is not None:
-        spread = found.spread
-        assumed = f"standard deviations of {spread.by_seed:g} over seeds and {spread.by_group:g} over items"
+        seeds, items = found.spread.by_seed, found.spread.by_group
+        source = "assumed" if found.assumed else "measured on the runs that are there"
+        spread = f"standard deviations of {seeds:.2g} over seeds and {items:.2g} over items, {source}"
     return TrialForecast(
         name=setup.recipe.name,
         primary=setup.primary,
@@ -101,9 +112,17 @@ def forecast(
         num_groups=num_groups,
         detectable=found.difference if found else None,
         power=found.power if found else None,
-        assumed=assumed,
+        spread=spread,
         device=device,
     )
+
+
+def _finished(setup: TrialSetup, sets: TrialSets, monitor: Monitor) -> list[ArmRun]:
+    """The runs of the arms that are finished."""
+    from hybridizer.evaluate.trial import ArmRun
+
+    arms = [(arm.name, read_arm(setup, sets, arm, monitor)[0]) for arm in setup.arms]
+    return [ArmRun(name, seed, run.figures) for name, arm in arms if arm for seed, run in arm.runs.items()]
 
 
 def _arm(setup: TrialSetup, arm: TrialArmSetup, monitor: Monitor, device: str, probe: bool) -> ArmForecast:

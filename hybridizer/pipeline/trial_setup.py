@@ -17,7 +17,7 @@ from hybridizer.recipe.fields import SIDES
 from hybridizer.recipe.load import RecipeSource, arm_settings, load_recipe, trial_outcomes
 from hybridizer.recipe.models import Recipe, Train, Trial
 from hybridizer.recipe.sections import fill_in
-from hybridizer.recipe.trial import Arm, choose_primary, fixed_parts, rates_of
+from hybridizer.recipe.trial import NO_TRIAL, Arm, choose_primary, fixed_parts, rates_of
 
 LAST = 4  # the layers that the default arm last-4 trains
 DEFAULT_RANK = 16
@@ -106,7 +106,7 @@ class TrialSetup:
 
     def run_overrides(self, arm: TrialArmSetup, lr: float, seed: int) -> tuple[str, ...]:
         """What `--set` would get to build one run of `arm`; the run is named by its folder."""
-        return (*self.overrides, *arm.rates[lr], f"seed={seed}", f"name=seed-{seed}")
+        return (*self.overrides, f"trial={NO_TRIAL}", *arm.rates[lr], f"seed={seed}", f"name=seed-{seed}")
 
     def planned(self, arm: TrialArmSetup, lr: float, seed: int, monitor: Monitor) -> Planned:
         """The plan of one run. Raises what planning raises, at the line of the arm where a recipe is at fault."""

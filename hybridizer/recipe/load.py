@@ -22,6 +22,7 @@ from hybridizer.recipe.sections import fill_in
 from hybridizer.recipe.tree import Finding, Tree, clip, locate, show
 from hybridizer.recipe.trial import (
     ITEM_METRICS,
+    NO_TRIAL,
     RATE_KEY,
     RECALL_METRICS,
     SHARED,
@@ -200,7 +201,12 @@ def _apply_all(tree: Tree, overrides: Sequence[str]) -> None:
 
 
 def _expand(values: dict[str, Any]) -> None:
-    """`domain: donors/domain` is short for `domain: {source: donors/domain}`, and `layout: auto` for a scan."""
+    """`domain: donors/domain` is short for `domain: {source: donors/domain}`, and `layout: auto` for a scan.
+
+    `trial: none` is a recipe without one.
+    """
+    if values.get("trial") == NO_TRIAL:
+        del values["trial"]
     if values.get("layout") == AUTO:
         values["layout"] = {"candidates": DEFAULT_CANDIDATES}
     donors = values.get("donors")

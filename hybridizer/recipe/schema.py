@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from hybridizer.recipe.models import AUTO, Recipe
+from hybridizer.recipe.trial import NO_TRIAL
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -20,9 +21,10 @@ def json_schema() -> dict[str, Any]:
     source = schema["$defs"]["DonorEntry"]["properties"]["source"]
     donors["patternProperties"] = {pattern: {"anyOf": [source, donor]}}
     donors["additionalProperties"] = False
-    layout = schema["properties"]["layout"]
-    about = {key: layout.pop(key) for key in ("title", "description") if key in layout}
-    schema["properties"]["layout"] = {**about, "anyOf": [{"const": AUTO}, layout]}
+    for key, word in (("layout", AUTO), ("trial", NO_TRIAL)):
+        section = schema["properties"][key]
+        about = {name: section.pop(name) for name in ("title", "description") if name in section}
+        schema["properties"][key] = {**about, "anyOf": [{"const": word}, section]}
     return {"$schema": DIALECT} | schema
 
 

@@ -20,6 +20,7 @@ from hybridizer.recipe.tree import clip, show
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
 WITH_TABLE = "+table"  # an arm whose name ends so trains embedding and head too
 IN_DOMAIN = "in-domain"
+NO_TRIAL = "none"  # in place of the section
 TEXT_METRICS, ITEM_METRICS, RECALL_METRICS = (
     ("bits_per_byte",),
     ("accuracy", "answer_bits", "margin_bits"),
@@ -189,7 +190,10 @@ def rates_of(trial: Trial, arm: Arm, own: float) -> tuple[float, ...]:
     given = dict(arm.overrides).get(RATE_KEY)
     if given is None:
         return trial.lr or (own,)
-    return _read_rates(given)
+    rates = _read_rates(given)
+    if not rates:
+        raise refusal(f"`{RATE_KEY}` lists no learning rate.", "Give one or more, such as [1e-4, 2e-4].")
+    return rates
 
 
 def fixed_parts(trial: Trial, arm: Arm, base: Mapping[str, str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from hybridizer.plan.plan import Plan
 from hybridizer.report.terminal import draw, echo, warn
 
 if TYPE_CHECKING:  # traces load numpy, which most commands do not need
+    from hybridizer.evaluate.trial_record import TrialRecord, TrialTimes
     from hybridizer.trace.boundary import Boundary
     from hybridizer.trace.record import TraceRun
 
@@ -155,14 +156,24 @@ def show_trial_plan(plan: Mapping[str, Any]) -> None:
     draw(trial_plan_table(plan))
 
 
-def show_trial(record: Any, times: Any) -> None:
-    """The arms of a finished trial, every pair, and what was measured of time and memory."""
-    for arm in record.arms:
-        echo(f"{arm.name}: {arm.lr:g} {[(f.what, f.metric, f.value, f.ci) for f in arm.figures]}")
+def show_trial(record: TrialRecord, times: TrialTimes) -> None:
+    """What each arm is and how its learning rate was chosen, all figures and costs, then every pair."""
+    from hybridizer.report.trial_plan_tables import arm_lines
+    from hybridizer.report.trial_tables import trial_pairs_table, trial_table
+
+    plain = record.to_json()
+    for line in arm_lines(plain):
+        echo(line)
+    draw(trial_table(plain, times.to_json()), trial_pairs_table(plain))
 
 
-def plot_trial(record: Any, path: Path) -> None:
-    """Draw a finished trial into `path`."""
+def plot_trial(record: TrialRecord, path: Path, curves: Sequence[tuple[str, int, Sequence[Mapping[str, Any]]]]) -> None:
+    """Draw a finished trial into `path`; `curves` has arm, seed and rows of each run that measured held-out text."""
+    from hybridizer.report.plots import write_figure
+    from hybridizer.report.trial_plot import RunCurve, draw_trial
+
+    write_figure(draw_trial(record.to_json(), [RunCurve(*curve) for curve in curves]), path)
+    echo(f"drew {path}", err=True)
 
 
 def show_build(built: Any) -> None:

@@ -1,8 +1,8 @@
-"""The forecast of a trial in a terminal: what its arms train and cost, and the smallest difference it can tell."""
+"""The arms of a trial in a terminal: before it runs what they cost and could tell, afterwards what each of them is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Group
@@ -51,7 +51,21 @@ def _notes(plan: Mapping[str, Any], timed: bool) -> list[str]:
     else:
         told = (
             f"smallest difference between two arms that it tells with probability {plan['power']:g}: "
-            f"{plan['detectable']:.4f}, with {plan['assumed']}, which is assumed"
+            f"{plan['detectable']:.4f}, with {plan['spread']}"
         )
     time = "The time is that of the trainings; evaluation is added." if timed else "`--probe` measures the time."
     return [primary, told, time]
+
+
+def arm_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """For each arm of a record "hybridizer.trial/1" what it is, and the score of every learning rate."""
+    for arm in record["arms"]:
+        changed = ", ".join(f"{key}: {_shown(value)}" for key, value in arm["overrides"].items()) or "the recipe itself"
+        parts = ", ".join(part for part in PARTS if part not in arm["frozen_parts"])
+        yield f"arm {arm['name']}: {changed}; beside layers {parts or 'nothing'} trains"
+        rates = ", ".join(f"{rate['bits_per_byte']:.4f} with {rate['lr']:g}" for rate in arm["rates"])
+        yield f"  learning rate {arm['lr']:g}; bits per byte of the selection half: {rates}"
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -68,16 +68,16 @@ def plan_freeze(model: nn.Module, parts: ModelParts, settings: Train, boundary: 
     return FreezePlan(choice, trained, frozen, choice.notes + _notes(trained, frozen, places, model))
 
 
-def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: Lora) -> FreezePlan:
+def plan_lora_(model: nn.Module, parts: ModelParts, plan: FreezePlan, settings: Lora, seed: int = 0) -> FreezePlan:
     """Put low-rank adapters on the linear modules of the layers that `plan` trains; the plan that trains only those.
 
-    Everything else is frozen, the adapted weights, the embedding, the norms and the head included. Raises
-    InputError as `add_lora_` does.
+    Everything else is frozen, the adapted weights, the embedding, the norms and the head included. Adapters begin with
+    random numbers of `seed`. Raises InputError as `add_lora_` does.
     """
     known = {id(parameter) for parameter in model.parameters()}
     trained = {id(module) for i in plan.choice.trained_layers for module in parts.layers[i].modules()}
     linears = [name for name, module in model.named_modules() if id(module) in trained and type(module) is nn.Linear]
-    add_lora_(model, linears, settings)
+    add_lora_(model, linears, settings, seed)
     places = _places(parts)
     trained_places: dict[str, str] = {}
     frozen_places: dict[str, str] = {}

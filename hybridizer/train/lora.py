@@ -11,10 +11,11 @@ from hybridizer.core.errors import InputError, Problem
 from hybridizer.recipe.models import Lora
 
 
-def add_lora_(model: nn.Module, module_names: Sequence[str], settings: Lora) -> None:
+def add_lora_(model: nn.Module, module_names: Sequence[str], settings: Lora, seed: int = 0) -> None:
     """Put an adapter on each linear module named, by its full path in `model`; the modules keep their weights inside.
 
-    Raises InputError when peft is not installed or adapts other modules than those.
+    The adapters begin with the numbers that `seed` gives, whatever this process drew before. Raises InputError when
+    peft is not installed or adapts other modules than those.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -30,7 +31,9 @@ def add_lora_(model: nn.Module, module_names: Sequence[str], settings: Lora) -> 
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=list(module_names)
     )
     try:
-        inject_adapter_in_model(config, model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, model)
     except ValueError as error:  # peft refuses some kinds of module
         what = f"peft refuses these modules: {error}"
         raise InputError(Problem("train.lora", what, "Train without LoRA.")) from error

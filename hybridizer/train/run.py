@@ -263,7 +263,7 @@ def _freeze(plan: Plan, settings: Train, model: nn.Module, parts: Parts, spliced
     if settings.lora is None:
         return freeze_plan
     _refuse_sharded_adapters(runtime)
-    return plan_lora_(model, parts, freeze_plan, settings.lora)
+    return plan_lora_(model, parts, freeze_plan, settings.lora, plan.seed)
 
 
 def _refuse_sharded_adapters(runtime: Runtime) -> None:

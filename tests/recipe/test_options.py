@@ -24,7 +24,7 @@ GROWN = """
 import json, pathlib, sys
 import types
 import hybridizer.recipe
-key = 'temperature: Positive = Field(default=1.5, description="what logits are divided by")'
+key = 'sharpness: Positive = Field(default=1.5, description="what logits are divided by")'
 for name, section in (("train", "Train"), ("models", "Trace")):
     source = pathlib.Path(hybridizer.recipe.__file__).with_name(f"{name}.py").read_text()
     head, tail = source.split(f"class {section}:", 1)
@@ -37,14 +37,14 @@ from click.testing import CliRunner
 from hybridizer.cli import main
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.template import starter
-pathlib.Path(sys.argv[1]).write_text("donors: {a: x}\\nlayout: {deep: a, shallow: a}\\ntrace: {temperature: 2}\\n")
+pathlib.Path(sys.argv[1]).write_text("donors: {a: x}\\nlayout: {deep: a, shallow: a}\\ntrace: {sharpness: 2}\\n")
 recipe = load_recipe(pathlib.Path(sys.argv[1]))
 print(json.dumps({
     "starter": starter(),
     "schema": json.loads(CliRunner().invoke(main, ["schema"]).output),
     "help": CliRunner().invoke(main, ["trace", "--help"]).output,
-    "wrong": CliRunner().invoke(main, ["rank", "x", "--temperature", "0"]).stderr,
-    "loaded": recipe.resolved()["trace"]["temperature"],
+    "wrong": CliRunner().invoke(main, ["rank", "x", "--sharpness", "0"]).stderr,
+    "loaded": recipe.resolved()["trace"]["sharpness"],
 }))
 """
 
@@ -54,14 +54,14 @@ def test_a_key_that_a_section_gains_shows_up_everywhere(tmp_path) -> None:
 
     command = [sys.executable, "-c", GROWN, str(tmp_path / "recipe.yaml")]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    lines = [line.split() for line in found["starter"].splitlines() if "temperature:" in line]
-    assert lines == [["#", "temperature:", "1.5", "#", "what", "logits", "are", "divided", "by"]] * 2
+    lines = [line.split() for line in found["starter"].splitlines() if "sharpness:" in line]
+    assert lines == [["#", "sharpness:", "1.5", "#", "what", "logits", "are", "divided", "by"]] * 2
     for section in ("Trace", "Train"):
-        key = found["schema"]["$defs"][section]["properties"]["temperature"]
+        key = found["schema"]["$defs"][section]["properties"]["sharpness"]
         assert (key["default"], key["exclusiveMinimum"], key["description"]) == (1.5, 0, "what logits are divided by")
-    assert "--temperature FLOAT" in found["help"] and "What logits are divided by." in found["help"]
+    assert "--sharpness FLOAT" in found["help"] and "What logits are divided by." in found["help"]
     assert found["wrong"] == (
-        "main rank: --temperature must be a number > 0; got the number 0.0.\n"
+        "main rank: --sharpness must be a number > 0; got the number 0.0.\n"
         "  Write digits, as in 3, 0.1 or 3e-5, without quotes.\n"
     )
     assert found["loaded"] == 2

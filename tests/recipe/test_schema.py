@@ -27,7 +27,7 @@ VALUES: dict[str, Any] = {
         "host": "a",
         "slices": [
             {"donor": "a", "layers": "0..2"},
-            {"donor": "b", "layers": [5, "3..4"]},
+            {"donor": "b", "layers": [5, "3..4"], "as": "identity"},
             {
                 "blend": {
                     "method": "ties",
@@ -60,6 +60,16 @@ VALUES: dict[str, Any] = {
         "data": [
             {"path": "corpus/*.txt", "weight": 2, "field": "body", "max_document_bytes": "1MB"},
             {"hub": "org/data", "split": "train", "config": "en", "revision": "main", "max_documents": "10k"},
+            {
+                "generate": {
+                    "from": "a",
+                    "prompts": ["x"],
+                    "tokens": "1k",
+                    "max_new_tokens": 9,
+                    "temperature": 0.7,
+                    "seed": 3,
+                }
+            },
         ],
         "tokens": "2M",
         "freeze": [0, "15..29"],
@@ -103,6 +113,21 @@ VALUES: dict[str, Any] = {
 for section in ("train", "trace", "evaluate"):  # a new setting needs no line above
     for key, described in json_schema()["$defs"][section.capitalize()]["properties"].items():
         VALUES[section].setdefault(key, described.get("default"))
+TRIAL: dict[str, Any] = {
+    "arms": {"one": {"train.lr": [1e-4, 2e-4]}, "two": {"train": {"lora": {"rank": 2}}}},
+    "seeds": [0, 1],
+    "lr": [1e-4],
+    "primary": "exam-en accuracy",
+    "parts": "freeze",
+    "evaluate": {
+        "items": [
+            {"name": "exam-en", "shots": 2, "style": "text"},
+            {"name": "own", "path": "own.jsonl", "examples": "shots.jsonl", "language": "zh"},
+        ],
+        "recall": [8, 32],
+    },
+    "keep": "all",
+}
 STRANGERS = (-1, 15, 0.5, True, "a", "", [1, "0..3"], {"a": "x"})
 
 
@@ -187,13 +212,16 @@ def test_every_key_is_described(validator) -> None:
 def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
     dial = VALUES | {"layout": {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}}
     budget = VALUES | {"layout": {"host": "a", "candidates": 9}}
+    timed = {key: value for key, value in VALUES["train"].items() if key != "max_minutes"}  # which a trial refuses
+    tried = VALUES | {"train": timed, "trial": TRIAL}
     keys = {key for section in [validator.schema, *validator.schema["$defs"].values()] for key in section["properties"]}
-    assert keys <= {step for values in (VALUES, dial, budget) for path in paths(values) for step in path}
+    assert keys <= {step for values in (VALUES, dial, budget, tried) for path in paths(values) for step in path}
     num_loaded = 0
     starts = [
         *((VALUES, path) for path in paths(VALUES)),
         *((dial, path) for path in paths(dial) if path[0] == "layout"),
         *((budget, path) for path in paths(budget) if path[0] == "layout"),
+        *((tried, path) for path in paths(tried) if path[0] == "trial"),
     ]
     for start, path in starts:
         for stranger in STRANGERS:

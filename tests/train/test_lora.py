@@ -20,6 +20,20 @@ def adapted(**overrides):
     return model, parts, plan_lora_(model, parts, plan, Lora(rank=4, alpha=8))
 
 
+def test_adapters_begin_with_the_numbers_of_their_seed_whatever_was_drawn_before():
+    def first(seed):
+        torch.rand(3)
+        model = tiny_model("llama", vocab_size=257)
+        parts = find_parts(model)
+        frozen = plan_freeze(model, parts, train_section(freeze="deep"), boundary=2)
+        plan_lora_(model, parts, frozen, Lora(rank=2), seed)
+        return {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_A." in name}
+
+    one, again, other = first(1), first(1), first(2)
+    assert one and all(torch.equal(one[name], again[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_only_adapters_on_the_trained_layers_train():
     model, _, plan = adapted()
     apply_freeze_(model, plan)

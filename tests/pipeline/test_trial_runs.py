@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,10 @@ from hybridizer.pipeline.trial import run_trial
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
 ROOT = Path(__file__).parents[2]
-ARMS = {"deep": {"train.freeze": "deep"}, "full": {"train": {"freeze": "none"}}, "full+table": {"train.freeze": "none"}}
+ARMS = {
+    "deep": {"train.freeze": "deep"}, "full": {"train": {"freeze": "none"}}, "full+table": {"train.freeze": "none"},
+    "lora": {"train.freeze": "none", "train.lora.rank": 2, "train.lr": 1e-3},
+}  # fmt: skip
 TRIAL = {"arms": ARMS, "seeds": [0, 1], "lr": [1e-3, 2e-3], "evaluate": {"recall": [4]}}
 TRAIN = {
     "data": [{"path": "text.jsonl"}], "tokens": 1500, "seq_len": 64, "lr": 1e-3, "heldout_ratio": 0.3,
@@ -74,6 +78,7 @@ def losses(folder, arm, lr, seed):
 
 
 pytestmark = pytest.mark.slow
+pytest.importorskip("peft")
 
 
 def test_every_arm_has_every_outcome_with_the_mean_of_its_seeds_and_every_pair_is_compared(finished):
@@ -90,13 +95,13 @@ def test_every_arm_has_every_outcome_with_the_mean_of_its_seeds_and_every_pair_i
             assert figure["value"] == pytest.approx(sum(figure["seed_values"]) / 2)
         assert arm["figures"][0]["value"] < arm["figures"][0]["before"]  # it learned
     pairs = {(pair["a"], pair["b"]) for pair in record["pairs"]}
-    assert pairs == {("deep", "full"), ("deep", "full+table"), ("full", "full+table")}
-    assert len(record["pairs"]) == 3 * 3 and record["primary"] == {"what": "text.jsonl", "metric": "bits_per_byte"}
+    assert pairs == set(combinations(ARMS, 2)) and len(record["pairs"]) == 6 * 3
+    assert record["primary"] == {"what": "text.jsonl", "metric": "bits_per_byte"}
 
 
 def test_the_learning_rate_of_each_arm_is_the_one_that_the_selection_half_prefers_and_all_are_shown(finished):
     _, record = finished
-    for arm in record["arms"]:
+    for arm in record["arms"][:3]:
         best = min(arm["rates"], key=lambda rate: rate["bits_per_byte"])
         assert [rate["lr"] for rate in arm["rates"]] == [1e-3, 2e-3]
         assert [rate["lr"] for rate in arm["rates"] if rate["is_chosen"]] == [best["lr"]] == [arm["lr"]]
@@ -107,7 +112,7 @@ def test_table_norm_and_head_have_one_fate_except_in_the_arm_that_adds_the_table
     parts = {arm["name"]: arm["frozen_parts"] for arm in record["arms"]}
     assert parts == {
         "deep": ["embedding", "final norm", "head"], "full": ["embedding", "final norm", "head"],
-        "full+table": ["final norm"],
+        "full+table": ["final norm"], "lora": ["embedding", "final norm", "head"],
     }  # fmt: skip
     trained = {arm["name"]: arm["cost"]["trained_parameters"] for arm in record["arms"]}
     assert trained["deep"] < trained["full"] < trained["full+table"]
@@ -121,7 +126,7 @@ def test_arms_see_the_same_rows_with_the_same_seed_and_others_with_another(finis
         for seed in (0, 1)
     }
     for seed in (0, 1):
-        assert first["deep", seed] == first["full", seed] == first["full+table", seed]
+        assert len({first[arm, seed] for arm in ARMS}) == 1
     assert first["deep", 0] != first["deep", 1]
     assert len({(arm["cost"]["steps"], arm["cost"]["tokens"]) for arm in record["arms"]}) == 1
 
@@ -133,7 +138,7 @@ def test_records_stay_and_weights_go(finished):
     run = folder / "runs/t/arms/deep/lr-0.001/seed-0"
     assert {"plan.json", "manifest.json", "selection.json"} <= {path.name for path in run.iterdir()}
     times = read_times(folder / "runs/t/trial_times.json", "")
-    assert len(times.runs) == 3 * 3 and all(run.seconds > 0 and run.peak_bytes > 0 for run in times.runs)
+    assert len(times.runs) == 3 * 3 + 2 and all(run.seconds > 0 and run.peak_bytes > 0 for run in times.runs)
 
 
 def test_a_finished_trial_is_gathered_again_with_the_same_bytes_and_trains_nothing(finished, monkeypatch):
@@ -141,16 +146,30 @@ def test_a_finished_trial_is_gathered_again_with_the_same_bytes_and_trains_nothi
     before = (folder / "runs/t/trial.json").read_bytes()
     monkeypatch.setattr("hybridizer.pipeline.trial_arm.build", None)  # nothing is built
     hybridize("trial", "t.yaml")
-    hybridize("trial", "t.yaml", "--gather")
+    shown = hybridize("trial", "t.yaml", "--gather", "--plot", "t.svg")
     assert (folder / "runs/t/trial.json").read_bytes() == before
+    assert (folder / "t.svg").is_file()
+    assert "full+table is better" in shown.stdout or "no difference can be told" in shown.stdout
+    assert "arm full+table: train.freeze: none; beside layers embedding, head trains" in shown.stdout
 
 
 def test_the_plan_of_a_trial_shows_its_runs_and_what_it_could_tell(finished):
     trial = hybridize_json("plan", "t.yaml", "--runs", "elsewhere")["trial"]
-    assert [(arm["name"], arm["runs"]) for arm in trial["arms"]] == [("deep", 3), ("full", 3), ("full+table", 3)]
+    assert [(arm["name"], arm["runs"]) for arm in trial["arms"]] == [
+        ("deep", 3),
+        ("full", 3),
+        ("full+table", 3),
+        ("lora", 2),
+    ]
     assert trial["detectable"] > 0 and trial["num_groups"] > 5
     shown = hybridize("plan", "t.yaml", "--runs", "elsewhere").stdout
     assert "smallest difference" in shown and "hybridize trial t.yaml" in shown
+
+
+def test_the_plan_assumes_a_spread_until_arms_are_finished(finished):
+    before, after = (hybridize_json("plan", "t.yaml", "--runs", runs)["trial"] for runs in ("elsewhere", "runs"))
+    assert before["spread"].endswith("assumed") and after["spread"].endswith("measured on the runs that are there")
+    assert before["detectable"] != after["detectable"] > 0
 
 
 def test_without_arms_there_are_five_of_which_the_last_trains_what_the_depth_allows(bench):
@@ -206,7 +225,7 @@ def test_an_arm_that_is_not_there_is_refused_with_a_hint(bench):
 
 def test_gathering_names_every_run_that_is_missing(bench):
     with pytest.raises(
-        InputError, match=r"6 runs are not finished: arm 'deep', lr 0\.001, seed 0; arm 'deep', lr 0\.002"
+        InputError, match=r"7 runs are not finished: arm 'deep', lr 0\.001, seed 0; arm 'deep', lr 0\.002"
     ):
         run(bench, gather=True)
 
