@@ -3,7 +3,7 @@
     python scripts/bench_identity.py            # about two minutes of CPU time
 
 Copies of layers 1 and 3 train alone, on bytes of one text, by AdamW. Printed after some steps: the loss, and what layer
-1 adds to the residual stream as a share of its norm. Families without norms behind projections have the first start only.
+1 adds to the residual stream as a share of its norm. Families without norms behind projections have one start.
 """
 
 from __future__ import annotations
