@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "bench_cli": ("--rounds", "1"),
     "bench_eval": ("--model", "donor", "--items", "64", "--kilobytes", "20"),
+    "bench_identity": ("gemma2", "--lr", "1e-3", "--steps", "1"),
     "bench_memory": ("--workdir", "out", "--only", "tiny"),
     "bench_objective": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
                         "--threads", "1"),

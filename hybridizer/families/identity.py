@@ -1,8 +1,7 @@
-"""Which tensors of a layer are replaced so that the layer returns its input exactly: a zero-output copy.
+"""Which tensors of a layer are zero where the layer returns its input exactly: a zero-output copy.
 
-LLaMA-Pro (arXiv 2401.02415) zeroes the output projections of attention and MLP. [ours] Where a norm follows a
-projection, the norm's weight is replaced instead: behind a projection near zero, a norm scales any output up to its
-full size within a few steps. tests/families/test_identity.py holds the tables against the models of transformers.
+LLaMA-Pro (arXiv 2401.02415) zeroes the output projections of attention and MLP. A norm behind one gives zero for zero.
+tests/families/test_identity.py holds the tables against the models of transformers.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from hybridizer.families.structure import Structure
-
-ZERO, MINUS_ONE = "zero", "minus one"  # what a replaced tensor is filled with
 
 # The module that an output projection is, by the last name on its path; `down_proj_bias` is that of gpt_oss's experts.
 _OUTPUT_NAMES: Final = """
@@ -32,25 +29,6 @@ _OWN_OUTPUTS: Final[Mapping[str, tuple[str, ...]]] = {
     "phi": ("self_attn.dense",),
 }
 _ROUTERS: Final = re.compile(r"(^|\.)(gate|router)\.")  # their projections choose experts
-
-# Norms between a module's output and the residual stream: the norm, and the start of the names of that module.
-_OLMO: Final = {"post_attention_layernorm": ("self_attn.",), "post_feedforward_layernorm": ("mlp.",)}
-_POST_NORMS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-    "afmoe": {"post_attention_layernorm": ("self_attn.",), "post_mlp_layernorm": ("mlp.",)},
-    "axk1": {"post_mlp_layernorm": ("mlp.",)},
-    "exaone4": _OLMO,
-    "flex_olmo": _OLMO,
-    "gemma2": _OLMO,
-    "gemma3_text": _OLMO,
-    "glm4": {"post_self_attn_layernorm": ("self_attn.",), "post_mlp_layernorm": ("mlp.",)},
-    "hyperclovax": {"post_norm1": ("self_attn.",), "post_norm2": ("mlp.",)},
-    "kolibri1": {"post_attn_norm": ("self_attn.",), "post_ffn_norm": ("mlp.", "moe.")},
-    "lfm3": {"post_operator_norm": ("self_attn.", "conv."), "post_ffn_norm": ("feed_forward.",)},
-    "olmo2": _OLMO,
-    "olmo3": _OLMO,
-    "olmo_hybrid": _OLMO,
-}
-_ADD_ONE: Final = frozenset({"gemma2", "gemma3_text"})  # their norms multiply by 1 + weight
 
 _SCALED = "its layers scale the residual stream itself"
 _REFUSED: Final[Mapping[str, str]] = {
@@ -72,19 +50,12 @@ def why_not_identity(family: str) -> str | None:
     return _REFUSED.get(family)
 
 
-def identity_fills(structure: Structure, layer: int) -> dict[str, str]:
-    """The tensors of `layer`, by suffix, that a zero-output copy replaces, each with what fills it.
+def output_tensors(structure: Structure, layer: int) -> frozenset[str]:
+    """The tensors of `layer`, by suffix, that are zero in a zero-output copy: weights and biases of its outputs.
 
     Empty where no output projection is found. For families that `why_not_identity` does not refuse.
     """
-    family, suffixes = structure.text_family, structure.layers[layer]
-    norms = {
-        f"{norm}.weight": starts for norm, starts in _POST_NORMS.get(family, {}).items() if f"{norm}.weight" in suffixes
-    }
-    covered = tuple(start for starts in norms.values() for start in starts)
-    fills = {suffix: MINUS_ONE if family in _ADD_ONE else ZERO for suffix in norms}
-    fills |= {suffix: ZERO for suffix in suffixes if _is_output(family, suffix) and not suffix.startswith(covered)}
-    return fills
+    return frozenset(suffix for suffix in structure.layers[layer] if _is_output(structure.text_family, suffix))
 
 
 def _is_output(family: str, suffix: str) -> bool:

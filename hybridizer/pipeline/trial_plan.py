@@ -94,9 +94,10 @@ def forecast(
     from hybridizer.evaluate.trial import spread_so_far
 
     num_pairs = len(setup.arms) * (len(setup.arms) - 1) // 2
-    num_groups = 0 if sets is None else sets.num_groups(setup.primary[0])
-    finished = () if sets is None else _finished(setup, sets, monitor)
-    measured = spread_so_far(finished, [arm.name for arm in setup.arms], setup.primary)
+    num_groups, measured = 0, None
+    if sets is not None:
+        num_groups = sets.num_groups(setup.primary[0])
+        measured = spread_so_far(_finished(setup, sets, monitor), [arm.name for arm in setup.arms], setup.primary)
     found = detectable_before(setup.primary[1], len(setup.trial.seeds), num_groups, num_pairs, measured)
     spread = None
     if found is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridizer.core.errors import PlanError, Problem
 from hybridizer.donors.donor import Donor
-from hybridizer.families.identity import identity_fills, why_not_identity
+from hybridizer.families.identity import output_tensors, why_not_identity
 from hybridizer.families.structure import Structure
 from hybridizer.plan.layout import LayerSource, lay_out
 from hybridizer.recipe.models import ORIGINALS, Recipe, Train
@@ -26,7 +26,7 @@ def check_identity(recipe: Recipe, sources: Sequence[LayerSource], donors: Mappi
             continue
         structure = donors[part.donor].structure
         reason = why_not_identity(structure.text_family)
-        if reason is None and not identity_fills(structure, part.layer):
+        if reason is None and not output_tensors(structure, part.layer):
             reason = f"none of the tensors of layer {part.layer} is a known output projection"
         if reason is not None:
             what = f"a layer of '{part.donor}' cannot be an identity copy: {reason} ('{structure.text_family}')."

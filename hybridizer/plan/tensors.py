@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from hybridizer.checkpoint.dtypes import FLOATING
 from hybridizer.core.errors import PlanError, Problem
 from hybridizer.donors.donor import Donor
-from hybridizer.families.identity import identity_fills
+from hybridizer.families.identity import output_tensors
 from hybridizer.plan.layout import LayerSource
 from hybridizer.plan.origin import BlendUse, Convert, Copy, Fresh, Merge, Origin
 from hybridizer.plan.plan import PlannedTensor
@@ -37,7 +37,7 @@ def plan_tensors(
         first = donors[source.parts[0].donor]
         names = first.structure.layers[source.parts[0].layer]
         suffix_of = {name: suffix for suffix, name in names.items()}
-        fills = identity_fills(first.structure, source.parts[0].layer) if source.identity else {}
+        zero = output_tensors(first.structure, source.parts[0].layer) if source.identity else frozenset()
         for name in _in_file_order(first, suffix_of):
             suffix = suffix_of[name]
             origins = tuple(_origin(source, number, suffix, donors) for number in range(len(source.parts)))
@@ -47,8 +47,8 @@ def plan_tensors(
                 raise PlanError(Problem(f"donor '{first.name}'", what, "Copy these layers instead of blending them."))
             dtype = _output_dtype(entry.dtype, apart.get(suffix), target)
             output = f"{host.structure.layer_prefix}{layer}.{suffix}"
-            if suffix in fills:
-                made: Copy | Convert | Merge | Fresh = Fresh(fills[suffix], 0)
+            if suffix in zero:
+                made: Copy | Convert | Merge | Fresh = Fresh("zero", 0)
             elif source.blend is None:
                 made = _copy(origins[0], entry.dtype, dtype)
             else:
@@ -83,7 +83,7 @@ def _replaced(donor: Donor, sources: Sequence[LayerSource]) -> dict[str, str]:
     whole = {layer for layer, source in parts if not source.identity}
     whole |= {part.layer for source in sources if source.blend for part in source.parts if part.donor == donor.name}
     alone = {layer for layer, _ in parts} - whole
-    names = [donor.structure.layers[layer][key] for layer in alone for key in identity_fills(donor.structure, layer)]
+    names = [donor.structure.layers[layer][key] for layer in alone for key in output_tensors(donor.structure, layer)]
     return {name: "its identity copies return their input without it" for name in names}
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from hybridizer.checkpoint.dtypes import FLOATING
+from hybridizer.checkpoint.dtypes import DTYPE_BITS, FLOATING
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import OutputTensor, required_bytes
 from hybridizer.checkpoint.publish import check_free_space
@@ -16,9 +17,9 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.origin import BlendUse, Convert, Copy, Fresh, Merge
 from hybridizer.plan.plan import Plan, PlannedTensor
-from hybridizer.splice.fill import VALUES, filled_chunks
 
 PLAN_KEY: Final = "hybridizer_plan"  # in the metadata of every weight file: the hash of the plan it was written by
+_CHUNK_BYTES: Final = 4 << 20
 _RECORD_BYTES: Final = 1024  # of the manifest, for each tensor and each layer
 
 
@@ -34,7 +35,7 @@ def splice(
     Those in `trained` (by their name in the output) are taken from there and rounded to the plan's precision.
     Copied tensors are bit-exact. Memory stays constant, except for a blend, which holds one tensor of each source.
     Imports no torch unless something is blended or converted. Raises PlanError for a source other than Copy, Convert,
-    Merge and Fresh of one value, before anything is written, and OutputError when the disk is full.
+    Merge and Fresh zeros, before anything is written, and OutputError when the disk is full.
     """
     tensors = [_output_tensor(plan, tensor, donors, trained or {}) for tensor in plan.tensors]
     check_free_space(folder, required_bytes(tensors) + _companion_bytes(plan, donors[plan.host]))
@@ -74,8 +75,8 @@ def _make(
             return _in_dtype(entries[0], tensor.dtype)
         case Merge(blend=number):
             return lambda: _blended(plan.blends[number], tensor, entries, plan.seed)
-        case Fresh(init=init) if init in VALUES and tensor.dtype in FLOATING:
-            return lambda: filled_chunks(init, tensor.dtype, tensor.shape)
+        case Fresh(init="zero") if tensor.dtype in FLOATING:
+            return lambda: _zeros(math.prod(tensor.shape) * DTYPE_BITS[tensor.dtype] // 8)
         case other:
             what = f"the executor 'copy' cannot make it: {other.describe(plan.blends)}."
             raise PlanError(Problem(f"tensor '{tensor.name}'", what, "Use an executor that can."))
@@ -87,6 +88,13 @@ def _in_dtype(entry: TensorEntry, dtype: str) -> TensorEntry | Callable[[], Iter
     from hybridizer.models.tensors import converted_chunks
 
     return lambda: converted_chunks(entry, dtype)
+
+
+def _zeros(num_bytes: int) -> Iterator[memoryview]:
+    """Zeros of any floating dtype."""
+    chunk = memoryview(bytes(min(num_bytes, _CHUNK_BYTES)))
+    for start in range(0, num_bytes, _CHUNK_BYTES):
+        yield chunk[: num_bytes - start]
 
 
 def _blended(use: BlendUse, tensor: PlannedTensor, entries: list[TensorEntry], seed: int) -> Iterable[memoryview]:

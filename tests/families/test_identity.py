@@ -1,4 +1,4 @@
-"""Identity layers: with their output tensors replaced, layers of real models return their input bit for bit."""
+"""Identity layers: with their output tensors at zero, layers of real models return their input bit for bit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 from hybridizer.core.errors import PlanError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.families.families import why_bound
-from hybridizer.families.identity import identity_fills, why_not_identity
+from hybridizer.families.identity import output_tensors, why_not_identity
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
 from hybridizer.pipeline.build import build
 from hybridizer.pipeline.plan import check
-from hybridizer.splice.fill import VALUES
 from support.lines import write_recipe
 from support.marks import slow_except
 from support.prove import find_layers, load
@@ -43,15 +42,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
 
 
-def replace_outputs_(folder: Path) -> Structure:
-    """Replace the output tensors of every layer of the checkpoint in `folder`; its structure."""
+def zero_outputs_(folder: Path) -> Structure:
+    """Fill the output tensors of every layer of the checkpoint in `folder` with zeros; its structure."""
     file = folder / "model.safetensors"
     tensors = load_file(file)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     structure = read_structure(json.loads((folder / "config.json").read_text()), shapes, str(folder))
     for layer, names in enumerate(structure.layers):
-        for suffix, fill in identity_fills(structure, layer).items():
-            tensors[names[suffix]].fill_(VALUES[fill])
+        for suffix in output_tensors(structure, layer):
+            tensors[names[suffix]].zero_()
     save_file(tensors, file, metadata={"format": "pt"})
     return structure
 
@@ -73,8 +72,8 @@ def returning_layers(folder: Path) -> list[bool]:
 
 @pytest.mark.filterwarnings("ignore")  # of the modelling code of transformers
 @pytest.mark.parametrize("family", slow_except(EXACT, "llama", "gemma2", "mamba2", "qwen3_moe"))
-def test_layers_return_their_input_when_their_output_tensors_are_replaced(family: str, tmp_path: Path) -> None:
-    structure = replace_outputs_(make_tiny(family, tmp_path))
+def test_layers_return_their_input_when_their_output_tensors_are_zero(family: str, tmp_path: Path) -> None:
+    structure = zero_outputs_(make_tiny(family, tmp_path))
     assert why_not_identity(structure.text_family) is None
     assert returning_layers(tmp_path) == [True] * NUM_LAYERS
 
@@ -82,7 +81,7 @@ def test_layers_return_their_input_when_their_output_tensors_are_replaced(family
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", slow_except(REFUSED[:-2], "doge"))  # a new gemma4 has scales of 1
 def test_families_are_refused_where_some_layer_changes_its_input_still(family: str, tmp_path: Path) -> None:
-    structure = replace_outputs_(make_tiny(family, tmp_path))
+    structure = zero_outputs_(make_tiny(family, tmp_path))
     assert why_not_identity(structure.text_family) and not why_bound(family, structure.text_config)
     assert not all(returning_layers(tmp_path))
 

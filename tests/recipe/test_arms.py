@@ -70,8 +70,8 @@ def test_none_in_place_of_the_section_or_after_set_is_a_recipe_without_a_trial(l
     ("old", "new", "message"),
     [
         (DEEP, "deep: {train.freeze: depe}",
-         "recipe.yaml:6: arm 'deep': train.freeze=depe: `train.freeze` must be deep, shallow, none or a list of "
-         "layers; got 'depe'.\n  Did you mean 'deep'?"),
+         "recipe.yaml:6: arm 'deep': train.freeze=depe: `train.freeze` must be deep, shallow, none, originals or a "
+         "list of layers; got 'depe'.\n  Did you mean 'deep'?"),
         (DEEP, "deep: {train.tokens: 3M}",
          "recipe.yaml:6: arm 'deep' sets `train.tokens`, and all arms of a trial share `train.tokens`.\n  Set it in "
          "the recipe itself."),

@@ -29,7 +29,7 @@ VALUES: dict[str, Any] = {
         "host": "a",
         "slices": [
             {"donor": "a", "layers": "0..2"},
-            {"donor": "b", "layers": [5, "3..4"]},
+            {"donor": "b", "layers": [5, "3..4"], "as": "identity"},
             {
                 "blend": {
                     "method": "ties",
@@ -62,6 +62,16 @@ VALUES: dict[str, Any] = {
         "data": [
             {"path": "corpus/*.txt", "weight": 2, "field": "body", "max_document_bytes": "1MB"},
             {"hub": "org/data", "split": "train", "config": "en", "revision": "main", "max_documents": "10k"},
+            {
+                "generate": {
+                    "from": "a",
+                    "prompts": ["x"],
+                    "tokens": "1k",
+                    "max_new_tokens": 9,
+                    "temperature": 0.7,
+                    "seed": 3,
+                }
+            },
         ],
         "tokens": "2M",
         "freeze": [0, "15..29"],
