@@ -29,6 +29,7 @@ from support.train_runs import FIGURES, SETTINGS, data_in
 
 pytestmark = pytest.mark.slow  # each builds models
 DIAL = {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}
+TERMS = {"loss_alignment", "loss_divergence", "loss_next_token"}
 STAGES = [
     {"tokens": 500, "freeze": "deep", "name": "shallow side"},
     {"tokens": 500, "freeze": "shallow", "lr": 5e-4, "embedding": "freeze", "schedule": "constant"},
@@ -288,3 +289,27 @@ def test_a_factor_near_zero_tends_to_freezing(tmp_path):
         distances.append(max(float((scaled[name] - frozen[name]).abs().max()) for name in frozen))
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 1e-2 and distances[-1] < 1e-6  # of rates of 1e-2 and 1e-14 over 6 steps
+
+
+def test_each_stage_has_the_objective_and_the_teacher_that_it_names(bench):
+    stages = [
+        {"tokens": 500, "freeze": "deep", "objective": {"align": {"teacher": "b"}}},
+        {"tokens": 500, "freeze": "deep"},
+        {"tokens": 300, "freeze": "none", "embedding": "freeze", "objective": "next-token"},
+    ]
+    build(bench, stages=stages, objective="distill")
+    logged = [json.loads(line) for line in (bench / "runs/x/training/log.jsonl").read_text().splitlines()]
+    terms = {line["stage"]: {key for key in line if key in TERMS} for line in logged}
+    assert terms == {1: {"loss_alignment"}, 2: {"loss_divergence", "loss_next_token"}, 3: set()}
+    plan = json.loads((bench / "runs/x/plan.json").read_text())
+    content = {name: pin["fingerprint"] for name, pin in plan["donors"].items()}
+    settings = [stage["settings"].get("objective", {}) for stage in plan["train"]["stages"]]
+    assert [one["teacher"] for values in settings for one in values.values()] == [content["b"], content["a"]]
+    assert settings[2] == {}
+    assert "unchanged" in build(bench, stages=stages, objective="distill").stderr
+
+
+def test_a_teacher_that_is_missing_is_reported_at_its_stage(bench):
+    stages = [{"tokens": 500}, {"tokens": 500, "objective": {"distill": {"teacher": "nobody"}}}]
+    refused = build(bench, stages=stages, code=2)
+    assert "teacher 'nobody'" in refused.stderr and "x.yaml" in refused.stderr
