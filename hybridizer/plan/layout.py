@@ -22,10 +22,17 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerSource:
-    """What one output layer is made of: one part that is copied, or several that `blend` mixes."""
+    """What one output layer is made of: one part that is copied, several that `blend` mixes, or none for a new layer.
+
+    `mixer` is the kind that replaces the attention of the part, or that the new layer has; with `zero_output` its
+    output projections start at zero. `slice` is the entry of the recipe, where it has entries.
+    """
 
     parts: tuple[Part, ...]
     blend: Blend | None = None
+    mixer: str | None = None
+    zero_output: bool = False
+    slice: int | None = None
 
 
 def lay_out(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:
@@ -44,10 +51,15 @@ def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, 
     for index, piece in enumerate(recipe.layout.slices or ()):
         path: KeyPath = ("layout", "slices", index)
         blend = piece.blend
+        if piece.fresh is not None:
+            sources += (piece.count or 1) * [LayerSource((), None, piece.fresh, piece.zero_output, index)]
+            continue
         if blend is None:
             assert piece.donor is not None, "checked when the recipe was loaded"
             layers = _count_out(piece.donor, piece.layers, path, recipe, depths, problems)
-            sources += [LayerSource((Part(piece.donor, layer),)) for layer in layers]
+            mixer = piece.mixer.kind if piece.mixer else None
+            copied = [Part(piece.donor, layer) for layer in layers]
+            sources += [LayerSource((part,), None, mixer, piece.zero_output, index) for part in copied]
             continue
         sides = [
             _count_out(source.donor, source.layers, (*path, "blend", "sources", number), recipe, depths, problems)
@@ -61,7 +73,7 @@ def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, 
         names = [source.donor for source in blend.sources]
         for column in zip(*sides, strict=True):
             parts = tuple(Part(name, layer) for name, layer in zip(names, column, strict=True))
-            sources.append(LayerSource(parts, blend))
+            sources.append(LayerSource(parts, blend, slice=index))
     if problems:
         raise RecipeError(*problems)
     return tuple(sources)

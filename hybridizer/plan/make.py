@@ -13,12 +13,13 @@ from hybridizer.core.errors import PlanError, Problem, RecipeError
 from hybridizer.donors.donor import Donor
 from hybridizer.families.config import splice_config
 from hybridizer.families.reading import read_structure
-from hybridizer.families.structure import Source
+from hybridizer.families.structure import Source, Structure
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.plan.config_shapes import check_attention_left, check_config
 from hybridizer.plan.layout import LayerSource, lay_out, list_used
-from hybridizer.plan.origin import Copy
+from hybridizer.plan.native import needs_target, plan_native
+from hybridizer.plan.origin import BlendUse, Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
 from hybridizer.plan.tensors import explain_unused, plan_tensors
 from hybridizer.recipe.models import Recipe
@@ -37,28 +38,37 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     used = list_used(sources, donors)
     target = SAFETENSORS_NAMES.get(recipe.output.dtype)
     warnings = _check_donors_fit(recipe, host, donors, used, target)
-    firsts = [source.parts[0] for source in sources]
-    config = splice_config(host.structure, [Source(donors[part.donor].structure, part.layer) for part in firsts])
+    native = plan_native(recipe, host, donors, sources, target) if needs_target(recipe, sources, host) else None
+    blends: tuple[BlendUse, ...] = ()
+    unused = explain_unused(host, donors, used)
+    if native is None:
+        firsts = [source.parts[0] for source in sources]
+        config = splice_config(host.structure, [Source(donors[part.donor].structure, part.layer) for part in firsts])
+        tensors, blends = plan_tensors(host, donors, sources, target)
+    else:
+        config, tensors = native.config, native.tensors
+        unused = {name: dict(sorted({**unused[name], **native.replaced.get(name, {})}.items())) for name in unused}
+        evidence = replace(evidence, reasons=(native.reason, *evidence.reasons))
     if target is not None:
         set_config_dtype(config, recipe.output.dtype)
-    tensors, blends = plan_tensors(host, donors, sources, target)
-    _check_output(recipe, host, config, tensors)
+    structure = _check_output(recipe, host, config, tensors)
     return Plan(
         name=recipe.name,
         host=host.name,
         seed=recipe.seed,
-        executor="copy",
-        identity_of=host.name if _is_identity(host, tensors, config) else None,
+        executor="native" if native else "copy",
+        identity_of=native.identity_of if native else host.name if _is_identity(host, tensors, config) else None,
         donors={name: _pin(donor) for name, donor in donors.items()},
-        layers=_rows(sources, donors, tensors, host),
+        layers=_rows(sources, donors, tensors, structure, native.methods if native else ()),
         tensors=tensors,
         blends=blends,
-        unused=explain_unused(host, donors, used),
+        unused=unused,
         config=config,
         tokenizer_files={name: hash_file(path) for name, path in host.tokenizer_files.items()},
         max_shard_bytes=recipe.output.max_shard_bytes,
         warnings=(*recipe.warnings, *warnings, *evidence.warnings),
         evidence=evidence,
+        served_by=native.served_by if native else (),
     )
 
 
@@ -101,8 +111,12 @@ def _check_donors_fit(
     return [*warnings, *(f"donor '{name}' gives no layer to the output" for name in idle)]
 
 
-def _check_output(recipe: Recipe, host: Donor, config: Mapping[str, Any], tensors: Sequence[PlannedTensor]) -> None:
-    """Raise PlanError with every reason, known before a weight is read, why transformers could not run the output."""
+def _check_output(
+    recipe: Recipe, host: Donor, config: Mapping[str, Any], tensors: Sequence[PlannedTensor]
+) -> Structure:
+    """The output's structure, if transformers can run it. Raises PlanError with every reason, known before a weight is
+    read, why it cannot.
+    """
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     structure = read_structure(config, shapes, where=f"the output, with the config of host '{host.name}'")
     problems = check_config(structure, recipe.locate(("donors", host.name)))
@@ -110,6 +124,7 @@ def _check_output(recipe: Recipe, host: Donor, config: Mapping[str, Any], tensor
     problems += check_attention_left(structure, recipe.locate(("layout",)))
     if problems:
         raise PlanError(*problems)
+    return structure
 
 
 def _is_identity(host: Donor, tensors: Sequence[PlannedTensor], config: Mapping[str, object]) -> bool:
@@ -124,23 +139,28 @@ def _pin(donor: Donor) -> DonorPin:
 
 
 def _rows(
-    sources: Sequence[LayerSource], donors: Mapping[str, Donor], tensors: Sequence[PlannedTensor], host: Donor
+    sources: Sequence[LayerSource],
+    donors: Mapping[str, Donor],
+    tensors: Sequence[PlannedTensor],
+    output: Structure,
+    methods: Sequence[str],
 ) -> tuple[LayerRow, ...]:
+    """A row for each layer of `output`; `methods` name how it is made where its family is not the donors'."""
     by_layer: dict[str, list[PlannedTensor]] = {}
-    prefix = host.structure.layer_prefix
+    prefix = output.layer_prefix
     for tensor in tensors:
         if tensor.name.startswith(prefix):
             by_layer.setdefault(tensor.name.removeprefix(prefix).partition(".")[0], []).append(tensor)
     rows = []
     for layer, source in enumerate(sources):
         own = by_layer[str(layer)]
-        first = source.parts[0]
+        blended = "copy" if source.blend is None else source.blend.method
         rows.append(
             LayerRow(
                 layer=layer,
                 sources=tuple(f"{part.donor}@{_short(donors[part.donor])} {part.layer}" for part in source.parts),
-                method="copy" if source.blend is None else source.blend.method,
-                kind=donors[first.donor].structure.kinds[first.layer],
+                method=methods[layer] if methods else blended,
+                kind=output.kinds[layer],
                 parameters=sum(math.prod(tensor.shape) for tensor in own),
                 dtype="+".join(sorted({tensor.dtype for tensor in own})),
             )

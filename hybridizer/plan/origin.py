@@ -67,6 +67,19 @@ class Convert:
 
 
 @dataclass(frozen=True)
+class Join:
+    """Tensors of donors, one under the other along their first axis; `converted` says that they are also rounded."""
+
+    origins: tuple[Origin, ...]
+    converted: bool = False
+    kind: Literal["join"] = "join"
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return "join, convert" if self.converted else "join"
+
+
+@dataclass(frozen=True)
 class Merge:
     """Tensors of several donors, mixed by the plan's blend number `blend`, which has a source for each of them."""
 
@@ -122,4 +135,4 @@ class Bridge:
         return f"bridge from '{self.from_donor}' to '{self.to_donor}' ({self.init}, seed {self.seed})"
 
 
-Source: TypeAlias = Copy | Convert | Merge | Fresh | Bridge
+Source: TypeAlias = Copy | Convert | Join | Merge | Fresh | Bridge

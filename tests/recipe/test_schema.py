@@ -28,6 +28,8 @@ VALUES: dict[str, Any] = {
         "slices": [
             {"donor": "a", "layers": "0..2"},
             {"donor": "b", "layers": [5, "3..4"]},
+            {"donor": "b", "layers": 6, "mixer": {"kind": "mamba2"}, "zero_output": True},
+            {"fresh": "mamba2", "count": 2, "zero_output": True},
             {
                 "blend": {
                     "method": "ties",
@@ -40,6 +42,8 @@ VALUES: dict[str, Any] = {
                 }
             },
         ],
+        "mixer_sizes": {"heads": 4, "head_dim": 16, "state": 8, "groups": 2, "conv": 4, "chunk": 64},
+        "target": "granitemoehybrid",
     },
     "output": {"dtype": "keep", "max_shard_bytes": "5GB"},
     "trace": {
@@ -139,10 +143,15 @@ def test_recipes_and_starter_are_valid(validator) -> None:
         (("layout", "slices"), []),
         (("layout", "slices", 0, "layers"), "3-4"),
         (("layout", "slices", 0, "layers"), []),
-        (("layout", "slices", 0, "blend"), VALUES["layout"]["slices"][2]["blend"]),
-        (("layout", "slices", 2, "layers"), 3),
-        (("layout", "slices", 2, "blend", "sources"), [{"donor": "a"}]),
-        (("layout", "slices", 2, "blend", "parameters", "t"), "x"),
+        (("layout", "slices", 0, "blend"), VALUES["layout"]["slices"][4]["blend"]),
+        (("layout", "slices", 4, "layers"), 3),
+        (("layout", "slices", 4, "blend", "sources"), [{"donor": "a"}]),
+        (("layout", "slices", 4, "blend", "parameters", "t"), "x"),
+        (("layout", "slices", 2, "mixer"), {"kind": "mamba3"}),
+        (("layout", "slices", 2, "blend"), VALUES["layout"]["slices"][4]["blend"]),
+        (("layout", "slices", 3, "donor"), "a"),
+        (("layout", "slices", 3, "mixer"), {"kind": "mamba2"}),
+        (("layout", "slices", 0, "count"), 2),
         (("donors", "a", "fingerprint"), "sha256:abc"),
         (("output", "dtype"), "fp16"),
         (("trace", "mask_ratio"), 1.5),

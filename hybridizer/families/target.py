@@ -1,0 +1,207 @@
+"""Families that hold a donor's layers beside layers with another mixer, exactly: what each takes, and how.
+
+A target is a family of transformers whose config can say that some layers have attention and others a state space, a
+delta rule or a short convolution. For each there is a mapping of the donor's tensors to its own, under conditions that
+are checked before a weight is read. With attention in every layer the mapped model computes the donor's logits bit for
+bit in float32 (tests/families/test_targets.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hybridizer.families.keys import read_assumptions, unify
+from hybridizer.families.names import Shapes
+from hybridizer.families.rope import read_rope
+from hybridizer.families.structure import Structure
+
+Sizes = Mapping[str, int]
+LAYER_PREFIX = "model.layers."
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a tensor of the target is made from tensors of one donor layer, which `of` names by their suffixes.
+
+    copy: the one tensor; join: several, one under the other; affine: `factor` times the one tensor, plus `shift`;
+    spread: the one tensor with `rows` rows of zeros after every `rows` rows; zero: zeros of `shape`.
+    """
+
+    how: Literal["copy", "join", "affine", "spread", "zero"]
+    of: tuple[str, ...] = ()
+    factor: float = 1.0
+    shift: float = 0.0
+    rows: int = 0
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """A donor layer as one of the target: suffix -> how it is made, for the attention and for everything else."""
+
+    attention: Mapping[str, Made]
+    block: Mapping[str, Made]
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The suffixes of the donor that are used."""
+        return frozenset(suffix for made in (*self.attention.values(), *self.block.values()) for suffix in made.of)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a donor's layers are, in numbers; `settings` is its config with what the family assumes filled in."""
+
+    structure: Structure = field(repr=False)
+    settings: Callable[[str], Any] = field(repr=False)
+    hidden: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that must hold for a donor: `says` it in words, `broken` gives what was found instead, or None."""
+
+    says: str
+    broken: Callable[[Facts], str | None]
+    fix: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """Whether `by` (transformers, vLLM, llama.cpp) runs the model: "yes", "no" or "with", and what more is to say."""
+
+    by: str
+    answer: Literal["yes", "no", "with"]
+    how: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A family that takes layers of the families in `donors` beside new mixers.
+
+    `mixers` maps a kind of mixer to the target's name of a layer with it, in the spelling that is written; `attention`
+    is that name for attention. `outputs` are the suffixes of the projections behind mixer and network. `bit_exact` says
+    that mapped bfloat16 layers compute their donor's numbers too.
+    """
+
+    family: str
+    architecture: str
+    donors: tuple[str, ...]
+    mixers: Mapping[str, str]
+    attention: str
+    conditions: tuple[Condition, ...]
+    outputs: Mapping[str, tuple[str, ...]]
+    served_by: tuple[Served, ...]
+    map_layer: Callable[[Facts, Shapes], LayerMap]
+    map_norm: Callable[[str], Made]
+    write_config: Callable[[Facts, Sizes], dict[str, Any]]
+    suggest_sizes: Callable[[Facts], Sizes]
+    check_sizes: Callable[[Facts, Sizes], Iterator[str]]
+    mixer_shapes: Callable[[Facts, Sizes], Shapes]
+    bit_exact: bool = True
+
+
+def read_facts(structure: Structure) -> Facts:
+    """The facts of a donor, by its config and what its family assumes for absent keys."""
+    read, text = read_assumptions(structure.text_family), unify(structure.text_config)
+
+    def settings(key: str) -> Any:
+        return read.value_of(key, text)
+
+    def number(key: str) -> int:
+        value = settings(key)
+        return value if isinstance(value, int) else 0
+
+    return Facts(
+        structure,
+        settings,
+        hidden=number("hidden_size"),
+        width=number("intermediate_size"),
+        heads=number("num_attention_heads"),
+        kv_heads=number("num_key_value_heads"),
+        head_dim=number("head_dim"),
+        rope=read_rope(structure.text_config, structure.text_family),
+    )
+
+
+def common_config(facts: Facts, target: str, architecture: str) -> dict[str, Any]:
+    """The part of a target's config.json that every target has, from the donor's."""
+    text, config = facts.structure.text_config, facts.structure.config
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "initializer_range", "use_cache")
+    ends = {key: side[key] for side in (config, text) for key in kept if key in side}
+    rope = {key: value for key, value in facts.rope.items() if key not in ("partial_rotary_factor", *_MODEL_LENGTH)}
+    return {
+        "architectures": [architecture],
+        "model_type": target,
+        **ends,
+        "vocab_size": facts.structure.vocab_size,
+        "hidden_size": facts.hidden,
+        "intermediate_size": facts.width,
+        "num_attention_heads": facts.heads,
+        "num_key_value_heads": facts.kv_heads,
+        "hidden_act": facts.settings("hidden_act"),
+        "max_position_embeddings": facts.structure.max_tokens,
+        "rms_norm_eps": facts.settings("rms_norm_eps"),
+        "attention_dropout": facts.settings("attention_dropout") or 0.0,
+        "tie_word_embeddings": facts.structure.tied,
+        "rope_theta": facts.rope.get("rope_theta"),  # read by what does not read `rope_parameters` yet
+        "rope_parameters": rope,
+    }
+
+
+# What `read_rope` adds to the settings of some scalings, and a config has elsewhere.
+_MODEL_LENGTH = ("max_position_embeddings",)
+
+
+def keep_with_biases(prefix: str, names: tuple[str, ...], shapes: Shapes) -> dict[str, Made]:
+    """The weights `prefix`NAME.weight as they are, and biases: if one has one, all do, and those missing are zero."""
+    made = {f"{prefix}{name}.weight": Made("copy", (f"{prefix}{name}.weight",)) for name in names}
+    if any(f"{prefix}{name}.bias" in shapes for name in names):
+        for name in names:
+            bias, rows = f"{prefix}{name}.bias", shapes.get(f"{prefix}{name}.weight", (0,))[0]
+            made[bias] = Made("copy", (bias,)) if bias in shapes else Made("zero", shape=(rows,))
+    return made
+
+
+def _other_kinds(facts: Facts) -> str | None:
+    other = sorted(set(facts.structure.traits.get("attention", ())) - {"full_attention"})
+    return f"some have {' or '.join(map(str, other))}" if other else None
+
+
+def _other_head_size(facts: Facts) -> str | None:
+    if facts.heads and facts.head_dim * facts.heads == facts.hidden:
+        return None
+    return f"{facts.heads} heads of {facts.head_dim} in a model {facts.hidden} wide"
+
+
+def _partial_rope(facts: Facts) -> str | None:
+    grouped = [key for key in facts.rope if "." in key]
+    if grouped:
+        return f"one for each kind of layer ({grouped[0]})"
+    partial = facts.rope.get("partial_rotary_factor", 1.0)
+    return f"on {partial:g} of the head" if partial != 1 else None
+
+
+FULL_ATTENTION = Condition(
+    "every layer has full attention",
+    _other_kinds,
+    "A sliding window has no place in this family: take a donor without one, or a model of the donors' own family.",
+)
+HEADS_FILL_WIDTH = Condition(
+    "heads x head size is the model's width",
+    _other_head_size,
+    "vLLM computes the head size of this family from the width: take a donor whose heads fill it.",
+)
+ONE_ROPE = Condition(
+    "one rotary setting, on the whole head",
+    _partial_rope,
+    "Take a donor with one rotary setting, or a model of the donors' own family.",
+)

@@ -1,0 +1,89 @@
+"""Plan of another family's model -> safetensors: a donor's tensors moved into its places, and new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from hybridizer.checkpoint.dtypes import DTYPE_BITS
+from hybridizer.checkpoint.header import TensorEntry
+from hybridizer.checkpoint.layout import Source as Bytes
+from hybridizer.checkpoint.writer import WrittenCheckpoint
+from hybridizer.core.progress import Monitor
+from hybridizer.donors.donor import Donor
+from hybridizer.families.target import LAYER_PREFIX
+from hybridizer.plan.native import ZERO
+from hybridizer.plan.origin import Fresh, Join
+from hybridizer.plan.plan import Plan, PlannedTensor
+from hybridizer.splice.copy import find_entries, make_copied, write_planned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHUNK_BYTES: Final = 8 << 20
+
+
+def splice_native(
+    plan: Plan,
+    donors: Mapping[str, Donor],
+    folder: Path,
+    monitor: Monitor,
+    trained: Mapping[str, TensorEntry] | None = None,
+) -> WrittenCheckpoint:
+    """Write the plan's tensors into the existing `folder`, which the caller publishes; `trained` as in `splice`.
+
+    Copied and joined tensors are byte ranges of the donors' files. New tensors are made a layer at a time, by the
+    family's own initialiser: memory stays that of two layers. Raises PlanError for a source of another kind, before
+    anything is written.
+    """
+    layers = _FreshLayers(plan)
+
+    def make(plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor]) -> Bytes:
+        match tensor.source:
+            case Join():
+                return _joined(find_entries(tensor, donors), tensor.dtype)
+            case Fresh(init=init, seed=seed):
+                return (lambda: _zeros(tensor)) if init == ZERO else (lambda: layers.read(tensor, seed))
+            case _:
+                return make_copied(plan, tensor, donors)
+
+    return write_planned(plan, donors, folder, monitor, trained, make)
+
+
+def _joined(entries: Sequence[TensorEntry], dtype: str) -> tuple[TensorEntry, ...] | Callable[[], Iterable[memoryview]]:
+    if all(entry.dtype == dtype for entry in entries):
+        return tuple(entries)
+    from hybridizer.models.tensors import converted_chunks
+
+    return lambda: (chunk for entry in entries for chunk in converted_chunks(entry, dtype))
+
+
+def _zeros(tensor: PlannedTensor) -> Iterator[memoryview]:
+    left = DTYPE_BITS[tensor.dtype] // 8
+    for size in tensor.shape:
+        left *= size
+    while left > 0:
+        yield memoryview(bytes(min(left, _CHUNK_BYTES)))
+        left -= min(left, _CHUNK_BYTES)
+
+
+class _FreshLayers:
+    """New layers of a plan, made when the first of their tensors is written; the last one is kept."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._config = plan.config
+        self._made: tuple[tuple[int, int], dict[str, Tensor]] | None = None
+
+    def read(self, tensor: PlannedTensor, seed: int) -> Iterator[memoryview]:
+        """The bytes of a planned tensor of a new layer."""
+        from hybridizer.models.fresh import fresh_layer
+        from hybridizer.models.tensors import tensor_bytes, torch_dtype
+
+        number, _, suffix = tensor.name.removeprefix(LAYER_PREFIX).partition(".")
+        key = (int(number), seed)
+        if self._made is None or self._made[0] != key:
+            self._made = (key, fresh_layer(self._config, *key))
+        found = self._made[1][suffix]
+        assert tuple(found.shape) == tensor.shape, (tensor, found.shape)
+        yield tensor_bytes(found.to(torch_dtype(tensor.dtype)))
