@@ -16,7 +16,7 @@ from hybridizer.families.target import LAYER_PREFIX
 from hybridizer.plan.native import ZERO
 from hybridizer.plan.origin import Fresh, Join
 from hybridizer.plan.plan import Plan, PlannedTensor
-from hybridizer.splice.copy import find_entries, make_copied, write_planned
+from hybridizer.splice.copy import Make, find_entries, make_copied, write_planned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,11 @@ def splice_native(
     family's own initialiser: memory stays that of two layers. Raises PlanError for a source of another kind, before
     anything is written.
     """
+    return write_planned(plan, donors, folder, monitor, trained, native_maker(plan))
+
+
+def native_maker(plan: Plan) -> Make:
+    """What gives the bytes of each tensor of `plan`; one new layer is kept between calls."""
     layers = _FreshLayers(plan)
 
     def make(plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor]) -> Bytes:
@@ -48,7 +53,7 @@ def splice_native(
             case _:
                 return make_copied(plan, tensor, donors)
 
-    return write_planned(plan, donors, folder, monitor, trained, make)
+    return make
 
 
 def _joined(entries: Sequence[TensorEntry], dtype: str) -> tuple[TensorEntry, ...] | Callable[[], Iterable[memoryview]]:
@@ -73,17 +78,24 @@ class _FreshLayers:
 
     def __init__(self, plan: Plan) -> None:
         self._config = plan.config
-        self._made: tuple[tuple[int, int], dict[str, Tensor]] | None = None
+        self._with_donor = {_place(tensor)[0] for tensor in plan.tensors if not isinstance(tensor.source, Fresh)}
+        self._made: tuple[tuple[str, int], dict[str, Tensor]] | None = None
 
     def read(self, tensor: PlannedTensor, seed: int) -> Iterator[memoryview]:
         """The bytes of a planned tensor of a new layer."""
         from hybridizer.models.fresh import fresh_layer
         from hybridizer.models.tensors import tensor_bytes, torch_dtype
 
-        number, _, suffix = tensor.name.removeprefix(LAYER_PREFIX).partition(".")
-        key = (int(number), seed)
-        if self._made is None or self._made[0] != key:
-            self._made = (key, fresh_layer(self._config, *key))
-        found = self._made[1][suffix]
-        assert tuple(found.shape) == tensor.shape, (tensor, found.shape)
-        yield tensor_bytes(found.to(torch_dtype(tensor.dtype)))
+        layer, suffix = _place(tensor)
+        if self._made is None or self._made[0] != (layer, seed):
+            found = fresh_layer(self._config, int(layer), seed, mixer_only=layer in self._with_donor)
+            self._made = ((layer, seed), found)
+        made = self._made[1][suffix]
+        assert tuple(made.shape) == tensor.shape, (tensor, made.shape)
+        yield tensor_bytes(made.to(torch_dtype(tensor.dtype)))
+
+
+def _place(tensor: PlannedTensor) -> tuple[str, str]:
+    """The number of the layer of a planned tensor, as text, and its suffix."""
+    number, _, suffix = tensor.name.removeprefix(LAYER_PREFIX).partition(".")
+    return number, suffix
