@@ -53,7 +53,9 @@ def check_made(
             return False
         if any(origin.donor not in at_hand for origin in source.origins):
             return False
-        plain = isinstance(source, Join) and not source.converted or isinstance(source, Fresh) and source.init == ZERO
+        plain = (isinstance(source, Join) and not source.converted) or (
+            isinstance(source, Fresh) and source.init == ZERO
+        )
         return plain or (load and (same_versions or not isinstance(source, Fresh)))
 
     chosen = [tensor for tensor in plan.tensors if is_compared(tensor)]

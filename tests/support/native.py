@@ -1,0 +1,96 @@
+"""Native hybrids of tiny donors: built from recipes, and assembled by hand from the donor and the written mixers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hybridizer.core.progress import SilentMonitor
+from hybridizer.pipeline.build import Built, build
+from support.lines import write_recipe
+from support.prove import find_layers, load
+from support.tiny import make_tiny
+
+# A donor of each family that a target takes: target, kind of mixer, donor, what its config needs beyond the sizes.
+CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "llama": ("granitemoehybrid", "mamba2", "llama", {"tie_word_embeddings": True}),
+    "llama with biases": ("granitemoehybrid", "mamba2", "llama", {"attention_bias": True}),
+    "llama with scaled positions": (
+        "granitemoehybrid",
+        "mamba2",
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e4}},
+    ),
+    "mistral": ("granitemoehybrid", "mamba2", "mistral", {"sliding_window": None}),
+    "qwen2": ("granitemoehybrid", "mamba2", "qwen2", {"use_sliding_window": False}),
+    "granite": (
+        "granitemoehybrid",
+        "mamba2",
+        "granite",
+        {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
+    ),
+}
+
+
+def make_case(name: str, folder: Path) -> Path:
+    """The donor of a case, without a tokenizer, in a folder of its own."""
+    _, _, family, overrides = CASES[name]
+    return make_tiny(family, folder / "donor", **overrides)
+
+
+def build_native(folder: Path, donor: Path, slices: list[dict[str, Any]], name: str = "x", **layout: Any) -> Built:
+    """The model that a recipe with these slices of the donor `a` builds, not loaded yet."""
+    entry = {"source": str(donor), "allow": ["no_tokenizer"]}
+    content = {"donors": {"a": entry}, "layout": {"host": "a", "slices": slices, **layout}}
+    recipe = write_recipe(folder / f"{name}.yaml", **content)
+    built = build(recipe, (), folder / "runs", SilentMonitor(), replace=False, deep=False, load=False)
+    assert built is not None
+    return built
+
+
+class _AsAttention(nn.Module):
+    """A mixer in the place of a donor's attention."""
+
+    def __init__(self, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+        return self.mixer(hidden_states, attention_mask=probe()[1]), None
+
+
+def assemble_by_hand(donor: Path, written: PreTrainedModel, swapped: list[int]) -> PreTrainedModel:
+    """The donor's own model, with the mixers of the written one called where its layers `swapped` had attention."""
+    model = load(donor)
+    for place in swapped:
+        mixers = [module for name, module in find_layers(written)[place].named_children() if name in MIXERS]
+        find_layers(model)[place].self_attn = _AsAttention(mixers[0])
+    return model
+
+
+MIXERS = ("mamba", "conv", "linear_attn")
+
+
+def probe() -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of two rows of 24 tokens and their mask: the first is padded on the left."""
+    ids = torch.randint(3, 250, (2, 24), generator=torch.Generator().manual_seed(7))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    return ids, mask
+
+
+def logits_of(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The logits of the probe, at the places that are not padding."""
+    ids, mask = probe()
+    with torch.no_grad():
+        logits = model.to(dtype)(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return logits[mask.bool()]
+
+
+def load_in(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `folder`, read in `dtype`."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
