@@ -57,8 +57,8 @@ def test_it_trains_with_documents_apart_and_keeps_what_is_frozen(line):
 
 
 @pytest.mark.slow
-def test_verify_and_inspect_know_every_tensor(line):
-    folder, _, _ = line
+@pytest.mark.usefixtures("line")
+def test_verify_and_inspect_know_every_tensor():
     proofs = {proof["check"]: proof["found"] for proof in hybridize_json("verify", "runs/x")["proofs"]}
     assert proofs["made again"].startswith("3 tensors that are no copies")
     spliced = {proof["check"]: proof["found"] for proof in hybridize_json("verify", "runs/x/spliced")["proofs"]}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
     FULL_ATTENTION,
-    HEADS_FILL_WIDTH,
     ONE_ROPE,
     Facts,
     LayerMap,
@@ -16,15 +15,20 @@ from hybridizer.families.target import (
     Served,
     Sizes,
     Target,
+    check_heads,
     common_config,
+    copied,
+    head_size,
     keep_with_biases,
+    served_by_vllm,
+    suggest_heads,
 )
 
 _NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 
 
 def _map_layer(facts: Facts, shapes: Shapes) -> LayerMap:
-    block = {name: Made("copy", (name,)) for name in _NORMS}
+    block = copied(*_NORMS)
     block["shared_mlp.input_linear.weight"] = Made("join", ("mlp.gate_proj.weight", "mlp.up_proj.weight"))
     block["shared_mlp.output_linear.weight"] = Made("copy", ("mlp.down_proj.weight",))
     return LayerMap(keep_with_biases("self_attn.", ("q_proj", "k_proj", "v_proj", "o_proj"), shapes), block)
@@ -42,6 +46,7 @@ def _write_config(facts: Facts, sizes: Sizes) -> dict[str, Any]:
         "logits_scaling": facts.structure.text_config.get("logits_scaling", 1.0),
         "residual_multiplier": facts.structure.text_config.get("residual_multiplier", 1.0),
         "position_embedding_type": "rope",
+        **head_size(facts),
         "shared_intermediate_size": facts.width,
         "num_local_experts": 0,
         "num_experts_per_tok": 0,
@@ -59,15 +64,12 @@ def _write_config(facts: Facts, sizes: Sizes) -> dict[str, Any]:
 
 
 def _suggest_sizes(facts: Facts) -> Sizes:
-    # Chunks of 64 are 1.4 times as fast as the family's 256 on a CPU, and give the same numbers.
-    return {
-        "heads": facts.heads,
-        "head_dim": facts.head_dim,
-        "groups": facts.kv_heads,
-        "state": facts.head_dim,
-        "conv": 4,
-        "chunk": 64,
-    }
+    # The heads' values are to be a multiple of the width. Chunks of 64 are 1.4 times as fast as the family's 256 on a
+    # CPU, and give the same numbers.
+    found = {**suggest_heads(facts), "conv": 4, "chunk": 64}
+    if found["heads"] * found["head_dim"] % facts.hidden:
+        found |= {"heads": facts.hidden // found["head_dim"], "groups": 1}
+    return found
 
 
 def _check_sizes(facts: Facts, sizes: Sizes) -> Iterator[str]:
@@ -75,10 +77,7 @@ def _check_sizes(facts: Facts, sizes: Sizes) -> Iterator[str]:
     if inner % facts.hidden:
         product = f"{sizes['heads']} heads of {sizes['head_dim']} = {inner}"
         yield f"{product} is not a multiple of the model's width {facts.hidden}."
-    if sizes["heads"] % sizes["groups"]:
-        yield f"{sizes['heads']} heads do not divide into {sizes['groups']} groups."
-    if sizes["conv"] > 4:
-        yield f"a convolution over {sizes['conv']} tokens; the CUDA kernel takes 2 to 4."
+    yield from check_heads(sizes)
 
 
 def _mixer_shapes(facts: Facts, sizes: Sizes) -> Shapes:
@@ -96,6 +95,19 @@ def _mixer_shapes(facts: Facts, sizes: Sizes) -> Shapes:
     }
 
 
+def _served_by(facts: Facts, layers: Sequence[str]) -> tuple[Served, ...]:
+    return (
+        Served("transformers", "yes", "5.23, as GraniteMoeHybridForCausalLM"),
+        served_by_vllm(facts, "GraniteMoeHybridForCausalLM"),
+        Served(
+            "llama.cpp",
+            "with",
+            "convert a copy whose config.json has `architectures: [BambaForCausalLM]`: under its own name the "
+            "converter switches rotary positions off without an error",
+        ),
+    )
+
+
 GRANITE = Target(
     family="granitemoehybrid",
     architecture="GraniteMoeHybridForCausalLM",
@@ -103,18 +115,9 @@ GRANITE = Target(
     # Older spellings of linear_attention and full_attention: every transformers reads both, llama.cpp only these.
     mixers={"mamba2": "mamba"},
     attention="attention",
-    conditions=(FULL_ATTENTION, HEADS_FILL_WIDTH, ONE_ROPE),
+    conditions=(FULL_ATTENTION, ONE_ROPE),
     outputs={"mamba2": ("mamba.out_proj.weight",), "network": ("shared_mlp.output_linear.weight",)},
-    served_by=(
-        Served("transformers", "yes", "5.23, as GraniteMoeHybridForCausalLM"),
-        Served("vLLM", "yes", "GraniteMoeHybridForCausalLM; read in the source of 0.33, not run"),
-        Served(
-            "llama.cpp",
-            "with",
-            "convert a copy whose config.json has `architectures: [BambaForCausalLM]`: under its own name the "
-            "converter switches rotary positions off without an error",
-        ),
-    ),
+    served_by=_served_by,
     map_layer=_map_layer,
     map_norm=lambda name: Made("copy", (name,)),
     write_config=_write_config,

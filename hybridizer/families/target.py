@@ -8,7 +8,7 @@ bit in float32 (tests/families/test_targets.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from hybridizer.families.structure import Structure
 
 Sizes = Mapping[str, int]
 LAYER_PREFIX = "model.layers."
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Served:
-    """Whether `by` (transformers, vLLM, llama.cpp) runs the model: "yes", "no" or "with", and what more is to say."""
+    """Whether `by` (transformers, vLLM, llama.cpp) runs the model, and what more there is to say about it."""
 
     by: str
-    answer: Literal["yes", "no", "with"]
+    answer: Literal["yes", "no", "with", "untried"]
     how: str
 
 
@@ -89,7 +89,8 @@ class Target:
 
     `mixers` maps a kind of mixer to the target's name of a layer with it, in the spelling that is written; `attention`
     is that name for attention. `outputs` are the suffixes of the projections behind mixer and network. `bit_exact` says
-    that mapped bfloat16 layers compute their donor's numbers too.
+    that mapped bfloat16 layers compute their donor's numbers too. `no_swap` is why a layer cannot keep its norms and
+    network with a new mixer, where it cannot; `new_block` then gives the shapes of those of a new layer.
     """
 
     family: str
@@ -99,14 +100,17 @@ class Target:
     attention: str
     conditions: tuple[Condition, ...]
     outputs: Mapping[str, tuple[str, ...]]
-    served_by: tuple[Served, ...]
+    served_by: Callable[[Facts, Sequence[str]], tuple[Served, ...]]
     map_layer: Callable[[Facts, Shapes], LayerMap]
     map_norm: Callable[[str], Made]
     write_config: Callable[[Facts, Sizes], dict[str, Any]]
     suggest_sizes: Callable[[Facts], Sizes]
     check_sizes: Callable[[Facts, Sizes], Iterator[str]]
     mixer_shapes: Callable[[Facts, Sizes], Shapes]
+    final_norm: str = "model.norm.weight"
     bit_exact: bool = True
+    no_swap: str | None = None
+    new_block: Callable[[Facts], Shapes] | None = None
 
 
 def read_facts(structure: Structure) -> Facts:
@@ -176,10 +180,40 @@ def _other_kinds(facts: Facts) -> str | None:
     return f"some have {' or '.join(map(str, other))}" if other else None
 
 
-def _other_head_size(facts: Facts) -> str | None:
-    if facts.heads and facts.head_dim * facts.heads == facts.hidden:
-        return None
-    return f"{facts.heads} heads of {facts.head_dim} in a model {facts.hidden} wide"
+def copied(*names: str) -> dict[str, Made]:
+    """Tensors that keep their names and bytes."""
+    return {name: Made("copy", (name,)) for name in names}
+
+
+def head_size(facts: Facts) -> dict[str, int]:
+    """`head_dim` for a config, where it is not what the model's width gives: only transformers reads it then."""
+    return {} if facts.head_dim * facts.heads == facts.hidden else {"head_dim": facts.head_dim}
+
+
+def served_by_vllm(facts: Facts, architecture: str) -> Served:
+    """vLLM runs a family whose head size it computes from the width only where that is the donor's."""
+    if head_size(facts):
+        what = f"it takes heads of {facts.hidden}/{facts.heads} from the width, and the donor's have {facts.head_dim}"
+        return Served("vLLM", "no", what)
+    return Served("vLLM", "yes", f"{architecture}; read in the source of 0.33, not run")
+
+
+def suggest_heads(facts: Facts) -> dict[str, int]:
+    """Sizes of mixers with heads, after the donor's attention: keys as wide as its own, shared as it shares them."""
+    return {"heads": facts.heads, "head_dim": facts.head_dim, "groups": facts.kv_heads, "state": facts.head_dim}
+
+
+def check_heads(sizes: Sizes) -> Iterator[str]:
+    """What is wrong with the sizes of any mixer that has heads and a convolution."""
+    if sizes["heads"] % sizes["groups"]:
+        yield f"{sizes['heads']} heads do not divide into {sizes['groups']} groups."
+    yield from check_conv(sizes)
+
+
+def check_conv(sizes: Sizes) -> Iterator[str]:
+    """What is wrong with the size of a convolution."""
+    if sizes["conv"] > 4:
+        yield f"a convolution over {sizes['conv']} tokens; the CUDA kernel takes 2 to 4."
 
 
 def _partial_rope(facts: Facts) -> str | None:
@@ -195,10 +229,10 @@ FULL_ATTENTION = Condition(
     _other_kinds,
     "A sliding window has no place in this family: take a donor without one, or a model of the donors' own family.",
 )
-HEADS_FILL_WIDTH = Condition(
-    "heads x head size is the model's width",
-    _other_head_size,
-    "vLLM computes the head size of this family from the width: take a donor whose heads fill it.",
+SILU = Condition(
+    "the network's activation is silu",
+    lambda facts: None if facts.settings("hidden_act") in ("silu", "swish") else f"{facts.settings('hidden_act')}",
+    "Take a donor with silu, or a model of the donors' own family.",
 )
 ONE_ROPE = Condition(
     "one rotary setting, on the whole head",

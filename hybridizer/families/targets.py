@@ -7,9 +7,13 @@ from types import MappingProxyType
 from typing import Final
 
 from hybridizer.families.granite import GRANITE
+from hybridizer.families.lfm2 import LFM2
+from hybridizer.families.qwen_hybrid import QWEN3_5, QWEN3_NEXT
 from hybridizer.families.target import Target
 
-TARGETS: Final[Mapping[str, Target]] = MappingProxyType({target.family: target for target in (GRANITE,)})
+# In the order in which they are chosen.
+_ALL: Final = (GRANITE, LFM2, QWEN3_5, QWEN3_NEXT)
+TARGETS: Final[Mapping[str, Target]] = MappingProxyType({target.family: target for target in _ALL})
 # What layers of these families have, and no target does.
 _WHY_NOT: Final[Mapping[str, str]] = MappingProxyType({
     "gemma2": "soft caps on scores and logits, and norms on both sides of attention and network",

@@ -15,7 +15,6 @@ from hybridizer.donors.donor import Donor
 from hybridizer.families.families import read_traits
 from hybridizer.families.target import (
     EMBEDDING,
-    FINAL_NORM,
     HEAD,
     LAYER_PREFIX,
     Facts,
@@ -28,7 +27,7 @@ from hybridizer.families.target import (
 )
 from hybridizer.families.targets import find_target
 from hybridizer.plan.layout import LayerSource
-from hybridizer.plan.origin import Convert, Copy, Fresh, Join, Origin, Source
+from hybridizer.plan.origin import Affine, Convert, Copy, Fresh, Join, Origin, Source, Spread
 from hybridizer.plan.plan import PlannedTensor
 from hybridizer.recipe.models import Recipe
 
@@ -78,7 +77,7 @@ def plan_native(
         config,
         tuple(tensors),
         tuple(_method(source) for source in sources),
-        target.served_by,
+        target.served_by(facts[host.name], _layer_names(target, sources)),
         reason,
         _identity_of(target, host, sources, tensors),
         _replaced(donors, sources, tensors),
@@ -103,6 +102,15 @@ def _check_conditions(
         for name, fact in facts.items()
         for condition in target.conditions
         if (found := condition.broken(fact)) is not None
+    ]
+    problems += [
+        Problem(
+            recipe.locate(("layout", "slices", source.slice or 0)),
+            f"a {source.mixer} in the place of attention, in a {target.family}: {target.no_swap}.",
+            f"Add new layers instead, as {{fresh: {source.mixer}}}.",
+        )
+        for source in sources
+        if source.parts and source.mixer is not None and target.no_swap is not None
     ]
     problems += [
         Problem(
@@ -138,10 +146,14 @@ def _choose_sizes(recipe: Recipe, target: Target, host: Facts) -> Sizes:
     return sizes
 
 
+def _layer_names(target: Target, sources: Sequence[LayerSource]) -> list[str]:
+    return [target.attention if source.mixer is None else target.mixers[source.mixer] for source in sources]
+
+
 def _write_config(
     recipe: Recipe, target: Target, host: Facts, sizes: Sizes, sources: Sequence[LayerSource]
 ) -> dict[str, Any]:
-    names = [target.attention if source.mixer is None else target.mixers[source.mixer] for source in sources]
+    names = _layer_names(target, sources)
     config = {**target.write_config(host, sizes), "num_hidden_layers": len(names), "layer_types": names}
     attention = next(trait for trait in read_traits(target.family) if trait.name == "attention")
     if problem := attention.rule(attention.decode(config, len(names))):
@@ -163,7 +175,8 @@ def _identity_of(
     kept = [source for source in sources if source.parts or not source.zero_output]
     own = [part for source in kept for part in source.parts if part.donor == host.name and source.mixer is None]
     whole = [part.layer for part in own] == list(range(host.structure.num_layers)) and len(own) == len(kept)
-    rounded = any(isinstance(t.source, Convert) or (isinstance(t.source, Join) and t.source.converted) for t in tensors)
+    stored = host.checkpoint.tensors
+    rounded = whole and any(t.dtype != stored[o.tensor].dtype for t in tensors for o in t.source.origins)
     exact = target.bit_exact or host.main_dtype == "F32"
     return host.name if whole and exact and not rounded else None
 
@@ -200,7 +213,7 @@ class _Assembly:
         names = {**dict.fromkeys(found.embedding, EMBEDDING), **dict.fromkeys(found.head, HEAD)}
         made = {names[name]: Made("copy", (name,)) for name in (*found.embedding, *found.head)}
         if found.final_norm:
-            made[FINAL_NORM] = self.target.map_norm(found.final_norm[0])
+            made[self.target.final_norm] = self.target.map_norm(found.final_norm[0])
         placed = {*found.embedding, *found.head, *found.final_norm[:1]}
         lost = [n for n in (*found.final_norm, *(e.name for e in found.extra if e.kept)) if n not in placed]
         lost += [name for name in placed if not name.endswith(".weight")]
@@ -211,7 +224,8 @@ class _Assembly:
         """The tensors of output layer `layer`."""
         prefix = f"{LAYER_PREFIX}{layer}."
         if not source.parts:
-            shapes = self._mapped_shapes()
+            new = self.target.new_block
+            shapes = dict(new(self.facts[self.host.name])) if new else self._mapped_shapes()
             return self._fresh(prefix, source, {**shapes, **self._mixer_shapes()}, ("network",))
         part = source.parts[0]
         donor = self.donors[part.donor]
@@ -284,6 +298,8 @@ class _Assembly:
         shape = entries[0].shape
         if made.how == "join":
             shape = (sum(entry.shape[0] for entry in entries), *shape[1:])
+        if made.how == "spread":
+            shape = (2 * shape[0], *shape[1:])
         return PlannedTensor(output, dtype, shape, source)
 
     def _refuse_lost(self, donor: Donor, names: Sequence[str]) -> None:
@@ -298,7 +314,12 @@ class _Assembly:
 
 
 def _source(made: Made, origins: tuple[Origin, ...], *, converted: bool) -> Source:
+    first = origins[0]
     if made.how == "join":
         return Join(origins, converted)
+    if made.how == "affine":
+        return Affine(first.donor, first.tensor, made.factor, made.shift)
+    if made.how == "spread":
+        return Spread(first.donor, first.tensor, made.rows)
     assert made.how == "copy", made
-    return (Convert if converted else Copy)(origins[0].donor, origins[0].tensor)
+    return (Convert if converted else Copy)(first.donor, first.tensor)

@@ -80,6 +80,47 @@ class Join:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """A donor's tensor times `factor` plus `shift`, computed in float32 and rounded to the output's dtype."""
+
+    donor: str
+    tensor: str
+    factor: float
+    shift: float
+    kind: Literal["affine"] = "affine"
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """The tensor that is scaled and shifted."""
+        return (Origin(self.donor, self.tensor),)
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        parts = [f"times {self.factor:g}"] if self.factor != 1 else []
+        parts += [f"{'plus' if self.shift > 0 else 'minus'} {abs(self.shift):g}"] if self.shift else []
+        return ", ".join(parts) or "convert"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A donor's tensor with `rows` rows of zeros after every `rows` of its rows."""
+
+    donor: str
+    tensor: str
+    rows: int
+    kind: Literal["spread"] = "spread"
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """The tensor that is spread."""
+        return (Origin(self.donor, self.tensor),)
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return f"spread, {self.rows} zero rows after every {self.rows}"
+
+
+@dataclass(frozen=True)
 class Merge:
     """Tensors of several donors, mixed by the plan's blend number `blend`, which has a source for each of them."""
 
@@ -135,4 +176,4 @@ class Bridge:
         return f"bridge from '{self.from_donor}' to '{self.to_donor}' ({self.init}, seed {self.seed})"
 
 
-Source: TypeAlias = Copy | Convert | Join | Merge | Fresh | Bridge
+Source: TypeAlias = Copy | Convert | Join | Affine | Spread | Merge | Fresh | Bridge

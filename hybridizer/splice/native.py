@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hybridizer.checkpoint.dtypes import DTYPE_BITS
+from hybridizer.checkpoint.hashing import read_tensor_chunks
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import Source as Bytes
 from hybridizer.checkpoint.writer import WrittenCheckpoint
@@ -14,7 +16,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.families.target import LAYER_PREFIX
 from hybridizer.plan.native import ZERO
-from hybridizer.plan.origin import Fresh, Join
+from hybridizer.plan.origin import Affine, Fresh, Join, Spread
 from hybridizer.plan.plan import Plan, PlannedTensor
 from hybridizer.splice.copy import Make, find_entries, make_copied, write_planned
 
@@ -48,6 +50,12 @@ def native_maker(plan: Plan) -> Make:
         match tensor.source:
             case Join():
                 return _joined(find_entries(tensor, donors), tensor.dtype)
+            case Affine(factor=factor, shift=shift):
+                (entry,) = find_entries(tensor, donors)
+                return lambda: affine_chunks(entry, tensor.dtype, factor, shift)
+            case Spread(rows=rows):
+                (entry,) = find_entries(tensor, donors)
+                return lambda: _spread(entry, tensor, rows)
             case Fresh(init=init, seed=seed):
                 return (lambda: _zeros(tensor)) if init == ZERO else (lambda: layers.read(tensor, seed))
             case _:
@@ -62,6 +70,32 @@ def _joined(entries: Sequence[TensorEntry], dtype: str) -> tuple[TensorEntry, ..
     from hybridizer.models.tensors import converted_chunks
 
     return lambda: (chunk for entry in entries for chunk in converted_chunks(entry, dtype))
+
+
+def affine_chunks(entry: TensorEntry, dtype: str, factor: float, shift: float) -> Iterator[memoryview]:
+    """The bytes of a tensor times `factor` plus `shift`, computed in float32, a few megabytes at a time."""
+    import torch
+
+    from hybridizer.models.tensors import converted_chunks, tensor_bytes, torch_dtype
+
+    for chunk in converted_chunks(entry, "F32"):
+        values = torch.frombuffer(bytearray(chunk), dtype=torch.float32) * factor + shift
+        yield tensor_bytes(values.to(torch_dtype(dtype)))
+
+
+def _spread(entry: TensorEntry, tensor: PlannedTensor, rows: int) -> Iterator[memoryview]:
+    """The bytes of `entry`, each group of `rows` rows followed by as many bytes of zeros."""
+    from hybridizer.models.tensors import converted_chunks
+
+    group = entry.num_bytes // entry.shape[0] * rows
+    for begin in range(entry.begin, entry.end, group):
+        shape = (rows, *entry.shape[1:])
+        piece = replace(entry, shape=shape, begin=begin, end=begin + group)
+        whole = b"".join(
+            read_tensor_chunks(piece) if entry.dtype == tensor.dtype else converted_chunks(piece, tensor.dtype)
+        )
+        yield memoryview(whole)
+        yield memoryview(bytes(len(whole)))
 
 
 def _zeros(tensor: PlannedTensor) -> Iterator[memoryview]:

@@ -19,8 +19,8 @@ from hybridizer.plan.manifest import FILE_NAME, Manifest, read_manifest
 
 PROMPT = "What is the capital of France?"
 _NUM_PROBE_TOKENS = 24
-# By how much two orders of summation may differ, as a share of the largest logit. A family that joins two matrices of its
-# donor may sum in another order, if the processor's kernels do; where it was tried the logits were equal bit for bit.
+# By how much two orders of summation may differ, as a share of the largest logit. A family that joins two matrices of
+# its donor may sum in another order, if the kernels do; where it was tried the logits were equal bit for bit.
 _ROUNDING = {"torch.float32": 1e-5, "torch.bfloat16": 2**-6, "torch.float16": 2**-9}
 
 

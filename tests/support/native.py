@@ -33,6 +33,16 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "granite",
         {"attention_multiplier": 0.3, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
     ),
+    "qwen3 and convolutions": ("lfm2", "short_conv", "qwen3", {"use_sliding_window": False}),
+    "qwen3 and wide heads": ("lfm2", "short_conv", "qwen3", {"use_sliding_window": False, "head_dim": 32}),
+    "qwen3": ("qwen3_5_text", "gated_delta_net", "qwen3", {"use_sliding_window": False}),
+    "qwen3 with biases": (
+        "qwen3_5_text",
+        "gated_delta_net",
+        "qwen3",
+        {"use_sliding_window": False, "attention_bias": True, "head_dim": 32},
+    ),
+    "qwen3 and next": ("qwen3_next", "gated_delta_net", "qwen3", {"use_sliding_window": False}),
 }
 
 
