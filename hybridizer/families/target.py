@@ -90,7 +90,8 @@ class Target:
     `mixers` maps a kind of mixer to the target's name of a layer with it, in the spelling that is written; `attention`
     is that name for attention. `outputs` are the suffixes of the projections behind mixer and network. `bit_exact` says
     that mapped bfloat16 layers compute their donor's numbers too. `no_swap` is why a layer cannot keep its norms and
-    network with a new mixer, where it cannot; `new_block` then gives the shapes of those of a new layer.
+    network with a new mixer, where it cannot; `new_block` then gives the shapes of those of a new layer. `branch` is
+    the kind of mixer that every layer has beside its attention, in a family of such layers.
     """
 
     family: str
@@ -111,6 +112,7 @@ class Target:
     bit_exact: bool = True
     no_swap: str | None = None
     new_block: Callable[[Facts], Shapes] | None = None
+    branch: str | None = None
 
 
 def read_facts(structure: Structure) -> Facts:
@@ -132,8 +134,15 @@ def read_facts(structure: Structure) -> Facts:
         heads=number("num_attention_heads"),
         kv_heads=number("num_key_value_heads"),
         head_dim=number("head_dim"),
-        rope=read_rope(structure.text_config, structure.text_family),
+        rope=_of_full_attention(read_rope(structure.text_config, structure.text_family)),
     )
+
+
+def _of_full_attention(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary settings of layers with full attention, which are the only ones that targets take."""
+    start = "full_attention."
+    own = {key.removeprefix(start): value for key, value in rope.items() if key.startswith(start)}
+    return own or dict(rope)
 
 
 def common_config(facts: Facts, target: str, architecture: str) -> dict[str, Any]:

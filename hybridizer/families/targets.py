@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from hybridizer.families.falcon_h1 import FALCON_H1
 from hybridizer.families.granite import GRANITE
 from hybridizer.families.lfm2 import LFM2
+from hybridizer.families.olmo_hybrid import OLMO_HYBRID
 from hybridizer.families.qwen_hybrid import QWEN3_5, QWEN3_NEXT
 from hybridizer.families.target import Target
 
 # In the order in which they are chosen.
-_ALL: Final = (GRANITE, LFM2, QWEN3_5, QWEN3_NEXT)
+_ALL: Final = (GRANITE, LFM2, QWEN3_5, QWEN3_NEXT, OLMO_HYBRID, FALCON_H1)
 TARGETS: Final[Mapping[str, Target]] = MappingProxyType({target.family: target for target in _ALL})
 # What layers of these families have, and no target does.
 _WHY_NOT: Final[Mapping[str, str]] = MappingProxyType({

@@ -24,8 +24,9 @@ class Part:
 class LayerSource:
     """What one output layer is made of: one part that is copied, several that `blend` mixes, or none for a new layer.
 
-    `mixer` is the kind that replaces the attention of the part, or that the new layer has; with `zero_output` its
-    output projections start at zero. `slice` is the entry of the recipe, where it has entries.
+    `mixer` is the kind that replaces the attention of the part, that is added beside it ("parallel mamba2"), or that
+    the new layer has; with `zero_output` its output projections start at zero. `slice` is the entry of the recipe,
+    where it has entries.
     """
 
     parts: tuple[Part, ...]
@@ -57,7 +58,7 @@ def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, 
         if blend is None:
             assert piece.donor is not None, "checked when the recipe was loaded"
             layers = _count_out(piece.donor, piece.layers, path, recipe, depths, problems)
-            mixer = piece.mixer.kind if piece.mixer else None
+            mixer = None if piece.mixer is None else f"{'parallel ' * piece.mixer.parallel}{piece.mixer.kind}"
             copied = [Part(piece.donor, layer) for layer in layers]
             sources += [LayerSource((part,), None, mixer, piece.zero_output, index) for part in copied]
             continue

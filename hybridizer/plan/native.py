@@ -6,7 +6,7 @@ What the target needs is in hybridizer.families.target; here it meets donors and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hybridizer.checkpoint.dtypes import FLOATING
@@ -96,7 +96,7 @@ def _check_conditions(
     problems = [
         Problem(
             recipe.locate(("donors", name)),
-            f"donor '{name}' in a {target.family}, which needs that {condition.says}: {found}.",
+            f"donor '{name}' in the family {target.family}, which needs that {condition.says}: {found}.",
             condition.fix,
         )
         for name, fact in facts.items()
@@ -106,7 +106,7 @@ def _check_conditions(
     problems += [
         Problem(
             recipe.locate(("layout", "slices", source.slice or 0)),
-            f"a {source.mixer} in the place of attention, in a {target.family}: {target.no_swap}.",
+            f"a {source.mixer} in the place of attention, in the family {target.family}: {target.no_swap}.",
             f"Add new layers instead, as {{fresh: {source.mixer}}}.",
         )
         for source in sources
@@ -154,18 +154,23 @@ def _write_config(
     recipe: Recipe, target: Target, host: Facts, sizes: Sizes, sources: Sequence[LayerSource]
 ) -> dict[str, Any]:
     names = _layer_names(target, sources)
-    config = {**target.write_config(host, sizes), "num_hidden_layers": len(names), "layer_types": names}
+    kinds = {} if target.branch else {"layer_types": names}
+    config = {**target.write_config(host, sizes), "num_hidden_layers": len(names), **kinds}
     attention = next(trait for trait in read_traits(target.family) if trait.name == "attention")
     if problem := attention.rule(attention.decode(config, len(names))):
         where = recipe.locate(("layout", "slices"))
-        raise PlanError(Problem(where, f"layers in this order: a {target.family} works {problem}.", "Change them."))
+        raise PlanError(
+            Problem(where, f"layers in this order: the family {target.family} works {problem}.", "Change them.")
+        )
     return config
 
 
 def _method(source: LayerSource) -> str:
     if not source.parts:
         return f"fresh {source.mixer}"
-    return "copy" if source.mixer is None else f"{source.mixer} for attention"
+    if source.mixer is None:
+        return "copy"
+    return source.mixer if source.mixer.startswith("parallel ") else f"{source.mixer} for attention"
 
 
 def _identity_of(
@@ -173,7 +178,8 @@ def _identity_of(
 ) -> str | None:
     """The host, where every layer is its own in order, or new and without effect; None otherwise."""
     kept = [source for source in sources if source.parts or not source.zero_output]
-    own = [part for source in kept for part in source.parts if part.donor == host.name and source.mixer is None]
+    silent = [s for s in kept if s.mixer is None or (s.zero_output and s.mixer == target.branch)]
+    own = [part for source in silent for part in source.parts if part.donor == host.name]
     whole = [part.layer for part in own] == list(range(host.structure.num_layers)) and len(own) == len(kept)
     stored = host.checkpoint.tensors
     rounded = whole and any(t.dtype != stored[o.tensor].dtype for t in tensors for o in t.source.origins)
@@ -232,10 +238,18 @@ class _Assembly:
         names = donor.structure.layers[part.layer]
         mapped = self._map(part.donor, names)
         self._refuse_lost(donor, [name for suffix, name in names.items() if suffix not in mapped.used])
+        if self.target.branch is not None:
+            own = self._planned(donor, prefix, names, {**mapped.block, **mapped.attention})
+            return [*own, *self._with_branch(prefix, source)]
         if source.mixer is None:
             return self._planned(donor, prefix, names, {**mapped.block, **mapped.attention})
         block = self._planned(donor, prefix, names, mapped.block)
         return [*block, *self._fresh(prefix, source, self._mixer_shapes(), ())]
+
+    def _with_branch(self, prefix: str, source: LayerSource) -> list[PlannedTensor]:
+        """The branch beside the attention that every layer of the target has: without effect where none was asked."""
+        branch = replace(source, mixer=self.target.branch, zero_output=source.zero_output or source.mixer is None)
+        return self._fresh(prefix, branch, self._mixer_shapes(), ())
 
     def _map(self, donor: str, names: Mapping[str, str]) -> LayerMap:
         shapes = {suffix: self.donors[donor].checkpoint.tensors[name].shape for suffix, name in names.items()}
@@ -281,7 +295,7 @@ class _Assembly:
     def _tensor(self, donor: Donor, output: str, names: Mapping[str, str], made: Made) -> PlannedTensor:
         missing = [suffix for suffix in made.of if suffix not in names]
         if missing:
-            what = f"its layers have no '{missing[0]}', which a {self.target.family} needs."
+            what = f"its layers have no '{missing[0]}', which the family {self.target.family} needs."
             fix = "Take another donor: this one is not built as its family is."
             raise PlanError(Problem(self._line(donor), f"donor '{donor.name}': {what}", fix))
         if made.how == "zero":
@@ -305,7 +319,7 @@ class _Assembly:
     def _refuse_lost(self, donor: Donor, names: Sequence[str]) -> None:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            what = f"donor '{donor.name}': a {self.target.family} has no place for '{names[0]}'{more}."
+            what = f"donor '{donor.name}': the family {self.target.family} has no place for '{names[0]}'{more}."
             fix = "Take a donor without it, or keep the donors' own family: leave `mixer`, `fresh` and `target` out."
             raise PlanError(Problem(self._line(donor), what, fix))
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from hybridizer.recipe.fields import AtLeastTwo, PositiveInt
+from hybridizer.recipe.fields import AtLeastTwo, PositiveInt, Switch
 
 MixerKind: TypeAlias = Literal["mamba2", "gated_delta_net", "short_conv"]
 TargetFamily: TypeAlias = Literal[
@@ -19,9 +19,10 @@ _CONFIG = ConfigDict(extra="forbid", defer_build=True)
 
 @dataclass(frozen=True, config=_CONFIG)
 class Mixer:
-    """What replaces the attention of a donor's layers."""
+    """What replaces the attention of a donor's layers, or is added beside it."""
 
     kind: MixerKind = Field(description="the kind of mixer", examples=["mamba2"])
+    parallel: Switch = Field(default=False, description="beside the attention, which stays, instead of in its place")
 
 
 @dataclass(frozen=True, config=_CONFIG)

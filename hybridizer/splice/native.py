@@ -112,7 +112,14 @@ class _FreshLayers:
 
     def __init__(self, plan: Plan) -> None:
         self._config = plan.config
-        self._with_donor = {_place(tensor)[0] for tensor in plan.tensors if not isinstance(tensor.source, Fresh)}
+        self._new: dict[str, dict[str, tuple[int, ...]]] = {}
+        self._with_donor = set[str]()
+        for tensor in plan.tensors:
+            layer, suffix = _place(tensor)
+            if isinstance(tensor.source, Fresh):
+                self._new.setdefault(layer, {})[suffix] = tensor.shape
+            else:
+                self._with_donor.add(layer)
         self._made: tuple[tuple[str, int], dict[str, Tensor]] | None = None
 
     def read(self, tensor: PlannedTensor, seed: int) -> Iterator[memoryview]:
@@ -122,7 +129,8 @@ class _FreshLayers:
 
         layer, suffix = _place(tensor)
         if self._made is None or self._made[0] != (layer, seed):
-            found = fresh_layer(self._config, int(layer), seed, mixer_only=layer in self._with_donor)
+            mixer_only = layer in self._with_donor
+            found = fresh_layer(self._config, int(layer), seed, self._new[layer], mixer_only=mixer_only)
             self._made = ((layer, seed), found)
         made = self._made[1][suffix]
         assert tuple(made.shape) == tensor.shape, (tensor, made.shape)

@@ -49,11 +49,15 @@ def test_the_plan_says_which_family_and_what_runs_it(plan):
     ("family", "donor", "says"),
     [
         ("mistral", {}, "which needs that every layer has full attention: some have sliding_attention."),
-        ("llama", {"head_dim": 8}, "heads x head size is the model's width: 4 heads of 8 in a model 64 wide."),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "which needs that one rotary setting, on the whole head: on 0.5 of the head.",
+        ),
         (
             "llama",
             {"mlp_bias": True},
-            "a granitemoehybrid has no place for 'model.layers.0.mlp.down_proj.bias' and 2 more.",
+            "the family granitemoehybrid has no place for 'model.layers.0.mlp.down_proj.bias' and 2 more.",
         ),
         ("gemma2", {}, "no family of transformers that is known here holds layers of 'gemma2' (they have soft caps"),
         ("mixtral", {}, "no family of transformers that is known here holds layers of 'mixtral' beside mamba2."),
@@ -63,6 +67,36 @@ def test_donors_that_the_family_cannot_hold_are_refused_with_the_reason(plan, fa
     message = refused(plan, family=family, donor=donor)
     assert says in message
     assert message.count("\n  ") == 1, "each problem has its way out"
+
+
+def test_a_head_size_that_the_width_does_not_give_is_run_by_transformers_alone(plan):
+    made = plan(donor={"head_dim": 32})
+    served = {served.by: served for served in made.served_by}
+    assert made.config["head_dim"] == 32 and served["transformers"].answer == "yes"
+    assert served["vLLM"].answer == "no" and "it takes heads of 64/4 from the width" in served["vLLM"].how
+
+
+def test_llama_cpp_takes_attention_in_every_nth_layer_alone(plan):
+    def pieces(attention):
+        mixer = {"kind": "gated_delta_net"}
+        return [{"donor": "a", "layers": i, **({} if i in attention else {"mixer": mixer})} for i in range(4)]
+
+    for attention, answer in (([1, 3], "yes"), ([3], "yes"), ([0, 3], "no"), ([2, 3], "no")):
+        made = plan(family="qwen3", donor={"use_sliding_window": False}, slices=pieces(attention))
+        assert made.config["model_type"] == "qwen3_5_text"
+        assert {served.by: served.answer for served in made.served_by}["llama.cpp"] == answer, attention
+
+
+def test_a_swap_that_the_norms_prevent_is_refused_and_new_layers_are_offered(plan):
+    slices = [{"donor": "a", "layers": "0..2"}, {"donor": "a", "layers": 3, "mixer": {"kind": "gated_delta_net"}}]
+    message = refused(plan, family="olmo2", slices=slices)
+    assert "a gated_delta_net in the place of attention, in the family olmo_hybrid" in message
+    assert "Add new layers instead, as {fresh: gated_delta_net}." in message
+
+
+def test_a_family_that_needs_both_kinds_of_layers_says_so(plan):
+    message = refused(plan, family="olmo2", slices=[{"donor": "a"}], target="olmo_hybrid")
+    assert "the family olmo_hybrid works only with at least one linear_attention layer." in message
 
 
 def test_where_no_family_fits_the_nearest_is_named(plan):

@@ -28,7 +28,7 @@ VALUES: dict[str, Any] = {
         "slices": [
             {"donor": "a", "layers": "0..2"},
             {"donor": "b", "layers": [5, "3..4"]},
-            {"donor": "b", "layers": 6, "mixer": {"kind": "mamba2"}, "zero_output": True},
+            {"donor": "b", "layers": 6, "mixer": {"kind": "mamba2", "parallel": True}, "zero_output": True},
             {"fresh": "mamba2", "count": 2, "zero_output": True},
             {
                 "blend": {

@@ -31,9 +31,14 @@ def donor(tmp_path, monkeypatch):
     return make_case("llama", tmp_path)
 
 
-def swap(kind):
-    """One layer as it is, two with another mixer, one as it is."""
-    return json.loads(json.dumps(SWAP).replace("mamba2", kind))
+def with_new_parts(target, kind):
+    """Slices with two new mixers or two new layers, as the target takes them, and how they are put there."""
+    if TARGETS[target].no_swap:
+        new = {"fresh": kind, "count": 2}
+        return [{"donor": "a", "layers": 0}, new, {"donor": "a", "layers": "1..3"}], "insert"
+    mixer = {"kind": kind.removeprefix("parallel "), "parallel": kind.startswith("parallel")}
+    middle = {"donor": "a", "layers": "1..2", "mixer": mixer}
+    return [SWAP[0], middle, SWAP[2]], "beside" if mixer["parallel"] else "swap"
 
 
 def test_there_is_a_case_for_every_donor_family_of_every_target():
@@ -45,7 +50,10 @@ def test_there_is_a_case_for_every_donor_family_of_every_target():
 def test_a_model_without_a_new_layer_gives_its_donors_logits_bit_for_bit(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
     donor, target = make_case(name, tmp_path), CASES[name][0]
-    built = build_native(tmp_path, donor, [{"donor": "a"}], target=target)
+    slices = [{"donor": "a"}]
+    if TARGETS[target].no_swap:  # the family needs a layer of each kind
+        slices.append({"fresh": CASES[name][1], "zero_output": True})
+    built = build_native(tmp_path, donor, slices, target=target)
     assert built.plan.executor == "native" and built.plan.identity_of == "a"
     assert torch.equal(logits_of(load(built.folder / "model")), logits_of(load(donor)))
     if TARGETS[target].bit_exact:
@@ -57,9 +65,10 @@ def test_a_model_without_a_new_layer_gives_its_donors_logits_bit_for_bit(name, t
 def test_a_swapped_model_gives_the_logits_of_its_parts_assembled_by_hand(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
     donor, kind = make_case(name, tmp_path), CASES[name][1]
-    built = build_native(tmp_path, donor, swap(kind), target=CASES[name][0])
+    slices, how = with_new_parts(CASES[name][0], kind)
+    built = build_native(tmp_path, donor, slices, target=CASES[name][0])
     written = load(built.folder / "model")
-    by_hand = assemble_by_hand(donor, written, [1, 2])
+    by_hand = assemble_by_hand(donor, written, [1, 2], how)
     assert not torch.equal(logits_of(by_hand), logits_of(load(donor)))
     assert torch.equal(logits_of(written), logits_of(by_hand))
     assert built.plan.identity_of is None

@@ -42,6 +42,11 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "qwen3",
         {"use_sliding_window": False, "attention_bias": True, "head_dim": 32},
     ),
+    "olmo2": ("olmo_hybrid", "gated_delta_net", "olmo2", {}),
+    "olmo3": ("olmo_hybrid", "gated_delta_net", "olmo3", {"layer_types": ["full_attention"] * 4}),
+    "llama and branches": ("falcon_h1", "parallel mamba2", "llama", {"mlp_bias": True, "attention_bias": True}),
+    "mistral and branches": ("falcon_h1", "parallel mamba2", "mistral", {"sliding_window": None}),
+    "qwen2 and branches": ("falcon_h1", "parallel mamba2", "qwen2", {"use_sliding_window": False}),
     "qwen3 and next": ("qwen3_next", "gated_delta_net", "qwen3", {"use_sliding_window": False}),
 }
 
@@ -63,22 +68,47 @@ def build_native(folder: Path, donor: Path, slices: list[dict[str, Any]], name: 
 
 
 class _AsAttention(nn.Module):
-    """A mixer in the place of a donor's attention."""
+    """A mixer in the place of a donor's attention, or beside it."""
 
-    def __init__(self, mixer: nn.Module) -> None:
+    def __init__(self, mixer: nn.Module, attention: nn.Module | None) -> None:
         super().__init__()
-        self.mixer = mixer
+        self.mixer, self.attention = mixer, attention
 
-    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-        return self.mixer(hidden_states, attention_mask=probe()[1]), None
+    def forward(self, hidden_states: torch.Tensor, **options: Any) -> tuple[torch.Tensor, None]:
+        mixed = self.mixer(hidden_states, attention_mask=probe()[1])
+        if self.attention is None:
+            return mixed, None
+        return mixed + self.attention(hidden_states=hidden_states, **options)[0], None
 
 
-def assemble_by_hand(donor: Path, written: PreTrainedModel, swapped: list[int]) -> PreTrainedModel:
-    """The donor's own model, with the mixers of the written one called where its layers `swapped` had attention."""
+class _AsLayer(nn.Module):
+    """A layer of the written model in the donor's."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+        return self.layer(hidden_states, attention_mask=probe()[1])
+
+
+def assemble_by_hand(donor: Path, written: PreTrainedModel, places: list[int], how: str) -> PreTrainedModel:
+    """The donor's own model with mixers of the written one at `places`: "swap"ped for attention, or "beside" it.
+
+    "insert" puts whole layers of the written model there.
+    """
     model = load(donor)
-    for place in swapped:
-        mixers = [module for name, module in find_layers(written)[place].named_children() if name in MIXERS]
-        find_layers(model)[place].self_attn = _AsAttention(mixers[0])
+    for place in places:
+        found = find_layers(written)[place]
+        if how == "insert":
+            find_layers(model).insert(place, _AsLayer(found))
+            model.config.num_hidden_layers += 1
+            if getattr(model.config, "layer_types", None):
+                model.config.layer_types.insert(place, "full_attention")
+            continue
+        (mixer,) = (module for name, module in found.named_children() if name in MIXERS)
+        layer = find_layers(model)[place]
+        layer.self_attn = _AsAttention(mixer, layer.self_attn if how == "beside" else None)
     return model
 
 
