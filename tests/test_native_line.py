@@ -60,9 +60,9 @@ def test_it_trains_with_documents_apart_and_keeps_what_is_frozen(line):
 @pytest.mark.usefixtures("line")
 def test_verify_and_inspect_know_every_tensor():
     proofs = {proof["check"]: proof["found"] for proof in hybridize_json("verify", "runs/x")["proofs"]}
-    assert proofs["made again"].startswith("3 tensors that are no copies")
+    assert proofs["made again"].startswith("3 tensors that are not copies")
     spliced = {proof["check"]: proof["found"] for proof in hybridize_json("verify", "runs/x/spliced")["proofs"]}
-    assert spliced["made again"].startswith("24 tensors that are no copies")
+    assert spliced["made again"].startswith("24 tensors that are not copies")
     shown = hybridize("inspect", "runs/x", "--tensors").stdout
     assert "join of a:model.layers.0.mlp.gate_proj.weight + a:model.layers.0.mlp.up_proj.weight" in shown
     assert "model.layers.2.mamba.out_proj.weight  F32 [64, 64]  fresh (zero, seed 0), trained" in shown

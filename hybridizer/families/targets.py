@@ -39,7 +39,7 @@ def find_target(family: str, kinds: frozenset[str], asked: str | None) -> tuple[
         if asked in (None, target.family):
             others = [other.family for other in fitting if other is not target]
             also = f"; {', '.join(others)} would hold them too" if others and asked is None else ""
-            chosen = "asked for" if asked else "chosen"
+            chosen = "requested" if asked else "chosen"
             return target, f"{target.family} is {chosen}: it holds layers of {family} beside {words}{also}.", ""
     if asked is not None:
         what = f"'{asked}' does not hold layers of '{family}' beside {words}."

@@ -15,7 +15,7 @@ from hybridizer.checkpoint.writer import WrittenCheckpoint
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.families.target import LAYER_PREFIX
-from hybridizer.plan.native import ZERO
+from hybridizer.plan.hybrid import ZERO
 from hybridizer.plan.origin import Affine, Fresh, Join, Spread
 from hybridizer.plan.plan import Plan, PlannedTensor
 from hybridizer.splice.copy import Make, find_entries, make_copied, write_planned

@@ -14,7 +14,7 @@ from hybridizer.core.errors import Problem, VerificationError
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.manifest import FILE_NAME, Manifest
-from hybridizer.plan.native import ZERO
+from hybridizer.plan.hybrid import ZERO
 from hybridizer.plan.origin import Copy, Fresh, Join
 from hybridizer.plan.plan import Plan, PlannedTensor
 from hybridizer.splice.native import native_maker
@@ -69,7 +69,7 @@ def check_made(
             advance(entry.num_bytes)
     if problems:
         raise VerificationError(*problems[:_LISTED])
-    yield Proof("made again", f"{len(chosen)} tensors that are no copies are what the plan makes, byte for byte")
+    yield Proof("made again", f"{len(chosen)} tensors that are not copies are what the plan makes, byte for byte")
 
 
 def _chunks(source: Bytes) -> Iterable[memoryview]:

@@ -176,6 +176,6 @@ def _check_identity(
         moved = manifest.donors[donor.name].family != structure.family
         if moved and apart <= _ROUNDING[str(logits.dtype)] * float(expected.abs().max()):
             how = "the same sums in another order"
-            return Proof("identity", f"logits equal those of '{name}' but for {apart:.3g}: {how}")
+            return Proof("identity", f"logits equal those of '{name}' except for differences up to {apart:.3g}: {how}")
         raise _fail(folder, f"an identity splice of '{name}' whose logits differ by up to {apart:.3g}.")
     return Proof("identity", f"logits equal those of '{name}' bit for bit")

@@ -137,7 +137,7 @@ def test_verify_makes_every_tensor_again_and_names_one_that_differs(donor, tmp_p
     folder = build_native(tmp_path, donor, SWAP).folder
     _, proofs = verify_folder(folder, SilentMonitor(), load=True)
     found = {proof.check: proof.found for proof in proofs}
-    assert found["made again"] == "20 tensors that are no copies are what the plan makes, byte for byte"
+    assert found["made again"] == "20 tensors that are not copies are what the plan makes, byte for byte"
     damaged = tmp_path / "damaged/x"
     for name in ("model.layers.0.shared_mlp.input_linear.weight", "model.layers.2.mamba.D"):
         shutil.rmtree(damaged, ignore_errors=True)
@@ -159,7 +159,7 @@ def test_logits_of_another_family_may_differ_from_the_donors_by_rounding_alone(d
     assert manifest.identity_of == "a" and proofs[-1].found == "logits equal those of 'a' bit for bit"
     donors = plan_recipe(tmp_path / "x.yaml", (), SilentMonitor()).donors
     weights = open_checkpoint(folder / "model").tensors["model.layers.3.shared_mlp.output_linear.weight"]
-    for factor, says in ((1 + 1e-5, "but for"), (1.1, "whose logits differ by up to")):
+    for factor, says in ((1 + 1e-5, "except for differences"), (1.1, "whose logits differ by up to")):
         data = numpy.memmap(weights.file, "<f4", "r+", weights.begin, weights.shape)
         data *= factor
         data.flush()

@@ -42,7 +42,7 @@ def test_the_plan_says_which_family_and_what_runs_it(plan):
         ("llama.cpp", "with"),
     ]
     assert plan(slices=[{"donor": "a"}]).served_by == ()
-    assert "granitemoehybrid is asked for" in plan(target="granitemoehybrid").evidence.reasons[0]
+    assert "granitemoehybrid is requested" in plan(target="granitemoehybrid").evidence.reasons[0]
 
 
 @pytest.mark.parametrize(
