@@ -25,6 +25,8 @@ from hybridizer.models.parts import Parts
 from hybridizer.models.wrapping import replaced_forward
 
 Map = tuple[Float64[Tensor, "hidden width"], Float64[Tensor, "hidden"]]
+Make = Callable[[int], tuple[MixerShape, Mapping[str, Tensor]]]
+"""The shape of the mixer of a layer, and the tensors to start from."""
 TARGETS = ("stream", "donor", "own")
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 GATE_RIDGE = 1e-3
@@ -50,6 +52,9 @@ class FitSettings:
     open_gate: bool = True
 
 
+DEFAULT = FitSettings()
+
+
 @dataclass(frozen=True)
 class FittedMixer:
     """One mixer: its float32 `tensors` by their names in a layer of the target, and how well it fits.
@@ -72,13 +77,13 @@ def fit_mixers(
     parts: Parts,
     ids: Int64[Tensor, "windows tokens"],
     layers: Sequence[int],
-    make: Callable[[int], tuple[MixerShape, Mapping[str, Tensor]]],
-    settings: FitSettings = FitSettings(),
+    make: Make,
+    settings: FitSettings = DEFAULT,
     advance: Callable[[int], None] = lambda layers: None,
 ) -> tuple[FittedMixer, ...]:
     """Mixers for the attention of `layers`, shallow to deep, fitted on the calibration windows `ids`.
 
-    `make` gives the shape of the mixer of a layer and the tensors to start from, see `new_mixers`. Every eighth window
+    `make` says what to start from, see `new_mixers`. Every eighth window
     is held out while the ridge is chosen and the fit is judged, and fitted afterwards. `advance` gets 1 per layer that
     is done, up to the deepest of `layers`. The model is not changed. The same arguments give the same tensors.
 
@@ -86,27 +91,47 @@ def fit_mixers(
     in float64. Raises InputError for fewer than two windows, a layer that does not exist and one without attention.
     """
     wanted = _check(parts, ids, layers)
-    num_rows = max(1, BATCH_TOKENS // ids.shape[1])
-    batches = [read_batch(model, parts, rows) for rows in ids.split(num_rows)]
+    batches = _read_batches(model, parts, ids)
     donor = [batch.embedded for batch in batches]
     own, found = donor, list[FittedMixer]()
-    own_next: list[Tensor] | None
     for layer in range(wanted[-1] + 1):
+        given = None
         if layer in wanted:
-            fitted, own_next = _fit_layer(parts, layer, batches, donor, own, make, settings)
+            fitted, given = _fit_layer(parts, layer, batches, donor, own, make, settings)
             found.append(fitted)
-        else:
-            own_next = None if own is donor else _run(parts, layer, batches, own)
         if layer < wanted[-1]:
-            donor_next = _run(parts, layer, batches, donor)
-            own, donor = donor_next if own_next is None else own_next, donor_next
+            is_same = own is donor and given is None
+            own_next = None if is_same else _run(parts, layer, batches, own, given)
+            donor = _run(parts, layer, batches, donor)
+            own = donor if own_next is None else own_next
         advance(1)
     return tuple(found)
 
 
-def new_mixers(
-    parts: Parts, kind: str, init: str, shape: MixerShape, attention: AttentionShape, seed: int
-) -> Callable[[int], tuple[MixerShape, Mapping[str, Tensor]]]:
+@torch.no_grad()
+def fit_each(
+    model: nn.Module,
+    parts: Parts,
+    ids: Int64[Tensor, "windows tokens"],
+    layers: Sequence[int],
+    make: Make,
+    settings: FitSettings = DEFAULT,
+) -> Iterator[FittedMixer]:
+    """A mixer for each of `layers`, shallow to deep, as if it were the only one: every other layer keeps its attention.
+
+    Arguments, memory and errors are those of `fit_mixers`; the donor runs once for all.
+    """
+    wanted = _check(parts, ids, layers)
+    batches = _read_batches(model, parts, ids)
+    donor = [batch.embedded for batch in batches]
+    for layer in range(wanted[-1] + 1):
+        if layer in wanted:
+            yield _fit_layer(parts, layer, batches, donor, donor, make, settings)[0]
+        if layer < wanted[-1]:
+            donor = _run(parts, layer, batches, donor)
+
+
+def new_mixers(parts: Parts, kind: str, init: str, shape: MixerShape, attention: AttentionShape, seed: int) -> Make:
     """What `fit_mixers` takes: new mixers of one shape, by `make_mixer_tensors`, seeded by `seed` and the layer."""
 
     def make(layer: int) -> tuple[MixerShape, Mapping[str, Tensor]]:
@@ -135,8 +160,28 @@ def _check(parts: Parts, ids: Tensor, layers: Sequence[int]) -> list[int]:
     return sorted(set(layers))
 
 
-def _run(parts: Parts, layer: int, batches: Sequence[Batch], stream: Sequence[Tensor]) -> list[Tensor]:
-    return [run_layer(parts, layer, batch, hidden) for batch, hidden in zip(batches, stream, strict=True)]
+def _read_batches(model: nn.Module, parts: Parts, ids: Tensor) -> list[Batch]:
+    num_rows = max(1, BATCH_TOKENS // ids.shape[1])
+    return [read_batch(model, parts, rows) for rows in ids.split(num_rows)]
+
+
+def _run(
+    parts: Parts,
+    layer: int,
+    batches: Sequence[Batch],
+    stream: Sequence[Tensor],
+    given: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """The stream after `layer`, whose attention gives `given` for each batch if that is not None."""
+    mixes: Sequence[Mix | None] = [None] * len(batches)
+    if given is not None:
+        mixes = [_giving(output) for output in given]
+    rows = zip(batches, stream, mixes, strict=True)
+    return [run_layer(parts, layer, batch, hidden, mix) for batch, hidden, mix in rows]
+
+
+def _giving(output: Tensor) -> Mix:
+    return lambda hidden: output.to(hidden.dtype)
 
 
 def _fit_layer(
@@ -145,10 +190,10 @@ def _fit_layer(
     batches: Sequence[Batch],
     donor: Sequence[Tensor],
     own: Sequence[Tensor],
-    make: Callable[[int], tuple[MixerShape, Mapping[str, Tensor]]],
+    make: Make,
     settings: FitSettings,
 ) -> tuple[FittedMixer, list[Tensor]]:
-    """The fitted mixer of `layer`, and the hybrid's stream after the layer with it in place."""
+    """The fitted mixer of `layer`, and what it gives for each batch of the hybrid's stream."""
     began = time.perf_counter()
     shape, made = make(layer)
     tensors = dict(made)
@@ -170,11 +215,8 @@ def _fit_layer(
     tensors[f"{shape.prefix}{OUT_PROJ}"] = weight
     if bias is not None:
         tensors[f"{shape.prefix}out_proj.bias"] = bias
-    stream = []
-    for batch, hidden, features in zip(batches, own, rows, strict=True):
-        given = nn.functional.linear(features, weight, bias).to(hidden.dtype)
-        stream.append(run_layer(parts, layer, batch, hidden, lambda _, given=given: given))
-    return FittedMixer(layer, tensors, *scores, time.perf_counter() - began), stream
+    given = [nn.functional.linear(features, weight, bias) for features in rows]
+    return FittedMixer(layer, tensors, *scores, time.perf_counter() - began), given
 
 
 def _read_pair(

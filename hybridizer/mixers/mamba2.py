@@ -18,6 +18,9 @@ from hybridizer.core.errors import PlanError, Problem
 from hybridizer.mixers.shapes import AttentionShape, Mamba2Shape
 
 LEAST_DT, MOST_DT = 1e-3, 1.0
+# How much of the value of the token itself is added. Of held-out attention outputs of five layers of SmolLM2, 0.646 was
+# explained with 3, 0.634 with 1, 0.624 with 0.3.
+SKIP = 3.0
 
 
 def derived(
@@ -26,9 +29,10 @@ def derived(
     """Float32 tensors from the Q, K, V and O of an attention; what has no counterpart there stays `fresh`.
 
     Q becomes C, K becomes B (both averaged over the attention heads of a group), V becomes x and O becomes out_proj.
-    The convolution passes its last token on, D and the rows of the step size are 0. The memory of the heads is spread:
-    the product of A and the step size, which is what a head forgets per token, runs from 1 to 0.001. The gate stays
-    random. `attention` holds q_proj, k_proj, v_proj and o_proj ".weight", with any prefix.
+    The convolution passes its last token on, D adds the value of the token itself, and the rows of the step size are 0.
+    The memory of the heads is spread: the product of A and the step size, which is what a head forgets per token, runs
+    from 1 to 0.001. The gate stays random. `attention` holds the weights of q_proj, k_proj, v_proj and o_proj by names
+    that end in "q_proj.weight" and so on.
 
     A state of several times the head width splits the heads of a group into as many parts, and stacks their C and B.
     Raises PlanError for a state that is not a multiple of the head width, and an inner width that V does not fill.
@@ -53,7 +57,7 @@ def derived(
     last_token = torch.zeros(shape.conv_size, 1, shape.kernel_size)
     last_token[..., -1] = 1
     tensors["mamba.in_proj.weight"] = torch.cat([gate, rows_x, rows_b, rows_c, rows_dt])
-    tensors["mamba.conv1d.weight"], tensors["mamba.D"] = last_token, torch.zeros(shape.num_heads)
+    tensors["mamba.conv1d.weight"], tensors["mamba.D"] = last_token, torch.full((shape.num_heads,), SKIP)
     tensors["mamba.conv1d.bias"] = torch.zeros(shape.conv_size)
     tensors["mamba.A_log"], tensors["mamba.dt_bias"] = spread_memory(shape.num_heads, repeats)
     columns = o.view(-1, attention_shape.num_heads, dim)[:, owners] / repeats
