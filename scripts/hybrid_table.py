@@ -1,7 +1,7 @@
 """Write the table of families that hold layers of others beside new mixers into docs/hybrids.md, from the code's own.
 
-    python scripts/hybrid_table.py            replaces the table between its two marks
-    python scripts/hybrid_table.py --check    exits with 1 where the document has another one
+python scripts/hybrid_table.py            replaces the table between its two marks
+python scripts/hybrid_table.py --check    exits with 1 where the document has another one
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ BEGIN, END = "<!-- written by scripts/hybrid_table.py -->", "<!-- end -->"
 
 def table() -> str:
     """The table in Markdown, a row for each target in the order in which they are chosen."""
-    head = ["| family | holds layers of | new mixers | as | needs that | equal bit for bit in |", "|---|---|---|---|---|---|"]
+    head = [
+        "| family | holds layers of | new mixers | as | needs that | equal bit for bit in |",
+        "|---|---|---|---|---|---|",
+    ]
     return "\n".join([*head, *(_row(target) for target in TARGETS.values())])
 
 

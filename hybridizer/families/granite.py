@@ -124,4 +124,5 @@ GRANITE = Target(
     suggest_sizes=_suggest_sizes,
     check_sizes=_check_sizes,
     mixer_shapes=_mixer_shapes,
+    derived=("mamba2",),
 )

@@ -91,7 +91,8 @@ class Target:
     is that name for attention. `outputs` are the suffixes of the projections behind mixer and network. `bit_exact` says
     that mapped bfloat16 layers compute their donor's numbers too. `no_swap` is why a layer cannot keep its norms and
     network with a new mixer, where it cannot; `new_block` then gives the shapes of those of a new layer. `branch` is
-    the kind of mixer that every layer has beside its attention, in a family of such layers.
+    the kind of mixer that every layer has beside its attention, in a family of such layers. `derived` are the kinds
+    that hybridizer.mixers derives from an attention and fits to it.
     """
 
     family: str
@@ -113,6 +114,7 @@ class Target:
     no_swap: str | None = None
     new_block: Callable[[Facts], Shapes] | None = None
     branch: str | None = None
+    derived: tuple[str, ...] = ()
 
 
 def read_facts(structure: Structure) -> Facts:

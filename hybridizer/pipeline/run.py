@@ -171,7 +171,11 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     gate = resolved.get("evaluate", {}).get("gate")
     if gate is not None:
         resolved["evaluate"]["gate"] = str((recipe.folder / gate).absolute())
-    texts = [*resolved.get("train", {}).get("data", []), *resolved.get("evaluate", {}).get("bits_per_byte", [])]
+    texts = [
+        *resolved.get("train", {}).get("data", []),
+        resolved["layout"].get("calibration", {}),
+        *resolved.get("evaluate", {}).get("bits_per_byte", []),
+    ]
     for text in texts:
         if "path" in text:
             text["path"] = str((recipe.folder / text["path"]).absolute())

@@ -27,8 +27,9 @@ from hybridizer.families.target import (
 )
 from hybridizer.families.targets import find_target
 from hybridizer.plan.layout import LayerSource
-from hybridizer.plan.origin import Affine, Convert, Copy, Fresh, Join, Origin, Source, Spread
+from hybridizer.plan.origin import Affine, Convert, Copy, Derived, Fitted, Fresh, Join, Origin, Source, Spread
 from hybridizer.plan.plan import PlannedTensor
+from hybridizer.plan.starts import ATTENTION, check_starts, pin_calibration
 from hybridizer.recipe.models import Recipe
 
 ZERO = "zero"  # the initialisation of `Fresh` tensors that need no initialiser
@@ -69,8 +70,9 @@ def plan_native(
     used = {part.donor for source in sources for part in source.parts} | {host.name}
     facts = {name: read_facts(donors[name].structure) for name in donors if name in used}
     _check_conditions(recipe, target, facts, sources)
+    check_starts(recipe, target, host, sources)
     sizes = _choose_sizes(recipe, target, facts[host.name])
-    assembly = _Assembly(recipe, target, host, donors, facts, sizes, dtype)
+    assembly = _Assembly(recipe, target, host, donors, facts, sizes, dtype, pin_calibration(recipe, sources))
     tensors = [*assembly.ends(), *(t for layer, source in enumerate(sources) for t in assembly.layer(layer, source))]
     config = _write_config(recipe, target, facts[host.name], sizes, sources)
     return NativePlan(
@@ -212,6 +214,7 @@ class _Assembly:
     facts: Mapping[str, Facts]
     sizes: Sizes
     dtype: str | None
+    calibration: tuple[str, int, int]
 
     def ends(self) -> list[PlannedTensor]:
         """Embedding, final norm and head, which are the host's."""
@@ -244,7 +247,26 @@ class _Assembly:
         if source.mixer is None:
             return self._planned(donor, prefix, names, {**mapped.block, **mapped.attention})
         block = self._planned(donor, prefix, names, mapped.block)
+        if source.fit != "none" or source.init != "fresh":
+            return [*block, *self._started(prefix, source, donor, [names[suffix] for suffix in sorted(names)])]
         return [*block, *self._fresh(prefix, source, self._mixer_shapes(), ())]
+
+    def _started(self, prefix: str, source: LayerSource, donor: Donor, names: Sequence[str]) -> list[PlannedTensor]:
+        """The tensors of a mixer that is derived from the attention it replaces, or fitted to it."""
+        assert source.mixer is not None
+        part, seed = source.parts[0], self.recipe.seed
+        suffix_of = {name: suffix for suffix, name in donor.structure.layers[part.layer].items()}
+        used = [name for name in names if suffix_of[name].endswith(ATTENTION)]
+        origins = tuple(Origin(donor.name, name) for name in used)
+        made: Source = Derived(source.mixer, origins, seed)
+        if source.fit != "none":
+            made = Fitted(source.mixer, source.init, origins, seed, *self.calibration)
+        outputs = self.target.outputs[source.mixer] if source.zero_output else ()
+        dtype = self.dtype or self.host.main_dtype
+        return [
+            PlannedTensor(f"{prefix}{suffix}", dtype, shape, Fresh(ZERO, seed) if suffix in outputs else made)
+            for suffix, shape in self._mixer_shapes().items()
+        ]
 
     def _with_branch(self, prefix: str, source: LayerSource) -> list[PlannedTensor]:
         """The branch beside the attention that every layer of the target has: without effect where none was asked."""

@@ -26,7 +26,7 @@ class LayerSource:
 
     `mixer` is the kind that replaces the attention of the part, that is added beside it ("parallel mamba2"), or that
     the new layer has; with `zero_output` its output projections start at zero. `slice` is the entry of the recipe,
-    where it has entries.
+    where it has entries. `init` and `fit` are those of a `Mixer`.
     """
 
     parts: tuple[Part, ...]
@@ -34,6 +34,8 @@ class LayerSource:
     mixer: str | None = None
     zero_output: bool = False
     slice: int | None = None
+    init: str = "fresh"
+    fit: str = "none"
 
 
 def lay_out(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, ...]:
@@ -59,8 +61,9 @@ def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, 
             assert piece.donor is not None, "checked when the recipe was loaded"
             layers = _count_out(piece.donor, piece.layers, path, recipe, depths, problems)
             mixer = None if piece.mixer is None else f"{'parallel ' * piece.mixer.parallel}{piece.mixer.kind}"
+            init, fit = (piece.mixer.init, piece.mixer.fit) if piece.mixer else ("fresh", "none")
             copied = [Part(piece.donor, layer) for layer in layers]
-            sources += [LayerSource((part,), None, mixer, piece.zero_output, index) for part in copied]
+            sources += [LayerSource((part,), None, mixer, piece.zero_output, index, init, fit) for part in copied]
             continue
         sides = [
             _count_out(source.donor, source.layers, (*path, "blend", "sources", number), recipe, depths, problems)

@@ -17,8 +17,8 @@ from hybridizer.families.structure import Source, Structure
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.plan.config_shapes import check_attention_left, check_config
-from hybridizer.plan.layout import LayerSource, lay_out, list_used
 from hybridizer.plan.hybrid import needs_target, plan_native
+from hybridizer.plan.layout import LayerSource, lay_out, list_used
 from hybridizer.plan.origin import BlendUse, Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
 from hybridizer.plan.tensors import explain_unused, plan_tensors

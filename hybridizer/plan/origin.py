@@ -152,6 +152,43 @@ class Fresh:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A tensor of a new `mixer`, made from its `origins`, the attention that it replaces; `seed` draws the rest."""
+
+    mixer: str
+    origins: tuple[Origin, ...]
+    seed: int
+    kind: Literal["derived"] = "derived"
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return f"{self.mixer} from attention (seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A tensor of a new `mixer` that was fitted to what the attention, its `origins`, gives on a text.
+
+    `init` names what the fit starts from, "fresh" or "attention", drawn from `seed`. `text` is the sha256 of the text,
+    of which the first `tokens` were used, in windows of `window`.
+    """
+
+    mixer: str
+    init: str
+    origins: tuple[Origin, ...]
+    seed: int
+    text: str
+    tokens: int
+    window: int
+    kind: Literal["fitted"] = "fitted"
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        of = f"{self.tokens:,} tokens of {self.text.removeprefix('sha256:')[:8]}"
+        return f"{self.mixer} fitted on {of} ({self.init}, seed {self.seed})"
+
+
+@dataclass(frozen=True)
 class Bridge:
     """A tensor of a linear map from the residual stream of `from_donor`'s layers into that of `to_donor`'s.
 
@@ -176,4 +213,4 @@ class Bridge:
         return f"bridge from '{self.from_donor}' to '{self.to_donor}' ({self.init}, seed {self.seed})"
 
 
-Source: TypeAlias = Copy | Convert | Join | Affine | Spread | Merge | Fresh | Bridge
+Source: TypeAlias = Copy | Convert | Join | Affine | Spread | Merge | Fresh | Derived | Fitted | Bridge

@@ -154,6 +154,9 @@ def _check_new_parts(path: KeyPath, piece: Mapping[str, Any]) -> Iterator[Findin
     if "mixer" in piece and "blend" in piece:
         what = f"{name_of(path)} has `mixer` beside `blend`: only layers of one donor can get another mixer."
         yield Finding((*path, "mixer"), what, "Name a `donor`, or delete `mixer`.")
+    if piece.get("zero_output") is True and _section(piece, "mixer").get("fit") == "ridge":
+        what = f"{name_of(path)} has `zero_output`, and the fit gives the output projection other values."
+        yield Finding((*path, "zero_output"), what, "Delete it, or delete `fit`.")
     if piece.get("zero_output") is True and not {"fresh", "mixer"} & piece.keys():
         what = f"{name_of(path)} has `zero_output` and no new part."
         yield Finding((*path, "zero_output"), what, "Delete it, or add `mixer`.")
@@ -192,6 +195,9 @@ def _check_sizes(layout: Mapping[str, Any], pieces: list[tuple[KeyPath, dict[str
     if "mixer_sizes" in layout and not any({"fresh", "mixer"} & piece.keys() for _, piece in pieces):
         what = "`mixer_sizes` are those of new mixers, and no slice has `fresh` or `mixer`."
         yield Finding(("layout", "mixer_sizes"), what, "Delete it, or add `mixer` to a slice.")
+    if "calibration" in layout and not any(_section(piece, "mixer").get("fit") == "ridge" for _, piece in pieces):
+        what = "`calibration` is what mixers are fitted on, and no mixer has `fit: ridge`."
+        yield Finding(("layout", "calibration"), what, "Delete it, or add `fit: ridge` to a mixer.")
 
 
 def _count_new(piece: Mapping[str, Any]) -> int:

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from hybridizer.recipe.fields import AtLeastTwo, PositiveInt, Switch
+from hybridizer.recipe.fields import AtLeastTwo, Count, PositiveInt, Switch, Text
 
 MixerKind: TypeAlias = Literal["mamba2", "gated_delta_net", "short_conv"]
 TargetFamily: TypeAlias = Literal[
@@ -23,6 +23,14 @@ class Mixer:
 
     kind: MixerKind = Field(description="the kind of mixer", examples=["mamba2"])
     parallel: Switch = Field(default=False, description="beside the attention, which stays, instead of in its place")
+    init: Literal["fresh", "attention"] = Field(
+        default="fresh",
+        description="fresh draws its weights as the family does; attention derives them from those that it replaces",
+    )
+    fit: Literal["none", "ridge"] = Field(
+        default="none",
+        description="ridge fits its output projection to what the attention gives on a text, in closed form",
+    )
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -43,3 +51,13 @@ class MixerSizes:
     chunk: PositiveInt | None = Field(
         default=None, description="tokens computed at once; changes speed alone", examples=[64]
     )
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Calibration:
+    """The text that mixers with `fit: ridge` are fitted on; the first file source of `train.data` if left out."""
+
+    path: Text = Field(description="a file or a glob", examples=["corpus/**/*.txt"])
+    field: Text = Field(default="text", description="the JSONL field or Parquet column that holds the text")
+    tokens: Count = Field(default=8192, description="tokens from its beginning")
+    window: AtLeastTwo = Field(default=256, description="tokens per window")

@@ -44,7 +44,7 @@ from hybridizer.recipe.fields import (
     Tracker,
     WrittenAs,
 )
-from hybridizer.recipe.mixer import Mixer, MixerKind, MixerSizes, TargetFamily
+from hybridizer.recipe.mixer import Calibration, Mixer, MixerKind, MixerSizes, TargetFamily
 from hybridizer.recipe.sections import fill_in, plain
 from hybridizer.recipe.train import HUB_KEYS, DataEntry, Lora, Train
 from hybridizer.recipe.tree import KeyPath, locate
@@ -58,6 +58,7 @@ __all__ = [
     "Blend",
     "BlendSource",
     "Boundary",
+    "Calibration",
     "DataEntry",
     "DonorEntry",
     "Evaluate",
@@ -250,6 +251,9 @@ class Layout:
         default=None,
         description="sizes of the new mixers; those that the donor suggests if left out",
         examples=[{"state": 64, "chunk": 64}],
+    )
+    calibration: Calibration | None = Field(
+        default=None, description="the text that mixers are fitted on", examples=[{"path": "corpus/**/*.txt"}]
     )
     target: TargetFamily | None = Field(
         default=None,

@@ -12,13 +12,15 @@ from hybridizer.checkpoint.hashing import read_tensor_chunks
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import Source as Bytes
 from hybridizer.checkpoint.writer import WrittenCheckpoint
+from hybridizer.core.errors import PlanError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.families.target import LAYER_PREFIX
 from hybridizer.plan.hybrid import ZERO
-from hybridizer.plan.origin import Affine, Fresh, Join, Spread
+from hybridizer.plan.origin import Affine, Derived, Fitted, Fresh, Join, Spread
 from hybridizer.plan.plan import Plan, PlannedTensor
-from hybridizer.splice.copy import Make, find_entries, make_copied, write_planned
+from hybridizer.splice.copy import Make, find_entries, in_dtype, make_copied, write_planned
+from hybridizer.splice.fitted import mixer_shapes, read_fitted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,24 +46,40 @@ def splice_native(
 
 def native_maker(plan: Plan) -> Make:
     """What gives the bytes of each tensor of `plan`; one new layer is kept between calls."""
-    layers = _FreshLayers(plan)
+    layers, derived = _FreshLayers(plan), _DerivedMixers(plan)
 
     def make(plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor]) -> Bytes:
         match tensor.source:
-            case Join():
-                return _joined(find_entries(tensor, donors), tensor.dtype)
-            case Affine(factor=factor, shift=shift):
-                (entry,) = find_entries(tensor, donors)
-                return lambda: affine_chunks(entry, tensor.dtype, factor, shift)
-            case Spread(rows=rows):
-                (entry,) = find_entries(tensor, donors)
-                return lambda: _spread(entry, tensor, rows)
             case Fresh(init=init, seed=seed):
                 return (lambda: _zeros(tensor)) if init == ZERO else (lambda: layers.read(tensor, seed))
+            case Derived():
+                return lambda: derived.read(tensor, donors)
+            case Fitted():
+                return _read_fitted(plan, tensor)
+            case Join() | Affine() | Spread():
+                return _moved(tensor, donors)
             case _:
                 return make_copied(plan, tensor, donors)
 
     return make
+
+
+def _moved(tensor: PlannedTensor, donors: Mapping[str, Donor]) -> Bytes:
+    """The bytes of a tensor that is joined, scaled or spread."""
+    source, entries = tensor.source, find_entries(tensor, donors)
+    if isinstance(source, Affine):
+        return lambda: affine_chunks(entries[0], tensor.dtype, source.factor, source.shift)
+    if isinstance(source, Spread):
+        return lambda: _spread(entries[0], tensor, source.rows)
+    return _joined(entries, tensor.dtype)
+
+
+def _read_fitted(plan: Plan, tensor: PlannedTensor) -> Bytes:
+    fitted = read_fitted(plan)
+    if fitted is None:
+        what = "its mixers were not fitted, or the cache was emptied since."
+        raise PlanError(Problem(f"plan '{plan.name}'", what, "Build it again from its recipe or plan.json."))
+    return in_dtype(fitted[tensor.name], tensor.dtype)
 
 
 def _joined(entries: Sequence[TensorEntry], dtype: str) -> tuple[TensorEntry, ...] | Callable[[], Iterable[memoryview]]:
@@ -135,6 +153,31 @@ class _FreshLayers:
         made = self._made[1][suffix]
         assert tuple(made.shape) == tensor.shape, (tensor, made.shape)
         yield tensor_bytes(made.to(torch_dtype(tensor.dtype)))
+
+
+class _DerivedMixers:
+    """Mixers that are derived from the attention they replace; the last one is kept."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._made: tuple[str, dict[str, Tensor]] | None = None
+
+    def read(self, tensor: PlannedTensor, donors: Mapping[str, Donor]) -> Iterator[memoryview]:
+        """The bytes of a planned tensor of such a mixer."""
+        from hybridizer.mixers.make import make_mixer_tensors
+        from hybridizer.models.tensors import read_tensor, tensor_bytes, torch_dtype
+
+        layer, suffix = _place(tensor)
+        source = tensor.source
+        assert isinstance(source, Derived)
+        if self._made is None or self._made[0] != layer:
+            entries = find_entries(tensor, donors)
+            attention = {entry.name: read_tensor(entry).float() for entry in entries}
+            shape, heads = mixer_shapes(self._plan)
+            seed = source.seed + int(layer)  # as a fit draws it
+            made = make_mixer_tensors(source.mixer, "attention", shape, seed, attention, heads)
+            self._made = (layer, made)
+        yield tensor_bytes(self._made[1][suffix].to(torch_dtype(tensor.dtype)))
 
 
 def _place(tensor: PlannedTensor) -> tuple[str, str]:

@@ -13,10 +13,11 @@ from hybridizer.checkpoint.reader import Checkpoint
 from hybridizer.core.errors import Problem, VerificationError
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
-from hybridizer.plan.manifest import FILE_NAME, Manifest
 from hybridizer.plan.hybrid import ZERO
+from hybridizer.plan.manifest import FILE_NAME, Manifest
 from hybridizer.plan.origin import Copy, Fresh, Join
 from hybridizer.plan.plan import Plan, PlannedTensor
+from hybridizer.splice.fitted import read_fitted
 from hybridizer.splice.native import native_maker
 from hybridizer.splice.verify import Proof
 
@@ -37,8 +38,8 @@ def check_made(
     """A proof for a native hybrid whose plan is at hand: its tensors are those that the plan makes; none for others.
 
     Copied tensors are compared elsewhere, and trained ones nowhere. Without `load`, which imports no torch, only what
-    is joined and what is zero is compared; new tensors only under the versions that drew them. Raises
-    VerificationError with the tensors that differ.
+    is joined and what is zero is compared; new tensors only under the versions that drew them, fitted ones only with the
+    fit in the cache. Raises VerificationError with the tensors that differ.
     """
     if plan is None or plan.executor != "native" or manifest.plan_hash not in (plan.hash, plan.spliced.hash):
         return
@@ -46,6 +47,7 @@ def check_made(
     at_hand = {n for n, donor in donors.items() if donor.fingerprint == manifest.donors[n].fingerprint}
     trained = frozenset(manifest.training["trained"] if manifest.training else ())
     same_versions = all(manifest.tools.get(tool) == metadata.version(tool) for tool in _DRAWN_BY)
+    has_fit = read_fitted(plan) is not None
 
     def is_compared(tensor: PlannedTensor) -> bool:
         source = tensor.source
@@ -53,10 +55,13 @@ def check_made(
             return False
         if any(origin.donor not in at_hand for origin in source.origins):
             return False
-        plain = (isinstance(source, Join) and not source.converted) or (
-            isinstance(source, Fresh) and source.init == ZERO
-        )
-        return plain or (load and (same_versions or not isinstance(source, Fresh)))
+        if isinstance(source, Fresh) and source.init == ZERO:
+            return True
+        if isinstance(source, Fresh | Derived):
+            return load and same_versions
+        if isinstance(source, Fitted):
+            return has_fit
+        return load or (isinstance(source, Join) and not source.converted)
 
     chosen = [tensor for tensor in plan.tensors if is_compared(tensor)]
     make, problems = native_maker(plan), []
