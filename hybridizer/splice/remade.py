@@ -15,7 +15,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.hybrid import ZERO
 from hybridizer.plan.manifest import FILE_NAME, Manifest
-from hybridizer.plan.origin import Copy, Fresh, Join
+from hybridizer.plan.origin import Copy, Derived, Fitted, Fresh, Join
 from hybridizer.plan.plan import Plan, PlannedTensor
 from hybridizer.splice.fitted import read_fitted
 from hybridizer.splice.native import native_maker
@@ -38,8 +38,8 @@ def check_made(
     """A proof for a native hybrid whose plan is at hand: its tensors are those that the plan makes; none for others.
 
     Copied tensors are compared elsewhere, and trained ones nowhere. Without `load`, which imports no torch, only what
-    is joined and what is zero is compared; new tensors only under the versions that drew them, fitted ones only with the
-    fit in the cache. Raises VerificationError with the tensors that differ.
+    is joined and what is zero is compared; new tensors only under the versions that drew them, fitted ones only with
+    the fit in the cache. Raises VerificationError with the tensors that differ.
     """
     if plan is None or plan.executor != "native" or manifest.plan_hash not in (plan.hash, plan.spliced.hash):
         return
