@@ -197,7 +197,7 @@ _DIAL_OR_SLICES: JsonDict = {
 _EXAMPLE_SLICES = [
     {"donor": "domain", "layers": "0..14"},
     {"donor": "instruct", "layers": [15, "20..28"]},
-    {"donor": "instruct", "layers": 29, "mixer": {"kind": "mamba2"}},
+    {"donor": "instruct", "layers": 29, "mixer": {"kind": "mamba2", "fit": "ridge"}},
     {"fresh": "mamba2", "count": 2, "zero_output": True},
     {
         "blend": {

@@ -94,6 +94,7 @@ def test_swapped_layers_with_zero_outputs_keep_their_networks_alone(donor, tmp_p
     assert torch.equal(logits_of(load(built.folder / "model")), logits_of(model))
 
 
+@pytest.mark.slow
 def test_new_tensors_depend_on_seed_and_place_alone(donor, tmp_path):
     first, again = (build_native(tmp_path, donor, SWAP, name=name) for name in ("x", "y"))
     assert first.manifest.files["model.safetensors"] == again.manifest.files["model.safetensors"]
@@ -105,6 +106,7 @@ def test_new_tensors_depend_on_seed_and_place_alone(donor, tmp_path):
     assert torch.equal(tensors["model.layers.1.mamba.A_log"], torch.arange(1.0, 5.0).log())
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_recipe_and_else_the_donors(donor, tmp_path):
     suggested = build_native(tmp_path, donor, SWAP).plan.config
     keys = ("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_expand")
@@ -123,6 +125,7 @@ def test_layers_are_named_as_llama_cpp_and_every_transformers_read_them(donor, t
     assert set(built.plan.unused["a"].values()) == {"replaced by mamba2"}
 
 
+@pytest.mark.slow
 def test_converted_models_are_rounded_copies(donor, tmp_path):
     built = build_native(tmp_path, donor, SWAP, name="x")
     recipe = tmp_path / "x.yaml"
@@ -133,6 +136,7 @@ def test_converted_models_are_rounded_copies(donor, tmp_path):
     assert all(torch.equal(whole[name].bfloat16().float(), rounded[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_verify_makes_every_tensor_again_and_names_one_that_differs(donor, tmp_path):
     folder = build_native(tmp_path, donor, SWAP).folder
     _, proofs = verify_folder(folder, SilentMonitor(), load=True)
@@ -153,6 +157,7 @@ def test_verify_makes_every_tensor_again_and_names_one_that_differs(donor, tmp_p
             verify_folder(damaged, SilentMonitor(), load=True)
 
 
+@pytest.mark.slow
 def test_logits_of_another_family_may_differ_from_the_donors_by_rounding_alone(donor, tmp_path):
     folder = build_native(tmp_path, donor, [{"donor": "a"}], target="granitemoehybrid").folder
     manifest, proofs = verify_folder(folder, SilentMonitor(), load=True)
