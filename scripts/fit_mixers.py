@@ -1,4 +1,4 @@
-"""Attention of SmolLM2-135M-Instruct replaced by Mamba-2, fitted in closed form: bits per byte, and recall.
+"""Attention of SmolLM2-135M-Instruct replaced by mixers fitted in closed form: bits per byte, and recall.
 
     python scripts/quickstart_texts.py runs/texts
     python scripts/fit_mixers.py runs/fit_mixers [--only NAME ...] [--recall]
@@ -28,7 +28,7 @@ from hybridizer.core.files import write_file
 from hybridizer.evaluate.recall import make_recall
 from hybridizer.evaluate.rows import RowScorer, encode_row
 from hybridizer.mixers.fit import FitSettings, as_mixes, fit_mixers, new_mixers
-from hybridizer.mixers.shapes import AttentionShape, mamba2_shape
+from hybridizer.mixers.shapes import AttentionShape, delta_net_shape, mamba2_shape, short_conv_shape
 from hybridizer.mixers.stream import Mix, swapped
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.objective import CausalLMLoss
@@ -49,6 +49,7 @@ class Row:
 
     placement: str
     init: str = "attention"
+    kind: str = "mamba2"
     tokens: int = 8192
     text: str = "both"
     shape: Mapping[str, Any] = field(default_factory=dict)
@@ -61,10 +62,12 @@ class Row:
             return "donor"
         if self.init == "drop":
             return f"{self.placement}, dropped"
+        kind = [] if self.kind == "mamba2" else [self.kind.replace("_", " ")]
         more = [f"{key} {value}" for key, value in (*self.shape.items(), *self.fit.items())]
-        return ", ".join([self.placement, self.init, f"{self.tokens // 1024}k {self.text}", *more])
+        return ", ".join([self.placement, *kind, self.init, f"{self.tokens // 1024}k {self.text}", *more])
 
 
+SHAPES = {"mamba2": mamba2_shape, "gated_delta_net": delta_net_shape, "short_conv": short_conv_shape}
 OLD = {"target": "donor", "normalised": False, "open_gate": False, "ridge": 0.01}  # as first measured
 ROWS = (
     Row("none"),
@@ -82,6 +85,8 @@ ROWS = (
     Row("odd", shape={"has_bias": True}),
     Row("odd", "fresh"),
     Row("odd", tokens=4096),
+    Row("odd", kind="short_conv"),
+    Row("odd", kind="gated_delta_net"),
     *(Row(place, init) for place in ("three", "uniform quarter", "deep quarter", "shallow quarter", "odd to 15",
                                      "deep half", "shallow half") for init in ("drop", "attention")),
 )  # fmt: skip
@@ -125,9 +130,9 @@ class Bench:
         if row.init == "drop" or not layers:
             return {layer: torch.zeros_like for layer in layers}, {}
         attention = AttentionShape.of_config(self.model.config.to_dict())
-        shape = mamba2_shape(attention, **row.shape)
+        shape = SHAPES[row.kind](attention, **row.shape)
         wall, cpu = time.perf_counter(), time.process_time()
-        make = new_mixers(self.parts, "mamba2", row.init, shape, attention, seed=0)
+        make = new_mixers(self.parts, row.kind, row.init, shape, attention, seed=0)
         ids = self.windows(row.text, row.tokens)
         fitted = fit_mixers(self.model, self.parts, ids, layers, make, FitSettings(**row.fit))
         spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from hybridizer.core.errors import DidYouMean, InputError, Problem
+from hybridizer.mixers.control import bits, divergence, log2_probs
 from hybridizer.mixers.fit import DEFAULT, FitSettings, Make, fit_each
 from hybridizer.mixers.make import make_module
 from hybridizer.mixers.stream import Batch, Mix, read_batch, run_layer
@@ -120,16 +121,16 @@ def score_swaps(
     streams = [batch.embedded]
     for layer in range(parts.num_layers):
         streams.append(run_layer(parts, layer, batch, streams[-1]))
-    donor = _log2_probs(objective, parts, scored, streams[-1])
-    bits = _bits(donor, scored)
+    donor = _read_tail(objective, parts, scored, streams[-1])
+    donor_bits = bits(donor, scored)
     found = []
     for fitted in fit_each(model, parts, ids, layers, make, settings):
         layer = fitted.layer
         mixes: tuple[Mix, Mix] = (make_module(make(layer)[0], fitted.tensors), torch.zeros_like)
         losses = []
         for mix in mixes:
-            log_p = _log2_probs(objective, parts, scored, _finish(parts, layer, batch, streams[layer], mix))
-            losses.append((_bits(log_p, scored) - bits, float((donor.exp2() * (donor - log_p)).sum(-1).mean())))
+            log_p = _read_tail(objective, parts, scored, _finish(parts, layer, batch, streams[layer], mix))
+            losses.append((bits(log_p, scored) - donor_bits, divergence(donor, log_p)))
         (more, kl), (more_dropped, kl_dropped) = losses
         found.append(SwapScore(layer, more, more_dropped, kl, kl_dropped, fitted.explained_heldout))
         advance(1)
@@ -146,19 +147,12 @@ def _finish(
     return hidden
 
 
-def _log2_probs(
+def _read_tail(
     objective: CausalLMLoss, parts: Parts, ids: Tensor, stream: Float[Tensor, "rows tokens hidden"]
 ) -> Float32[Tensor, "rows tokens vocabulary"]:
     """The next-token distributions where `stream` is the output of the last layer, by the model's own code."""
     with replaced(parts, bare_outputs(parts, stream)):
-        hidden = objective.hidden(ids.to(parts.device))
-    logits = objective.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
-    return torch.log_softmax(logits, dim=-1) / math.log(2)
-
-
-def _bits(log_p: Tensor, ids: Tensor) -> float:
-    """Bits per predicted token."""
-    return -float(log_p[:, :-1].gather(-1, ids[:, 1:, None].to(log_p.device)).double().mean())
+        return log2_probs(objective, ids)
 
 
 def _check(

@@ -18,8 +18,8 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.mixers.make import OUT_PROJ, MixerShape, make_mixer_tensors, make_module
-from hybridizer.mixers.shapes import AttentionShape
+from hybridizer.mixers.make import OUT_PROJ, make_mixer_tensors, make_module
+from hybridizer.mixers.shapes import AttentionShape, MixerShape
 from hybridizer.mixers.stream import Batch, Mix, find_attention, read_attention, read_batch, run_layer
 from hybridizer.models.parts import Parts
 from hybridizer.models.wrapping import replaced_forward
@@ -83,9 +83,9 @@ def fit_mixers(
 ) -> tuple[FittedMixer, ...]:
     """Mixers for the attention of `layers`, shallow to deep, fitted on the calibration windows `ids`.
 
-    `make` says what to start from, see `new_mixers`. Every eighth window
-    is held out while the ridge is chosen and the fit is judged, and fitted afterwards. `advance` gets 1 per layer that
-    is done, up to the deepest of `layers`. The model is not changed. The same arguments give the same tensors.
+    `make` says what to start from, see `new_mixers`. Every eighth window is held out while the ridge is chosen and the
+    fit is judged, and fitted afterwards. `advance` gets 1 per layer that is done, up to the deepest of `layers`. The
+    model is not changed. The same arguments give the same tensors.
 
     Memory: tokens times (twice the hidden width + the inner width of a mixer) numbers of 4 bytes, and normal equations
     in float64. Raises InputError for fewer than two windows, a layer that does not exist and one without attention.

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.core.errors import DidYouMean, PlanError, Problem
-from hybridizer.mixers import mamba2
-from hybridizer.mixers.shapes import AttentionShape, Mamba2Shape
+from hybridizer.mixers.derive import derive_delta_net, derive_mamba2, derive_short_conv
+from hybridizer.mixers.shapes import AttentionShape, DeltaNetShape, Mamba2Shape, MixerShape, ShortConvShape
 from hybridizer.models.load import random_causal_lm
 
-MixerShape = Mamba2Shape
-DERIVED = {"mamba2": mamba2.derived}
+KINDS = {"mamba2": Mamba2Shape, "gated_delta_net": DeltaNetShape, "short_conv": ShortConvShape}
 INITS = ("attention", "fresh")
 OUT_PROJ = "out_proj.weight"
 
@@ -34,15 +33,20 @@ def make_mixer_tensors(
     The same arguments give the same tensors. Raises PlanError for an unknown kind or init, and for sizes that cannot be
     derived.
     """
-    if kind not in DERIVED:
-        raise PlanError(Problem("mixer.kind", f"there is no mixer '{kind}'.", str(DidYouMean(kind, DERIVED))))
+    if kind not in KINDS:
+        raise PlanError(Problem("mixer.kind", f"there is no mixer '{kind}'.", str(DidYouMean(kind, KINDS))))
+    assert isinstance(shape, KINDS[kind]), (kind, shape)
     if init not in INITS:
         raise PlanError(Problem("mixer.init", f"there is no init '{init}'.", str(DidYouMean(init, INITS))))
     fresh = _fresh(shape, seed)
     if init == "fresh":
         return fresh
     assert attention is not None and attention_shape is not None, "an attention to derive the mixer from"
-    return DERIVED[kind](shape, attention_shape, attention, fresh)
+    if isinstance(shape, Mamba2Shape):
+        return derive_mamba2(shape, attention_shape, attention, fresh)
+    if isinstance(shape, DeltaNetShape):
+        return derive_delta_net(shape, attention_shape, attention, fresh)
+    return derive_short_conv(shape, attention_shape, attention, fresh)
 
 
 def make_module(shape: MixerShape, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -64,6 +68,7 @@ def _one_layer(shape: MixerShape) -> nn.Module:
     config: dict[str, Any] = {
         "model_type": shape.model_type, "vocab_size": 8, "hidden_size": shape.hidden_size, "intermediate_size": 8,
         "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "rms_norm_eps": shape.norm_eps,
+        "norm_eps": shape.norm_eps,
         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **shape.extra_config(), **shape.config(),
     }  # fmt: skip
     return random_causal_lm(config, torch.float32).get_submodule("model.layers.0")

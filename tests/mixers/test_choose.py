@@ -7,6 +7,7 @@ import torch
 
 from hybridizer.core.errors import InputError
 from hybridizer.mixers.choose import SwapScore, choose_layers, score_swaps
+from hybridizer.mixers.control import score_hybrid
 from hybridizer.mixers.fit import as_mixes, fit_mixers, new_mixers
 from hybridizer.mixers.shapes import AttentionShape, mamba2_shape
 from hybridizer.mixers.stream import find_attention, swapped
@@ -53,6 +54,11 @@ def test_a_layer_swapped_alone_scores_as_a_whole_run_with_it_swapped(toy):
             assert more == pytest.approx(bits(found) - bits(donor), abs=1e-5)
             assert kl == pytest.approx(float((donor.exp2() * (donor - found)).sum(-1).mean()), abs=1e-5)
             assert kl > -1e-6
+        whole = score_hybrid(model, parts, SCORED, fitted)
+        assert whole.bits - whole.donor_bits == pytest.approx(score.bits, abs=1e-5)
+        assert whole.bits_dropped - whole.donor_bits == pytest.approx(score.bits_dropped, abs=1e-5)
+        assert (whole.kl, whole.kl_dropped) == pytest.approx((score.kl, score.kl_dropped), abs=1e-5)
+        assert whole.helps == score.helps
     assert min(scores, key=lambda score: score.kl_dropped).layer == 2
     assert 2 in choose_layers("kl", 4, 1, scores=scores).swapped
     assert not any("forward" in vars(find_attention(parts, layer)) for layer in range(4))

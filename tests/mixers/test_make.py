@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hybridizer.core.errors import PlanError
+from hybridizer.mixers.derive import SKIP
 from hybridizer.mixers.make import make_mixer_tensors, make_module
-from hybridizer.mixers.mamba2 import SKIP
-from hybridizer.mixers.shapes import AttentionShape, mamba2_shape
+from hybridizer.mixers.shapes import AttentionShape, delta_net_shape, mamba2_shape, short_conv_shape
 
 ATTENTION = AttentionShape(hidden_size=32, num_heads=4, num_kv_heads=2, head_dim=8)
 GENERATOR = torch.Generator().manual_seed(5)
@@ -21,11 +21,15 @@ SHAPES = {
     "one group": mamba2_shape(ATTENTION, num_groups=1),
     "a group per head": mamba2_shape(ATTENTION, num_groups=4),
     "biases": mamba2_shape(ATTENTION, has_bias=True),
+    "delta net": delta_net_shape(ATTENTION, expand=2),
+    "short convolution": short_conv_shape(ATTENTION),
 }
+KINDS = {"delta net": "gated_delta_net", "short convolution": "short_conv"}
 
 
 def make(shape, init="attention", seed=0):
-    return make_mixer_tensors("mamba2", init, shape, seed, WEIGHTS, ATTENTION)
+    kind = next((KINDS[name] for name in KINDS if SHAPES[name] is shape), "mamba2")
+    return make_mixer_tensors(kind, init, shape, seed, WEIGHTS, ATTENTION)
 
 
 def rows(tensors, shape):
@@ -83,6 +87,25 @@ def test_wider_mixers_repeat_values_and_divide_the_output_among_them():
     assert torch.equal(x.view(2, 4, 8, 32)[0, 1], of("v_proj").view(2, 8, 32)[0])
 
 
+def test_a_delta_net_keeps_query_key_value_and_output():
+    shape = delta_net_shape(ATTENTION, num_groups=4)
+    tensors = make_mixer_tensors("gated_delta_net", "attention", shape, 0, WEIGHTS, ATTENTION)
+    q, k, v = tensors["linear_attn.in_proj_qkv.weight"].split(32)
+    assert torch.equal(q, of("q_proj")) and torch.equal(tensors["linear_attn.out_proj.weight"], of("o_proj"))
+    assert torch.equal(k, of("k_proj").view(2, 1, 8, 32).expand(2, 2, 8, 32).flatten(0, 2))
+    assert torch.equal(v, of("v_proj").view(2, 1, 8, 32).expand(2, 2, 8, 32).flatten(0, 2))
+    assert not tensors["linear_attn.in_proj_a.weight"].any() and not tensors["linear_attn.in_proj_b.weight"].any()
+
+
+def test_heads_of_a_short_convolution_that_share_a_value_look_at_different_tokens():
+    tensors = make(SHAPES["short convolution"])
+    x = tensors["conv.in_proj.weight"][64:]
+    assert torch.equal(x, of("v_proj").view(2, 1, 8, 32).expand(2, 2, 8, 32).flatten(0, 2))
+    last, before = torch.tensor([0.0, 0, 1]), torch.tensor([0.0, 1, 0])
+    weight = tensors["conv.conv.weight"].view(4, 8, 3)
+    assert torch.equal(weight, torch.stack([last, before, last, before])[:, None].expand(4, 8, 3))
+
+
 def test_the_memory_of_heads_is_spread_from_one_token_to_a_thousand():
     tensors = make(SHAPES["expand 2"])
     forgotten = tensors["mamba.A_log"].exp() * torch.nn.functional.softplus(tensors["mamba.dt_bias"])
@@ -104,7 +127,9 @@ def test_the_seed_decides_what_is_drawn_and_leaves_the_global_generator_alone(in
         (lambda: mamba2_shape(ATTENTION, num_groups=3), "3 groups do not divide 4 heads"),
         (lambda: mamba2_shape(AttentionShape(32, 2, 2, 24)), "heads of 24 do not divide the inner width 32"),
         (lambda: make(mamba2_shape(ATTENTION, state_size=12)), "state of 12 is not a multiple"),
-        (lambda: make(mamba2_shape(AttentionShape(48, 6, 2, 8))), "6 heads of 8 cannot be derived from 4 heads of 8"),
+        (lambda: make(mamba2_shape(AttentionShape(48, 6, 2, 8))), "6 heads cannot be derived from the attention's 4"),
+        (lambda: delta_net_shape(ATTENTION, num_groups=3), "3 groups do not divide 4 heads"),
+        (lambda: make(mamba2_shape(AttentionShape(32, 2, 2, 16))), "heads of 16 cannot be derived"),
         (lambda: make_mixer_tensors("mamba3", "fresh", SHAPES["plain"], 0), "no mixer 'mamba3'"),
         (lambda: make_mixer_tensors("mamba2", "atention", SHAPES["plain"], 0), "no init 'atention'"),
     ],
