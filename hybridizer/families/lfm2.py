@@ -97,5 +97,6 @@ LFM2 = Target(
     suggest_sizes=lambda facts: {"conv": 3},
     check_sizes=_check_sizes,
     mixer_shapes=_mixer_shapes,
+    derived=("short_conv",),
     final_norm="model.embedding_norm.weight",
 )

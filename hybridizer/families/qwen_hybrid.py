@@ -129,6 +129,7 @@ _COMMON = Target(
     suggest_sizes=lambda facts: {**suggest_heads(facts), "conv": 4},
     check_sizes=_check_sizes,
     mixer_shapes=_shapes_of_3_5,
+    derived=("gated_delta_net",),
     bit_exact=False,
 )
 QWEN3_5 = _COMMON
@@ -144,4 +145,5 @@ QWEN3_NEXT = replace(
         "router_aux_loss_coef": 0.0,
     },
     mixer_shapes=_shapes_of_next,
+    derived=(),
 )

@@ -70,8 +70,8 @@ def plan_native(
     used = {part.donor for source in sources for part in source.parts} | {host.name}
     facts = {name: read_facts(donors[name].structure) for name in donors if name in used}
     _check_conditions(recipe, target, facts, sources)
-    check_starts(recipe, target, host, sources)
     sizes = _choose_sizes(recipe, target, facts[host.name])
+    check_starts(recipe, target, host, facts[host.name], sizes, sources)
     assembly = _Assembly(recipe, target, host, donors, facts, sizes, dtype, pin_calibration(recipe, sources))
     tensors = [*assembly.ends(), *(t for layer, source in enumerate(sources) for t in assembly.layer(layer, source))]
     config = _write_config(recipe, target, facts[host.name], sizes, sources)

@@ -10,7 +10,7 @@ from hybridizer.core.errors import HybridizerError, PlanError, Problem, RecipeEr
 from hybridizer.core.records import content_hash
 from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.donors.donor import Donor
-from hybridizer.families.target import Target
+from hybridizer.families.target import Facts, Sizes, Target
 from hybridizer.plan.layout import LayerSource
 from hybridizer.recipe.models import Calibration, DataEntry, Recipe
 
@@ -48,10 +48,32 @@ def pin_calibration(recipe: Recipe, sources: Sequence[LayerSource]) -> tuple[str
     return content_hash({"files": hashes, "field": found.field}), found.tokens, found.window
 
 
-def check_starts(recipe: Recipe, target: Target, host: Donor, sources: Sequence[LayerSource]) -> None:
-    """Return if every mixer can start as it is asked to. Raises PlanError with all that cannot, at their lines."""
-    if problems := list(dict.fromkeys(_refuse(recipe, target, host, sources))):
+def check_starts(
+    recipe: Recipe, target: Target, host: Donor, facts: Facts, sizes: Sizes, sources: Sequence[LayerSource]
+) -> None:
+    """Return if every mixer can start as it is to. Raises PlanError with all that cannot, at their lines."""
+    problems = list(dict.fromkeys(_refuse(recipe, target, host, sources)))
+    derived = [source for source in sources if source.init == "attention"]
+    if derived and not problems:
+        problems = [
+            Problem(_line(recipe, derived[0]), what, "Leave `mixer_sizes` out, or give the mixers `init: fresh`.")
+            for what in _not_derivable(facts, sizes)
+        ]
+    if problems:
         raise PlanError(*problems)
+
+
+def _not_derivable(facts: Facts, sizes: Sizes) -> Iterator[str]:
+    """Why a mixer of `sizes` cannot be made from an attention of `facts`, by the rules of hybridizer.mixers.derive."""
+    own = f"the attention's {facts.heads} heads of {facts.head_dim}"
+    if "heads" not in sizes:
+        if facts.heads * facts.head_dim != facts.hidden:
+            yield f"{own} do not fill the {facts.hidden} channels of a convolution."
+        return
+    if sizes["head_dim"] != facts.head_dim or sizes["heads"] % facts.heads:
+        yield f"{sizes['heads']} heads of {sizes['head_dim']} cannot be derived from {own}."
+    if sizes["state"] % facts.head_dim:
+        yield f"a state of {sizes['state']} is not a multiple of the width of the attention's heads, {facts.head_dim}."
 
 
 def _refuse(recipe: Recipe, target: Target, host: Donor, sources: Sequence[LayerSource]) -> Iterator[Problem]:

@@ -14,13 +14,12 @@ from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, to_jsonable
 from hybridizer.donors.donor import Donor
 from hybridizer.families.target import LAYER_PREFIX
+from hybridizer.mixers.shapes import AttentionShape, DeltaNetShape, Mamba2Shape, MixerShape, ShortConvShape
 from hybridizer.plan.origin import Fitted
 from hybridizer.plan.plan import Plan, PlannedTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from hybridizer.mixers.shapes import AttentionShape, Mamba2Shape
 
 FORM = 1  # of the fit: another number where the same plan is to give other tensors
 
@@ -35,7 +34,7 @@ def fitted_path(plan: Plan) -> Path:
     content = {
         "tensors": [(tensor.name, tensor.shape, to_jsonable(tensor.source)) for tensor in fitted_tensors(plan)],
         "donor": plan.donors[plan.host].fingerprint,
-        "config": {key: value for key, value in plan.config.items() if key.startswith("mamba_")},
+        "shapes": to_jsonable(mixer_shapes(plan)),
         "form": FORM,
     }
     return cache_folder() / f"mixers-{content_hash(content).removeprefix('sha256:')[:32]}.safetensors"
@@ -87,22 +86,37 @@ def fit_planned(plan: Plan, host: Donor, documents: Iterable[str], monitor: Moni
     write_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
-def mixer_shapes(plan: Plan) -> tuple[Mamba2Shape, AttentionShape]:
+def mixer_shapes(plan: Plan) -> tuple[MixerShape, AttentionShape]:
     """The sizes of the new mixers of `plan` and of the attention that they replace, by its config."""
-    from hybridizer.mixers.shapes import AttentionShape, Mamba2Shape
-
     config = plan.config
-    shape = Mamba2Shape(
-        config["hidden_size"],
-        config["mamba_n_heads"],
-        config["mamba_d_head"],
-        config["mamba_d_state"],
-        config["mamba_n_groups"],
-        config["mamba_d_conv"],
-        config["mamba_chunk_size"],
-        norm_eps=config["rms_norm_eps"],
-    )
-    return shape, AttentionShape.of_config(config)
+    attention = AttentionShape.of_config(config)
+    hidden, eps = config["hidden_size"], config["rms_norm_eps"]
+    if config["model_type"] == "lfm2":
+        return ShortConvShape(hidden, config["conv_L_cache"], eps), attention
+    if config["model_type"] == "qwen3_5_text":
+        sizes: dict[str, int] = {field: config[f"linear_{key}"] for field, key in _DELTA_NET.items()}
+        return DeltaNetShape(hidden_size=hidden, **sizes, norm_eps=eps), attention
+    assert config["model_type"] == "granitemoehybrid", "the targets whose mixers can be derived"
+    found: dict[str, int] = {field: config[f"mamba_{key}"] for field, key in _MAMBA2.items()}
+    return Mamba2Shape(hidden_size=hidden, **found, norm_eps=eps), attention
+
+
+# The fields of a shape, and the key of each in the config.
+_DELTA_NET = {
+    "num_heads": "num_value_heads",
+    "head_dim": "value_head_dim",
+    "state_size": "key_head_dim",
+    "num_groups": "num_key_heads",
+    "kernel_size": "conv_kernel_dim",
+}
+_MAMBA2 = {
+    "num_heads": "n_heads",
+    "head_dim": "d_head",
+    "state_size": "d_state",
+    "num_groups": "n_groups",
+    "kernel_size": "d_conv",
+    "chunk_size": "chunk_size",
+}
 
 
 def _layer_of(tensor: PlannedTensor) -> int:

@@ -1,9 +1,11 @@
 """Mixers that are derived from an attention or fitted to it: written as they were made, from a text that is pinned."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.errors import InputError, PlanError, RecipeError
@@ -19,6 +21,7 @@ from hybridizer.pipeline.plan import plan_recipe
 from hybridizer.pipeline.verify import verify_folder
 from hybridizer.splice.fitted import fitted_path, mixer_shapes
 from hybridizer.splice.native import splice_native
+from hybridizer.splice.verify import verify
 from support.lines import make_donor, write_recipe
 
 FIT = {"kind": "mamba2", "init": "attention", "fit": "ridge"}
@@ -108,10 +111,32 @@ def test_derived_mixers_are_made_from_the_attention_that_they_replace(recipe):
     assert set(origins) == {f"a:{name}" for name in attention} and built.plan.unused == {"a": {}}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gated_delta_net", "short_conv"])
+def test_other_kinds_are_derived_and_fitted_too(kind, recipe, tmp_path):
+    shutil.rmtree(tmp_path / "a", ignore_errors=True)
+    mixer = {"kind": kind, "init": "attention", "fit": "ridge"}
+    path = recipe(mixer, mixer)
+    make_donor(tmp_path / "a", "qwen3", use_sliding_window=False)
+    built, written = run(path)
+    kept = load_file(fitted_path(built.plan))
+    assert {name.split(".")[2] for name in kept} == {"1", "3"}
+    assert all(torch.equal(read_tensor(written[name]), tensor) for name, tensor in kept.items())
+    derived = {**mixer, "fit": "none"}
+    other, _ = run(recipe(derived, derived, calibration=None))
+    for folder in (built.folder / "model", other.folder / "model"):
+        assert verify(folder, SilentMonitor(), find_donor=lambda _: None)[1][-2].check == "computes"
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
         ({"second": {"kind": "mamba2"}}, PlanError, "a mixer without `fit` in a model in which others are fitted"),
+        (
+            {"mixer_sizes": {"state": 24, "heads": 8, "head_dim": 8}},
+            PlanError,
+            "8 heads of 8 cannot be derived from the attention's 4 heads of 16.",
+        ),
         ({"calibration": None}, RecipeError, "`fit: ridge` needs a text, and there is neither"),
         ({"calibration": {"path": "no.txt"}}, RecipeError, "no file in"),
         (
