@@ -94,10 +94,10 @@ def mixer_shapes(plan: Plan) -> tuple[MixerShape, AttentionShape]:
     if config["model_type"] == "lfm2":
         return ShortConvShape(hidden, config["conv_L_cache"], eps), attention
     if config["model_type"] == "qwen3_5_text":
-        sizes: dict[str, int] = {field: config[f"linear_{key}"] for field, key in _DELTA_NET.items()}
+        sizes: dict[str, Any] = {field: config[f"linear_{key}"] for field, key in _DELTA_NET.items()}
         return DeltaNetShape(hidden_size=hidden, **sizes, norm_eps=eps), attention
     assert config["model_type"] == "granitemoehybrid", "the targets whose mixers can be derived"
-    found: dict[str, int] = {field: config[f"mamba_{key}"] for field, key in _MAMBA2.items()}
+    found: dict[str, Any] = {field: config[f"mamba_{key}"] for field, key in _MAMBA2.items()}
     return Mamba2Shape(hidden_size=hidden, **found, norm_eps=eps), attention
 
 
