@@ -26,16 +26,17 @@ def fresh_layer(
     before. Takes the memory of one layer, in a family that needs two kinds of layers of two. With `mixer_only` the
     layer's network is not drawn, and cannot be asked for. Raises DonorError when transformers cannot build it.
     """
-    kinds = list(config.get("layer_types") or ())
-    chosen = kinds[layer : layer + 1]
     attention = next(trait for trait in read_traits(config["model_type"]) if trait.name == "attention")
-    if chosen and attention.rule(attention.decode({**config, "layer_types": chosen}, 1)):
+    kinds = attention.decode(config, config["num_hidden_layers"])
+    chosen = list(kinds[layer : layer + 1])
+    if attention.rule(tuple(chosen)):
         chosen.append(next(kind for kind in kinds if kind != kinds[layer]))
+    listed = {"layer_types": chosen} if "layer_types" in attention.keys else {}
     small = {
-        **{key: value for key, value in config.items() if not key.endswith("_token_id")},
+        **{key: value for key, value in config.items() if key not in attention.keys and not key.endswith("_token_id")},
         **({key: _VOCABULARY for key in _WIDTHS if key in config} if mixer_only else {}),
-        "num_hidden_layers": len(chosen) or 1,
-        **({"layer_types": chosen} if chosen else {}),
+        "num_hidden_layers": len(chosen),
+        **listed,
         "vocab_size": _VOCABULARY,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
     }

@@ -37,21 +37,14 @@ ZERO = "zero"  # the initialisation of `Fresh` tensors that need no initialiser
 
 @dataclass(frozen=True)
 class NativePlan:
-    """The part of a plan that is another family's: config, tensors, the mixer of each layer, who runs it, and why."""
+    """The part of a plan that is another family's: config, tensors, who runs it, and why."""
 
     config: dict[str, Any]
     tensors: tuple[PlannedTensor, ...]
-    methods: tuple[str, ...]
     served_by: tuple[Served, ...]
     reason: str
     identity_of: str | None
     replaced: Mapping[str, Mapping[str, str]]
-
-
-def needs_target(recipe: Recipe, sources: Sequence[LayerSource], host: Donor) -> bool:
-    """Whether the layers of `recipe` need another family than the donors'."""
-    asked = recipe.layout.target
-    return any(source.mixer for source in sources) or asked not in (None, host.structure.text_family)
 
 
 def plan_native(
@@ -75,13 +68,13 @@ def plan_native(
     assembly = _Assembly(recipe, target, host, donors, facts, sizes, dtype, pin_calibration(recipe, sources))
     tensors = [*assembly.ends(), *(t for layer, source in enumerate(sources) for t in assembly.layer(layer, source))]
     config = _write_config(recipe, target, facts[host.name], sizes, sources)
+    exact = target.bit_exact or host.main_dtype == "F32"
     return NativePlan(
         config,
         tuple(tensors),
-        tuple(_method(source) for source in sources),
         target.served_by(facts[host.name], _layer_names(target, sources)),
         reason,
-        _identity_of(target, host, sources, tensors),
+        host.name if exact and is_whole_host(host, sources, tensors, target.branch) else None,
         _replaced(donors, sources, tensors),
     )
 
@@ -167,7 +160,10 @@ def _write_config(
     return config
 
 
-def _method(source: LayerSource) -> str:
+def name_method(source: LayerSource) -> str:
+    """How a layer is made, for tables."""
+    if source.blend is not None:
+        return source.blend.method
     if not source.parts:
         return f"fresh {source.mixer}"
     if source.mixer is None:
@@ -175,18 +171,20 @@ def _method(source: LayerSource) -> str:
     return source.mixer if source.mixer.startswith("parallel ") else f"{source.mixer} for attention"
 
 
-def _identity_of(
-    target: Target, host: Donor, sources: Sequence[LayerSource], tensors: Sequence[PlannedTensor]
-) -> str | None:
-    """The host, where every layer is its own in order, or new and without effect; None otherwise."""
+def is_whole_host(
+    host: Donor, sources: Sequence[LayerSource], tensors: Sequence[PlannedTensor], branch: str | None = None
+) -> bool:
+    """Whether every layer is the host's own in order, or new and without effect, and none of its numbers is rounded.
+
+    `branch` is the kind of mixer beside an attention, which has no effect with an output of zero.
+    """
     kept = [source for source in sources if source.parts or not source.zero_output]
-    silent = [s for s in kept if s.mixer is None or (s.zero_output and s.mixer == target.branch)]
+    silent = [s for s in kept if s.mixer is None or (s.zero_output and s.mixer == branch)]
     own = [part for source in silent for part in source.parts if part.donor == host.name]
-    whole = [part.layer for part in own] == list(range(host.structure.num_layers)) and len(own) == len(kept)
+    if [part.layer for part in own] != list(range(host.structure.num_layers)) or len(own) != len(kept):
+        return False
     stored = host.checkpoint.tensors
-    rounded = whole and any(t.dtype != stored[o.tensor].dtype for t in tensors for o in t.source.origins)
-    exact = target.bit_exact or host.main_dtype == "F32"
-    return host.name if whole and exact and not rounded else None
+    return all(t.dtype == stored[o.tensor].dtype for t in tensors for o in t.source.origins)
 
 
 def _replaced(

@@ -17,8 +17,9 @@ from hybridizer.families.structure import Source, Structure
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.plan.config_shapes import check_attention_left, check_config
-from hybridizer.plan.hybrid import needs_target, plan_native
+from hybridizer.plan.hybrid import is_whole_host, name_method, plan_native
 from hybridizer.plan.layout import LayerSource, lay_out, list_used
+from hybridizer.plan.new_layers import draw_new_layers, fits_own_family, has_new_layers, shape_new_layers
 from hybridizer.plan.origin import BlendUse, Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
 from hybridizer.plan.tensors import explain_unused, plan_tensors
@@ -38,15 +39,13 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     used = list_used(sources, donors)
     target = SAFETENSORS_NAMES.get(recipe.output.dtype)
     warnings = _check_donors_fit(recipe, host, donors, used, target)
-    native = plan_native(recipe, host, donors, sources, target) if needs_target(recipe, sources, host) else None
-    blends: tuple[BlendUse, ...] = ()
+    in_own_family = fits_own_family(recipe, sources, host)
+    native = None if in_own_family else plan_native(recipe, host, donors, sources, target)
     unused = explain_unused(host, donors, used)
     if native is None:
-        firsts = [source.parts[0] for source in sources]
-        config = splice_config(host.structure, [Source(donors[part.donor].structure, part.layer) for part in firsts])
-        tensors, blends = plan_tensors(host, donors, sources, target)
+        config, tensors, blends = _plan_own_family(recipe, host, donors, sources, target)
     else:
-        config, tensors = native.config, native.tensors
+        config, tensors, blends = native.config, native.tensors, ()
         unused = {name: dict(sorted({**unused[name], **native.replaced.get(name, {})}.items())) for name in unused}
         evidence = replace(evidence, reasons=(native.reason, *evidence.reasons))
     if target is not None:
@@ -56,10 +55,10 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
         name=recipe.name,
         host=host.name,
         seed=recipe.seed,
-        executor="native" if native else "copy",
-        identity_of=native.identity_of if native else host.name if _is_identity(host, tensors, config) else None,
+        executor="native" if native or has_new_layers(sources) else "copy",
+        identity_of=native.identity_of if native else _find_identity(host, sources, tensors, config),
         donors={name: _pin(donor) for name, donor in donors.items()},
-        layers=_rows(sources, donors, tensors, structure, native.methods if native else ()),
+        layers=_rows(sources, donors, tensors, structure),
         tensors=tensors,
         blends=blends,
         unused=unused,
@@ -70,6 +69,19 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
         evidence=evidence,
         served_by=native.served_by if native else (),
     )
+
+
+def _plan_own_family(
+    recipe: Recipe, host: Donor, donors: Mapping[str, Donor], sources: Sequence[LayerSource], target: str | None
+) -> tuple[dict[str, Any], tuple[PlannedTensor, ...], tuple[BlendUse, ...]]:
+    """Config, tensors and blends of a model of its donors' own family."""
+    shaped = shape_new_layers(recipe, sources, host) if has_new_layers(sources) else tuple(sources)
+    firsts = [source.parts[0] for source in shaped]
+    config = splice_config(host.structure, [Source(donors[part.donor].structure, part.layer) for part in firsts])
+    tensors, blends = plan_tensors(host, donors, shaped, target)
+    if has_new_layers(sources):
+        tensors = draw_new_layers(tensors, sources, host, recipe.seed)
+    return config, tensors, blends
 
 
 def _check_blends(recipe: Recipe) -> None:
@@ -127,10 +139,15 @@ def _check_output(
     return structure
 
 
-def _is_identity(host: Donor, tensors: Sequence[PlannedTensor], config: Mapping[str, object]) -> bool:
-    entries = host.checkpoint.tensors
+def _find_identity(
+    host: Donor, sources: Sequence[LayerSource], tensors: Sequence[PlannedTensor], config: Mapping[str, object]
+) -> str | None:
+    """The host, where the model is its host again tensor for tensor, or with new layers without effect."""
+    if has_new_layers(sources):
+        return host.name if is_whole_host(host, sources, tensors) else None
     same = all(tensor.source == Copy(host.name, tensor.name) for tensor in tensors)
-    return same and len(tensors) == len(entries) and config == host.config
+    same = same and len(tensors) == len(host.checkpoint.tensors) and config == host.config
+    return host.name if same else None
 
 
 def _pin(donor: Donor) -> DonorPin:
@@ -143,9 +160,8 @@ def _rows(
     donors: Mapping[str, Donor],
     tensors: Sequence[PlannedTensor],
     output: Structure,
-    methods: Sequence[str],
 ) -> tuple[LayerRow, ...]:
-    """A row for each layer of `output`; `methods` name how it is made where its family is not the donors'."""
+    """A row for each layer of `output`."""
     by_layer: dict[str, list[PlannedTensor]] = {}
     prefix = output.layer_prefix
     for tensor in tensors:
@@ -154,12 +170,11 @@ def _rows(
     rows = []
     for layer, source in enumerate(sources):
         own = by_layer[str(layer)]
-        blended = "copy" if source.blend is None else source.blend.method
         rows.append(
             LayerRow(
                 layer=layer,
                 sources=tuple(f"{part.donor}@{_short(donors[part.donor])} {part.layer}" for part in source.parts),
-                method=methods[layer] if methods else blended,
+                method=name_method(source),
                 kind=output.kinds[layer],
                 parameters=sum(math.prod(tensor.shape) for tensor in own),
                 dtype="+".join(sorted({tensor.dtype for tensor in own})),

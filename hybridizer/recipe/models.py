@@ -17,6 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
+from hybridizer.recipe.examples import EXAMPLE_SLICES
 from hybridizer.recipe.fields import (
     AUTO,
     SIDES,
@@ -194,23 +195,6 @@ _DIAL_OR_SLICES: JsonDict = {
         },
     ]
 }
-_EXAMPLE_SLICES = [
-    {"donor": "domain", "layers": "0..14"},
-    {"donor": "instruct", "layers": [15, "20..28"]},
-    {"donor": "instruct", "layers": 29, "mixer": {"kind": "mamba2", "fit": "ridge"}},
-    {"fresh": "mamba2", "count": 2, "zero_output": True},
-    {
-        "blend": {
-            "method": "slerp",
-            "base": "instruct",
-            "parameters": {"t": 0.5},
-            "sources": [
-                {"donor": "instruct", "layers": "10..12"},
-                {"donor": "domain", "layers": "10..12", "parameters": {"weight": 0.5}},
-            ],
-        }
-    },
-]
 
 
 @dataclass(frozen=True, config=ConfigDict(**_CONFIG, json_schema_extra=_DIAL_OR_SLICES))
@@ -245,7 +229,7 @@ class Layout:
         default=None,
         min_length=1,
         description="the output layers from shallow to deep, in full",
-        examples=[_EXAMPLE_SLICES],
+        examples=[EXAMPLE_SLICES],
     )
     mixer_sizes: MixerSizes | None = Field(
         default=None,

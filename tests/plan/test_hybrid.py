@@ -144,3 +144,26 @@ def test_slices_that_contradict_themselves_are_refused(plan, piece, says):
 def test_sizes_without_a_mixer_are_refused(plan):
     message = refused(plan, RecipeError, slices=[{"donor": "a"}], mixer_sizes={"heads": 4})
     assert "no slice has `fresh` or `mixer`" in message
+
+
+@pytest.mark.parametrize(
+    ("family", "slices", "layout", "says"),
+    [
+        ("granitemoehybrid", [{"fresh": "mamba2", "zero_output": True}], {}, "whose layers have experts"),
+        (
+            "granitemoehybrid",
+            [{"fresh": "mamba2"}],
+            {"mixer_sizes": {"heads": 4}},
+            "the sizes that the host's config holds",
+        ),
+        ("qwen3_next", [{"fresh": "gated_delta_net"}], {}, "whose layers differ in their networks"),
+        (
+            "lfm2",
+            [{"fresh": "mamba2"}],
+            {},
+            "no family of transformers that is known here holds layers of 'lfm2' beside mamba2",
+        ),
+    ],
+)
+def test_new_layers_that_a_hybrid_cannot_have_are_refused(plan, family, slices, layout, says):
+    assert says in refused(plan, family=family, slices=[{"donor": "a"}, *slices], **layout)

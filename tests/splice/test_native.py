@@ -19,6 +19,7 @@ from hybridizer.splice.verify import verify
 from support.marks import slow_except
 from support.native import CASES, assemble_by_hand, build_native, load_in, logits_of, make_case
 from support.prove import load
+from support.tiny import make_tiny
 
 SWAP = [{"donor": "a", "layers": 0}, {"donor": "a", "layers": "1..2", "mixer": {"kind": "mamba2"}}]
 SWAP += [{"donor": "a", "layers": 3}]
@@ -173,3 +174,27 @@ def test_logits_of_another_family_may_differ_from_the_donors_by_rounding_alone(d
         except VerificationError as error:
             found = str(error)
         assert says in found
+
+
+HYBRIDS = {
+    "granitemoehybrid": ("mamba2", {"num_local_experts": 0}),
+    "lfm2": ("short_conv", {}),
+    "qwen3_5_text": ("gated_delta_net", {}),
+    "qwen3_next": ("gated_delta_net", {"num_experts": 0, "mlp_only_layers": []}),
+    "olmo_hybrid": ("gated_delta_net", {}),
+}
+
+
+@pytest.mark.parametrize("family", slow_except(HYBRIDS, "granitemoehybrid"))
+def test_a_hybrid_gets_new_layers_of_its_own(family, tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    kind, overrides = HYBRIDS[family]
+    donor = make_tiny(family, tmp_path / "donor", **overrides)
+    slices = [{"donor": "a", "layers": "0..1"}, {"fresh": kind, "zero_output": True}, {"donor": "a", "layers": "2..3"}]
+    built = build_native(tmp_path, donor, slices)
+    assert built.plan.executor == "native" and built.plan.identity_of == "a" and built.plan.served_by == ()
+    assert built.plan.layers[2].method == f"fresh {kind}" and built.plan.layers[2].kind == built.plan.layers[0].kind
+    assert torch.equal(logits_of(load(built.folder / "model")), logits_of(load(donor)))
+    other = build_native(tmp_path, donor, [slices[0], {"fresh": kind}, slices[2]], name="y")
+    assert other.plan.identity_of is None
+    assert not torch.equal(logits_of(load(other.folder / "model")), logits_of(load(donor)))
