@@ -96,16 +96,16 @@ def _mixer_shapes(facts: Facts, sizes: Sizes) -> Shapes:
 
 
 def _served_by(facts: Facts, layers: Sequence[str]) -> tuple[Served, ...]:
-    return (
-        Served("transformers", "yes", "5.23, as GraniteMoeHybridForCausalLM"),
-        served_by_vllm(facts, "GraniteMoeHybridForCausalLM"),
-        Served(
+    llama = Served("llama.cpp", "untried", "where every layer has attention its converter keeps rotary positions")
+    if "mamba" in layers:
+        llama = Served(
             "llama.cpp",
             "with",
             "convert a copy whose config.json has `architectures: [BambaForCausalLM]`: under its own name the "
             "converter switches rotary positions off without an error",
-        ),
-    )
+        )
+    own = Served("transformers", "yes", "5.23, as GraniteMoeHybridForCausalLM")
+    return (own, served_by_vllm(facts, "GraniteMoeHybridForCausalLM"), llama)
 
 
 GRANITE = Target(

@@ -152,11 +152,11 @@ def common_config(facts: Facts, target: str, architecture: str) -> dict[str, Any
     text, config = facts.structure.text_config, facts.structure.config
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "initializer_range", "use_cache")
     ends = {key: side[key] for side in (config, text) for key in kept if key in side}
-    rope = {key: value for key, value in facts.rope.items() if key not in ("partial_rotary_factor", *_MODEL_LENGTH)}
-    return {
+    elsewhere = ("partial_rotary_factor", "max_position_embeddings")  # among the settings of some scalings
+    rope = {key: value for key, value in facts.rope.items() if key not in elsewhere and value is not None}
+    config = {
         "architectures": [architecture],
         "model_type": target,
-        **ends,
         "vocab_size": facts.structure.vocab_size,
         "hidden_size": facts.hidden,
         "intermediate_size": facts.width,
@@ -170,10 +170,8 @@ def common_config(facts: Facts, target: str, architecture: str) -> dict[str, Any
         "rope_theta": facts.rope.get("rope_theta"),  # read by what does not read `rope_parameters` yet
         "rope_parameters": rope,
     }
-
-
-# What `read_rope` adds to the settings of some scalings, and a config has elsewhere.
-_MODEL_LENGTH = ("max_position_embeddings",)
+    # A null token id is a setting: left out, it would be the target's own. Some of those are beyond the vocabulary.
+    return {**{key: value for key, value in config.items() if value is not None}, "pad_token_id": None, **ends}
 
 
 def keep_with_biases(prefix: str, names: tuple[str, ...], shapes: Shapes) -> dict[str, Made]:

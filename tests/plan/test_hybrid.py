@@ -42,7 +42,9 @@ def test_the_plan_says_which_family_and_what_runs_it(plan):
         ("llama.cpp", "with"),
     ]
     assert plan(slices=[{"donor": "a"}]).served_by == ()
-    assert "granitemoehybrid is requested" in plan(target="granitemoehybrid").evidence.reasons[0]
+    alone = plan(slices=[{"donor": "a"}], target="granitemoehybrid")
+    assert "granitemoehybrid is requested" in alone.evidence.reasons[0]
+    assert alone.served_by[2].answer == "untried"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,12 @@ def test_a_head_size_that_the_width_does_not_give_is_run_by_transformers_alone(p
     served = {served.by: served for served in made.served_by}
     assert made.config["head_dim"] == 32 and served["transformers"].answer == "yes"
     assert served["vLLM"].answer == "no" and "it takes heads of 64/4 from the width" in served["vLLM"].how
+
+
+def test_token_ids_are_the_donors_and_never_the_familys_own(plan):
+    ids = {"pad_token_id": None, "bos_token_id": 5, "eos_token_id": [6, 7]}
+    config = plan(family="olmo2", donor=ids, slices=[{"donor": "a"}, {"fresh": "gated_delta_net"}]).config
+    assert {key: config[key] for key in ids} == ids
 
 
 def test_llama_cpp_takes_attention_in_every_nth_layer_alone(plan):
