@@ -9,6 +9,7 @@ from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
     FULL_ATTENTION,
     ONE_ROPE,
+    SILU,
     Facts,
     LayerMap,
     Made,
@@ -95,7 +96,7 @@ FALCON_H1 = Target(
     donors=("llama", "mistral", "qwen2"),
     mixers={"parallel mamba2": "hybrid"},
     attention="hybrid",
-    conditions=(FULL_ATTENTION, ONE_ROPE),
+    conditions=(FULL_ATTENTION, ONE_ROPE, SILU),
     outputs={"parallel mamba2": ("mamba.out_proj.weight",), "network": ("feed_forward.down_proj.weight",)},
     served_by=_served_by,
     map_layer=_map_layer,

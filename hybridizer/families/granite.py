@@ -9,6 +9,7 @@ from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
     FULL_ATTENTION,
     ONE_ROPE,
+    SILU,
     Facts,
     LayerMap,
     Made,
@@ -115,7 +116,7 @@ GRANITE = Target(
     # Older spellings of linear_attention and full_attention: every transformers reads both, llama.cpp only these.
     mixers={"mamba2": "mamba"},
     attention="attention",
-    conditions=(FULL_ATTENTION, ONE_ROPE),
+    conditions=(FULL_ATTENTION, ONE_ROPE, SILU),
     outputs={"mamba2": ("mamba.out_proj.weight",), "network": ("shared_mlp.output_linear.weight",)},
     served_by=_served_by,
     map_layer=_map_layer,

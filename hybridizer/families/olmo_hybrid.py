@@ -12,6 +12,7 @@ from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
     FULL_ATTENTION,
     ONE_ROPE,
+    SILU,
     Facts,
     LayerMap,
     Served,
@@ -95,7 +96,7 @@ OLMO_HYBRID = Target(
     donors=("olmo2", "olmo3"),
     mixers={"gated_delta_net": "linear_attention"},
     attention="full_attention",
-    conditions=(FULL_ATTENTION, ONE_ROPE),
+    conditions=(FULL_ATTENTION, ONE_ROPE, SILU),
     outputs={"gated_delta_net": ("linear_attn.o_proj.weight",), "network": ("mlp.down_proj.weight",)},
     served_by=_served_by,
     map_layer=_map_layer,

@@ -15,6 +15,7 @@ from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
     FULL_ATTENTION,
     ONE_ROPE,
+    SILU,
     Facts,
     LayerMap,
     Made,
@@ -120,7 +121,7 @@ _COMMON = Target(
     donors=("qwen3",),
     mixers={"gated_delta_net": "linear_attention"},
     attention="full_attention",
-    conditions=(FULL_ATTENTION, ONE_ROPE),
+    conditions=(FULL_ATTENTION, ONE_ROPE, SILU),
     outputs={"gated_delta_net": ("linear_attn.out_proj.weight",), "network": ("mlp.down_proj.weight",)},
     served_by=lambda facts, layers: _served_by(facts, layers, "Qwen3_5ForCausalLM"),
     map_layer=_map_layer,

@@ -239,7 +239,7 @@ FULL_ATTENTION = Condition(
     "A sliding window has no place in this family: take a donor without one, or a model of the donors' own family.",
 )
 SILU = Condition(
-    "the network's activation is silu",
+    "the activation is silu, which the kernels of all mixers know",
     lambda facts: None if facts.settings("hidden_act") in ("silu", "swish") else f"{facts.settings('hidden_act')}",
     "Take a donor with silu, or a model of the donors' own family.",
 )

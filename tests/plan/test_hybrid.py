@@ -56,6 +56,7 @@ def test_the_plan_says_which_family_and_what_runs_it(plan):
             {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
             "which needs that one rotary setting, on the whole head: on 0.5 of the head.",
         ),
+        ("llama", {"hidden_act": "gelu"}, "the activation is silu, which the kernels of all mixers know: gelu."),
         (
             "llama",
             {"mlp_bias": True},
