@@ -38,7 +38,7 @@ BATCH_TOKENS = 2048
 class FitSettings:
     """How mixers are fitted.
 
-    target: "donor", the attention's output in the donor's own stream; "stream", the same plus how far the hybrid's
+    target: "donor", the output of the attention in the donor's own stream; "stream", the same plus how far the hybrid's
     stream is off before the layer, so that the layer also corrects those beneath it; "own", what the donor's attention
     gives in the hybrid's stream. ridge: a share of the mean diagonal of the normal equations; None chooses it from
     RIDGES on the windows that are held out, for each layer. open_gate: gates that are about constant, see `_open_gate`,
@@ -46,7 +46,7 @@ class FitSettings:
     it see them; without it a few positions with values a hundred times larger than the rest decide the fit.
     """
 
-    target: str = "stream"
+    target: str = "donor"
     normalised: bool = True
     ridge: float | None = None
     open_gate: bool = True
