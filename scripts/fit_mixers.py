@@ -27,6 +27,7 @@ from torch import Tensor
 from hybridizer.core.files import write_file
 from hybridizer.evaluate.recall import make_recall
 from hybridizer.evaluate.rows import RowScorer, encode_row
+from hybridizer.mixers.choose import MEASURED, SwapScore, choose_layers, score_swaps
 from hybridizer.mixers.fit import FitSettings, as_mixes, fit_mixers, new_mixers
 from hybridizer.mixers.shapes import AttentionShape, delta_net_shape, mamba2_shape, short_conv_shape
 from hybridizer.mixers.stream import Mix, swapped
@@ -68,26 +69,33 @@ class Row:
 
 
 SHAPES = {"mamba2": mamba2_shape, "gated_delta_net": delta_net_shape, "short_conv": short_conv_shape}
-OLD = {"target": "donor", "normalised": False, "open_gate": False, "ridge": 0.01}  # as first measured
+OLD = {"normalised": False, "open_gate": False, "ridge": 0.01}  # as first measured
 ROWS = (
     Row("none"),
     Row("odd", "drop"),
     Row("odd"),
     Row("odd", "fresh", fit=OLD),
-    Row("odd", fit={"target": "donor"}),
-    Row("odd", text="python"),
-    Row("odd", shape={"expand": 2}),
-    Row("odd", tokens=32768),
-    Row("odd", fit={"normalised": False}),
+    Row("odd", fit={"target": "stream"}),
+    Row("odd", shape={"expand": 2}, fit={"target": "stream"}),
+    Row("three", "drop"),
+    Row("three", fit={"target": "stream"}),
+    Row("three"),
+    Row("odd", tokens=16384),
+    Row("odd", shape={"expand": 2}, tokens=16384),
+    *(Row(f"half by {strategy}", init) for strategy in MEASURED for init in ("drop", "attention")),
+    Row("odd", kind="short_conv"),
     Row("odd", fit={"open_gate": False}),
-    Row("odd", fit={"target": "own"}),
+    Row("odd", kind="gated_delta_net"),
+    Row("odd", text="python"),
+    Row("odd", tokens=4096),
+    Row("odd", shape={"expand": 2}),
     Row("odd", shape={"state_size": 128}),
     Row("odd", shape={"has_bias": True}),
+    Row("odd", fit={"normalised": False}),
+    Row("odd", fit={"target": "own"}),
     Row("odd", "fresh"),
-    Row("odd", tokens=4096),
-    Row("odd", kind="short_conv"),
-    Row("odd", kind="gated_delta_net"),
-    *(Row(place, init) for place in ("three", "uniform quarter", "deep quarter", "shallow quarter", "odd to 15",
+    Row("odd", tokens=32768),
+    *(Row(place, init) for place in ("uniform quarter", "deep quarter", "shallow quarter", "odd to 15",
                                      "deep half", "shallow half") for init in ("drop", "attention")),
 )  # fmt: skip
 
@@ -95,7 +103,8 @@ ROWS = (
 class Bench:
     """The donor, what is scored, and what is fitted on."""
 
-    def __init__(self, folder: Path, texts: Path) -> None:
+    def __init__(self, folder: Path, texts: Path, out: Path) -> None:
+        self.out = out
         self.model, self.tokenizer = load_causal_lm(folder, torch.float32)
         self.parts: Parts = find_parts(self.model)
         names = sorted(topics)
@@ -124,9 +133,29 @@ class Bench:
         step = (len(ids) - WINDOW) // max(1, count - 1)
         return torch.tensor([ids[i * step : i * step + WINDOW] for i in range(count)])
 
+    def layers(self, placement: str) -> tuple[int, ...]:
+        """The layers to swap: listed, or half of all by what each loses alone."""
+        if placement in PLACEMENTS:
+            return tuple(layer for layer in PLACEMENTS[placement] if layer < self.parts.num_layers)
+        num_layers = self.parts.num_layers
+        strategy = placement.removeprefix("half by ")
+        return choose_layers(strategy, num_layers, num_layers - num_layers // 2, scores=self.swap_scores()).swapped
+
+    def swap_scores(self) -> list[SwapScore]:
+        """Every layer swapped alone: fitted on 4,096 tokens, scored on the last window of each text."""
+        path = self.out / "swaps.json"
+        if not path.exists():
+            attention = AttentionShape.of_config(self.model.config.to_dict())
+            make = new_mixers(self.parts, "mamba2", "attention", mamba2_shape(attention), attention, seed=0)
+            windows = self.windows("both", 4608)
+            every = range(self.parts.num_layers)
+            scores = score_swaps(self.model, self.parts, windows[:-2], windows[-2:], every, make)
+            write_file(path, json.dumps([asdict(score) for score in scores], indent=1))
+        return [SwapScore(**found) for found in json.loads(path.read_text(encoding="utf-8"))]
+
     def fit(self, row: Row) -> tuple[dict[int, Mix], dict[str, Any]]:
         """The mixers of a row, and what the fit says and takes."""
-        layers = [layer for layer in PLACEMENTS[row.placement] if layer < self.parts.num_layers]
+        layers = self.layers(row.placement)
         if row.init == "drop" or not layers:
             return {layer: torch.zeros_like for layer in layers}, {}
         attention = AttentionShape.of_config(self.model.config.to_dict())
@@ -175,7 +204,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "rows.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    bench = Bench(options.model or smollm2_folder(), options.texts)
+    bench = Bench(options.model or smollm2_folder(), options.texts, options.out)
     for number, row in enumerate(ROWS):
         if options.only is not None and number not in options.only:
             continue
@@ -185,7 +214,7 @@ def main() -> None:
             known |= asdict(row) | spent | (bench.recall(mixes) if options.recall else {})
             known |= {} if "python" in known else bench.bits(mixes)
             found[row.name] = known
-            write_file(path, json.dumps(found, indent=1).encode())
+            write_file(path, json.dumps(found, indent=1))
         print(line(row.name, known), flush=True)
 
 

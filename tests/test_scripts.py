@@ -24,7 +24,7 @@ SMALL = {
                     "--threads", "1"),
     "coverage": ("--trials", "1"),
     "family_table": ("llama",),
-    "fit_mixers": ("out", "--model", "donor", "--only", "0", "2", "--recall"),
+    "fit_mixers": ("out", "--model", "donor", "--only", "0", "2", "12", "--recall"),
     "hybrid_table": ("--check",),
     "known_truth": ("out", "--model", "donor", "--probes", "probes.jsonl", "--prompts", "8", "--units", "1",
                     "--layer-prompts", "1", "--bytes", "2000"),

@@ -126,7 +126,7 @@ def score_swaps(
     found = []
     for fitted in fit_each(model, parts, ids, layers, make, settings):
         layer = fitted.layer
-        mixes: tuple[Mix, Mix] = (make_module(make(layer)[0], fitted.tensors), torch.zeros_like)
+        mixes: tuple[Mix, Mix] = (make_module(make(layer)[0], fitted.tensors).to(parts.device), torch.zeros_like)
         losses = []
         for mix in mixes:
             log_p = _read_tail(objective, parts, scored, _finish(parts, layer, batch, streams[layer], mix))

@@ -38,7 +38,7 @@ BATCH_TOKENS = 2048
 class FitSettings:
     """How mixers are fitted.
 
-    target: "donor", the attention's output in the donor's own stream; "stream", the same plus how far the hybrid's
+    target: "donor", the output of the attention in the donor's own stream; "stream", the same plus how far the hybrid's
     stream is off before the layer, so that the layer also corrects those beneath it; "own", what the donor's attention
     gives in the hybrid's stream. ridge: a share of the mean diagonal of the normal equations; None chooses it from
     RIDGES on the windows that are held out, for each layer. open_gate: gates that are about constant, see `_open_gate`,
@@ -46,7 +46,7 @@ class FitSettings:
     it see them; without it a few positions with values a hundred times larger than the rest decide the fit.
     """
 
-    target: str = "stream"
+    target: str = "donor"
     normalised: bool = True
     ridge: float | None = None
     open_gate: bool = True
@@ -141,9 +141,9 @@ def new_mixers(parts: Parts, kind: str, init: str, shape: MixerShape, attention:
     return make
 
 
-def as_mixes(mixers: Sequence[FittedMixer], shape: MixerShape) -> dict[int, Mix]:
-    """The mixers as modules by layer: what `swapped` takes."""
-    return {mixer.layer: make_module(shape, mixer.tensors) for mixer in mixers}
+def as_mixes(mixers: Sequence[FittedMixer], shape: MixerShape, device: torch.device | str = "cpu") -> dict[int, Mix]:
+    """The mixers as modules by layer: what `swapped` takes. `device` is that of the layers."""
+    return {mixer.layer: make_module(shape, mixer.tensors).to(device) for mixer in mixers}
 
 
 def _check(parts: Parts, ids: Tensor, layers: Sequence[int]) -> list[int]:
@@ -200,7 +200,7 @@ def _fit_layer(
     pairs = [_read_pair(parts, layer, *row, settings.target) for row in zip(batches, donor, own, strict=True)]
     if settings.open_gate:
         _open_gate(tensors, shape, [taken for taken, _ in pairs])
-    module = make_module(shape, tensors)
+    module = make_module(shape, tensors).to(pairs[0][0].device)
     held, rest = Equations(shape.has_bias), Equations(shape.has_bias)
     rows, is_held = [], iter(_held_out(sum(len(taken) for taken, _ in pairs)))
     with _without_projection(module):
@@ -212,9 +212,9 @@ def _fit_layer(
             rest.add_(features[~chosen], target[~chosen], weights[~chosen])
             rows.append(features)
     weight, bias, scores = solve(rest, held, settings.ridge)
-    tensors[f"{shape.prefix}{OUT_PROJ}"] = weight
+    tensors[f"{shape.prefix}{OUT_PROJ}"] = weight.cpu()
     if bias is not None:
-        tensors[f"{shape.prefix}out_proj.bias"] = bias
+        tensors[f"{shape.prefix}out_proj.bias"] = bias.cpu()
     given = [nn.functional.linear(features, weight, bias) for features in rows]
     return FittedMixer(layer, tensors, *scores, time.perf_counter() - began), given
 
@@ -251,7 +251,7 @@ def _open_gate(tensors: dict[str, Tensor], shape: MixerShape, taken: Sequence[Te
         equations.add_(batch, torch.ones_like(batch[..., :1]))
     direction = equations.solve(GATE_RIDGE)[0]
     weight = tensors[name].clone()
-    weight[rows] = direction.float()
+    weight[rows] = direction.float().cpu()
     tensors[name] = weight
 
 
@@ -284,7 +284,7 @@ class Equations:
     ) -> None:
         """Add rows, each with a weight, or 1."""
         x, y = features.flatten(0, -2).double(), targets.flatten(0, -2).double()
-        w = torch.ones(len(x), 1, dtype=x.dtype) if weights is None else weights.flatten().double()[:, None]
+        w = x.new_ones(len(x), 1) if weights is None else weights.flatten().double()[:, None]
         self.gram, self.cross = self.gram + x.T @ (x * w), self.cross + x.T @ (y * w)
         self.feature_sum, self.target_sum = self.feature_sum + (x * w).sum(0), self.target_sum + (y * w).sum(0)
         self.square, self.num_rows = self.square + (y.square() * w).sum(), self.num_rows + float(w.sum())
@@ -306,7 +306,9 @@ class Equations:
             gram = gram - torch.outer(self.feature_sum, self.feature_sum) / self.num_rows
             cross = cross - torch.outer(self.feature_sum, self.target_sum) / self.num_rows
         penalty = ridge * gram.diagonal().mean()
-        weight = torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=gram.dtype), cross).T
+        weight = torch.linalg.solve(
+            gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross
+        ).T
         if not self.has_bias:
             return weight, weight.new_zeros(len(weight))
         return weight, (self.target_sum - weight @ self.feature_sum) / self.num_rows

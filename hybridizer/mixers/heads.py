@@ -88,12 +88,12 @@ def _split(heads: Any, count: int) -> list[Any]:
 
 
 def _weight(attention: Mapping[str, Tensor], name: str) -> Tensor:
-    """The float32 weight of one projection of the attention."""
+    """The float32 weight of one projection of the attention, on the CPU."""
     found = [tensor for key, tensor in attention.items() if f".{key}".endswith(f".{name}.weight")]
     if len(found) != 1:
         what = f"{len(found)} tensors end in '{name}.weight' among {sorted(attention)[:8]}."
         raise PlanError(Problem("attention", what, "Derive mixers from an attention of Llama's kind."))
-    return found[0].float()
+    return found[0].float().cpu()
 
 
 def _refuse(shape: AttentionShape, num_heads: int, state_size: int) -> None:

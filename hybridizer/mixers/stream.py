@@ -41,10 +41,13 @@ def find_attention(parts: HasLayers, layer: int) -> nn.Module:
 
 @contextmanager
 def swapped(parts: HasLayers, mixers: Mapping[int, Mix]) -> Iterator[None]:
-    """Inside the block, the attention of each layer of `mixers` is the function given for it. No cache is kept."""
+    """Inside the block, the attention of each layer of `mixers` is the function given for it, in float32.
+
+    No cache is kept.
+    """
 
     def standing_in(mix: Mix) -> Callable[..., Any]:
-        return lambda hidden_states, *_args, **_kwargs: (mix(hidden_states), None)
+        return lambda hidden_states, *_args, **_kwargs: (mix(hidden_states.float()).to(hidden_states.dtype), None)
 
     with replaced_forward({find_attention(parts, layer): standing_in(mix) for layer, mix in mixers.items()}):
         yield

@@ -1,9 +1,12 @@
 """The closed-form fit on tiny random models: against plain least squares, and against running everything again."""
 
+import copy
+
 import pytest
 import torch
 
 from hybridizer.core.errors import InputError
+from hybridizer.mixers.control import score_hybrid
 from hybridizer.mixers.fit import DEFAULT, Equations, FitSettings, as_mixes, fit_mixers, new_mixers, solve
 from hybridizer.mixers.make import make_module
 from hybridizer.mixers.shapes import AttentionShape, mamba2_shape
@@ -101,6 +104,15 @@ def test_the_fit_is_the_same_again_and_another_with_another_seed(toy):
     first, again, other = fit(toy, [1], PLAIN), fit(toy, [1], PLAIN), fit(toy, [1], PLAIN, seed=9)
     assert all(torch.equal(first[0].tensors[name], again[0].tensors[name]) for name in first[0].tensors)
     assert not torch.equal(first[0].tensors["mamba.out_proj.weight"], other[0].tensors["mamba.out_proj.weight"])
+
+
+def test_a_model_in_bfloat16_gets_float32_mixers_that_run_in_it(toy):
+    model = copy.deepcopy(toy[0]).to(torch.bfloat16)
+    low = (model, find_parts(model))
+    fitted = fit(low, [0, 2])
+    assert {tensor.dtype for mixer in fitted for tensor in mixer.tensors.values()} == {torch.float32}
+    score = score_hybrid(*low, IDS, as_mixes(fitted, SHAPE))
+    assert 0 < score.kl < score.kl_dropped and score.helps
 
 
 def test_the_model_is_left_as_it_was(toy):
