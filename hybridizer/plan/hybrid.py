@@ -69,6 +69,10 @@ def plan_native(
     tensors = [*assembly.ends(), *(t for layer, source in enumerate(sources) for t in assembly.layer(layer, source))]
     config = _write_config(recipe, target, facts[host.name], sizes, sources)
     exact = target.bit_exact or host.main_dtype == "F32"
+    if not exact:
+        reason += (
+            f" Its numbers are the donor's within rounding: {host.main_dtype} cannot hold all weights of its norms."
+        )
     return NativePlan(
         config,
         tuple(tensors),

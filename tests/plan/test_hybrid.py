@@ -85,6 +85,14 @@ def test_token_ids_are_the_donors_and_never_the_familys_own(plan):
     assert {key: config[key] for key in ids} == ids
 
 
+def test_a_family_that_rounds_bfloat16_says_so(plan):
+    swap = [{"donor": "a", "layers": "0..2"}, {"donor": "a", "layers": 3, "mixer": {"kind": "gated_delta_net"}}]
+    for dtype, says in (("bfloat16", True), ("float32", False)):
+        donor = {"use_sliding_window": False, "dtype": dtype}
+        reason = plan(family="qwen3", donor=donor, slices=swap).evidence.reasons[0]
+        assert ("within rounding: BF16 cannot hold" in reason) is says
+
+
 def test_llama_cpp_takes_attention_in_every_nth_layer_alone(plan):
     def pieces(attention):
         mixer = {"kind": "gated_delta_net"}

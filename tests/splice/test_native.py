@@ -57,9 +57,12 @@ def test_a_model_without_a_new_layer_gives_its_donors_logits_bit_for_bit(name, t
     built = build_native(tmp_path, donor, slices, target=target)
     assert built.plan.executor == "native" and built.plan.identity_of == "a"
     assert torch.equal(logits_of(load(built.folder / "model")), logits_of(load(donor)))
+    ours, theirs = (logits_of(load_in(f, torch.bfloat16), torch.bfloat16) for f in (built.folder / "model", donor))
     if TARGETS[target].bit_exact:
-        ours, theirs = (load_in(f, torch.bfloat16) for f in (built.folder / "model", donor))
-        assert torch.equal(logits_of(ours, torch.bfloat16), logits_of(theirs, torch.bfloat16))
+        assert torch.equal(ours, theirs)
+    else:  # within what bfloat16 costs the donor itself; 1.2 times that on a larger random Qwen3
+        own = (theirs.float() - logits_of(load(donor))).abs().max()
+        assert 0 < (ours.float() - theirs.float()).abs().max() < 2 * own
 
 
 @pytest.mark.parametrize("name", slow_except(CASES, "llama"))
