@@ -16,6 +16,7 @@ from hybridizer.pipeline.build import build
 from hybridizer.pipeline.plan import plan_recipe
 from hybridizer.pipeline.verify import verify_folder
 from hybridizer.splice.verify import verify
+from support.lines import write_recipe
 from support.marks import slow_except
 from support.native import CASES, assemble_by_hand, build_native, load_in, logits_of, make_case
 from support.prove import load
@@ -201,3 +202,24 @@ def test_a_hybrid_gets_new_layers_of_its_own(family, tmp_path, monkeypatch):
     other = build_native(tmp_path, donor, [slices[0], {"fresh": kind}, slices[2]], name="y")
     assert other.plan.identity_of is None
     assert not torch.equal(logits_of(load(other.folder / "model")), logits_of(load(donor)))
+
+
+@pytest.mark.slow
+def test_layers_of_two_donors_go_into_one_hybrid(donor, tmp_path):
+    other = make_tiny("llama", tmp_path / "other", seed=5, tie_word_embeddings=True)
+    entries = {name: {"source": str(path), "allow": ["no_tokenizer"]} for name, path in (("a", donor), ("b", other))}
+    slices = [*SWAP[:2], {"donor": "b", "layers": 2}, {"donor": "b", "layers": 3, "mixer": {"kind": "mamba2"}}]
+    path = write_recipe(tmp_path / "x.yaml", donors=entries, layout={"host": "a", "slices": slices})
+    built = build(path, (), tmp_path / "runs", SilentMonitor(), replace=False, deep=False, load=False)
+    written, (ours, theirs) = load(built.folder / "model").model, (load(folder).model for folder in (donor, other))
+    assert torch.equal(written.layers[0].self_attn.q_proj.weight, ours.layers[0].self_attn.q_proj.weight)
+    assert torch.equal(written.layers[3].self_attn.q_proj.weight, theirs.layers[2].self_attn.q_proj.weight)
+    joined = torch.cat([theirs.layers[3].mlp.gate_proj.weight, theirs.layers[3].mlp.up_proj.weight])
+    assert torch.equal(written.layers[4].shared_mlp.input_linear.weight, joined)
+    assert torch.equal(written.norm.weight, ours.norm.weight)
+    assert set(built.plan.unused["b"].values()) == {
+        "layer 0 is in no slice",
+        "layer 1 is in no slice",
+        "outside the layers, where the host 'a' decides",
+        "replaced by mamba2",
+    }
