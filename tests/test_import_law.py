@@ -20,7 +20,7 @@ LAW = [
     {"report"},
     {"splice", "train", "scan"},
     {"trace", "plan", "evaluate"},
-    {"data", "donors"},
+    {"data", "donors", "mixers"},
     {"models"},
     {"recipe", "families", "checkpoint"},
     {"core"},

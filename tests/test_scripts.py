@@ -28,6 +28,8 @@ SMALL = {
     "coverage": ("--trials", "1"),
     "coverage_trial": ("--trials", "1"),
     "family_table": ("llama",),
+    "fit_mixers": ("out", "--model", "donor", "--only", "0", "2", "12", "--recall"),
+    "hybrid_table": ("--check",),
     "known_truth": ("out", "--model", "donor", "--probes", "probes.jsonl", "--prompts", "8", "--units", "1",
                     "--layer-prompts", "1", "--bytes", "2000"),
     "known_truth_tuned": ("out", "--model", "donor", "--probes", "probes.jsonl", "--prompts", "8", "--tokens", "2k",

@@ -60,7 +60,12 @@ def hash_file(path: Path, stop: threading.Event | None = None) -> str:
 
 def hash_tensor(entry: TensorEntry) -> str:
     """`sha256:<hex>` of the bytes of one tensor in its file. Raises OSError as the file system gives it."""
-    return f"sha256:{hash_chunks(_read_chunks(entry.file, entry.begin, entry.num_bytes))}"
+    return f"sha256:{hash_chunks(read_tensor_chunks(entry))}"
+
+
+def read_tensor_chunks(entry: TensorEntry) -> Iterator[memoryview]:
+    """The bytes of one tensor, in pieces of a megabyte, each valid until the next is read."""
+    return _read_chunks(entry.file, entry.begin, entry.num_bytes)
 
 
 def _read_chunks(path: Path, begin: int, num_bytes: int) -> Iterator[memoryview]:

@@ -15,12 +15,12 @@ from hybridizer.checkpoint.reader import SINGLE_NAME
 
 HEADER_ALIGNMENT: Final = 8
 
-Source = TensorEntry | Callable[[], Iterable[Buffer]]
+Source = TensorEntry | tuple[TensorEntry, ...] | Callable[[], Iterable[Buffer]]
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One tensor to write: the bytes of a donor's tensor as they are, or those that a call to `source` yields."""
+    """One tensor to write: the bytes of a tensor as they are, of several in turn, or what a call to `source` yields."""
 
     name: str
     dtype: str

@@ -100,10 +100,11 @@ def _check_arguments(tensors: Sequence[OutputTensor], max_shard_bytes: int) -> N
     assert max_shard_bytes > 0, f"max_shard_bytes is {max_shard_bytes}"
     assert len({tensor.name for tensor in tensors}) == len(tensors), "two tensors have one name"
     for tensor in tensors:
-        source = tensor.source
-        if isinstance(source, TensorEntry):
-            same = (source.dtype, source.num_bytes) == (tensor.dtype, tensor.num_bytes)
-            assert same, f"{tensor.name} cannot be the bytes of {source}"
+        entries = _entries(tensor)
+        if entries is not None:
+            same = {entry.dtype for entry in entries} == {tensor.dtype}
+            same = same and sum(entry.num_bytes for entry in entries) == tensor.num_bytes
+            assert same, f"{tensor.name} cannot be the bytes of {entries}"
 
 
 def _write_shards(
@@ -157,19 +158,28 @@ def _coalesce(tensors: Sequence[OutputTensor]) -> list[OutputTensor | _Range]:
     """The parts of a shard in order: donor ranges, neighbours joined, and the tensors that a callable yields."""
     parts: list[OutputTensor | _Range] = []
     for tensor in tensors:
-        source = tensor.source
-        last = parts[-1] if parts else None
-        if not isinstance(source, TensorEntry):
+        entries = _entries(tensor)
+        if entries is None:
             parts.append(tensor)
-        elif isinstance(last, _Range) and (last.file, last.end) == (source.file, source.begin):
-            parts[-1] = _Range(last.file, last.begin, source.end)
-        else:
-            parts.append(_Range(source.file, source.begin, source.end))
+        for source in entries or ():
+            last = parts[-1] if parts else None
+            if isinstance(last, _Range) and (last.file, last.end) == (source.file, source.begin):
+                parts[-1] = _Range(last.file, last.begin, source.end)
+            else:
+                parts.append(_Range(source.file, source.begin, source.end))
     return parts
 
 
+def _entries(tensor: OutputTensor) -> tuple[TensorEntry, ...] | None:
+    """The tensors whose bytes make up `tensor`; None where a callable yields them."""
+    source = tensor.source
+    if isinstance(source, TensorEntry):
+        return (source,)
+    return source if isinstance(source, tuple) else None
+
+
 def _write_chunks(tensor: OutputTensor, target: int, on_progress: Callable[[int], None]) -> None:
-    assert not isinstance(tensor.source, TensorEntry)
+    assert callable(tensor.source), tensor
     written = 0
     for chunk in tensor.source():
         data = memoryview(chunk)

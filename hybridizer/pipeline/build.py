@@ -17,6 +17,7 @@ from hybridizer.core.records import write_json
 from hybridizer.donors.open import scan_donors
 from hybridizer.pipeline.amounts import training_bytes
 from hybridizer.pipeline.faults import reporting_os_errors
+from hybridizer.pipeline.fit import ensure_fitted
 from hybridizer.pipeline.output import write_model
 from hybridizer.pipeline.plan import Planned, estimate_training_cost, open_plan, plan_recipe
 from hybridizer.pipeline.run import RunFolder, hold, write_held_records
@@ -135,6 +136,7 @@ def _finish(
     if built:
         manifest, proofs = verify(run.model, monitor, find_donor=planned.donors.get, load=load)
     else:
+        ensure_fitted(planned, monitor)
         trained = read_header(run.training / TRAINED).tensors if record else None
         manifest, proofs = write_model(
             planned.plan, planned.donors, run.model, monitor, replace=replace, load=load, record=record, trained=trained
@@ -219,6 +221,7 @@ def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor, *, 
         what = "a training of another spliced model has checkpoints here, which would be lost."
         fix = "Give the recipe another name, or remove the folder training/ to start again."
         raise InputError(Problem(str(run.training), what, fix))
+    ensure_fitted(planned, monitor)
     write_model(plan, planned.donors, folder, monitor, replace=True, load=load)
 
 

@@ -177,7 +177,11 @@ def _resolve(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             if key in items:
                 items[key] = str((recipe.folder / items[key]).absolute())
     whole_paths(resolved, recipe)
-    texts = [*resolved.get("train", {}).get("data", []), *resolved.get("evaluate", {}).get("bits_per_byte", [])]
+    texts = [
+        *resolved.get("train", {}).get("data", []),
+        resolved["layout"].get("calibration", {}),
+        *resolved.get("evaluate", {}).get("bits_per_byte", []),
+    ]
     for text in texts:
         if "path" in text:
             text["path"] = str((recipe.folder / text["path"]).absolute())

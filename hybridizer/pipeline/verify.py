@@ -21,6 +21,7 @@ from hybridizer.plan.stored import StoredPlan, read_stored_plan
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.models import Recipe
 from hybridizer.splice.provenance import check_origins, check_plan
+from hybridizer.splice.remade import check_made
 from hybridizer.splice.verify import Proof, verify
 
 
@@ -43,6 +44,8 @@ def verify_folder(folder: Path, monitor: Monitor, *, load: bool) -> tuple[Manife
     def check_provenance(manifest: Manifest, checkpoint: Checkpoint) -> Iterator[Proof]:
         yield check_plan(model, manifest, checkpoint, stored.plan if stored else None, missing)
         yield check_origins(model, manifest, checkpoint, find_donor, monitor)
+        plan = stored.plan if stored else None
+        yield from check_made(model, manifest, checkpoint, plan, find_donor, monitor, load=load)
 
     return verify(model, monitor, find_donor=find_donor, load=load, check_provenance=check_provenance)
 

@@ -21,8 +21,10 @@ def check_identity(recipe: Recipe, sources: Sequence[LayerSource], donors: Mappi
     """Raise PlanError, once for each donor, where layers that are to return their input could not."""
     problems: dict[str, Problem] = {}
     for source in sources:
+        if not source.identity:
+            continue
         part = source.parts[0]
-        if not source.identity or part.donor in problems:
+        if part.donor in problems:
             continue
         structure = donors[part.donor].structure
         reason = why_not_identity(structure.text_family)

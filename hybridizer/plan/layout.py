@@ -22,13 +22,21 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerSource:
-    """What one output layer is made of: one part that is copied, or several that `blend` mixes.
+    """What one output layer is made of: one part that is copied, several that `blend` mixes, or none for a new layer.
 
-    With `identity` the copy returns its input: its output tensors are replaced.
+    `mixer` is the kind that replaces the attention of the part, that is added beside it ("parallel mamba2"), or that
+    the new layer has; with `zero_output` its output projections start at zero. `slice` is the entry of the recipe,
+    where it has entries. `init` and `fit` are those of a `Mixer`. With `identity` a copy returns its input: its
+    output tensors are replaced.
     """
 
     parts: tuple[Part, ...]
     blend: Blend | None = None
+    mixer: str | None = None
+    zero_output: bool = False
+    slice: int | None = None
+    init: str = "fresh"
+    fit: str = "none"
     identity: bool = False
 
 
@@ -48,10 +56,16 @@ def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, 
     for index, piece in enumerate(recipe.layout.slices or ()):
         path: KeyPath = ("layout", "slices", index)
         blend = piece.blend
+        if piece.fresh is not None:
+            sources += (piece.count or 1) * [LayerSource((), None, piece.fresh, piece.zero_output, index)]
+            continue
         if blend is None:
             assert piece.donor is not None, "checked when the recipe was loaded"
             layers = _count_out(piece.donor, piece.layers, path, recipe, depths, problems)
-            sources += [LayerSource((Part(piece.donor, layer),), identity=piece.as_ is not None) for layer in layers]
+            mixer = None if piece.mixer is None else f"{'parallel ' * piece.mixer.parallel}{piece.mixer.kind}"
+            init, fit = (piece.mixer.init, piece.mixer.fit) if piece.mixer else ("fresh", "none")
+            made = (None, mixer, piece.zero_output, index, init, fit, piece.as_ is not None)
+            sources += [LayerSource((Part(piece.donor, layer),), *made) for layer in layers]
             continue
         sides = [
             _count_out(source.donor, source.layers, (*path, "blend", "sources", number), recipe, depths, problems)
@@ -65,7 +79,7 @@ def _by_slices(recipe: Recipe, depths: Mapping[str, int]) -> tuple[LayerSource, 
         names = [source.donor for source in blend.sources]
         for column in zip(*sides, strict=True):
             parts = tuple(Part(name, layer) for name, layer in zip(names, column, strict=True))
-            sources.append(LayerSource(parts, blend))
+            sources.append(LayerSource(parts, blend, slice=index))
     if problems:
         raise RecipeError(*problems)
     return tuple(sources)

@@ -13,13 +13,15 @@ from hybridizer.core.errors import PlanError, Problem, RecipeError
 from hybridizer.donors.donor import Donor
 from hybridizer.families.config import splice_config
 from hybridizer.families.reading import read_structure
-from hybridizer.families.structure import Source
+from hybridizer.families.structure import Source, Structure
 from hybridizer.plan.blends import check_blend
 from hybridizer.plan.compatibility import find_incompatibilities
 from hybridizer.plan.config_shapes import check_attention_left, check_config
-from hybridizer.plan.identity import METHOD, check_identity
+from hybridizer.plan.hybrid import is_whole_host, name_method, plan_native
+from hybridizer.plan.identity import check_identity
 from hybridizer.plan.layout import LayerSource, lay_out, list_used
-from hybridizer.plan.origin import Copy
+from hybridizer.plan.new_layers import draw_new_layers, fits_own_family, has_new_layers, shape_new_layers
+from hybridizer.plan.origin import BlendUse, Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
 from hybridizer.plan.tensors import explain_unused, plan_tensors
 from hybridizer.recipe.models import Recipe
@@ -39,29 +41,49 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     used = list_used(sources, donors)
     target = SAFETENSORS_NAMES.get(recipe.output.dtype)
     warnings = _check_donors_fit(recipe, host, donors, used, target)
-    firsts = [source.parts[0] for source in sources]
-    config = splice_config(host.structure, [Source(donors[part.donor].structure, part.layer) for part in firsts])
+    in_own_family = fits_own_family(recipe, sources, host)
+    native = None if in_own_family else plan_native(recipe, host, donors, sources, target)
+    unused = explain_unused(host, donors, used, sources)
+    if native is None:
+        config, tensors, blends = _plan_own_family(recipe, host, donors, sources, target)
+    else:
+        config, tensors, blends = native.config, native.tensors, ()
+        unused = {name: dict(sorted({**unused[name], **native.replaced.get(name, {})}.items())) for name in unused}
+        evidence = replace(evidence, reasons=(native.reason, *evidence.reasons))
     if target is not None:
         set_config_dtype(config, recipe.output.dtype)
-    tensors, blends = plan_tensors(host, donors, sources, target)
-    _check_output(recipe, host, config, tensors)
+    structure = _check_output(recipe, host, config, tensors)
     return Plan(
         name=recipe.name,
         host=host.name,
         seed=recipe.seed,
-        executor="copy",
-        identity_of=host.name if _is_identity(host, tensors, config) else None,
+        executor="native" if native or has_new_layers(sources) else "copy",
+        identity_of=native.identity_of if native else _find_identity(host, sources, tensors, config),
         donors={name: _pin(donor) for name, donor in donors.items()},
-        layers=_rows(sources, donors, tensors, host),
+        layers=_rows(sources, donors, tensors, structure),
         tensors=tensors,
         blends=blends,
-        unused=explain_unused(host, donors, used, sources),
+        unused=unused,
         config=config,
         tokenizer_files={name: hash_file(path) for name, path in host.tokenizer_files.items()},
         max_shard_bytes=recipe.output.max_shard_bytes,
         warnings=(*recipe.warnings, *warnings, *evidence.warnings),
         evidence=evidence,
+        served_by=native.served_by if native else (),
     )
+
+
+def _plan_own_family(
+    recipe: Recipe, host: Donor, donors: Mapping[str, Donor], sources: Sequence[LayerSource], target: str | None
+) -> tuple[dict[str, Any], tuple[PlannedTensor, ...], tuple[BlendUse, ...]]:
+    """Config, tensors and blends of a model of its donors' own family."""
+    shaped = shape_new_layers(recipe, sources, host) if has_new_layers(sources) else tuple(sources)
+    firsts = [source.parts[0] for source in shaped]
+    config = splice_config(host.structure, [Source(donors[part.donor].structure, part.layer) for part in firsts])
+    tensors, blends = plan_tensors(host, donors, shaped, target)
+    if has_new_layers(sources):
+        tensors = draw_new_layers(tensors, sources, host, recipe.seed)
+    return config, tensors, blends
 
 
 def _check_blends(recipe: Recipe) -> None:
@@ -107,8 +129,12 @@ def _check_donors_fit(
     return [*warnings, *(f"donor '{name}' gives no layer to the output" for name in idle)]
 
 
-def _check_output(recipe: Recipe, host: Donor, config: Mapping[str, Any], tensors: Sequence[PlannedTensor]) -> None:
-    """Raise PlanError with every reason, known before a weight is read, why transformers could not run the output."""
+def _check_output(
+    recipe: Recipe, host: Donor, config: Mapping[str, Any], tensors: Sequence[PlannedTensor]
+) -> Structure:
+    """The output's structure, if transformers can run it. Raises PlanError with every reason, known before a weight is
+    read, why it cannot.
+    """
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     structure = read_structure(config, shapes, where=f"the output, with the config of host '{host.name}'")
     problems = check_config(structure, recipe.locate(("donors", host.name)))
@@ -116,12 +142,18 @@ def _check_output(recipe: Recipe, host: Donor, config: Mapping[str, Any], tensor
     problems += check_attention_left(structure, recipe.locate(("layout",)))
     if problems:
         raise PlanError(*problems)
+    return structure
 
 
-def _is_identity(host: Donor, tensors: Sequence[PlannedTensor], config: Mapping[str, object]) -> bool:
-    entries = host.checkpoint.tensors
+def _find_identity(
+    host: Donor, sources: Sequence[LayerSource], tensors: Sequence[PlannedTensor], config: Mapping[str, object]
+) -> str | None:
+    """The host, where the model is its host again tensor for tensor, or with new layers without effect."""
+    if has_new_layers(sources):
+        return host.name if is_whole_host(host, sources, tensors) else None
     same = all(tensor.source == Copy(host.name, tensor.name) for tensor in tensors)
-    return same and len(tensors) == len(entries) and config == host.config
+    same = same and len(tensors) == len(host.checkpoint.tensors) and config == host.config
+    return host.name if same else None
 
 
 def _pin(donor: Donor) -> DonorPin:
@@ -130,23 +162,26 @@ def _pin(donor: Donor) -> DonorPin:
 
 
 def _rows(
-    sources: Sequence[LayerSource], donors: Mapping[str, Donor], tensors: Sequence[PlannedTensor], host: Donor
+    sources: Sequence[LayerSource],
+    donors: Mapping[str, Donor],
+    tensors: Sequence[PlannedTensor],
+    output: Structure,
 ) -> tuple[LayerRow, ...]:
+    """A row for each layer of `output`."""
     by_layer: dict[str, list[PlannedTensor]] = {}
-    prefix = host.structure.layer_prefix
+    prefix = output.layer_prefix
     for tensor in tensors:
         if tensor.name.startswith(prefix):
             by_layer.setdefault(tensor.name.removeprefix(prefix).partition(".")[0], []).append(tensor)
     rows = []
     for layer, source in enumerate(sources):
         own = by_layer[str(layer)]
-        first = source.parts[0]
         rows.append(
             LayerRow(
                 layer=layer,
                 sources=tuple(f"{part.donor}@{_short(donors[part.donor])} {part.layer}" for part in source.parts),
-                method=source.blend.method if source.blend else METHOD if source.identity else "copy",
-                kind=donors[first.donor].structure.kinds[first.layer],
+                method=name_method(source),
+                kind=output.kinds[layer],
                 parameters=sum(math.prod(tensor.shape) for tensor in own),
                 dtype="+".join(sorted({tensor.dtype for tensor in own})),
             )

@@ -67,6 +67,60 @@ class Convert:
 
 
 @dataclass(frozen=True)
+class Join:
+    """Tensors of donors, one under the other along their first axis; `converted` says that they are also rounded."""
+
+    origins: tuple[Origin, ...]
+    converted: bool = False
+    kind: Literal["join"] = "join"
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return "join, convert" if self.converted else "join"
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A donor's tensor times `factor` plus `shift`, computed in float32 and rounded to the output's dtype."""
+
+    donor: str
+    tensor: str
+    factor: float
+    shift: float
+    kind: Literal["affine"] = "affine"
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """The tensor that is scaled and shifted."""
+        return (Origin(self.donor, self.tensor),)
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        parts = [f"times {self.factor:g}"] if self.factor != 1 else []
+        parts += [f"{'plus' if self.shift > 0 else 'minus'} {abs(self.shift):g}"] if self.shift else []
+        return ", ".join(parts) or "convert"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A donor's tensor with `rows` rows of zeros after every `rows` of its rows."""
+
+    donor: str
+    tensor: str
+    rows: int
+    kind: Literal["spread"] = "spread"
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """The tensor that is spread."""
+        return (Origin(self.donor, self.tensor),)
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return f"spread, {self.rows} zero rows after every {self.rows}"
+
+
+@dataclass(frozen=True)
 class Merge:
     """Tensors of several donors, mixed by the plan's blend number `blend`, which has a source for each of them."""
 
@@ -98,6 +152,43 @@ class Fresh:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A tensor of a new `mixer`, made from its `origins`, the attention that it replaces; `seed` draws the rest."""
+
+    mixer: str
+    origins: tuple[Origin, ...]
+    seed: int
+    kind: Literal["derived"] = "derived"
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        return f"{self.mixer} from attention (seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A tensor of a new `mixer` that was fitted to what the attention, its `origins`, gives on a text.
+
+    `init` names what the fit starts from, "fresh" or "attention", drawn from `seed`. `text` is the sha256 of the text,
+    of which the first `tokens` were used, in windows of `window`.
+    """
+
+    mixer: str
+    init: str
+    origins: tuple[Origin, ...]
+    seed: int
+    text: str
+    tokens: int
+    window: int
+    kind: Literal["fitted"] = "fitted"
+
+    def describe(self, blends: Sequence[BlendUse]) -> str:
+        """How the tensor is made."""
+        of = f"{self.tokens:,} tokens of {self.text.removeprefix('sha256:')[:8]}"
+        return f"{self.mixer} fitted on {of} ({self.init}, seed {self.seed})"
+
+
+@dataclass(frozen=True)
 class Bridge:
     """A tensor of a linear map from the residual stream of `from_donor`'s layers into that of `to_donor`'s.
 
@@ -122,4 +213,4 @@ class Bridge:
         return f"bridge from '{self.from_donor}' to '{self.to_donor}' ({self.init}, seed {self.seed})"
 
 
-Source: TypeAlias = Copy | Convert | Merge | Fresh | Bridge
+Source: TypeAlias = Copy | Convert | Join | Affine | Spread | Merge | Fresh | Derived | Fitted | Bridge

@@ -10,6 +10,7 @@ from typing import Any
 
 from hybridizer.core.errors import CheckpointError, Problem
 from hybridizer.core.records import content_hash, read_record, to_jsonable
+from hybridizer.families.target import Served
 from hybridizer.plan.origin import BlendUse, Source
 
 SCHEMA = "hybridizer.plan/2"
@@ -61,10 +62,11 @@ class Evidence:
 class Plan:
     """Everything that decides the output's bytes, and nothing about where files lie.
 
-    `identity_of` names the donor that the output reproduces tensor for tensor; None for a new model. `unused` gives,
+    `identity_of` names the donor whose logits the output computes; None for a new model. `unused` gives,
     for every donor, its tensors that are left out and why. `config` is the output's config.json; `tokenizer_files` are
     the files taken over from the host, by name, with their sha256. `executor` is the key of the one in
-    hybridizer.splice.executors that makes the tensors. `train` says what trains afterwards.
+    hybridizer.splice.executors that makes the tensors. `train` says what trains afterwards. `served_by` says what runs
+    the model, where layers were put into another family.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     evidence: Evidence = Evidence()
     train: TrainPlan | None = None
+    served_by: tuple[Served, ...] = ()
 
     @property
     def spliced(self) -> Plan:
@@ -97,7 +100,7 @@ class Plan:
     def hash(self) -> str:
         """`sha256:<hex>` over all but names a user may change freely: equal for equal recipes and donors, anywhere."""
         content = self._as_jsonable()
-        for free in ("name", "warnings", "layers", "evidence"):
+        for free in ("name", "warnings", "layers", "evidence", "served_by"):
             del content[free]
         if self.train is None:
             del content["train"]

@@ -79,7 +79,9 @@ def explain_unused(
 
 def _replaced(donor: Donor, sources: Sequence[LayerSource]) -> dict[str, str]:
     """The output tensors of layers that the output has as identity copies alone."""
-    parts = [(source.parts[0].layer, source) for source in sources if source.parts[0].donor == donor.name]
+    parts = [
+        (source.parts[0].layer, source) for source in sources if source.parts and source.parts[0].donor == donor.name
+    ]
     whole = {layer for layer, source in parts if not source.identity}
     whole |= {part.layer for source in sources if source.blend for part in source.parts if part.donor == donor.name}
     alone = {layer for layer, _ in parts} - whole

@@ -31,6 +31,7 @@ def check(tree: Tree, default_name: str) -> Iterator[Finding]:
         for path, piece in pieces:
             yield from _check_slice(path, piece)
         yield from _check_total(pieces)
+        yield from _check_sizes(layout, pieces)
     yield from _check_training(tree.values)
     yield from _check_writers(_section(tree.values, "train"), donors)
 
@@ -136,14 +137,38 @@ def _check_slice(path: KeyPath, piece: Mapping[str, Any]) -> Iterator[Finding]:
     elif "blend" in piece and "layers" in piece:
         what = f"{name_of(path)} has `layers` beside `blend`, where they have no effect."
         yield Finding((*path, "layers"), what, "Give each of the blend's sources its own `layers`.")
-    elif "donor" not in piece and "blend" not in piece:
-        yield Finding(path, f"{name_of(path)} names no donor.", "Add `donor` with a donor's name, or a `blend`.")
-    if "blend" in piece and "as" in piece:
-        what = f"{name_of(path)} has `as` beside `blend`, and only a donor's own layers can be identity copies."
-        yield Finding((*path, "as"), what, "Delete the line, or copy the layers of one donor.")
+    elif not {"donor", "blend", "fresh"} & piece.keys():
+        what = f"{name_of(path)} names no donor."
+        yield Finding(path, what, "Add `donor` with a donor's name, a `blend`, or `fresh` with a kind of mixer.")
+    for other in ("blend", "mixer", "fresh"):
+        if other in piece and "as" in piece:
+            what = f"{name_of(path)} has `as` beside `{other}`, and only a donor's own layers can be identity copies."
+            yield Finding((*path, "as"), what, "Delete the line, or copy the layers of one donor.")
+    yield from _check_new_parts(path, piece)
     sources = list(_walk_sources(path, piece))
     yield from _check_lengths(sources)
     yield from _check_base(path, piece, sources)
+
+
+def _check_new_parts(path: KeyPath, piece: Mapping[str, Any]) -> Iterator[Finding]:
+    """Rules of slices whose layers are new, or get a new mixer."""
+    if "fresh" in piece:
+        for key in ("donor", "layers", "blend", "mixer"):
+            if key in piece:
+                what = f"{name_of(path)} has `{key}` beside `fresh`, and new layers come from no donor."
+                yield Finding((*path, key), what, "Make two entries of it.")
+    elif "count" in piece:
+        what = f"{name_of(path)} has `count`, which counts new layers, and no `fresh`."
+        yield Finding((*path, "count"), what, "Delete `count`; repeat layers by listing them twice.")
+    if "mixer" in piece and "blend" in piece:
+        what = f"{name_of(path)} has `mixer` beside `blend`: only layers of one donor can get another mixer."
+        yield Finding((*path, "mixer"), what, "Name a `donor`, or delete `mixer`.")
+    if piece.get("zero_output") is True and _section(piece, "mixer").get("fit") == "ridge":
+        what = f"{name_of(path)} has `zero_output`, and the fit gives the output projection other values."
+        yield Finding((*path, "zero_output"), what, "Delete it, or delete `fit`.")
+    if piece.get("zero_output") is True and not {"fresh", "mixer"} & piece.keys():
+        what = f"{name_of(path)} has `zero_output` and no new part."
+        yield Finding((*path, "zero_output"), what, "Delete it, or add `mixer`.")
 
 
 def _check_lengths(sources: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Finding]:
@@ -169,10 +194,24 @@ def _check_base(
 
 def _check_total(pieces: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Finding]:
     parts = [part for path, piece in pieces for part in (piece, *(source for _, source in _walk_sources(path, piece)))]
-    total = sum(count(_ranges(part) or ()) for part in parts)
+    total = sum(count(_ranges(part) or ()) for part in parts) + sum(_count_new(piece) for _, piece in pieces)
     if total > MAX_LAYERS:
         what = f"the slices list {total} layers in all; {MAX_LAYERS} is the limit."
         yield Finding(("layout", "slices"), what, "List fewer layers.")
+
+
+def _check_sizes(layout: Mapping[str, Any], pieces: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Finding]:
+    if "mixer_sizes" in layout and not any({"fresh", "mixer"} & piece.keys() for _, piece in pieces):
+        what = "`mixer_sizes` are those of new mixers, and no slice has `fresh` or `mixer`."
+        yield Finding(("layout", "mixer_sizes"), what, "Delete it, or add `mixer` to a slice.")
+    if "calibration" in layout and not any(_section(piece, "mixer").get("fit") == "ridge" for _, piece in pieces):
+        what = "`calibration` is what mixers are fitted on, and no mixer has `fit: ridge`."
+        yield Finding(("layout", "calibration"), what, "Delete it, or add `fit: ridge` to a mixer.")
+
+
+def _count_new(piece: Mapping[str, Any]) -> int:
+    number = piece.get("count", 1) if "fresh" in piece else 0
+    return number if isinstance(number, int) else 0  # reported by the models
 
 
 def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:

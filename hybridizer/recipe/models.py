@@ -17,6 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic.dataclasses import dataclass
 
+from hybridizer.recipe.examples import EXAMPLE_SLICES
 from hybridizer.recipe.fields import (
     AUTO,
     ORIGINALS,
@@ -42,10 +43,12 @@ from hybridizer.recipe.fields import (
     Seed,
     Size,
     SortedParameters,
+    Switch,
     Text,
     Tracker,
     WrittenAs,
 )
+from hybridizer.recipe.mixer import Calibration, Mixer, MixerKind, MixerSizes, TargetFamily
 from hybridizer.recipe.sections import fill_in, plain
 from hybridizer.recipe.train import HUB_KEYS, DataEntry, Lora, Stage, Train
 from hybridizer.recipe.tree import KeyPath, locate
@@ -61,11 +64,14 @@ __all__ = [
     "Blend",
     "BlendSource",
     "Boundary",
+    "Calibration",
     "DataEntry",
     "DonorEntry",
     "Evaluate",
     "Layout",
     "Lora",
+    "Mixer",
+    "MixerSizes",
     "Output",
     "ParameterValue",
     "Parameters",
@@ -139,20 +145,25 @@ class Blend:
     base: Text | None = Field(default=None, description="the source donor that a method with a base starts from")
 
 
+def _without(*keys: str) -> JsonDict:
+    return {"not": {"anyOf": [{"required": [key]} for key in keys]}}
+
+
 _ONE_KIND: JsonDict = {
     "oneOf": [
-        {"required": ["donor"], "not": {"required": ["blend"]}},
-        {
-            "required": ["blend"],
-            "not": {"anyOf": [{"required": ["donor"]}, {"required": ["layers"]}, {"required": ["as"]}]},
-        },
+        {"required": ["donor"], **_without("blend", "fresh", "count")},
+        {"required": ["blend"], **_without("donor", "layers", "fresh", "count", "mixer", "zero_output", "as")},
+        {"required": ["fresh"], **_without("donor", "layers", "blend", "mixer", "as")},
     ]
 }
 
 
 @dataclass(frozen=True, config=ConfigDict(**_CONFIG, json_schema_extra=_ONE_KIND))
 class Slice:
-    """A run of output layers: layers of one donor in the order given, repeats allowed, or a blend."""
+    """A run of output layers: layers of one donor in the order given, repeats allowed, a blend, or new layers.
+
+    With `mixer` the donor's layers keep their norms and networks, and their attention is replaced.
+    """
 
     donor: Text | None = Field(default=None, description="the name of a donor")
     layers: Layers | None = Field(
@@ -165,6 +176,23 @@ class Slice:
         examples=["identity"],
     )
     blend: Blend | None = Field(default=None, description="layers mixed from several donors, in place of `donor`")
+    mixer: Mixer | None = Field(default=None, description="what replaces the attention of these layers")
+    fresh: MixerKind | None = Field(
+        default=None,
+        description="new layers with a mixer of this kind, in place of `donor`",
+        examples=["mamba2"],
+    )
+    count: PositiveInt | None = Field(default=None, description="the number of new layers; 1 if left out", examples=[4])
+    zero_output: Switch = Field(
+        default=False,
+        description="output projections of new parts start at zero: new layers change nothing, swapped ones add only "
+        "their network",
+    )
+
+    @property
+    def unused_keys(self) -> tuple[str, ...]:
+        """The keys that have no effect beside the others."""
+        return () if self.mixer or self.fresh else ("zero_output",)
 
 
 _DIAL_OR_SLICES: JsonDict = {
@@ -180,21 +208,6 @@ _DIAL_OR_SLICES: JsonDict = {
         },
     ]
 }
-_EXAMPLE_SLICES = [
-    {"donor": "domain", "layers": "0..14"},
-    {"donor": "instruct", "layers": [15, "20..29"]},
-    {
-        "blend": {
-            "method": "slerp",
-            "base": "instruct",
-            "parameters": {"t": 0.5},
-            "sources": [
-                {"donor": "instruct", "layers": "10..12"},
-                {"donor": "domain", "layers": "10..12", "parameters": {"weight": 0.5}},
-            ],
-        }
-    },
-]
 
 
 @dataclass(frozen=True, config=ConfigDict(**_CONFIG, json_schema_extra=_DIAL_OR_SLICES))
@@ -229,7 +242,20 @@ class Layout:
         default=None,
         min_length=1,
         description="the output layers from shallow to deep, in full",
-        examples=[_EXAMPLE_SLICES],
+        examples=[EXAMPLE_SLICES],
+    )
+    mixer_sizes: MixerSizes | None = Field(
+        default=None,
+        description="sizes of the new mixers; those that the donor suggests if left out",
+        examples=[{"state": 64, "chunk": 64}],
+    )
+    calibration: Calibration | None = Field(
+        default=None, description="the text that mixers are fitted on", examples=[{"path": "corpus/**/*.txt"}]
+    )
+    target: TargetFamily | None = Field(
+        default=None,
+        description="the family of the model; the donors' own, or one that has the new mixers, if left out",
+        examples=["granitemoehybrid"],
     )
 
     @property

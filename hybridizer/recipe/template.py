@@ -100,7 +100,8 @@ def _key_lines(
             first, *rest = _shifted(inner, 4)
             group += [replace(first, indent=2, text=f"- {first.text}"), *rest]
     else:
-        group += _shifted(_section_lines(section, values.get(key, {}), shown, fill=not given), 2)
+        inside = values[key] if given else (field.examples or [{}])[0]
+        group += _shifted(_section_lines(section, inside, shown, fill=not given), 2)
     yield from (replace(line, out_at=(*out_at, *line.out_at)) for line in group)
 
 

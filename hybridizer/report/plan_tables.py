@@ -90,6 +90,11 @@ def training_lines(plan: Plan) -> list[str]:
     return lines + [f"{one_line(stage.name, 30)}: {note}" for stage in plan.train.stages for note in stage.notes]
 
 
+def served_lines(plan: Plan) -> list[str]:
+    """What runs the model, and under which condition; nothing for a model of its donors' own family."""
+    return [f"served by {served.by}: {served.answer} ({served.how})" for served in plan.served_by]
+
+
 def amount_lines(amounts: Mapping[str, Any]) -> list[str]:
     """Steps, epochs of each source and space on disk, of the plain object of a `RunAmounts`."""
     disk = f"disk: about {readable(amounts['disk_bytes'], 'B')} at the peak of the build"

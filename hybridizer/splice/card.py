@@ -31,6 +31,7 @@ A hybrid of {_count(len(plan.donors), "donor")}: {len(plan.layers)} layers, {pla
 {chr(10).join(_donor_lines(plan))}
 
 {_training_lines(plan, training) if training else ""}\
+{_served_lines(plan)}\
 Load it with `transformers.AutoModelForCausalLM.from_pretrained`. The origin of every tensor is in `manifest.json`
 (plan `{plan.hash}`); `hybridize verify` checks this folder against it.
 """
@@ -71,6 +72,12 @@ def _training_lines(plan: Plan, training: Mapping[str, Any]) -> str:
         "The frozen tensors hash as they did before training (`manifest.json`).",
     ]
     return "\n".join(lines) + "\n\n"
+
+
+def _served_lines(plan: Plan) -> str:
+    """What runs a model of another family than its donors', as a list; nothing for others."""
+    lines = [f"- {served.by}: {served.answer}. {served.how[:1].upper()}{served.how[1:]}." for served in plan.served_by]
+    return "\n".join(["What runs it:", "", *lines, "", ""]) if lines else ""
 
 
 def _layer_lines(rows: Iterable[LayerRow]) -> list[str]:

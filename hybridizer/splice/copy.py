@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from hybridizer.checkpoint.dtypes import DTYPE_BITS, FLOATING
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import OutputTensor, required_bytes
+from hybridizer.checkpoint.layout import Source as Bytes
 from hybridizer.checkpoint.publish import check_free_space
 from hybridizer.checkpoint.writer import WrittenCheckpoint, write_checkpoint
 from hybridizer.core.errors import PlanError, Problem
@@ -21,6 +22,9 @@ from hybridizer.plan.plan import Plan, PlannedTensor
 PLAN_KEY: Final = "hybridizer_plan"  # in the metadata of every weight file: the hash of the plan it was written by
 _CHUNK_BYTES: Final = 4 << 20
 _RECORD_BYTES: Final = 1024  # of the manifest, for each tensor and each layer
+
+
+Make: TypeAlias = Callable[[Plan, PlannedTensor, Mapping[str, Donor]], Bytes]
 
 
 def splice(
@@ -37,7 +41,22 @@ def splice(
     Imports no torch unless something is blended or converted. Raises PlanError for a source other than Copy, Convert,
     Merge and Fresh zeros, before anything is written, and OutputError when the disk is full.
     """
-    tensors = [_output_tensor(plan, tensor, donors, trained or {}) for tensor in plan.tensors]
+    return write_planned(plan, donors, folder, monitor, trained, make_copied)
+
+
+def write_planned(
+    plan: Plan,
+    donors: Mapping[str, Donor],
+    folder: Path,
+    monitor: Monitor,
+    trained: Mapping[str, TensorEntry] | None,
+    make: Make,
+) -> WrittenCheckpoint:
+    """Write the plan's tensors into `folder`: those in `trained` from there, all others as `make` gives their bytes.
+
+    `make` is called for every other tensor before anything is written. Raises OutputError when the disk is full.
+    """
+    tensors = [_output_tensor(plan, tensor, donors, trained or {}, make) for tensor in plan.tensors]
     check_free_space(folder, required_bytes(tensors) + _companion_bytes(plan, donors[plan.host]))
     with monitor.task("splice", sum(tensor.num_bytes for tensor in tensors), "bytes") as advance:
         return write_checkpoint(
@@ -56,33 +75,37 @@ def _companion_bytes(plan: Plan, host: Donor) -> int:
 
 
 def _output_tensor(
-    plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor], trained: Mapping[str, TensorEntry]
+    plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor], trained: Mapping[str, TensorEntry], make: Make
 ) -> OutputTensor:
     if tensor.name in trained:
         found = trained[tensor.name]
         assert found.shape == tensor.shape, (tensor, found.shape)
-        return OutputTensor(tensor.name, tensor.dtype, tensor.shape, _in_dtype(found, tensor.dtype))
-    source = _make(plan, tensor, donors)
-    return OutputTensor(tensor.name, tensor.dtype, tensor.shape, source)
+        return OutputTensor(tensor.name, tensor.dtype, tensor.shape, in_dtype(found, tensor.dtype))
+    return OutputTensor(tensor.name, tensor.dtype, tensor.shape, make(plan, tensor, donors))
 
 
-def _make(
-    plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor]
-) -> TensorEntry | Callable[[], Iterable[memoryview]]:
-    entries = [donors[origin.donor].checkpoint.tensors[origin.tensor] for origin in tensor.source.origins]
+def make_copied(plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor]) -> Bytes:
+    """The bytes of a tensor that is copied, converted or merged. Raises PlanError for any other source."""
+    entries = find_entries(tensor, donors)
     match tensor.source:
         case Copy() | Convert():
-            return _in_dtype(entries[0], tensor.dtype)
+            return in_dtype(entries[0], tensor.dtype)
         case Merge(blend=number):
             return lambda: _blended(plan.blends[number], tensor, entries, plan.seed)
         case Fresh(init="zero") if tensor.dtype in FLOATING:
             return lambda: _zeros(math.prod(tensor.shape) * DTYPE_BITS[tensor.dtype] // 8)
         case other:
-            what = f"the executor 'copy' cannot make it: {other.describe(plan.blends)}."
+            what = f"the executor '{plan.executor}' cannot make it: {other.describe(plan.blends)}."
             raise PlanError(Problem(f"tensor '{tensor.name}'", what, "Use an executor that can."))
 
 
-def _in_dtype(entry: TensorEntry, dtype: str) -> TensorEntry | Callable[[], Iterable[memoryview]]:
+def find_entries(tensor: PlannedTensor, donors: Mapping[str, Donor]) -> list[TensorEntry]:
+    """The donor tensors that `tensor` is made from."""
+    return [donors[origin.donor].checkpoint.tensors[origin.tensor] for origin in tensor.source.origins]
+
+
+def in_dtype(entry: TensorEntry, dtype: str) -> TensorEntry | Callable[[], Iterable[memoryview]]:
+    """The bytes of a tensor as they are, or rounded to another dtype."""
     if entry.dtype == dtype:
         return entry
     from hybridizer.models.tensors import converted_chunks

@@ -17,6 +17,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.plan import Plan
 from hybridizer.splice.copy import splice
+from hybridizer.splice.native import splice_native
 
 
 class Executor(Protocol):
@@ -35,7 +36,7 @@ class Executor(Protocol):
     ) -> WrittenCheckpoint: ...
 
 
-EXECUTORS: Final[Mapping[str, Executor]] = MappingProxyType({"copy": splice})
+EXECUTORS: Final[Mapping[str, Executor]] = MappingProxyType({"copy": splice, "native": splice_native})
 
 
 def find_executor(plan: Plan) -> Executor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hybridizer.checkpoint.hashing import hash_chunks, hash_file, hash_tensor
+from hybridizer.checkpoint.hashing import hash_chunks, hash_file, read_tensor_chunks
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.writer import WrittenCheckpoint
 from hybridizer.core.errors import Problem, RunError
@@ -18,7 +18,7 @@ from hybridizer.core.files import write_file
 from hybridizer.core.records import write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.manifest import FILE_NAME, Manifest, make_manifest
-from hybridizer.plan.origin import Convert, Copy
+from hybridizer.plan.origin import Convert, Copy, Join
 from hybridizer.plan.plan import Plan
 from hybridizer.splice.card import write_card
 
@@ -81,28 +81,33 @@ def _file_name(text: str) -> str:
 def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: Mapping[str, str]) -> int:
     """How many frozen tensors hash in memory, after training, as their donors' do in the plan's dtype.
 
-    Only copied and converted tensors are compared. Raises RunError for one that differs.
+    Only copied, converted and joined tensors are compared. Raises RunError for one that differs.
     """
     compared = 0
     for tensor in plan.tensors:
-        if tensor.name not in frozen_sha256 or not isinstance(tensor.source, Copy | Convert):
+        if tensor.name not in frozen_sha256 or not isinstance(tensor.source, Copy | Convert | Join):
             continue
-        donor = tensor.source.donor
-        entry = donors[donor].checkpoint.tensors[tensor.source.tensor]
-        if _hash_as(entry, tensor.dtype) != frozen_sha256[tensor.name]:
-            what = f"frozen, and differs from '{entry.name}' of the donor '{donor}'."
+        origins = tensor.source.origins
+        entries = [donors[origin.donor].checkpoint.tensors[origin.tensor] for origin in origins]
+        if _hash_as(entries, tensor.dtype) != frozen_sha256[tensor.name]:
+            names = " + ".join(f"'{entry.name}'" for entry in entries)
+            what = f"frozen, and differs from {names} of the donor '{origins[0].donor}'."
             fix = "The spliced model or the donor changed during the run: build again under another name."
             raise RunError(Problem(tensor.name, what, fix))
         compared += 1
     return compared
 
 
-def _hash_as(entry: TensorEntry, dtype: str) -> str:
+def _hash_as(entries: Sequence[TensorEntry], dtype: str) -> str:
+    return f"sha256:{hash_chunks(chunk for entry in entries for chunk in _chunks(entry, dtype))}"
+
+
+def _chunks(entry: TensorEntry, dtype: str) -> Iterator[memoryview]:
     if entry.dtype == dtype:
-        return hash_tensor(entry)
+        return read_tensor_chunks(entry)
     from hybridizer.models.tensors import converted_chunks
 
-    return f"sha256:{hash_chunks(converted_chunks(entry, dtype))}"
+    return converted_chunks(entry, dtype)
 
 
 def tool_versions() -> dict[str, str]:

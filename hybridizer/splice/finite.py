@@ -8,22 +8,22 @@ from pathlib import Path
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.checkpoint.scan import find_nonfinite
 from hybridizer.core.errors import Problem, VerificationError
-from hybridizer.plan.origin import Copy
+from hybridizer.plan.origin import Copy, Join
 from hybridizer.plan.plan import Plan
 
 _LISTED = 8
 
 
 def check_finite(plan: Plan, folder: Path, trained: Collection[str]) -> None:
-    """Return if every tensor in `folder` that was trained, blended or converted is finite.
+    """Return if every tensor in `folder` that was trained or computed is finite.
 
     Reads those tensors once. Raises VerificationError with a problem per tensor, at most 8, each naming how the tensor
-    was made. Copies are a donor's own bytes, which `--deep-check` scans.
+    was made. Copied and joined tensors are a donor's own bytes, which `--deep-check` scans.
     """
     found = open_checkpoint(folder).tensors
     problems = []
     for tensor in plan.tensors:
-        if tensor.name not in trained and isinstance(tensor.source, Copy):
+        if tensor.name not in trained and isinstance(tensor.source, Copy | Join):
             continue
         if count := find_nonfinite(found[tensor.name]):
             what = f"{count} values of '{tensor.name}' ({tensor.dtype}) are NaN or infinite"

@@ -140,7 +140,7 @@ def _compare(tensor: TensorEntry, source: TensorEntry | None) -> str | None:
 def _made(manifest: Manifest, trained: frozenset[str]) -> list[str]:
     """How tensors that are not copies were made, in words."""
     made = {tensor.kind for name, tensor in manifest.tensors.items() if name not in trained} - {"copy"}
-    words = {"convert": "converted", "merge": "merged"}
+    words = {"convert": "converted", "derived": "derived", "fitted": "fitted", "join": "joined", "merge": "merged"}
     return [
         f"some are {word}" for word in sorted({words.get(k, "new") for k in made} | ({"trained"} if trained else set()))
     ]

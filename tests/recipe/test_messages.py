@@ -113,7 +113,7 @@ def test_mistakes_with_the_dial(refuse, old: str, new: str, message: str) -> Non
         ("0..14", "0..14, 20", "recipe.yaml:7: the key `20` is the number 20 to YAML; keys are text.\n"
          "  Quote the key: '20'. If it belongs to a list of layers, put the list in brackets: [0..14, 20]."),
         ("- {donor: a, layers: 0..14}", "- {layers: 0..14}", "recipe.yaml:7: entry 0 of `slices` names no donor.\n"
-         "  Add `donor` with a donor's name, or a `blend`."),
+         "  Add `donor` with a donor's name, a `blend`, or `fresh` with a kind of mixer."),
         ("{donor: b, layers: 15..16}", "{donor: b, layers: 15..17}",
          "recipe.yaml:14: the number of layers differs: 3 in entry 1 of `sources`, 2 in entry 0.\n"
          "  Give every source of the blend equally many."),

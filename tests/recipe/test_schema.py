@@ -30,6 +30,9 @@ VALUES: dict[str, Any] = {
         "slices": [
             {"donor": "a", "layers": "0..2"},
             {"donor": "b", "layers": [5, "3..4"], "as": "identity"},
+            {"donor": "b", "layers": 6, "mixer": {"kind": "mamba2", "parallel": True}, "zero_output": True},
+            {"donor": "b", "layers": 7, "mixer": {"kind": "mamba2", "init": "attention", "fit": "ridge"}},
+            {"fresh": "mamba2", "count": 2, "zero_output": True},
             {
                 "blend": {
                     "method": "ties",
@@ -42,6 +45,9 @@ VALUES: dict[str, Any] = {
                 }
             },
         ],
+        "mixer_sizes": {"heads": 4, "head_dim": 16, "state": 8, "groups": 2, "conv": 4, "chunk": 64},
+        "calibration": {"path": "x.txt", "field": "text", "tokens": "8k", "window": 256},
+        "target": "granitemoehybrid",
     },
     "output": {"dtype": "keep", "max_shard_bytes": "5GB"},
     "trace": {
@@ -171,10 +177,15 @@ def test_recipes_and_starter_are_valid(validator) -> None:
         (("layout", "slices"), []),
         (("layout", "slices", 0, "layers"), "3-4"),
         (("layout", "slices", 0, "layers"), []),
-        (("layout", "slices", 0, "blend"), VALUES["layout"]["slices"][2]["blend"]),
-        (("layout", "slices", 2, "layers"), 3),
-        (("layout", "slices", 2, "blend", "sources"), [{"donor": "a"}]),
-        (("layout", "slices", 2, "blend", "parameters", "t"), "x"),
+        (("layout", "slices", 0, "blend"), VALUES["layout"]["slices"][5]["blend"]),
+        (("layout", "slices", 5, "layers"), 3),
+        (("layout", "slices", 5, "blend", "sources"), [{"donor": "a"}]),
+        (("layout", "slices", 5, "blend", "parameters", "t"), "x"),
+        (("layout", "slices", 2, "mixer"), {"kind": "mamba3"}),
+        (("layout", "slices", 2, "blend"), VALUES["layout"]["slices"][5]["blend"]),
+        (("layout", "slices", 4, "donor"), "a"),
+        (("layout", "slices", 4, "mixer"), {"kind": "mamba2"}),
+        (("layout", "slices", 0, "count"), 2),
         (("donors", "a", "fingerprint"), "sha256:abc"),
         (("output", "dtype"), "fp16"),
         (("trace", "mask_ratio"), 1.5),

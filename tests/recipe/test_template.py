@@ -42,8 +42,8 @@ def take_in(text: str, start: str, column: int = 0) -> str:
 def test_the_layout_in_full_loads_once_its_signs_are_taken_away(load) -> None:
     text = re.sub(r"\n  (deep|shallow|# boundary):.*(\n {10,}#.*)?", "", starter())
     recipe = load(take_in(text, "  # slices", 2))
-    assert [piece.donor for piece in recipe.layout.slices] == ["domain", "instruct", None]
-    assert recipe.layout.slices[2].blend.method == "slerp"
+    assert [piece.donor for piece in recipe.layout.slices] == ["domain", "instruct", "instruct", None, None]
+    assert recipe.layout.slices[4].blend.method == "slerp"
 
 
 def test_the_optional_sections_load_once_their_signs_are_taken_away_and_hold_the_defaults(load) -> None:

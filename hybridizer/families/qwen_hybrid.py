@@ -1,0 +1,150 @@
+"""qwen3_5_text and qwen3_next as targets: attention with an output gate beside gated delta nets.
+
+Their attention has what Qwen3's has not, a gate for each value: zero rows in the query matrix make every gate a half,
+and twice the output matrix undoes it. Their norms multiply by one plus the weight. Both are exact in float32 for norm
+weights from a half to two; below that, and in bfloat16, one less than a weight may be rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hybridizer.families.names import Shapes
+from hybridizer.families.target import (
+    FULL_ATTENTION,
+    ONE_ROPE,
+    SILU,
+    Facts,
+    LayerMap,
+    Made,
+    Served,
+    Sizes,
+    Target,
+    check_heads,
+    common_config,
+    copied,
+    suggest_heads,
+)
+
+_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
+_NETWORK = ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")
+
+
+def _less_one(name: str) -> Made:
+    return Made("affine", (name,), shift=-1.0)
+
+
+def _map_layer(facts: Facts, shapes: Shapes) -> LayerMap:
+    biases = [f"self_attn.{name}_proj.bias" for name in "kvo" if f"self_attn.{name}_proj.bias" in shapes]
+    attention = {
+        "self_attn.q_proj.weight": Made("spread", ("self_attn.q_proj.weight",), rows=facts.head_dim),
+        **copied("self_attn.k_proj.weight", "self_attn.v_proj.weight", *biases),
+        "self_attn.o_proj.weight": Made("affine", ("self_attn.o_proj.weight",), factor=2.0),
+        **{name: _less_one(name) for name in ("self_attn.q_norm.weight", "self_attn.k_norm.weight")},
+    }
+    if "self_attn.q_proj.bias" in shapes:
+        attention["self_attn.q_proj.bias"] = Made("spread", ("self_attn.q_proj.bias",), rows=facts.head_dim)
+    return LayerMap(attention, {**{name: _less_one(name) for name in _NORMS}, **copied(*_NETWORK)})
+
+
+def _write_config(facts: Facts, sizes: Sizes, family: str, architecture: str) -> dict[str, Any]:
+    config = common_config(facts, family, architecture)
+    return {
+        **config,
+        "rope_parameters": {**config["rope_parameters"], "partial_rotary_factor": 1.0},
+        "partial_rotary_factor": 1.0,
+        "attention_bias": bool(facts.settings("attention_bias")),
+        "head_dim": facts.head_dim,
+        "linear_conv_kernel_dim": sizes["conv"],
+        "linear_key_head_dim": sizes["state"],
+        "linear_value_head_dim": sizes["head_dim"],
+        "linear_num_key_heads": sizes["groups"],
+        "linear_num_value_heads": sizes["heads"],
+    }
+
+
+def _check_sizes(facts: Facts, sizes: Sizes) -> Iterator[str]:
+    return check_heads(sizes)
+
+
+def _shapes_of_3_5(facts: Facts, sizes: Sizes) -> Shapes:
+    heads, values, keys = sizes["heads"], sizes["heads"] * sizes["head_dim"], sizes["groups"] * sizes["state"]
+    return {
+        "linear_attn.in_proj_qkv.weight": (2 * keys + values, facts.hidden),
+        "linear_attn.in_proj_z.weight": (values, facts.hidden),
+        "linear_attn.in_proj_b.weight": (heads, facts.hidden),
+        "linear_attn.in_proj_a.weight": (heads, facts.hidden),
+        "linear_attn.conv1d.weight": (2 * keys + values, 1, sizes["conv"]),
+        "linear_attn.dt_bias": (heads,),
+        "linear_attn.A_log": (heads,),
+        "linear_attn.norm.weight": (sizes["head_dim"],),
+        "linear_attn.out_proj.weight": (facts.hidden, values),
+    }
+
+
+def _shapes_of_next(facts: Facts, sizes: Sizes) -> Shapes:
+    heads, values, keys = sizes["heads"], sizes["heads"] * sizes["head_dim"], sizes["groups"] * sizes["state"]
+    joined = {
+        "linear_attn.in_proj_qkvz.weight": (2 * keys + 2 * values, facts.hidden),
+        "linear_attn.in_proj_ba.weight": (2 * heads, facts.hidden),
+    }
+    rest = {name: shape for name, shape in _shapes_of_3_5(facts, sizes).items() if ".in_proj_" not in name}
+    return {**joined, **rest}
+
+
+def _served_by(facts: Facts, layers: Sequence[str], architecture: str) -> tuple[Served, ...]:
+    step = interval(layers)
+    llama = Served("llama.cpp", "no", "it takes attention in every n-th layer alone, and these have another order")
+    if step is not None and architecture.startswith("Qwen3_5"):
+        llama = Served("llama.cpp", "yes", "convert with --no-mtp; it computed the same perplexity")
+    elif step is not None:
+        llama = Served("llama.cpp", "untried", "its converter knows Qwen3NextForCausalLM")
+    return (
+        Served("transformers", "yes", f"5.23, as {architecture}"),
+        Served("vLLM", "yes", f"{architecture}; read in the source of 0.33, not run"),
+        llama,
+    )
+
+
+def interval(layers: Sequence[str]) -> int | None:
+    """n, where exactly every n-th of `layers` has attention; None where they have another order."""
+    step = layers.index("full_attention") + 1 if "full_attention" in layers else len(layers) + 1
+    regular = all((name == "full_attention") == ((place + 1) % step == 0) for place, name in enumerate(layers))
+    return step if regular else None
+
+
+_COMMON = Target(
+    family="qwen3_5_text",
+    architecture="Qwen3_5ForCausalLM",
+    donors=("qwen3",),
+    mixers={"gated_delta_net": "linear_attention"},
+    attention="full_attention",
+    conditions=(FULL_ATTENTION, ONE_ROPE, SILU),
+    outputs={"gated_delta_net": ("linear_attn.out_proj.weight",), "network": ("mlp.down_proj.weight",)},
+    served_by=lambda facts, layers: _served_by(facts, layers, "Qwen3_5ForCausalLM"),
+    map_layer=_map_layer,
+    map_norm=_less_one,
+    write_config=lambda facts, sizes: _write_config(facts, sizes, "qwen3_5_text", "Qwen3_5ForCausalLM"),
+    suggest_sizes=lambda facts: {**suggest_heads(facts), "conv": 4},
+    check_sizes=_check_sizes,
+    mixer_shapes=_shapes_of_3_5,
+    derived=("gated_delta_net",),
+    bit_exact=False,
+)
+QWEN3_5 = _COMMON
+QWEN3_NEXT = replace(
+    _COMMON,
+    family="qwen3_next",
+    architecture="Qwen3NextForCausalLM",
+    served_by=lambda facts, layers: _served_by(facts, layers, "Qwen3NextForCausalLM"),
+    write_config=lambda facts, sizes: {
+        **_write_config(facts, sizes, "qwen3_next", "Qwen3NextForCausalLM"),
+        "num_experts": 0,
+        "num_experts_per_tok": 0,
+        "router_aux_loss_coef": 0.0,
+    },
+    mixer_shapes=_shapes_of_next,
+    derived=(),
+)
