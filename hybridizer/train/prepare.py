@@ -13,6 +13,7 @@ from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.document_attention import document_attention
 from hybridizer.models.hardware import choose_compile
 from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
+from hybridizer.models.memory import trimmed_heap
 from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.wrapping import compiled, recomputing
@@ -63,8 +64,10 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
         enter(_attention(job, objective, documents, device))
         # Before checkpointing, which would hide the layers' code from the compiler.
         enter(_compilation(job, compiles))
-        # Last, so that the backward pass runs everything above once more.
+        # So that the backward pass runs everything above once more.
         enter(_checkpointing(job))
+        # Around the layers as they run in the forward pass: changes nothing that is computed.
+        enter(_trimming(job, compiles, device))
         yield Prepared(objective, dtype, documents)
 
 
@@ -110,6 +113,11 @@ def _attention(
 
 def _compilation(job: TrainJob, compiles: bool) -> AbstractContextManager[None]:
     return compiled(job.parts.layers) if compiles else nullcontext()
+
+
+def _trimming(job: TrainJob, compiles: bool, device: torch.device) -> AbstractContextManager[None]:
+    trims = device.type == "cpu" and not compiles  # a hook would break compiled graphs
+    return trimmed_heap(job.parts.layers) if trims else nullcontext()
 
 
 def _checkpointing(job: TrainJob) -> AbstractContextManager[None]:
