@@ -8,10 +8,10 @@ from hybridizer.plan.flops import TokenFlops, count_token_flops, full_training
 from hybridizer.plan.freeze import FreezeChoice
 
 # What glibc's heap holds beyond the living tensors in it, as a share of those that come and go in a step: of
-# activations and a chunk of logits, where 0.5 to 0.7 was measured over 2,048 and 8,192 tokens with attention per
-# document (scripts/bench_memory.py), and of gradients that are there at the peak. Masters and optimizer state stay, and
-# scatter nothing. On CUDA living tensors are what is counted.
-HEAP_SPREAD = {"cpu": 0.5, "cuda": 0.0}
+# activations and a chunk of logits, with the heap trimmed in the middle of the forward pass (0.5 without; see
+# models.memory.trimmed_heap and scripts/bench_memory.py), and of gradients that are there at the peak. Masters and
+# optimizer state stay, and scatter nothing. On CUDA living tensors are what is counted.
+HEAP_SPREAD = {"cpu": 0.25, "cuda": 0.0}
 ADAPTED_SPREAD = {"cpu": 0.7, "cuda": 0.0}  # adapters free a block beside each that is kept: 0.6 and 0.8 were measured
 GRADIENT_SPREAD = {"cpu": 0.8, "cuda": 0.0}
 LARGE_ELEMENTS = 2**23  # 32 MiB of float32: such a block is never in the heap, it is mapped

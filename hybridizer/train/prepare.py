@@ -14,6 +14,7 @@ from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.document_attention import document_attention
 from hybridizer.models.hardware import choose_compile
 from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
+from hybridizer.models.memory import trimmed_heap
 from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.wrapping import compiled, recomputing
@@ -72,8 +73,10 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
             # Before checkpointing, which would hide the layers' code from the compiler.
             enter(_compilation(each.parts, compiles))
             documents.append(found)
-        # Last, so that the backward pass runs everything above once more.
+        # So that the backward pass runs everything above once more.
         enter(_checkpointing(job))
+        # Around the layers as they run in the forward pass: changes nothing that is computed.
+        enter(_trimming(job, compiles, device))
         assert isinstance(objective, LossBySource), "the first is the one that trains"
         yield Prepared(objective, dtype, documents[0])
 
@@ -145,6 +148,11 @@ def _attention(
 
 def _compilation(parts: TrainableParts, compiles: bool) -> AbstractContextManager[None]:
     return compiled(parts.layers) if compiles else nullcontext()
+
+
+def _trimming(job: TrainJob, compiles: bool, device: torch.device) -> AbstractContextManager[None]:
+    trims = device.type == "cpu" and not compiles  # a hook would break compiled graphs
+    return trimmed_heap(job.parts.layers) if trims else nullcontext()
 
 
 def _checkpointing(job: TrainJob) -> AbstractContextManager[None]:
