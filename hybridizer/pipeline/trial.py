@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +35,7 @@ from hybridizer.pipeline.trial_plan import forecast
 from hybridizer.pipeline.trial_sets import TrialSets, open_trial_sets
 from hybridizer.pipeline.trial_setup import TrialArmSetup, TrialSetup, set_up_trial
 from hybridizer.recipe.load import RecipeSource
-from hybridizer.train.folder import RECORD, read_log, whole_lines
-
-CURVE = "curve.jsonl"
+from hybridizer.train.folder import RECORD, read_curve, read_log
 
 
 @dataclass(frozen=True)
@@ -125,9 +122,8 @@ def _curves(
 ) -> Iterator[tuple[str, int, tuple[Mapping[str, Any], ...]]]:
     for name, scores in found.items():
         for seed in setup.trial.seeds:
-            lines = whole_lines(setup.folder.run(name, scores.lr, seed).training / CURVE)
-            if lines:
-                yield name, seed, tuple(json.loads(line) for line in lines)
+            if rows := read_curve(setup.folder.run(name, scores.lr, seed).training):
+                yield name, seed, tuple(rows)
 
 
 def make_record(setup: TrialSetup, sets: TrialSets, found: Mapping[str, ArmScores], monitor: Monitor) -> TrialRecord:

@@ -101,6 +101,11 @@ def _trial_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.train is not None and recipe.train.max_minutes is not None:
         what = "`max_minutes` ends a training by the clock, and the arms of a trial have the same number of tokens."
         yield Problem(recipe.locate(("train", "max_minutes")), what, "Delete it, or give `max_steps`.")
+    measured = recipe.evaluate
+    if measured is not None and (measured.keep == "best" or measured.on_forgetting == "stop"):
+        key = "keep" if measured.keep == "best" else "on_forgetting"
+        what = f"`{key}: {getattr(measured, key)}` looks at held-out text that the trial reports."
+        yield Problem(recipe.locate(("evaluate", key)), what, "Delete the line: curves are measured without it.")
     for arm in recipe.trial.arms or ():
         yield from _arm_problems(arm, recipe)
 

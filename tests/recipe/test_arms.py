@@ -113,6 +113,9 @@ def test_none_in_place_of_the_section_or_after_set_is_a_recipe_without_a_trial(l
         ("tokens: 2M", "tokens: 2M, max_minutes: 3",
          "recipe.yaml:3: `max_minutes` ends a training by the clock, and the arms of a trial have the same number "
          "of tokens.\n  Delete it, or give `max_steps`."),
+        ("tokens: 2M}\n", "tokens: 2M}\nevaluate: {every: 5, keep: best}\n",
+         "recipe.yaml:4: `keep: best` looks at held-out text that the trial reports.\n  Delete the line: curves are "
+         "measured without it."),
         ("train: {data: [{path: t.txt}], tokens: 2M}\n", "",
          "recipe.yaml:3: `trial` compares trainings, and there is no `train`.\n  Add `train`, or delete `trial`."),
     ],
