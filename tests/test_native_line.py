@@ -67,3 +67,22 @@ def test_verify_and_inspect_know_every_tensor():
     assert "join of a:model.layers.0.mlp.gate_proj.weight + a:model.layers.0.mlp.up_proj.weight" in shown
     assert "model.layers.2.mamba.out_proj.weight  F32 [64, 64]  fresh (zero, seed 0), trained" in shown
     assert "fresh (granitemoehybrid, seed 0), trained" in shown
+
+
+@pytest.mark.slow
+def test_a_model_with_new_layers_alone_is_traced_itself_before_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    make_workshop(tmp_path)
+    new = {"fresh": "mamba2", "zero_output": True}
+    slices = [{"donor": "a", "layers": "0..1"}, new, {"donor": "a", "layers": "2..3"}]
+    write_recipe(
+        tmp_path / "x.yaml",
+        donors={"a": "donors/instruct"},
+        layout={"slices": slices},
+        train={**TRAIN, "max_steps": 1, "freeze": [0, 1, 3, 4], "precision": "float32"},
+        trace={"probes": "probes.jsonl", "num_resamples": 20},
+        evaluate={"max_tokens": 100, "context": 64, "new_tokens": 1},
+    )
+    built = hybridize("build", "x.yaml").stdout
+    assert "12 prompts before and after training" in built and " 4  " in built.partition("layer    dJS")[2]

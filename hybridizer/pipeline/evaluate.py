@@ -130,10 +130,11 @@ def _compare_profiles(planned: Planned, run: RunFolder, monitor: Monitor) -> dic
 
     plan = planned.plan
     assert plan.train is not None, "called for plans that train"
-    # An identity splice is its donor, of which the plan may have a trace.
-    before = next((traced for traced in planned.resolved.traces if traced.donor == plan.identity_of), None)
-    if before is None and plan.identity_of is not None:  # of a stored plan
-        before = trace(planned.donors[plan.identity_of], _request(planned), monitor)
+    # An identity splice is its donor, of which the plan may have a trace; in another family its layers are others.
+    same = plan.identity_of if plan.executor == "copy" else None
+    before = next((traced for traced in planned.resolved.traces if traced.donor == same), None)
+    if before is None and same is not None:  # of a stored plan
+        before = trace(planned.donors[same], _request(planned), monitor)
     before = before or _trace(planned, run.spliced, "before training", monitor)
     after = _trace(planned, run.model, "after training", monitor)
     return compare_profiles(before, after, plan.train.boundary).to_json()
