@@ -1,7 +1,7 @@
 """Which layers keep their attention: evenly, by a seed, or by evidence of what each layer loses without it.
 
 The evidence here is measured in memory: the attention of one layer at a time is replaced by a fitted mixer, and beside
-it by nothing. A mixer that is no better than nothing is named.
+it by nothing. A mixer that does not beat nothing is named.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SwapScore:
 class Choice:
     """The layers that keep their attention and those that are swapped; `evidence` per layer, larger where it matters.
 
-    `useless` are swapped layers whose mixer was measured and is no better than nothing.
+    `useless` are swapped layers whose mixer was measured and does not beat nothing.
     """
 
     strategy: str

@@ -1,6 +1,6 @@
 """A hybrid beside its donor and its control, the same layers with nothing in the place of their attention: in memory.
 
-A hybrid that is no better than its control gains nothing from its mixers.
+A hybrid that does not beat its control gains nothing from its mixers.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def train_in_stages(
 ) -> TrainRecord:
     """Train the model in `spliced` as `plan` says, stage after stage, as `train.run.train` does for a single one.
 
-    A held-out `curve` goes on from stage to stage; where the best step is kept, each stage keeps its own.
+    A held-out `curve` continues from stage to stage; where the best step is kept, each stage keeps its own.
     A finished stage of other settings is refused, or with `replace_finished` removed together with those after it.
     Raises InputError for that, RunError where a tensor that no stage trains differs between stages, and what
     `train.loop.train` raises.
