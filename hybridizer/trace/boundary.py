@@ -126,6 +126,9 @@ def knee(record: TraceRecord) -> tuple[int, str]:
     return _knee_among(record, range(1, len(record.layers)))
 
 
+NO_PROMISE = "no trace was found to predict what training gains (`hybridize trial` measures it)"
+
+
 def auto(record: TraceRecord) -> tuple[int, str]:
     """The licensed boundary whose licence is furthest from being lost, else the midpoint.
 
@@ -133,16 +136,19 @@ def auto(record: TraceRecord) -> tuple[int, str]:
     and largest S are at layer 2 of 30, because of a spike in one layer, which leaves almost nothing to train. Licences
     are corrected for this search (licence.py). Of those, the one with the largest least lower end of an interval of
     S(b) among all settings is taken. The midpoint is the one b that no search chose, which is why it is the fallback.
+    The reason says that no licence promises what training will give: where boundaries were trained, no measure of a
+    trace told more than how many layers train (docs/evidence.md, scripts/trace_outcome.py).
     """
     inner = inner_boundaries(len(record.layers))
     licensed = [b for b in inner if judge(record.licence_settings, b, INNER).verdict == LICENSED]
     span = f"boundaries {inner[0]} to {inner[-1]}"
     if not licensed:
         layer = first_deep_layer(0.5, len(record.layers))
-        return layer, f"None of {span} is licensed, so the midpoint; {_score(record, layer)}."
+        return layer, f"None of {span} is licensed, so the midpoint; {_score(record, layer)}; {NO_PROMISE}."
     layer = max(licensed, key=lambda b: (least_lower_end(record.licence_settings, b, INNER), -b))
     margin = f"S({layer}) is at least {least_lower_end(record.licence_settings, layer, INNER):+.3f} under every setting"
-    return layer, f"Of {span}, {format_layers(licensed)} are licensed, and {margin}; {_score(record, layer)}."
+    reason = f"Of {span}, {format_layers(licensed)} are licensed, and {margin}; {_score(record, layer)}"
+    return layer, f"{reason}; {NO_PROMISE}."
 
 
 STRATEGIES: Mapping[str, Callable[[TraceRecord], tuple[int, str]]] = {

@@ -91,7 +91,8 @@ def test_auto_takes_the_licensed_boundary_whose_least_interval_is_highest():
     assert chosen.licence.verdict == "licensed"
     assert chosen.reason == (
         "Of boundaries 2 to 4, 2..4 are licensed, and S(2) is at least +0.202 under every setting; "
-        "S(2) = +0.212 (95% interval +0.202 to +0.223)."
+        "S(2) = +0.212 (95% interval +0.202 to +0.223); no trace was found to predict what training gains (`hybridize "
+        "trial` measures it)."
     )
 
 
