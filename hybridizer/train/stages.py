@@ -28,6 +28,7 @@ from hybridizer.models.quiet import without_bars
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.models import Recipe, Train
 from hybridizer.recipe.sections import fill_in
+from hybridizer.train.best import BestWeights
 from hybridizer.train.curve import Curve, CurveRequest, CurveRow, CurveSummary
 from hybridizer.train.folder import (
     CHECKPOINTS,
@@ -205,6 +206,7 @@ class _Stages:
             write_json(place / RECORD, {"schema": STAGE_SCHEMA, **asdict(record)})
             if record.is_finished:  # nothing resumes from them any more
                 shutil.rmtree(place / CHECKPOINTS, ignore_errors=True)
+                BestWeights(place).keep(())
         self._runtime.barrier()
         written = _read_stage(place)  # the main process's, whose seconds decide when the minutes are used up
         assert written is not None, "it was written before the barrier"
