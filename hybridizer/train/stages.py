@@ -28,7 +28,6 @@ from hybridizer.models.quiet import without_bars
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.models import Recipe, Train
 from hybridizer.recipe.sections import fill_in
-from hybridizer.train.best import BestWeights
 from hybridizer.train.curve import Curve, CurveRequest, CurveRow, CurveSummary
 from hybridizer.train.folder import (
     CHECKPOINTS,
@@ -181,6 +180,7 @@ class _Stages:
         return None
 
     def _run_stage(self, index: int, settings: Train, done: Sequence[StageRecord], accept_changes: bool) -> StageRecord:
+        from hybridizer.train.best import BestWeights
         from hybridizer.train.job import Earlier
         from hybridizer.train.result import StoredResult
 
