@@ -95,7 +95,9 @@ def _curve(evaluate: Evaluate | None, train: Train, cost: Cost) -> CurveAmount |
     texts = len(evaluate.bits_per_byte) + (len(train.data) if train.heldout_ratio else 0)
     flops = cost.asked.token_flops
     measured = measurements * texts * evaluate.curve_tokens * flops.forward
-    trained = steps * train.seq_len * train.global_batch_size * flops.total
+    trained = cost.mean_token_flops * steps * train.seq_len * train.global_batch_size
+    if len({stage.global_batch_size for stage in train.as_stages()}) > 1:
+        trained = sum(stage.flops for stage in cost.stages)
     return CurveAmount(measurements, texts, evaluate.curve_tokens, measured / trained)
 
 
@@ -103,11 +105,11 @@ def training_bytes(plan: Plan, cost: Cost, spliced_bytes: int, evaluate: Evaluat
     """The bytes that training writes at its peak, beside the spliced model of `spliced_bytes` that it starts from."""
     assert plan.train is not None, "called for plans that train"
     merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
+    keeps_best = evaluate is not None and evaluate.keep == BEST
     if cost.stages:  # each leaves its masters, and only the one that runs has checkpoints
         counts = [stage.trained_parameters for stage in cost.stages]
-        return required_bytes(max(counts), sum(counts) + max(counts), spliced_bytes)
+        return required_bytes(max(counts), sum(counts) + max(counts), spliced_bytes, keeps_best)
     trained = cost.asked.trained_parameters
-    keeps_best = evaluate is not None and evaluate.keep == BEST
     return required_bytes(trained, max(trained, merged), spliced_bytes, keeps_best)
 
 

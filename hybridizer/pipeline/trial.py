@@ -183,7 +183,7 @@ def _arm(
     )
     run = scores.runs[first]
     cost = setup.cost(arm, monitor, run.place[0])
-    flop = cost.total_token_flops * run.tokens
+    asked, flop = cost.asked, cost.mean_token_flops * run.tokens
     before = {(f.what, f.metric): f.value for f in scores.before.figures}
     return TrialArm(
         name=arm.name,
@@ -194,7 +194,7 @@ def _arm(
         seeds=setup.trial.seeds,
         lr=scores.lr,
         rates=rates,
-        cost=ArmCost(cost.trained_parameters, cost.frozen_parameters, run.steps, run.tokens, flop, cost.peak_bytes),
+        cost=ArmCost(asked.trained_parameters, asked.frozen_parameters, run.steps, run.tokens, flop, asked.peak_bytes),
         plan_hashes=tuple(plan.hash for plan in plans),
         figures=tuple(_figure(f, before) for f in figures if f.arm == arm.name),
     )

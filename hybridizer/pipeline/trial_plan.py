@@ -128,6 +128,7 @@ def _finished(setup: TrialSetup, sets: TrialSets, monitor: Monitor) -> list[ArmR
 def _arm(setup: TrialSetup, arm: TrialArmSetup, monitor: Monitor, device: str, probe: bool) -> ArmForecast:
     planned = setup.planned(arm, next(iter(arm.rates)), setup.trial.seeds[0], monitor)
     cost, runs = setup.cost(arm, monitor, device), setup.num_runs(arm)
+    asked = cost.asked
     tokens = runs * setup.steps * setup.train.seq_len * setup.train.global_batch_size
     timing = estimate_time(planned, device) if probe else None
     assert planned.plan.train is not None, "a trial trains"
@@ -135,10 +136,10 @@ def _arm(setup: TrialSetup, arm: TrialArmSetup, monitor: Monitor, device: str, p
         name=arm.name,
         rates=tuple(arm.rates),
         runs=runs,
-        trained_parameters=cost.trained_parameters,
+        trained_parameters=asked.trained_parameters,
         frozen_parts=planned.plan.train.frozen_parts,
         tokens=tokens,
-        flop=tokens * cost.total_token_flops,
-        peak_bytes=cost.peak_bytes,
+        flop=tokens * cost.mean_token_flops,
+        peak_bytes=asked.peak_bytes,
         seconds=None if timing is None else runs * timing.run_seconds,
     )

@@ -12,13 +12,13 @@ from hybridizer.core.errors import DidYouMean, InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.pipeline.plan import Planned, Planner, estimate_training_cost, plan_recipe
 from hybridizer.pipeline.run import RunFolder
-from hybridizer.plan.cost import FreezeCost
+from hybridizer.plan.cost import Cost
 from hybridizer.plan.stage_cost import count_steps
 from hybridizer.recipe.fields import SIDES
 from hybridizer.recipe.load import RecipeSource, arm_settings, load_recipe, trial_outcomes
 from hybridizer.recipe.models import Recipe, Train, Trial
 from hybridizer.recipe.sections import fill_in
-from hybridizer.recipe.trial import NO_TRIAL, Arm, choose_primary, fixed_parts, rates_of
+from hybridizer.recipe.trial import NO_TRIAL, SHARED_IN_STAGES, Arm, choose_primary, fixed_parts, rates_of
 
 LAST = 4  # the layers that the default arm last-4 trains
 DEFAULT_RANK = 16
@@ -122,11 +122,11 @@ class TrialSetup:
                 ) from error
         return self._plans[key]
 
-    def cost(self, arm: TrialArmSetup, monitor: Monitor, device: str) -> FreezeCost:
+    def cost(self, arm: TrialArmSetup, monitor: Monitor, device: str) -> Cost:
         """The cost of one run of `arm`, per token and at the peak."""
         found = estimate_training_cost(self.planned(arm, next(iter(arm.rates)), self.trial.seeds[0], monitor), device)
         assert found is not None, "a trial trains"
-        return found.asked
+        return found
 
     def num_runs(self, arm: TrialArmSetup) -> int:
         """Trainings of `arm`: the first seed with every learning rate, the others with the one that is chosen."""
@@ -191,6 +191,17 @@ def _default_arms(recipe: Recipe, num_layers: int) -> tuple[Arm, ...]:
     return tuple(arms)
 
 
+def _unshared(arm: Train, base: Train) -> str | None:
+    """What the stages of an arm change of what all arms share with the recipe, or None."""
+    for key in SHARED_IN_STAGES:
+        ours, theirs = ({getattr(stage, key) for stage in train.as_stages()} for train in (arm, base))
+        if ours != theirs:
+            return f"sets `{key}` in its stages, and all arms of a trial share `train.{key}`."
+    if arm.tokens != base.tokens:
+        return f"trains on {arm.tokens:,} tokens in its stages, and all arms of a trial share the {base.tokens:,}."
+    return None
+
+
 def _check_arms(setup: TrialSetup, monitor: Monitor) -> None:
     if len(setup.arms) < 2:
         where = setup.recipe.locate(("trial", "arms"))
@@ -198,8 +209,13 @@ def _check_arms(setup: TrialSetup, monitor: Monitor) -> None:
     seed = setup.trial.seeds[0]
     seen: dict[str, str] = {}
     for arm in setup.arms:
-        plan = setup.planned(arm, next(iter(arm.rates)), seed, monitor).plan
-        where = setup.recipe.locate(("trial", "arms", arm.name))
+        planned = setup.planned(arm, next(iter(arm.rates)), seed, monitor)
+        plan, where = planned.plan, setup.recipe.locate(("trial", "arms", arm.name))
+        train = planned.resolved.recipe.train
+        assert train is not None, "a trial trains"
+        if difference := _unshared(train, setup.train):
+            fix = "Give the stages of every arm the same tokens in sum, and such keys in the recipe alone."
+            raise RecipeError(Problem(where, f"arm '{arm.name}' {difference}", fix))
         if plan.hash in seen:
             what = f"arms '{seen[plan.hash]}' and '{arm.name}' are the same training (plan {plan.hash[:19]}...)."
             raise RecipeError(Problem(where, what, "Delete one of them, or change what it overrides."))

@@ -66,6 +66,13 @@ class Cost:
     notes: tuple[str, ...]
     stages: tuple[StageCost, ...] = ()
 
+    @property
+    def mean_token_flops(self) -> float:
+        """FLOP per token of the whole training: of all stages by their tokens, where it has any."""
+        if not self.stages:
+            return self.asked.total_token_flops
+        return sum(stage.flops for stage in self.stages) / sum(stage.tokens for stage in self.stages)
+
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values, with `stages` where the training has any."""
         value: dict[str, Any] = to_jsonable(self)

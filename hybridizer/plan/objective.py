@@ -97,7 +97,7 @@ def _pair_layers(
     problems = [
         (
             f"the output of layer {layer} corresponds to no layer of the teacher, which has {depth}.",
-            "Take a teacher of the depth of the donor that gives the layer, or `at: last`.",
+            _why_none(plan.layers[layer]),
         )
         for layer, theirs in found.items()
         if theirs is None
@@ -113,15 +113,25 @@ def _counterpart(plan: Plan, layer: int, depth: int) -> int | None:
     if layer == len(plan.layers) - 1:
         return depth - 1
     for row, before in ((plan.layers[layer + 1], 1), (plan.layers[layer], 0)):
-        donor, number = _origin(row)
-        if plan.donors[donor].num_layers == depth and number >= before:
+        donor, number = _origin(row) or ("", -1)
+        if number >= before and plan.donors[donor].num_layers == depth:
             return number - before
     return None
 
 
-def _origin(row: LayerRow) -> tuple[str, int]:
+def _origin(row: LayerRow) -> tuple[str, int] | None:
+    """The first donor that gives a layer, and its number there; None for a new layer."""
+    if not row.sources:
+        return None
     source, _, number = row.sources[0].rpartition(" ")
     return source.rpartition("@")[0], int(number)
+
+
+def _why_none(row: LayerRow) -> str:
+    """The fix for a layer that corresponds to none of the teacher's."""
+    if not row.sources:
+        return "The layer is new: give the layer above the new ones, or `at: last`."
+    return "Take a teacher of the depth of the donor that gives the layer, or `at: last`."
 
 
 def _misplaced(

@@ -12,6 +12,7 @@ from hybridizer.core.errors import CheckpointError, Problem
 from hybridizer.core.records import content_hash, read_record, to_jsonable
 from hybridizer.families.target import Served
 from hybridizer.plan.origin import BlendUse, Source
+from hybridizer.recipe.objective import NEXT_TOKEN
 
 SCHEMA = "hybridizer.plan/2"
 
@@ -207,6 +208,15 @@ class TrainPlan:
     data: tuple[DataPin, ...]
     notes: tuple[str, ...] = ()
     stages: tuple[StagePlan, ...] = ()
+
+    @property
+    def loss_of(self) -> str:
+        """What the losses of the log are: those of next tokens in nats, or those of the objectives with a teacher."""
+        kinds = [next(iter(one.settings.get("objective") or {NEXT_TOKEN: None})) for one in self.as_stages()]
+        if {*kinds} == {NEXT_TOKEN}:
+            return "in nats per token"
+        names = list(dict.fromkeys(kinds))
+        return f"of the objective{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
     def as_stages(self) -> tuple[TrainPlan, ...]:
         """A training of its own for each stage, in order; this one alone where it has none."""

@@ -96,7 +96,8 @@ def _nearest(key: str, names: Sequence[str]) -> str:
     """A fix that lists names near the pattern `key`: those with a part like one of its own, else some of all."""
     parts = list(dict.fromkeys(part for name in names for part in name.split(".")))
     words = [word for word in re.split(r"[.*?\[\]]+", key) if word and word not in parts]
-    close = [found for word in words for found in get_close_matches(word, parts, n=1, cutoff=0.5)]
+    close = [part for word in words for part in parts if word in part.split("_")]
+    close = close or [found for word in words for found in get_close_matches(word, parts, n=1, cutoff=0.5)]
     if key.isalpha() and (side := get_close_matches(key, [*_SIDES, LAYER_DECAY], n=1)):
         return f"Did you mean '{side[0]}'?"
     if close:

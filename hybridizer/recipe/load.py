@@ -27,11 +27,13 @@ from hybridizer.recipe.trial import (
     RATE_KEY,
     RECALL_METRICS,
     SHARED,
+    STAGES_KEY,
     TEXT_METRICS,
     Arm,
     as_override,
     choose_primary,
     fixed_parts,
+    idle_in_stages,
     rates_of,
 )
 from hybridizer.recipe.yaml import read_yaml
@@ -128,11 +130,20 @@ def _arm_problems(arm: Arm, recipe: Recipe) -> Iterator[Problem]:
         if shared := next((name for name in SHARED if key == name or key.startswith(f"{name}.")), None):
             what = f"arm '{arm.name}' sets `{key}`, and all arms of a trial share `{shared}`."
             yield Problem(place, what, "Set it in the recipe itself.")
+    if STAGES_KEY in dict(arm.overrides) and recipe.train is not None and recipe.train.stages is None:
+        what = f"arm '{arm.name}' sets `{STAGES_KEY}`, and the recipe has `tokens`, which its stages have."
+        one = f"stages: [{{tokens: {recipe.train.tokens}}}]"
+        fix = f"Write the recipe with one stage, which is the same training: {one}."
+        yield Problem(place, what, fix)
+        return
     try:
         for overrides in arm_settings(recipe, arm):
             tree = Tree(values=_plain_without_trial(recipe), places={(): place})
             _apply_all(tree, overrides)
-            _checked(tree, recipe.path)
+            checked = _checked(tree, recipe.path)
+            for what, fix in idle_in_stages(recipe.trial.lr if recipe.trial else (), arm, checked.train):
+                yield Problem(place, f"arm '{arm.name}' {what}", fix)
+                return
     except RecipeError as error:
         for found in error.problems:
             at = f"{found.where.removeprefix('--set ')}: " if found.where else ""

@@ -14,6 +14,7 @@ from hybridizer.recipe.dump import to_yaml
 from hybridizer.recipe.fields import MAX_LEARNING_RATE, Name, Text, WrittenAs, as_validator, refusal
 from hybridizer.recipe.measures import MAX_PAIRS, ItemsEntry
 from hybridizer.recipe.sizes import MAX_SEED
+from hybridizer.recipe.train import Train
 from hybridizer.recipe.tree import clip, show
 
 # As in recipe.models: built together with the root.
@@ -35,6 +36,10 @@ SHARED = (
     "train.warmup_ratio", "train.min_lr_ratio", "train.decay_ratio",
 )  # fmt: skip
 
+# Those of them that a stage may give itself.
+SHARED_IN_STAGES = ("global_batch_size", "schedule", "warmup_ratio", "min_lr_ratio", "decay_ratio")
+STAGES_KEY = "train.stages"
+
 
 class Arm(NamedTuple):
     """One arm: its name, and what it changes in the recipe, as dotted keys with their values."""
@@ -51,10 +56,13 @@ def _read_arms(arms: Mapping[str, Mapping[str, Any]]) -> Arms:
 
 
 def _flatten(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-    """`{train: {freeze: deep}}` is `{train.freeze: deep}`; other keys of the section stay as the recipe has them."""
+    """`{train: {freeze: deep}}` is `{train.freeze: deep}`; other keys of the section stay as the recipe has them.
+
+    A section with dots in its keys, as patterns of `lr_scale` have, is one value.
+    """
     for key, value in values.items():
         path = f"{above}{key}"
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and not any("." in str(inner) for inner in value):
             yield from _flatten(value, f"{path}.")
         else:
             yield path, tuple(value) if isinstance(value, list) else value
@@ -194,6 +202,24 @@ def rates_of(trial: Trial, arm: Arm, own: float) -> tuple[float, ...]:
     if not rates:
         raise refusal(f"`{RATE_KEY}` lists no learning rate.", "Give one or more, such as [1e-4, 2e-4].")
     return rates
+
+
+def idle_in_stages(rates: Sequence[float], arm: Arm, train: Train | None) -> Iterator[tuple[str, str]]:
+    """(what is wrong, fix) for each key of `arm` that has no effect, because every stage of its `train` gives it.
+
+    `rates` are the trial's learning rates.
+    """
+    stages = (train.stages if train else None) or ()
+    if not stages:
+        return
+    keys = [key for key, _ in arm.overrides]
+    if len(rates) > 1 and RATE_KEY not in keys:
+        keys.append(RATE_KEY)
+    for key in keys:
+        section, _, name = key.partition(".")
+        if section == "train" and all(name in stage.changes for stage in stages):
+            what = f"has `{key}` of its own, and each of its stages gives `{name}`, so that it has no effect."
+            yield what, f"Leave `{name}` out of a stage, or set train.stages.0.{name}."
 
 
 def fixed_parts(trial: Trial, arm: Arm, base: Mapping[str, str]) -> dict[str, str]:

@@ -132,14 +132,14 @@ _STOPS = {
 }
 
 
-def trained_lines(training: Mapping[str, Any]) -> list[str]:
-    """The time, loss and data of a training, and why it stopped."""
+def trained_lines(training: Mapping[str, Any], loss_of: str) -> list[str]:
+    """The time, loss and data of a training, and why it stopped; `loss_of` as the plan of the training has it."""
     minutes, rate = training["seconds"] / 60, training["tokens"] / max(training["seconds"], 1e-9)
     lines = [
         f"trained on {training['tokens']:,} tokens in {training['steps']:,} steps, {minutes:.1f} minutes at "
         f"{rate:,.0f} tokens/s in {training['dtype']} on {training['device']}, {_STOPS[training['stopped_by']]}",
-        f"loss {training['first_loss']:.3f} in the first step and {training['last_loss']:.3f} in the last, in nats per "
-        f"token; rows filled to {training['packing']:.1%}",
+        f"loss {training['first_loss']:.3f} in the first step and {training['last_loss']:.3f} in the last, {loss_of}; "
+        f"rows filled to {training['packing']:.1%}",
     ]
     for stage in training.get("stages", []):
         frozen = ", ".join([*_layers_text(stage["frozen_layers"]), *stage["frozen_parts"]]) or "nothing"

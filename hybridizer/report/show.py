@@ -195,7 +195,7 @@ def _show_outcome(built: Any) -> None:
     from hybridizer.report.score_tables import bits_table, samples_text
     from hybridizer.report.trace_tables import profile_table
 
-    for line in trained_lines(built.manifest.training):
+    for line in trained_lines(built.manifest.training, built.plan.train.loss_of):
         echo(line)
     if built.outcome.scores["sets"]:
         draw(bits_table(built.outcome.scores))

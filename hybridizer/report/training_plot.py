@@ -20,15 +20,17 @@ from hybridizer.report.plots import describe, plot_style
 
 SMOOTHING = 0.9  # of the exponential mean that is drawn over the losses
 NORMS = {"gradient_norm_shallow": "shallow", "gradient_norm_deep": "deep"}
+TERMS = ("loss_divergence", "loss_alignment")  # in the lines of a training with a teacher
 STYLES = {"in-domain": "-", "general": "--"}
 Line = Mapping[str, Any]
 
 
 def draw_training(lines: Sequence[Line], title: str = "", curve: Sequence[Line] = ()) -> Figure:
-    """One training of at least one step: loss in nats per token with its running mean, learning rate, gradient norms.
+    """One training of at least one step: loss with its running mean, learning rate, gradient norms.
 
-    The norms are those of each side that trains. Where stages begin, a line separates them. The rows of `curve` are
-    drawn as the change of each text's bits per byte since step 0, with its paired 95% interval.
+    The loss is in nats per token without a teacher. The norms are those of each side that trains. Where stages begin, a
+    line separates them. The rows of `curve` are drawn as the change of each text's bits per byte since step 0, with its
+    paired 95% interval.
     """
     assert lines, "a training that took no step has no curve"
     steps = [line["step"] + 1 for line in lines]
@@ -39,6 +41,8 @@ def draw_training(lines: Sequence[Line], title: str = "", curve: Sequence[Line] 
         for axes in held_out:
             _draw_curve(axes, curve)
         _draw_loss(loss, steps, [line["loss"] for line in lines])
+        taught = any(key in line for line in lines for key in TERMS)
+        loss.set_ylabel("loss of the objective" if taught else "loss (nats per token)")
         rate.plot(steps, [line["lr"] for line in lines], color=panels.COLOURS[0], linewidth=1.5)
         rate.set_ylabel("learning\nrate")
         rate.set_ylim(bottom=0)
@@ -68,7 +72,6 @@ def _draw_loss(axes: Axes, steps: Sequence[int], losses: Sequence[float]) -> Non
     if len(losses) >= 20:
         axes.plot(steps, means, color=panels.COLOURS[0], linewidth=2, label="running mean")
         axes.legend(frameon=False, fontsize=9, loc="upper right")
-    axes.set_ylabel("loss (nats per token)")
 
 
 def _draw_curve(axes: Axes, rows: Sequence[Line]) -> None:

@@ -68,7 +68,7 @@ def _training_lines(plan: Plan, training: Mapping[str, Any]) -> str:
         + (f" of {len(training['stages'])} stages" if training.get("stages") else "")
         + f", {parts} frozen.",
         *best,
-        f"The loss was {losses}, in nats per token. Tokens by source: {sources}.",
+        f"The loss was {losses}, {plan.train.loss_of}. Tokens by source: {sources}.",
         "The frozen tensors hash as they did before training (`manifest.json`).",
     ]
     return "\n".join(lines) + "\n\n"

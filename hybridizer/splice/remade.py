@@ -17,7 +17,7 @@ from hybridizer.plan.hybrid import ZERO
 from hybridizer.plan.manifest import FILE_NAME, Manifest
 from hybridizer.plan.origin import Copy, Derived, Fitted, Fresh, Join
 from hybridizer.plan.plan import Plan, PlannedTensor
-from hybridizer.splice.fitted import read_fitted
+from hybridizer.splice.fitted import fitted_tensors, read_fitted
 from hybridizer.splice.native import native_maker
 from hybridizer.splice.verify import Proof
 
@@ -47,7 +47,7 @@ def check_made(
     at_hand = {n for n, donor in donors.items() if donor.fingerprint == manifest.donors[n].fingerprint}
     trained = frozenset(manifest.training["trained"] if manifest.training else ())
     same_versions = all(manifest.tools.get(tool) == metadata.version(tool) for tool in _DRAWN_BY)
-    has_fit = read_fitted(plan) is not None
+    has_fit = bool(fitted_tensors(plan)) and read_fitted(plan) is not None
 
     def is_compared(tensor: PlannedTensor) -> bool:
         source = tensor.source

@@ -180,6 +180,7 @@ class _Stages:
         return None
 
     def _run_stage(self, index: int, settings: Train, done: Sequence[StageRecord], accept_changes: bool) -> StageRecord:
+        from hybridizer.train.best import BestWeights
         from hybridizer.train.job import Earlier
         from hybridizer.train.result import StoredResult
 
@@ -205,6 +206,7 @@ class _Stages:
             write_json(place / RECORD, {"schema": STAGE_SCHEMA, **asdict(record)})
             if record.is_finished:  # nothing resumes from them any more
                 shutil.rmtree(place / CHECKPOINTS, ignore_errors=True)
+                BestWeights(place).keep(())
         self._runtime.barrier()
         written = _read_stage(place)  # the main process's, whose seconds decide when the minutes are used up
         assert written is not None, "it was written before the barrier"

@@ -239,6 +239,23 @@ def test_arms_that_are_the_same_training_are_refused(bench):
         run(bench, "trial.arms.twin={train.freeze: none}")
 
 
+def test_arms_with_stages_share_tokens_and_schedule_and_cost_what_their_stages_cost(bench):
+    train = {key: value for key, value in TRAIN.items() if key != "tokens"} | {"stages": [{"tokens": 1500}]}
+    two = [{"tokens": 500, "freeze": "deep"}, {"tokens": 1000, "freeze": "none"}]
+    halves = {"deep": {"train.freeze": "deep"}, "full": {"train.freeze": "none"}, "two": {"train.stages": two}}
+    recipe = make_bench(bench, arms=halves, lr=[])
+    write_recipe(recipe, **{**yaml.safe_load(recipe.read_text()), "train": train})
+    deep, full, both = (arm["flop"] for arm in hybridize_json("plan", recipe)["trial"]["arms"])
+    assert both == pytest.approx((deep + 2 * full) / 3)
+    for key, value, message in (
+        ("tokens", 600, "trains on 1,600 tokens in its stages, and all arms of a trial share the 1,500"),
+        ("schedule", "wsd", "sets `schedule` in its stages, and all arms of a trial share `train.schedule`"),
+    ):
+        other = json.dumps([two[0] | {key: value}, two[1]])
+        with pytest.raises(RecipeError, match=f"arm 'two' {message}"):
+            run(bench, f'trial.arms.two={{"train.stages": {other}}}')
+
+
 def test_a_trial_of_one_arm_and_a_recipe_without_a_trial_are_refused(bench):
     with pytest.raises(RecipeError, match="a trial of a single arm compares nothing"):
         run(bench, "trial.arms={deep: {train.freeze: deep}}")

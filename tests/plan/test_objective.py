@@ -17,6 +17,10 @@ TRAIN = {
     "precision": "float32",
 }
 LAYOUT = {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}
+NEW = {
+    "host": "a",
+    "slices": [{"donor": "a", "layers": 0}, {"fresh": "mamba2", "count": 2}, {"donor": "a", "layers": "1..3"}],
+}
 SLICES = {"host": "a", "slices": [{"donor": "a", "layers": "0..1"}, {"donor": "a", "layers": 3}]}
 TIED = {"tie_word_embeddings": True}
 
@@ -84,6 +88,8 @@ def test_the_teacher_is_in_the_plan_by_its_content_and_next_token_leaves_no_trac
         ({"align": {"at": [0, 1]}}, {"freeze": [2, 3]}, [[0, 0], [1, 1]]),
         # layer 2 of the donor is left out: what enters layer 3 of the donor is the output of its layer 2
         ({"align": {"at": [1]}}, {"layout": SLICES, "freeze": [2]}, [[1, 2]]),
+        # below new layers, behind the last of them, and above
+        ({"align": {"at": [0, 2, 3], "weight": 0.5}}, {"layout": NEW, "freeze": "none"}, [[0, 0], [2, 0], [3, 1]]),
     ],
 )
 def test_layers_are_paired_with_those_of_the_teacher(recipe, objective, changes, pairs):
@@ -100,6 +106,11 @@ def test_layers_are_paired_with_those_of_the_teacher(recipe, objective, changes,
             {"align": {"teacher": "./e"}},
             {},
             "the output of layer 1 corresponds to no layer of the teacher, which has 6",
+        ),
+        (
+            {"align": {"at": [1], "weight": 0.5}},
+            {"layout": NEW, "freeze": "none"},
+            "the output of layer 1 corresponds to no layer of the teacher, which has 4. The layer is new: give",
         ),
         ({"align": {"at": [1, 9]}}, {}, r"layers 9 of a model with 4 layers"),
         ({"align": {"at": [0]}}, {}, "layers 1 would train, and no gradient comes from behind layer 0"),
@@ -139,8 +150,10 @@ def test_a_build_with_a_teacher_trains_resumes_its_plan_and_refuses_another_teac
     make_donor(folder / "t", seed=9, **TIED)
     path = recipe({"distill": {"teacher": "./t", "weight": 0.5}}, max_steps=3)
     runs = path.with_suffix("")
-    hybridize("build", path, "--runs", str(runs))
+    assert ", of the objective distill; rows filled" in hybridize("build", path, "--runs", str(runs)).stdout
     run = runs / path.stem
+    assert "at the end, of the objective distill. Tokens" in (run / "model" / "README.md").read_text()
+    assert "loss of the objective" in (run / "training.svg").read_text()
     lines = [json.loads(line) for line in (run / "training" / "log.jsonl").read_text().splitlines()]
     assert all(line["loss_divergence"] > 0 and line["loss_next_token"] > 0 for line in lines)
     resolved = yaml.safe_load((run / "recipe.resolved.yaml").read_text())

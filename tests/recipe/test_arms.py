@@ -51,6 +51,29 @@ def test_without_learning_rates_the_recipe_s_own_is_the_only_one(load) -> None:
     assert settings(recipe)["deep"] == [("train.freeze=deep", *FROZEN, "train.lr=7e-05")]
 
 
+def test_patterns_of_an_arm_are_one_value_because_their_keys_have_dots(load) -> None:
+    scales = {"0..1": 0.5, "*.mlp.*": 0.2}
+    for arm in (f"{{train.lr_scale: {scales}}}", f"{{train: {{lr_scale: {scales}}}}}"):
+        recipe = load(RECIPE.replace(DEEP, f"deep: {arm}"))
+        assert dict(recipe.trial.arms)["deep"] == (("train.lr_scale", scales),)
+
+
+def test_what_each_stage_gives_itself_is_no_choice_of_an_arm(refuse) -> None:
+    stages = "stages: [{tokens: 1M, lr: 1e-4}, {tokens: 1M, lr: 1e-5, freeze: none}]"
+    recipe = RECIPE.replace("tokens: 2M", stages).replace("train.lora: {rank: 4}, ", "")
+    found = [str(problem) for problem in refuse(recipe)]
+    what = "has `train.lr` of its own, and each of its stages gives `lr`, so that it has no effect."
+    fix = "Leave `lr` out of a stage, or set train.stages.0.lr."
+    for line, arm in ((6, "deep"), (9, "lora")):
+        assert f"recipe.yaml:{line}: arm '{arm}' {what}\n  {fix}" in found
+
+
+def test_an_arm_with_stages_needs_a_recipe_with_stages(refuse) -> None:
+    (problem,) = refuse(RECIPE.replace(DEEP, "deep: {train.stages: [{tokens: 1M}, {tokens: 1M, freeze: none}]}"))
+    assert problem.what == "arm 'deep' sets `train.stages`, and the recipe has `tokens`, which its stages have."
+    assert problem.fix == "Write the recipe with one stage, which is the same training: stages: [{tokens: 2000000}]."
+
+
 def test_a_trial_survives_being_written_out(load, tmp_path) -> None:
     recipe = load(RECIPE)
     again = load_recipe({**recipe.resolved()})

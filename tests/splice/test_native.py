@@ -163,6 +163,17 @@ def test_verify_makes_every_tensor_again_and_names_one_that_differs(donor, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["olmo2", "llama and branches", "qwen3 and next"])
+def test_verify_knows_families_whose_mixers_cannot_be_fitted(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    slices, _ = with_new_parts(*CASES[name][:2])
+    built = build_native(tmp_path, make_case(name, tmp_path), slices, target=CASES[name][0])
+    _, proofs = verify_folder(built.folder, SilentMonitor(), load=True)
+    (made,) = (proof.found for proof in proofs if proof.check == "made again")
+    assert made.endswith("tensors that are not copies are what the plan makes, byte for byte")
+
+
+@pytest.mark.slow
 def test_logits_of_another_family_may_differ_from_the_donors_by_rounding_alone(donor, tmp_path):
     folder = build_native(tmp_path, donor, [{"donor": "a"}], target="granitemoehybrid").folder
     manifest, proofs = verify_folder(folder, SilentMonitor(), load=True)

@@ -243,6 +243,16 @@ def test_an_unfinished_stage_takes_another_rate_only_where_that_is_accepted(stra
     assert record(bench)["changes"][0]["step"] == first + 1
 
 
+def test_a_finished_stage_keeps_no_weights_of_its_best_step(bench):
+    keys = {**TRAIN, "stages": STAGES[:1]}
+    evaluate = {"every": 1, "keep": "best", "max_tokens": 300, "curve_tokens": 100, "context": 64}
+    donors = {"a": "a", "b": "b"}
+    recipe = write_recipe(Path("best.yaml"), donors=donors, layout=DIAL, train=keys, evaluate=evaluate)
+    hybridize("build", recipe, "--runs", bench / "runs", "--no-load")
+    left = {path.name for path in (bench / "runs/best/training/stage-1").iterdir()}
+    assert left == {"curve.jsonl", "log.jsonl", "masters.safetensors", "training.json"}
+
+
 def test_a_stored_plan_of_stages_is_built_to_the_same_bytes(straight, bench):
     shutil.copytree(straight / "runs/x", bench / "x", ignore=shutil.ignore_patterns("model", "training", "spliced"))
     hybridize("build", bench / "x/plan.json", "--no-load")
