@@ -88,7 +88,8 @@ def run_tool(command: Sequence[str], what: str, folder: Path, extra: Mapping[str
     )  # fmt: skip
     if done.returncode:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        last = " | ".join(lines[-_SHOWN_LINES:])[-600:] or "it printed nothing"
+        asserted = [line for line in lines if "GGML_ASSERT" in line]  # a backtrace of many lines follows it
+        last = " | ".join(asserted or lines[-_SHOWN_LINES:])[-600:] or "it printed nothing"
         program = next(Path(word).name for word in command if word != sys.executable)
         raise RunError(Problem(program, f"{what} failed ({_ending(done.returncode)}): {last}", _FIX))
     return done.stdout

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hybridizer.convert.perplexity import cut_text, score_transformers
-from hybridizer.convert.spelling import converter_options, spell_config
+from hybridizer.convert.spelling import converter_options, find_size_problem, spell_config
 from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.pipeline import convert
@@ -211,6 +211,14 @@ def test_a_hybrid_with_rotary_positions_is_spelled_as_the_converter_keeps_them()
     assert without["architectures"] == spell_config({**hybrid, "layer_types": ["attention"]})["architectures"] == ["X"]
     assert spell_config({"model_type": "llama"}) == {"model_type": "llama"}
     assert converter_options({"model_type": "qwen3_5_text"}) == ("--no-mtp",) and not converter_options(hybrid)
+
+
+def test_state_spaces_of_a_width_that_llama_cpp_aborts_on_are_found_before():
+    config = {"model_type": "granitemoehybrid", "layer_types": ["linear_attention"], "hidden_size": 64}
+    config |= {"mamba_n_heads": 4, "mamba_d_head": 16}
+    assert find_size_problem(config) == "its state spaces are 64 wide, and 128 is what it takes"
+    assert find_size_problem({**config, "mamba_n_heads": 8}) is None
+    assert find_size_problem({**config, "layer_types": ["attention"]}) is None
 
 
 @pytest.mark.slow
