@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hybridizer import __version__
+from hybridizer.convert.request import TYPES, ConvertRequest
 from hybridizer.core.records import to_jsonable
 from hybridizer.report.options import (
     ALLOW,
@@ -539,6 +540,55 @@ def verify(model: Path, no_load: bool, as_json: bool) -> None:
         print_json({"model": manifest.name, "plan_hash": manifest.plan_hash, "proofs": proofs})
         return
     draw(proofs_table(proofs))
+
+
+@main.command(cls=JsonFile)
+@MODEL
+@click.option("--to", type=click.Choice(["gguf"]), required=True, help="The format: gguf, which llama.cpp runs.")
+@click.option(
+    "--type",
+    type=click.Choice(list(TYPES)),
+    default=ConvertRequest.type,
+    show_default=True,
+    help="Type of the weights.",
+)
+@click.option("--out", type=OutputFile(".gguf"), help="The file; by default NAME-TYPE.gguf beside the model.")
+@click.option("--text", type=FILE, help="UTF-8 text that both engines score; by default the Python reference.")
+@click.option(
+    "--context",
+    type=click.IntRange(16),
+    default=ConvertRequest.context,
+    show_default=True,
+    help="Tokens per window of the text.",
+)
+@click.option(
+    "--windows", type=click.IntRange(2), default=ConvertRequest.windows, show_default=True, help="The most windows."
+)
+@click.option(
+    "--llama-cpp",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="LLAMA_CPP",
+    show_envvar=True,
+    help="Source tree of llama.cpp, built; by default the programs that are installed.",
+)
+@click.option("--replace", is_flag=True, help="Replace the file.")
+@JSON_FILE
+def convert(model: Path, to: str, json_out: Path | None, **options: Any) -> None:
+    """Convert MODEL for llama.cpp, and compare the two.
+
+    MODEL is a model folder or the folder of a run. The file appears under its name only if llama.cpp's perplexity from
+    it is that of transformers, within a limit for each type.
+    """
+    from hybridizer.pipeline.convert import convert_model
+    from hybridizer.report.convert_table import conversion_table
+
+    done = convert_model(model, ConvertRequest(**options), _monitor())
+    record = done.to_json()
+    if json_out is not None:
+        _write_out(json_out, record)
+    if str(json_out) != "-":
+        draw(conversion_table(record))
+        echo(f"wrote {done.file}")
 
 
 @main.command()

@@ -18,7 +18,7 @@ LAW = [
     {"cli"},
     {"pipeline"},
     {"report"},
-    {"splice", "train", "scan"},
+    {"splice", "train", "scan", "convert"},
     {"trace", "plan", "evaluate"},
     {"data", "donors", "mixers"},
     {"models"},
