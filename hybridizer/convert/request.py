@@ -13,7 +13,8 @@ from typing import Final
 class WeightType:
     """A type of weights in a GGUF file: the most bits per byte of text that it may cost, and bytes per weight.
 
-    The limits are a few times what was measured (docs/deploy.md). `bytes_each` is an upper estimate.
+    The limits of f32 and q8_0 are a few times what was measured once (docs/log.md), the others are estimates.
+    `bytes_each` is an upper estimate.
     """
 
     limit: float

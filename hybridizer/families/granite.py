@@ -102,8 +102,8 @@ def _served_by(facts: Facts, layers: Sequence[str]) -> tuple[Served, ...]:
         llama = Served(
             "llama.cpp",
             "with",
-            "convert a copy whose config.json has `architectures: [BambaForCausalLM]`: under its own name the "
-            "converter switches rotary positions off without an error",
+            "new mixers twice as wide as the model (heads x head_dim in `mixer_sizes`; it aborts on others), and "
+            "`hybridize convert`: under its own name the converter switches rotary positions off without an error",
         )
     own = Served("transformers", "yes", "5.23, as GraniteMoeHybridForCausalLM")
     return (own, served_by_vllm(facts, "GraniteMoeHybridForCausalLM"), llama)
