@@ -110,7 +110,7 @@ COMMANDS = [
     ["init", "nowhere/x.yaml"], ["check", "nowhere.yaml"], ["plan", "nowhere.yaml"], ["build", "nowhere.yaml"],
     ["verify", "nowhere"], ["inspect", "nowhere"], ["trace", "nowhere"], ["rank", "nowhere"], ["schema", "extra"],
     ["pack", "nowhere", "--base", "a", "--out", "p"], ["graft", "a", "nowhere", "--out", "m"], ["scan", "nowhere"],
-    ["eval", "nowhere", "--recall", "2"], ["trial", "nowhere.yaml"],
+    ["eval", "nowhere", "--recall", "2"], ["trial", "nowhere.yaml"], ["convert", "nowhere"],
 ]  # fmt: skip
 
 

@@ -145,6 +145,7 @@ def test_a_finished_trial_is_gathered_again_with_the_same_bytes_and_trains_nothi
     folder, _ = finished
     before = (folder / "runs/t/trial.json").read_bytes()
     monkeypatch.setattr("hybridizer.pipeline.trial_arm.build", None)  # nothing is built
+    monkeypatch.setenv("COLUMNS", "160")  # a verdict would be broken into lines
     hybridize("trial", "t.yaml")
     shown = hybridize("trial", "t.yaml", "--gather", "--plot", "t.svg")
     assert (folder / "runs/t/trial.json").read_bytes() == before
