@@ -12,7 +12,7 @@ from hybridizer.plan.freeze import FreezeChoice
 # models.memory.trimmed_heap and scripts/bench_memory.py), and of gradients that are there at the peak. Masters and
 # optimizer state stay, and scatter nothing. On CUDA living tensors are what is counted.
 HEAP_SPREAD = {"cpu": 0.25, "cuda": 0.0}
-ADAPTED_SPREAD = {"cpu": 0.7, "cuda": 0.0}  # adapters free a block beside each that is kept: 0.6 and 0.8 were measured
+ADAPTED_SPREAD = {"cpu": 0.45, "cuda": 0.0}  # adapters free a block beside each that is kept: 0.2 and 0.5 were measured
 GRADIENT_SPREAD = {"cpu": 0.8, "cuda": 0.0}
 LARGE_ELEMENTS = 2**23  # 32 MiB of float32: such a block is never in the heap, it is mapped
 PROCESS_BYTES = {"cpu": 410_000_000, "cuda": 0}  # python, torch 2.13, transformers 5.23 and a model's code
