@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
-    FULL_ATTENTION,
-    ONE_ROPE,
-    SILU,
     Facts,
     LayerMap,
     Made,
-    Served,
     Sizes,
     Target,
     check_heads,
@@ -21,7 +16,7 @@ from hybridizer.families.target import (
     copied,
     head_size,
     keep_with_biases,
-    served_by_vllm,
+    mamba2_of,
     suggest_heads,
 )
 
@@ -37,22 +32,15 @@ def _map_layer(facts: Facts, shapes: Shapes) -> LayerMap:
 
 
 def _write_config(facts: Facts, sizes: Sizes) -> dict[str, Any]:
-    layer = facts.structure.layers[0]
+    layer, mixer = facts.structure.layers[0], mamba2_of(facts, sizes)
     return {
         **common_config(facts, "falcon_h1", "FalconH1ForCausalLM"),
         **head_size(facts),
         "attention_bias": any(suffix.startswith("self_attn.") and suffix.endswith(".bias") for suffix in layer),
         "mlp_bias": any(suffix.startswith("mlp.") and suffix.endswith(".bias") for suffix in layer),
         "projectors_bias": False,
-        "mamba_d_ssm": sizes["heads"] * sizes["head_dim"],
-        "mamba_n_heads": sizes["heads"],
-        "mamba_d_head": sizes["head_dim"],
-        "mamba_n_groups": sizes["groups"],
-        "mamba_d_state": sizes["state"],
-        "mamba_d_conv": sizes["conv"],
-        "mamba_chunk_size": sizes["chunk"],
-        "mamba_conv_bias": True,
-        "mamba_proj_bias": False,
+        "mamba_d_ssm": mixer.inner_size,
+        **{key: value for key, value in mixer.config().items() if key != "mamba_expand"},
         "mamba_rms_norm": False,
         "mamba_norm_before_gate": False,
         **{f"{name}_multiplier": 1.0 for name in _MULTIPLIERS},
@@ -64,30 +52,10 @@ def _write_config(facts: Facts, sizes: Sizes) -> dict[str, Any]:
 _MULTIPLIERS = ("lm_head", "embedding", "key", "attention_in", "attention_out", "ssm_in", "ssm_out")
 
 
-def _check_sizes(facts: Facts, sizes: Sizes) -> Iterator[str]:
-    return check_heads(sizes)
-
-
 def _mixer_shapes(facts: Facts, sizes: Sizes) -> Shapes:
-    heads, inner = sizes["heads"], sizes["heads"] * sizes["head_dim"]
-    mixed = inner + 2 * sizes["groups"] * sizes["state"]
-    return {
-        "mamba.in_proj.weight": (inner + mixed + heads, facts.hidden),
-        "mamba.conv1d.weight": (mixed, 1, sizes["conv"]),
-        "mamba.conv1d.bias": (mixed,),
-        "mamba.dt_bias": (heads,),
-        "mamba.A_log": (heads,),
-        "mamba.D": (heads,),
-        "mamba.out_proj.weight": (facts.hidden, inner),
-    }
-
-
-def _served_by(facts: Facts, layers: Sequence[str]) -> tuple[Served, ...]:
-    return (
-        Served("transformers", "yes", "5.23, as FalconH1ForCausalLM"),
-        served_by_vllm(facts, "FalconH1ForCausalLM"),
-        Served("llama.cpp", "untried", "its converter knows FalconH1ForCausalLM"),
-    )
+    """Those of Mamba-2 without its norm."""
+    shapes = mamba2_of(facts, sizes).tensor_shapes()
+    return {name: shape for name, shape in shapes.items() if name != "mamba.norm.weight"}
 
 
 FALCON_H1 = Target(
@@ -96,14 +64,12 @@ FALCON_H1 = Target(
     donors=("llama", "mistral", "qwen2"),
     mixers={"parallel mamba2": "hybrid"},
     attention="hybrid",
-    conditions=(FULL_ATTENTION, ONE_ROPE, SILU),
     outputs={"parallel mamba2": ("mamba.out_proj.weight",), "network": ("feed_forward.down_proj.weight",)},
-    served_by=_served_by,
+    by_llama=lambda facts, layers: ("untried", "its converter knows FalconH1ForCausalLM"),
     map_layer=_map_layer,
-    map_norm=lambda name: copied(name)[name],
     write_config=_write_config,
     suggest_sizes=lambda facts: {**suggest_heads(facts), "conv": 4, "chunk": 64},
-    check_sizes=_check_sizes,
+    check_sizes=check_heads,
     mixer_shapes=_mixer_shapes,
     final_norm="model.final_layernorm.weight",
     branch="parallel mamba2",

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
-    FULL_ATTENTION,
-    ONE_ROPE,
-    SILU,
     Facts,
     LayerMap,
     Made,
-    Served,
     Sizes,
     Target,
     check_heads,
@@ -21,7 +17,7 @@ from hybridizer.families.target import (
     copied,
     head_size,
     keep_with_biases,
-    served_by_vllm,
+    mamba2_of,
     suggest_heads,
 )
 
@@ -52,15 +48,7 @@ def _write_config(facts: Facts, sizes: Sizes) -> dict[str, Any]:
         "num_local_experts": 0,
         "num_experts_per_tok": 0,
         "router_aux_loss_coef": 0.0,
-        "mamba_n_heads": sizes["heads"],
-        "mamba_d_head": sizes["head_dim"],
-        "mamba_n_groups": sizes["groups"],
-        "mamba_d_state": sizes["state"],
-        "mamba_d_conv": sizes["conv"],
-        "mamba_expand": sizes["heads"] * sizes["head_dim"] // max(facts.hidden, 1),
-        "mamba_chunk_size": sizes["chunk"],
-        "mamba_conv_bias": True,
-        "mamba_proj_bias": False,
+        **mamba2_of(facts, sizes).config(),
     }
 
 
@@ -78,35 +66,17 @@ def _check_sizes(facts: Facts, sizes: Sizes) -> Iterator[str]:
     if inner % facts.hidden:
         product = f"{sizes['heads']} heads of {sizes['head_dim']} = {inner}"
         yield f"{product} is not a multiple of the model's width {facts.hidden}."
-    yield from check_heads(sizes)
+    yield from check_heads(facts, sizes)
 
 
-def _mixer_shapes(facts: Facts, sizes: Sizes) -> Shapes:
-    heads, inner = sizes["heads"], sizes["heads"] * sizes["head_dim"]
-    mixed = inner + 2 * sizes["groups"] * sizes["state"]
-    return {
-        "mamba.in_proj.weight": (inner + mixed + heads, facts.hidden),
-        "mamba.conv1d.weight": (mixed, 1, sizes["conv"]),
-        "mamba.conv1d.bias": (mixed,),
-        "mamba.dt_bias": (heads,),
-        "mamba.A_log": (heads,),
-        "mamba.D": (heads,),
-        "mamba.norm.weight": (inner,),
-        "mamba.out_proj.weight": (facts.hidden, inner),
-    }
-
-
-def _served_by(facts: Facts, layers: Sequence[str]) -> tuple[Served, ...]:
-    llama = Served("llama.cpp", "untried", "where every layer has attention its converter keeps rotary positions")
-    if "mamba" in layers:
-        llama = Served(
-            "llama.cpp",
-            "with",
-            "new mixers twice as wide as the model (heads x head_dim in `mixer_sizes`; it aborts on others), and "
-            "`hybridize convert`: under its own name the converter switches rotary positions off without an error",
-        )
-    own = Served("transformers", "yes", "5.23, as GraniteMoeHybridForCausalLM")
-    return (own, served_by_vllm(facts, "GraniteMoeHybridForCausalLM"), llama)
+def _by_llama(facts: Facts, layers: Sequence[str]) -> tuple[Literal["with", "untried"], str]:
+    if "mamba" not in layers:
+        return "untried", "where every layer has attention its converter keeps rotary positions"
+    return (
+        "with",
+        "new mixers twice as wide as the model (heads x head_dim in `mixer_sizes`; it aborts on others), and "
+        "`hybridize convert`: under its own name the converter switches rotary positions off without an error",
+    )
 
 
 GRANITE = Target(
@@ -116,14 +86,12 @@ GRANITE = Target(
     # Older spellings of linear_attention and full_attention: every transformers reads both, llama.cpp only these.
     mixers={"mamba2": "mamba"},
     attention="attention",
-    conditions=(FULL_ATTENTION, ONE_ROPE, SILU),
     outputs={"mamba2": ("mamba.out_proj.weight",), "network": ("shared_mlp.output_linear.weight",)},
-    served_by=_served_by,
+    by_llama=_by_llama,
     map_layer=_map_layer,
-    map_norm=lambda name: Made("copy", (name,)),
     write_config=_write_config,
     suggest_sizes=_suggest_sizes,
     check_sizes=_check_sizes,
-    mixer_shapes=_mixer_shapes,
+    mixer_shapes=lambda facts, sizes: mamba2_of(facts, sizes).tensor_shapes(),
     derived=("mamba2",),
 )

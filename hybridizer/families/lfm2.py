@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hybridizer.families.mixer_shapes import ShortConvShape
 from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
-    FULL_ATTENTION,
-    ONE_ROPE,
-    SILU,
     Facts,
     LayerMap,
     Made,
-    Served,
     Sizes,
     Target,
     check_conv,
     common_config,
-    copied,
     head_size,
-    served_by_vllm,
 )
 
 # Its names and those of Qwen3.
@@ -49,8 +43,7 @@ def _write_config(facts: Facts, sizes: Sizes) -> dict[str, Any]:
         **common_config(facts, "lfm2", "Lfm2ForCausalLM"),
         **head_size(facts),
         "norm_eps": facts.settings("rms_norm_eps"),
-        "conv_L_cache": sizes["conv"],
-        "conv_bias": False,
+        **_shape(facts, sizes).config(),
         # What vLLM and llama.cpp read in place of `hidden_size` and `intermediate_size`.
         "conv_dim": facts.hidden,
         "conv_dim_out": facts.hidden,
@@ -62,24 +55,8 @@ def _write_config(facts: Facts, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _check_sizes(facts: Facts, sizes: Sizes) -> Iterator[str]:
-    return check_conv(sizes)
-
-
-def _mixer_shapes(facts: Facts, sizes: Sizes) -> Shapes:
-    return {
-        "conv.in_proj.weight": (3 * facts.hidden, facts.hidden),
-        "conv.conv.weight": (facts.hidden, 1, sizes["conv"]),
-        "conv.out_proj.weight": (facts.hidden, facts.hidden),
-    }
-
-
-def _served_by(facts: Facts, layers: Sequence[str]) -> tuple[Served, ...]:
-    return (
-        Served("transformers", "yes", "5.23, as Lfm2ForCausalLM"),
-        served_by_vllm(facts, "Lfm2ForCausalLM"),
-        Served("llama.cpp", "untried", "its converter knows Lfm2ForCausalLM"),
-    )
+def _shape(facts: Facts, sizes: Sizes) -> ShortConvShape:
+    return ShortConvShape(facts.hidden, sizes["conv"])
 
 
 LFM2 = Target(
@@ -88,15 +65,13 @@ LFM2 = Target(
     donors=("qwen3",),
     mixers={"short_conv": "conv"},
     attention="full_attention",
-    conditions=(FULL_ATTENTION, ONE_ROPE, SILU),
     outputs={"short_conv": ("conv.out_proj.weight",), "network": ("feed_forward.w2.weight",)},
-    served_by=_served_by,
+    by_llama=lambda facts, layers: ("untried", "its converter knows Lfm2ForCausalLM"),
     map_layer=_map_layer,
-    map_norm=lambda name: copied(name)[name],
     write_config=_write_config,
     suggest_sizes=lambda facts: {"conv": 3},
-    check_sizes=_check_sizes,
-    mixer_shapes=_mixer_shapes,
+    check_sizes=check_conv,
+    mixer_shapes=lambda facts, sizes: _shape(facts, sizes).tensor_shapes(),
     derived=("short_conv",),
     final_norm="model.embedding_norm.weight",
 )

@@ -5,25 +5,20 @@ Its layers with a delta net have their norms before mixer and network, so that n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
-    FULL_ATTENTION,
-    ONE_ROPE,
-    SILU,
     Facts,
     LayerMap,
-    Served,
     Sizes,
     Target,
     check_heads,
     common_config,
     copied,
+    delta_net_of,
     head_size,
     keep_with_biases,
-    served_by_vllm,
     suggest_heads,
 )
 
@@ -43,17 +38,9 @@ def _write_config(facts: Facts, sizes: Sizes) -> dict[str, Any]:
         **common_config(facts, "olmo_hybrid", "OlmoHybridForCausalLM"),
         **head_size(facts),
         "attention_bias": bool(facts.settings("attention_bias")),
-        "linear_conv_kernel_dim": sizes["conv"],
-        "linear_key_head_dim": sizes["state"],
-        "linear_value_head_dim": sizes["head_dim"],
-        "linear_num_key_heads": sizes["groups"],
-        "linear_num_value_heads": sizes["heads"],
+        **delta_net_of(facts, sizes).config(),
         "linear_allow_neg_eigval": True,
     }
-
-
-def _check_sizes(facts: Facts, sizes: Sizes) -> Iterator[str]:
-    return check_heads(sizes)
 
 
 def _mixer_shapes(facts: Facts, sizes: Sizes) -> Shapes:
@@ -82,28 +69,18 @@ def _new_block(facts: Facts) -> Shapes:
     }
 
 
-def _served_by(facts: Facts, layers: Sequence[str]) -> tuple[Served, ...]:
-    return (
-        Served("transformers", "yes", "5.23, as OlmoHybridForCausalLM"),
-        served_by_vllm(facts, "OlmoHybridForCausalLM"),
-        Served("llama.cpp", "no", "it does not know the family"),
-    )
-
-
 OLMO_HYBRID = Target(
     family="olmo_hybrid",
     architecture="OlmoHybridForCausalLM",
     donors=("olmo2", "olmo3"),
     mixers={"gated_delta_net": "linear_attention"},
     attention="full_attention",
-    conditions=(FULL_ATTENTION, ONE_ROPE, SILU),
     outputs={"gated_delta_net": ("linear_attn.o_proj.weight",), "network": ("mlp.down_proj.weight",)},
-    served_by=_served_by,
+    by_llama=lambda facts, layers: ("no", "it does not know the family"),
     map_layer=_map_layer,
-    map_norm=lambda name: copied(name)[name],
     write_config=_write_config,
     suggest_sizes=lambda facts: {**suggest_heads(facts), "conv": 4},
-    check_sizes=_check_sizes,
+    check_sizes=check_heads,
     mixer_shapes=_mixer_shapes,
     no_swap="its layers with a delta net have norms before mixer and network, the donors' behind them",
     new_block=_new_block,

@@ -7,24 +7,21 @@ weights from a half to two; below that, and in bfloat16, one less than a weight 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
-    FULL_ATTENTION,
-    ONE_ROPE,
-    SILU,
     Facts,
     LayerMap,
     Made,
-    Served,
     Sizes,
     Target,
     check_heads,
     common_config,
     copied,
+    delta_net_of,
     suggest_heads,
 )
 
@@ -57,55 +54,30 @@ def _write_config(facts: Facts, sizes: Sizes, family: str, architecture: str) ->
         "partial_rotary_factor": 1.0,
         "attention_bias": bool(facts.settings("attention_bias")),
         "head_dim": facts.head_dim,
-        "linear_conv_kernel_dim": sizes["conv"],
-        "linear_key_head_dim": sizes["state"],
-        "linear_value_head_dim": sizes["head_dim"],
-        "linear_num_key_heads": sizes["groups"],
-        "linear_num_value_heads": sizes["heads"],
+        **delta_net_of(facts, sizes).config(),
     }
-
-
-def _check_sizes(facts: Facts, sizes: Sizes) -> Iterator[str]:
-    return check_heads(sizes)
 
 
 def _shapes_of_3_5(facts: Facts, sizes: Sizes) -> Shapes:
-    heads, values, keys = sizes["heads"], sizes["heads"] * sizes["head_dim"], sizes["groups"] * sizes["state"]
-    return {
-        "linear_attn.in_proj_qkv.weight": (2 * keys + values, facts.hidden),
-        "linear_attn.in_proj_z.weight": (values, facts.hidden),
-        "linear_attn.in_proj_b.weight": (heads, facts.hidden),
-        "linear_attn.in_proj_a.weight": (heads, facts.hidden),
-        "linear_attn.conv1d.weight": (2 * keys + values, 1, sizes["conv"]),
-        "linear_attn.dt_bias": (heads,),
-        "linear_attn.A_log": (heads,),
-        "linear_attn.norm.weight": (sizes["head_dim"],),
-        "linear_attn.out_proj.weight": (facts.hidden, values),
-    }
+    return delta_net_of(facts, sizes).tensor_shapes()
 
 
 def _shapes_of_next(facts: Facts, sizes: Sizes) -> Shapes:
-    heads, values, keys = sizes["heads"], sizes["heads"] * sizes["head_dim"], sizes["groups"] * sizes["state"]
+    mixer = delta_net_of(facts, sizes)
     joined = {
-        "linear_attn.in_proj_qkvz.weight": (2 * keys + 2 * values, facts.hidden),
-        "linear_attn.in_proj_ba.weight": (2 * heads, facts.hidden),
+        "linear_attn.in_proj_qkvz.weight": (mixer.conv_size + mixer.inner_size, facts.hidden),
+        "linear_attn.in_proj_ba.weight": (2 * mixer.num_heads, facts.hidden),
     }
-    rest = {name: shape for name, shape in _shapes_of_3_5(facts, sizes).items() if ".in_proj_" not in name}
+    rest = {name: shape for name, shape in mixer.tensor_shapes().items() if ".in_proj_" not in name}
     return {**joined, **rest}
 
 
-def _served_by(facts: Facts, layers: Sequence[str], architecture: str) -> tuple[Served, ...]:
-    step = interval(layers)
-    llama = Served("llama.cpp", "no", "it takes attention in every n-th layer alone, and these have another order")
-    if step is not None and architecture.startswith("Qwen3_5"):
-        llama = Served("llama.cpp", "yes", "convert with --no-mtp; it computed the same perplexity")
-    elif step is not None:
-        llama = Served("llama.cpp", "untried", "its converter knows Qwen3NextForCausalLM")
-    return (
-        Served("transformers", "yes", f"5.23, as {architecture}"),
-        Served("vLLM", "yes", f"{architecture}; read in the source of 0.33, not run"),
-        llama,
-    )
+def _by_llama(
+    layers: Sequence[str], answer: Literal["yes", "untried"], how: str
+) -> tuple[Literal["yes", "no", "untried"], str]:
+    if interval(layers) is None:
+        return "no", "it takes attention in every n-th layer alone, and these have another order"
+    return answer, how
 
 
 def interval(layers: Sequence[str]) -> int | None:
@@ -121,24 +93,24 @@ _COMMON = Target(
     donors=("qwen3",),
     mixers={"gated_delta_net": "linear_attention"},
     attention="full_attention",
-    conditions=(FULL_ATTENTION, ONE_ROPE, SILU),
     outputs={"gated_delta_net": ("linear_attn.out_proj.weight",), "network": ("mlp.down_proj.weight",)},
-    served_by=lambda facts, layers: _served_by(facts, layers, "Qwen3_5ForCausalLM"),
+    by_llama=lambda facts, layers: _by_llama(layers, "yes", "convert with --no-mtp; it computed the same perplexity"),
     map_layer=_map_layer,
     map_norm=_less_one,
     write_config=lambda facts, sizes: _write_config(facts, sizes, "qwen3_5_text", "Qwen3_5ForCausalLM"),
     suggest_sizes=lambda facts: {**suggest_heads(facts), "conv": 4},
-    check_sizes=_check_sizes,
+    check_sizes=check_heads,
     mixer_shapes=_shapes_of_3_5,
     derived=("gated_delta_net",),
     bit_exact=False,
+    derives_head_size=False,
 )
 QWEN3_5 = _COMMON
 QWEN3_NEXT = replace(
     _COMMON,
     family="qwen3_next",
     architecture="Qwen3NextForCausalLM",
-    served_by=lambda facts, layers: _served_by(facts, layers, "Qwen3NextForCausalLM"),
+    by_llama=lambda facts, layers: _by_llama(layers, "untried", "its converter knows Qwen3NextForCausalLM"),
     write_config=lambda facts, sizes: {
         **_write_config(facts, sizes, "qwen3_next", "Qwen3NextForCausalLM"),
         "num_experts": 0,

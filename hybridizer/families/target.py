@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hybridizer.families.keys import read_assumptions, unify
+from hybridizer.families.mixer_shapes import DeltaNetShape, Mamba2Shape
 from hybridizer.families.names import Shapes
 from hybridizer.families.rope import read_rope
 from hybridizer.families.structure import Structure
@@ -74,6 +75,36 @@ class Condition:
     fix: str
 
 
+def _other_kinds(facts: Facts) -> str | None:
+    other = sorted(set(facts.structure.traits.get("attention", ())) - {"full_attention"})
+    return f"some have {' or '.join(map(str, other))}" if other else None
+
+
+def _partial_rope(facts: Facts) -> str | None:
+    grouped = [key for key in facts.rope if "." in key]
+    if grouped:
+        return f"one for each kind of layer ({grouped[0]})"
+    partial = facts.rope.get("partial_rotary_factor", 1.0)
+    return f"on {partial:g} of the head" if partial != 1 else None
+
+
+FULL_ATTENTION = Condition(
+    "every layer has full attention",
+    _other_kinds,
+    "A sliding window has no place in this family: take a donor without one, or a model of the donors' own family.",
+)
+SILU = Condition(
+    "the activation is silu, which the kernels of all mixers know",
+    lambda facts: None if facts.settings("hidden_act") in ("silu", "swish") else f"{facts.settings('hidden_act')}",
+    "Take a donor with silu, or a model of the donors' own family.",
+)
+ONE_ROPE = Condition(
+    "one rotary setting, on the whole head",
+    _partial_rope,
+    "Take a donor with one rotary setting, or a model of the donors' own family.",
+)
+
+
 @dataclass(frozen=True)
 class Served:
     """Whether `by` (transformers, vLLM, llama.cpp) runs the model, and what more there is to say about it."""
@@ -92,7 +123,8 @@ class Target:
     that mapped bfloat16 layers compute their donor's numbers too. `no_swap` is why a layer cannot keep its norms and
     network with a new mixer, where it cannot; `new_block` then gives the shapes of those of a new layer. `branch` is
     the kind of mixer that every layer has beside its attention, in a family of such layers. `derived` are the kinds
-    that hybridizer.mixers derives from an attention and fits to it.
+    that hybridizer.mixers derives from an attention and fits to it. `by_llama` says whether llama.cpp runs layers of
+    these names, and `derives_head_size` that vLLM computes the size of a head from the model's width.
     """
 
     family: str
@@ -100,21 +132,36 @@ class Target:
     donors: tuple[str, ...]
     mixers: Mapping[str, str]
     attention: str
-    conditions: tuple[Condition, ...]
     outputs: Mapping[str, tuple[str, ...]]
-    served_by: Callable[[Facts, Sequence[str]], tuple[Served, ...]]
+    by_llama: Callable[[Facts, Sequence[str]], tuple[Literal["yes", "no", "with", "untried"], str]]
     map_layer: Callable[[Facts, Shapes], LayerMap]
-    map_norm: Callable[[str], Made]
     write_config: Callable[[Facts, Sizes], dict[str, Any]]
     suggest_sizes: Callable[[Facts], Sizes]
     check_sizes: Callable[[Facts, Sizes], Iterator[str]]
     mixer_shapes: Callable[[Facts, Sizes], Shapes]
+    map_norm: Callable[[str], Made] = lambda name: Made("copy", (name,))
+    conditions: tuple[Condition, ...] = (FULL_ATTENTION, ONE_ROPE, SILU)
+    derives_head_size: bool = True
     final_norm: str = "model.norm.weight"
     bit_exact: bool = True
     no_swap: str | None = None
     new_block: Callable[[Facts], Shapes] | None = None
     branch: str | None = None
     derived: tuple[str, ...] = ()
+
+    def served_by(self, facts: Facts, layers: Sequence[str]) -> tuple[Served, ...]:
+        """What runs the layers of a donor, `layers` being the target's names of those of the output."""
+        return (
+            Served("transformers", "yes", f"5.23, as {self.architecture}"),
+            self._served_by_vllm(facts),
+            Served("llama.cpp", *self.by_llama(facts, layers)),
+        )
+
+    def _served_by_vllm(self, facts: Facts) -> Served:
+        if self.derives_head_size and head_size(facts):
+            own = f"the donor's have {facts.head_dim}"
+            return Served("vLLM", "no", f"it takes heads of {facts.hidden}/{facts.heads} from the width, and {own}")
+        return Served("vLLM", "yes", f"{self.architecture}; read in the source of 0.33, not run")
 
 
 def read_facts(structure: Structure) -> Facts:
@@ -184,11 +231,6 @@ def keep_with_biases(prefix: str, names: tuple[str, ...], shapes: Shapes) -> dic
     return made
 
 
-def _other_kinds(facts: Facts) -> str | None:
-    other = sorted(set(facts.structure.traits.get("attention", ())) - {"full_attention"})
-    return f"some have {' or '.join(map(str, other))}" if other else None
-
-
 def copied(*names: str) -> dict[str, Made]:
     """Tensors that keep their names and bytes."""
     return {name: Made("copy", (name,)) for name in names}
@@ -199,52 +241,32 @@ def head_size(facts: Facts) -> dict[str, int]:
     return {} if facts.head_dim * facts.heads == facts.hidden else {"head_dim": facts.head_dim}
 
 
-def served_by_vllm(facts: Facts, architecture: str) -> Served:
-    """vLLM runs a family whose head size it computes from the width only where that is the donor's."""
-    if head_size(facts):
-        what = f"it takes heads of {facts.hidden}/{facts.heads} from the width, and the donor's have {facts.head_dim}"
-        return Served("vLLM", "no", what)
-    return Served("vLLM", "yes", f"{architecture}; read in the source of 0.33, not run")
-
-
 def suggest_heads(facts: Facts) -> dict[str, int]:
     """Sizes of mixers with heads, after the donor's attention: keys as wide as its own, shared as it shares them."""
     return {"heads": facts.heads, "head_dim": facts.head_dim, "groups": facts.kv_heads, "state": facts.head_dim}
 
 
-def check_heads(sizes: Sizes) -> Iterator[str]:
+def check_heads(facts: Facts, sizes: Sizes) -> Iterator[str]:
     """What is wrong with the sizes of any mixer that has heads and a convolution."""
     if sizes["heads"] % sizes["groups"]:
         yield f"{sizes['heads']} heads do not divide into {sizes['groups']} groups."
-    yield from check_conv(sizes)
+    yield from check_conv(facts, sizes)
 
 
-def check_conv(sizes: Sizes) -> Iterator[str]:
+def check_conv(facts: Facts, sizes: Sizes) -> Iterator[str]:
     """What is wrong with the size of a convolution."""
     if sizes["conv"] > 4:
         yield f"a convolution over {sizes['conv']} tokens; the CUDA kernel takes 2 to 4."
 
 
-def _partial_rope(facts: Facts) -> str | None:
-    grouped = [key for key in facts.rope if "." in key]
-    if grouped:
-        return f"one for each kind of layer ({grouped[0]})"
-    partial = facts.rope.get("partial_rotary_factor", 1.0)
-    return f"on {partial:g} of the head" if partial != 1 else None
+def mamba2_of(facts: Facts, sizes: Sizes) -> Mamba2Shape:
+    """The Mamba-2 mixer of these sizes beside the donor's attention."""
+    groups, kernel, chunk = sizes["groups"], sizes["conv"], sizes["chunk"]
+    return Mamba2Shape(facts.hidden, sizes["heads"], sizes["head_dim"], sizes["state"], groups, kernel, chunk)
 
 
-FULL_ATTENTION = Condition(
-    "every layer has full attention",
-    _other_kinds,
-    "A sliding window has no place in this family: take a donor without one, or a model of the donors' own family.",
-)
-SILU = Condition(
-    "the activation is silu, which the kernels of all mixers know",
-    lambda facts: None if facts.settings("hidden_act") in ("silu", "swish") else f"{facts.settings('hidden_act')}",
-    "Take a donor with silu, or a model of the donors' own family.",
-)
-ONE_ROPE = Condition(
-    "one rotary setting, on the whole head",
-    _partial_rope,
-    "Take a donor with one rotary setting, or a model of the donors' own family.",
-)
+def delta_net_of(facts: Facts, sizes: Sizes) -> DeltaNetShape:
+    """The gated delta net of these sizes beside the donor's attention."""
+    return DeltaNetShape(
+        facts.hidden, sizes["heads"], sizes["head_dim"], sizes["state"], sizes["groups"], sizes["conv"]
+    )

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hybridizer.core.errors import PlanError, Problem
+from hybridizer.families.mixer_shapes import AttentionShape, DeltaNetShape, Mamba2Shape, ShortConvShape
 from hybridizer.mixers.heads import last_token, map_heads, spread_memory
-from hybridizer.mixers.shapes import AttentionShape, DeltaNetShape, Mamba2Shape, ShortConvShape
 
 # How much of the value of the token itself is added. Of held-out attention outputs of five layers of SmolLM2, 0.646 was
 # explained with 3, 0.634 with 1, 0.624 with 0.3 (measured once; no command repeats it).

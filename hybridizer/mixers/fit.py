@@ -18,8 +18,8 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem
+from hybridizer.families.mixer_shapes import AttentionShape, MixerShape
 from hybridizer.mixers.make import OUT_PROJ, make_mixer_tensors, make_module
-from hybridizer.mixers.shapes import AttentionShape, MixerShape
 from hybridizer.mixers.stream import Batch, Mix, find_attention, read_attention, read_batch, run_layer
 from hybridizer.models.parts import Parts
 from hybridizer.models.wrapping import replaced_forward

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from hybridizer.core.errors import PlanError, Problem
-from hybridizer.mixers.shapes import AttentionShape
+from hybridizer.families.mixer_shapes import AttentionShape
 
 LEAST_DT, MOST_DT = 1e-3, 1.0
 

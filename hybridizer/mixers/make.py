@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hybridizer.core.errors import DidYouMean, PlanError, Problem
+from hybridizer.families.mixer_shapes import AttentionShape, DeltaNetShape, Mamba2Shape, MixerShape, ShortConvShape
 from hybridizer.mixers.derive import derive_delta_net, derive_mamba2, derive_short_conv
-from hybridizer.mixers.shapes import AttentionShape, DeltaNetShape, Mamba2Shape, MixerShape, ShortConvShape
 from hybridizer.models.load import random_causal_lm
 
 KINDS = {"mamba2": Mamba2Shape, "gated_delta_net": DeltaNetShape, "short_conv": ShortConvShape}

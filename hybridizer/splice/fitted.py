@@ -13,8 +13,8 @@ from hybridizer.core.files import write_file
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, to_jsonable
 from hybridizer.donors.donor import Donor
+from hybridizer.families.mixer_shapes import SHAPES, AttentionShape, MixerShape
 from hybridizer.families.target import LAYER_PREFIX
-from hybridizer.mixers.shapes import AttentionShape, DeltaNetShape, Mamba2Shape, MixerShape, ShortConvShape
 from hybridizer.plan.origin import Fitted
 from hybridizer.plan.plan import Plan, PlannedTensor
 
@@ -88,35 +88,7 @@ def fit_planned(plan: Plan, host: Donor, documents: Iterable[str], monitor: Moni
 
 def mixer_shapes(plan: Plan) -> tuple[MixerShape, AttentionShape]:
     """The sizes of the new mixers of `plan` and of the attention that they replace, by its config."""
-    config = plan.config
-    attention = AttentionShape.of_config(config)
-    hidden, eps = config["hidden_size"], config["rms_norm_eps"]
-    if config["model_type"] == "lfm2":
-        return ShortConvShape(hidden, config["conv_L_cache"], eps), attention
-    if config["model_type"] == "qwen3_5_text":
-        sizes: dict[str, Any] = {field: config[f"linear_{key}"] for field, key in _DELTA_NET.items()}
-        return DeltaNetShape(hidden_size=hidden, **sizes, norm_eps=eps), attention
-    assert config["model_type"] == "granitemoehybrid", "the targets whose mixers can be derived"
-    found: dict[str, Any] = {field: config[f"mamba_{key}"] for field, key in _MAMBA2.items()}
-    return Mamba2Shape(hidden_size=hidden, **found, norm_eps=eps), attention
-
-
-# The fields of a shape, and the key of each in the config.
-_DELTA_NET = {
-    "num_heads": "num_value_heads",
-    "head_dim": "value_head_dim",
-    "state_size": "key_head_dim",
-    "num_groups": "num_key_heads",
-    "kernel_size": "conv_kernel_dim",
-}
-_MAMBA2 = {
-    "num_heads": "n_heads",
-    "head_dim": "d_head",
-    "state_size": "d_state",
-    "num_groups": "n_groups",
-    "kernel_size": "d_conv",
-    "chunk_size": "chunk_size",
-}
+    return SHAPES[plan.config["model_type"]].of_config(plan.config), AttentionShape.of_config(plan.config)
 
 
 def _layer_of(tensor: PlannedTensor) -> int:

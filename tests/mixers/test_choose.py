@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from hybridizer.core.errors import InputError
+from hybridizer.families.mixer_shapes import AttentionShape, mamba2_shape
 from hybridizer.mixers.choose import SwapScore, choose_layers, score_swaps
 from hybridizer.mixers.control import score_hybrid
 from hybridizer.mixers.fit import as_mixes, fit_mixers, new_mixers
-from hybridizer.mixers.shapes import AttentionShape, mamba2_shape
 from hybridizer.mixers.stream import find_attention, swapped
 from hybridizer.models.parts import find_parts, run_model
 from support.toys import fresh

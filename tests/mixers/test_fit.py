@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from hybridizer.core.errors import InputError
+from hybridizer.families.mixer_shapes import AttentionShape, mamba2_shape
 from hybridizer.mixers.control import score_hybrid
 from hybridizer.mixers.fit import DEFAULT, Equations, FitSettings, as_mixes, fit_mixers, new_mixers, solve
 from hybridizer.mixers.make import make_module
-from hybridizer.mixers.shapes import AttentionShape, mamba2_shape
 from hybridizer.mixers.stream import find_attention, swapped
 from hybridizer.models.parts import find_parts
 from hybridizer.models.residual import read_outputs

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hybridizer.core.errors import PlanError
+from hybridizer.families.mixer_shapes import AttentionShape, delta_net_shape, mamba2_shape, short_conv_shape
 from hybridizer.mixers.derive import SKIP
 from hybridizer.mixers.make import make_mixer_tensors, make_module
-from hybridizer.mixers.shapes import AttentionShape, delta_net_shape, mamba2_shape, short_conv_shape
 
 ATTENTION = AttentionShape(hidden_size=32, num_heads=4, num_kv_heads=2, head_dim=8)
 GENERATOR = torch.Generator().manual_seed(5)

@@ -1,14 +1,16 @@
 """The sizes of an attention, and of the mixer that replaces it. No torch: a plan reads them.
 
 The `prefix` of a mixer is what the names of its tensors begin with in a layer of the target, `model_type` the family
-whose layer it is, and `gate` the tensor that its gate is computed with, and the rows there.
+whose layer it is, and `gate` the tensor that its gate is computed with, and the rows there. `KEYS` are the keys of its
+sizes in the family's config.json, in the order in which they are written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 from hybridizer.core.errors import PlanError, Problem
 
@@ -31,8 +33,25 @@ class AttentionShape:
         return AttentionShape(hidden, heads, kv_heads, int(config.get("head_dim") or hidden // heads))
 
 
+class _Configured:
+    """Sizes that a config.json holds under `KEYS`."""
+
+    KEYS: ClassVar[Mapping[str, str]]
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> Self:
+        """The sizes that `config` has, and the width and epsilon of its model."""
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        values: dict[str, Any] = {name: config[key] for name, key in cls.KEYS.items() if name in known}
+        values |= {"hidden_size": config["hidden_size"], "norm_eps": config["rms_norm_eps"]}
+        return cls(**values)
+
+    def _sizes(self) -> dict[str, Any]:
+        return {key: getattr(self, name) for name, key in self.KEYS.items()}
+
+
 @dataclass(frozen=True)
-class Mamba2Shape:
+class Mamba2Shape(_Configured):
     """The sizes of a Mamba-2 layer as granitemoehybrid has it.
 
     The inner width is num_heads * head_dim. Heads of one group, which are neighbours, share B and C of `state_size`,
@@ -52,6 +71,11 @@ class Mamba2Shape:
 
     prefix = "mamba."
     model_type = "granitemoehybrid"
+    KEYS = MappingProxyType({
+        "num_heads": "mamba_n_heads", "head_dim": "mamba_d_head", "num_groups": "mamba_n_groups",
+        "state_size": "mamba_d_state", "kernel_size": "mamba_d_conv", "expand": "mamba_expand",
+        "chunk_size": "mamba_chunk_size",
+    })  # fmt: skip
 
     @property
     def inner_size(self) -> int:
@@ -66,7 +90,7 @@ class Mamba2Shape:
     @property
     def expand(self) -> int:
         """The inner width as a multiple of the hidden width."""
-        return self.inner_size // self.hidden_size
+        return self.inner_size // max(self.hidden_size, 1)
 
     @property
     def gate(self) -> tuple[str, slice]:
@@ -75,17 +99,7 @@ class Mamba2Shape:
 
     def config(self) -> dict[str, Any]:
         """The keys of granitemoehybrid's config.json that these sizes decide."""
-        return {
-            "mamba_n_heads": self.num_heads,
-            "mamba_d_head": self.head_dim,
-            "mamba_d_state": self.state_size,
-            "mamba_n_groups": self.num_groups,
-            "mamba_d_conv": self.kernel_size,
-            "mamba_expand": self.expand,
-            "mamba_chunk_size": self.chunk_size,
-            "mamba_conv_bias": True,
-            "mamba_proj_bias": self.has_bias,
-        }
+        return {**self._sizes(), "mamba_conv_bias": True, "mamba_proj_bias": self.has_bias}
 
     def extra_config(self) -> dict[str, Any]:
         """The keys of the config of a model of one layer of this kind, besides `config` and the sizes of its rest."""
@@ -101,12 +115,12 @@ class Mamba2Shape:
         """The shape of every tensor by its name in a layer of the target."""
         projected = self.inner_size + self.conv_size + self.num_heads
         found: dict[str, tuple[int, ...]] = {
+            "mamba.in_proj.weight": (projected, self.hidden_size),
+            "mamba.conv1d.weight": (self.conv_size, 1, self.kernel_size),
+            "mamba.conv1d.bias": (self.conv_size,),
+            "mamba.dt_bias": (self.num_heads,),
             "mamba.A_log": (self.num_heads,),
             "mamba.D": (self.num_heads,),
-            "mamba.conv1d.bias": (self.conv_size,),
-            "mamba.conv1d.weight": (self.conv_size, 1, self.kernel_size),
-            "mamba.dt_bias": (self.num_heads,),
-            "mamba.in_proj.weight": (projected, self.hidden_size),
             "mamba.norm.weight": (self.inner_size,),
             "mamba.out_proj.weight": (self.hidden_size, self.inner_size),
         }
@@ -116,7 +130,7 @@ class Mamba2Shape:
 
 
 @dataclass(frozen=True)
-class DeltaNetShape:
+class DeltaNetShape(_Configured):
     """The sizes of a gated delta net as qwen3_5_text has it.
 
     `num_heads` heads of `head_dim` values each; neighbours of one of `num_groups` groups share a query and a key of
@@ -135,6 +149,11 @@ class DeltaNetShape:
     prefix = "linear_attn."
     model_type = "qwen3_5_text"
     gate = ("linear_attn.in_proj_z.weight", slice(None))
+    KEYS = MappingProxyType({
+        "kernel_size": "linear_conv_kernel_dim", "state_size": "linear_key_head_dim",
+        "head_dim": "linear_value_head_dim", "num_groups": "linear_num_key_heads",
+        "num_heads": "linear_num_value_heads",
+    })  # fmt: skip
 
     @property
     def inner_size(self) -> int:
@@ -148,13 +167,7 @@ class DeltaNetShape:
 
     def config(self) -> dict[str, Any]:
         """The keys of qwen3_5_text's config.json that these sizes decide."""
-        return {
-            "linear_num_value_heads": self.num_heads,
-            "linear_value_head_dim": self.head_dim,
-            "linear_num_key_heads": self.num_groups,
-            "linear_key_head_dim": self.state_size,
-            "linear_conv_kernel_dim": self.kernel_size,
-        }
+        return self._sizes()
 
     def extra_config(self) -> dict[str, Any]:
         """The keys of the config of a model of one layer of this kind, besides `config` and the sizes of its rest."""
@@ -163,20 +176,20 @@ class DeltaNetShape:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor by its name in a layer of the target."""
         return {
-            "linear_attn.A_log": (self.num_heads,),
-            "linear_attn.conv1d.weight": (self.conv_size, 1, self.kernel_size),
-            "linear_attn.dt_bias": (self.num_heads,),
-            "linear_attn.in_proj_a.weight": (self.num_heads, self.hidden_size),
-            "linear_attn.in_proj_b.weight": (self.num_heads, self.hidden_size),
             "linear_attn.in_proj_qkv.weight": (self.conv_size, self.hidden_size),
             "linear_attn.in_proj_z.weight": (self.inner_size, self.hidden_size),
+            "linear_attn.in_proj_b.weight": (self.num_heads, self.hidden_size),
+            "linear_attn.in_proj_a.weight": (self.num_heads, self.hidden_size),
+            "linear_attn.conv1d.weight": (self.conv_size, 1, self.kernel_size),
+            "linear_attn.dt_bias": (self.num_heads,),
+            "linear_attn.A_log": (self.num_heads,),
             "linear_attn.norm.weight": (self.head_dim,),
             "linear_attn.out_proj.weight": (self.hidden_size, self.inner_size),
         }
 
 
 @dataclass(frozen=True)
-class ShortConvShape:
+class ShortConvShape(_Configured):
     """The sizes of a gated short convolution as lfm2 has it: as wide as the stream, over `kernel_size` tokens."""
 
     hidden_size: int
@@ -186,6 +199,7 @@ class ShortConvShape:
 
     prefix = "conv."
     model_type = "lfm2"
+    KEYS = MappingProxyType({"kernel_size": "conv_L_cache"})
 
     @property
     def gate(self) -> tuple[str, slice]:
@@ -199,7 +213,7 @@ class ShortConvShape:
 
     def config(self) -> dict[str, Any]:
         """The keys of lfm2's config.json that these sizes decide."""
-        return {"conv_L_cache": self.kernel_size, "conv_bias": self.has_bias}
+        return {**self._sizes(), "conv_bias": self.has_bias}
 
     def extra_config(self) -> dict[str, Any]:
         """The keys of the config of a model of one layer of this kind, besides `config` and the sizes of its rest."""
@@ -208,13 +222,15 @@ class ShortConvShape:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor by its name in a layer of the target."""
         return {
-            "conv.conv.weight": (self.hidden_size, 1, self.kernel_size),
             "conv.in_proj.weight": (3 * self.hidden_size, self.hidden_size),
+            "conv.conv.weight": (self.hidden_size, 1, self.kernel_size),
             "conv.out_proj.weight": (self.hidden_size, self.hidden_size),
         }
 
 
 MixerShape = Mamba2Shape | DeltaNetShape | ShortConvShape
+SHAPES = MappingProxyType({shape.model_type: shape for shape in (Mamba2Shape, DeltaNetShape, ShortConvShape)})
+"""The shape of the mixers of a family."""
 
 
 def mamba2_shape(
