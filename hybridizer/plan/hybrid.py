@@ -28,12 +28,10 @@ from hybridizer.families.target import (
 from hybridizer.families.targets import find_target
 from hybridizer.plan.identity import METHOD as IDENTITY
 from hybridizer.plan.layout import LayerSource
-from hybridizer.plan.origin import Affine, Convert, Copy, Derived, Fitted, Fresh, Join, Origin, Source, Spread
+from hybridizer.plan.origin import ZERO, Affine, Convert, Copy, Derived, Fitted, Fresh, Join, Origin, Source, Spread
 from hybridizer.plan.plan import PlannedTensor
 from hybridizer.plan.starts import ATTENTION, check_starts, pin_calibration
 from hybridizer.recipe.models import Recipe
-
-ZERO = "zero"  # the initialisation of `Fresh` tensors that need no initialiser
 
 
 @dataclass(frozen=True)
@@ -261,15 +259,16 @@ class _Assembly:
             return self._planned(donor, prefix, names, {**mapped.block, **mapped.attention})
         block = self._planned(donor, prefix, names, mapped.block)
         if source.fit != "none" or source.init != "fresh":
-            return [*block, *self._started(prefix, source, donor, [names[suffix] for suffix in sorted(names)])]
+            return [*block, *self._started(prefix, source, donor, names)]
         return [*block, *self._fresh(prefix, source, self._mixer_shapes(), ())]
 
-    def _started(self, prefix: str, source: LayerSource, donor: Donor, names: Sequence[str]) -> list[PlannedTensor]:
-        """The tensors of a mixer that is derived from the attention it replaces, or fitted to it."""
+    def _started(self, prefix: str, source: LayerSource, donor: Donor, names: Mapping[str, str]) -> list[PlannedTensor]:
+        """The tensors of a mixer that is derived from the attention it replaces, or fitted to it.
+
+        `names` maps the suffixes of the layer that it is in to the donor's tensors.
+        """
         assert source.mixer is not None
-        part, seed = source.parts[0], self.recipe.seed
-        suffix_of = {name: suffix for suffix, name in donor.structure.layers[part.layer].items()}
-        used = [name for name in names if suffix_of[name].endswith(ATTENTION)]
+        seed, used = self.recipe.seed, [names[suffix] for suffix in sorted(names) if suffix.endswith(ATTENTION)]
         origins = tuple(Origin(donor.name, name) for name in used)
         made: Source = Derived(source.mixer, origins, seed)
         if source.fit != "none":

@@ -10,9 +10,8 @@ from hybridizer.donors.donor import Donor
 from hybridizer.families.attention import OLD_NAMES
 from hybridizer.families.target import Target
 from hybridizer.families.targets import TARGETS
-from hybridizer.plan.hybrid import ZERO
 from hybridizer.plan.layout import LayerSource, Part
-from hybridizer.plan.origin import Fresh
+from hybridizer.plan.origin import ZERO, Fresh
 from hybridizer.plan.plan import PlannedTensor
 from hybridizer.recipe.models import Recipe
 

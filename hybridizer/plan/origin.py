@@ -133,9 +133,12 @@ class Merge:
         return blends[self.blend].method
 
 
+ZERO = "zero"  # the initialisation of `Fresh` tensors that need no initialiser
+
+
 @dataclass(frozen=True)
 class Fresh:
-    """A new tensor that no donor has. `init` names its initialisation, "zero" or an initialiser, drawn from `seed`."""
+    """A new tensor that no donor has. `init` names its initialisation, ZERO or an initialiser, drawn from `seed`."""
 
     init: str
     seed: int

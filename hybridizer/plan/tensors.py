@@ -10,7 +10,7 @@ from hybridizer.core.errors import PlanError, Problem
 from hybridizer.donors.donor import Donor
 from hybridizer.families.identity import output_tensors
 from hybridizer.plan.layout import LayerSource
-from hybridizer.plan.origin import BlendUse, Convert, Copy, Fresh, Merge, Origin
+from hybridizer.plan.origin import ZERO, BlendUse, Convert, Copy, Fresh, Merge, Origin
 from hybridizer.plan.plan import PlannedTensor
 from hybridizer.recipe.models import Blend
 
@@ -48,7 +48,7 @@ def plan_tensors(
             dtype = _output_dtype(entry.dtype, apart.get(suffix), target)
             output = f"{host.structure.layer_prefix}{layer}.{suffix}"
             if suffix in zero:
-                made: Copy | Convert | Merge | Fresh = Fresh("zero", 0)
+                made: Copy | Convert | Merge | Fresh = Fresh(ZERO, 0)
             elif source.blend is None:
                 made = _copy(origins[0], entry.dtype, dtype)
             else:

@@ -16,7 +16,7 @@ from hybridizer.checkpoint.writer import WrittenCheckpoint, write_checkpoint
 from hybridizer.core.errors import PlanError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
-from hybridizer.plan.origin import BlendUse, Convert, Copy, Fresh, Merge
+from hybridizer.plan.origin import ZERO, BlendUse, Convert, Copy, Fresh, Merge
 from hybridizer.plan.plan import Plan, PlannedTensor
 
 PLAN_KEY: Final = "hybridizer_plan"  # in the metadata of every weight file: the hash of the plan it was written by
@@ -92,7 +92,7 @@ def make_copied(plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor]) 
             return in_dtype(entries[0], tensor.dtype)
         case Merge(blend=number):
             return lambda: _blended(plan.blends[number], tensor, entries, plan.seed)
-        case Fresh(init="zero") if tensor.dtype in FLOATING:
+        case Fresh(init=init) if init == ZERO and tensor.dtype in FLOATING:
             return lambda: _zeros(math.prod(tensor.shape) * DTYPE_BITS[tensor.dtype] // 8)
         case other:
             what = f"the executor '{plan.executor}' cannot make it: {other.describe(plan.blends)}."

@@ -66,7 +66,9 @@ def fit_planned(plan: Plan, host: Donor, documents: Iterable[str], monitor: Moni
 
     source = fitted_tensors(plan)[0].source
     assert isinstance(source, Fitted)
-    inits = {_layer_of(tensor): t.init for tensor in fitted_tensors(plan) if isinstance(t := tensor.source, Fitted)}
+    inits = {
+        int(place_of(tensor)[0]): t.init for tensor in fitted_tensors(plan) if isinstance(t := tensor.source, Fitted)
+    }
     model, tokenizer = load_causal_lm(host.folder, torch.float32, trust_remote_code="remote_code" in host.allow)
     windows = _read_windows(tokenizer, documents, source)
     parts = find_parts(model)
@@ -91,8 +93,10 @@ def mixer_shapes(plan: Plan) -> tuple[MixerShape, AttentionShape]:
     return SHAPES[plan.config["model_type"]].of_config(plan.config), AttentionShape.of_config(plan.config)
 
 
-def _layer_of(tensor: PlannedTensor) -> int:
-    return int(tensor.name.removeprefix(LAYER_PREFIX).partition(".")[0])
+def place_of(tensor: PlannedTensor) -> tuple[str, str]:
+    """The number of the layer of a tensor in a layer, as text, and its suffix."""
+    number, _, suffix = tensor.name.removeprefix(LAYER_PREFIX).partition(".")
+    return number, suffix
 
 
 def _read_windows(tokenizer: Any, documents: Iterable[str], source: Fitted) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from hybridizer.checkpoint.dtypes import DTYPE_BITS
 from hybridizer.checkpoint.hashing import read_tensor_chunks
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import Source as Bytes
@@ -15,17 +15,13 @@ from hybridizer.checkpoint.writer import WrittenCheckpoint
 from hybridizer.core.errors import PlanError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
-from hybridizer.families.target import LAYER_PREFIX
-from hybridizer.plan.hybrid import ZERO
-from hybridizer.plan.origin import Affine, Derived, Fitted, Fresh, Join, Spread
+from hybridizer.plan.origin import ZERO, Affine, Derived, Fitted, Fresh, Join, Spread
 from hybridizer.plan.plan import Plan, PlannedTensor
 from hybridizer.splice.copy import Make, find_entries, in_dtype, make_copied, write_planned
-from hybridizer.splice.fitted import mixer_shapes, read_fitted
+from hybridizer.splice.fitted import mixer_shapes, place_of, read_fitted
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_CHUNK_BYTES: Final = 8 << 20
 
 
 def splice_native(
@@ -45,17 +41,17 @@ def splice_native(
 
 
 def native_maker(plan: Plan) -> Make:
-    """What gives the bytes of each tensor of `plan`; one new layer is kept between calls."""
-    layers, derived = _FreshLayers(plan), _DerivedMixers(plan)
+    """What gives the bytes of each tensor of `plan`; one new layer is kept between calls, and what was fitted."""
+    layers, derived, fitted = _FreshLayers(plan), _DerivedMixers(plan), cache(lambda: _read_fitted(plan))
 
     def make(plan: Plan, tensor: PlannedTensor, donors: Mapping[str, Donor]) -> Bytes:
         match tensor.source:
-            case Fresh(init=init, seed=seed):
-                return (lambda: _zeros(tensor)) if init == ZERO else (lambda: layers.read(tensor, seed))
+            case Fresh(init=init, seed=seed) if init != ZERO:
+                return lambda: layers.read(tensor, seed)
             case Derived():
                 return lambda: derived.read(tensor, donors)
             case Fitted():
-                return _read_fitted(plan, tensor)
+                return in_dtype(fitted()[tensor.name], tensor.dtype)
             case Join() | Affine() | Spread():
                 return _moved(tensor, donors)
             case _:
@@ -74,12 +70,12 @@ def _moved(tensor: PlannedTensor, donors: Mapping[str, Donor]) -> Bytes:
     return _joined(entries, tensor.dtype)
 
 
-def _read_fitted(plan: Plan, tensor: PlannedTensor) -> Bytes:
+def _read_fitted(plan: Plan) -> Mapping[str, TensorEntry]:
     fitted = read_fitted(plan)
     if fitted is None:
         what = "its mixers were not fitted, or the cache was emptied since."
         raise PlanError(Problem(f"plan '{plan.name}'", what, "Build it again from its recipe or plan.json."))
-    return in_dtype(fitted[tensor.name], tensor.dtype)
+    return fitted
 
 
 def _joined(entries: Sequence[TensorEntry], dtype: str) -> tuple[TensorEntry, ...] | Callable[[], Iterable[memoryview]]:
@@ -116,15 +112,6 @@ def _spread(entry: TensorEntry, tensor: PlannedTensor, rows: int) -> Iterator[me
         yield memoryview(bytes(len(whole)))
 
 
-def _zeros(tensor: PlannedTensor) -> Iterator[memoryview]:
-    left = DTYPE_BITS[tensor.dtype] // 8
-    for size in tensor.shape:
-        left *= size
-    while left > 0:
-        yield memoryview(bytes(min(left, _CHUNK_BYTES)))
-        left -= min(left, _CHUNK_BYTES)
-
-
 class _FreshLayers:
     """New layers of a plan, made when the first of their tensors is written; the last one is kept."""
 
@@ -133,7 +120,7 @@ class _FreshLayers:
         self._new: dict[str, dict[str, tuple[int, ...]]] = {}
         self._with_donor = set[str]()
         for tensor in plan.tensors:
-            layer, suffix = _place(tensor)
+            layer, suffix = place_of(tensor)
             if isinstance(tensor.source, Fresh):
                 self._new.setdefault(layer, {})[suffix] = tensor.shape
             else:
@@ -145,7 +132,7 @@ class _FreshLayers:
         from hybridizer.models.fresh import fresh_layer
         from hybridizer.models.tensors import tensor_bytes, torch_dtype
 
-        layer, suffix = _place(tensor)
+        layer, suffix = place_of(tensor)
         if self._made is None or self._made[0] != (layer, seed):
             mixer_only = layer in self._with_donor
             found = fresh_layer(self._config, int(layer), seed, self._new[layer], mixer_only=mixer_only)
@@ -167,7 +154,7 @@ class _DerivedMixers:
         from hybridizer.mixers.make import make_mixer_tensors
         from hybridizer.models.tensors import read_tensor, tensor_bytes, torch_dtype
 
-        layer, suffix = _place(tensor)
+        layer, suffix = place_of(tensor)
         source = tensor.source
         assert isinstance(source, Derived)
         if self._made is None or self._made[0] != layer:
@@ -178,9 +165,3 @@ class _DerivedMixers:
             made = make_mixer_tensors(source.mixer, "attention", shape, seed, attention, heads)
             self._made = (layer, made)
         yield tensor_bytes(self._made[1][suffix].to(torch_dtype(tensor.dtype)))
-
-
-def _place(tensor: PlannedTensor) -> tuple[str, str]:
-    """The number of the layer of a planned tensor, as text, and its suffix."""
-    number, _, suffix = tensor.name.removeprefix(LAYER_PREFIX).partition(".")
-    return number, suffix

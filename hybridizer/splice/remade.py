@@ -13,9 +13,8 @@ from hybridizer.checkpoint.reader import Checkpoint
 from hybridizer.core.errors import Problem, VerificationError
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
-from hybridizer.plan.hybrid import ZERO
 from hybridizer.plan.manifest import FILE_NAME, Manifest
-from hybridizer.plan.origin import Copy, Derived, Fitted, Fresh, Join
+from hybridizer.plan.origin import ZERO, Copy, Derived, Fitted, Fresh, Join
 from hybridizer.plan.plan import Plan, PlannedTensor
 from hybridizer.splice.fitted import fitted_tensors, read_fitted
 from hybridizer.splice.native import native_maker
