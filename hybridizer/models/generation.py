@@ -1,8 +1,9 @@
-"""Greedy generation through transformers, with each family's own cache and a neutral generation config."""
+"""Greedy and sampled generation through transformers, with each family's own cache and a neutral generation config."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,17 +11,11 @@ import torch
 
 @torch.no_grad()
 def continue_greedily(model: Any, ids: Sequence[int], num_tokens: int, end: int | None) -> list[int]:
-    """Greedily generated token ids: at most `num_tokens`, stopping before the token `end`.
-
-    transformers takes defaults from the model's generation config (penalties, suppressed tokens, minimum lengths), so
-    it is replaced by a neutral one during the call.
-    """
+    """Greedily generated token ids: at most `num_tokens`, stopping before the token `end`."""
     if num_tokens < 1:
         return []
     row = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
-    own = model.generation_config
-    model.generation_config = type(own)()
-    try:
+    with _neutral(model):
         output = model.generate(
             row,
             attention_mask=torch.ones_like(row),
@@ -29,8 +24,6 @@ def continue_greedily(model: Any, ids: Sequence[int], num_tokens: int, end: int 
             eos_token_id=end,
             pad_token_id=0,  # never used: there is one row
         )
-    finally:
-        model.generation_config = own
     found: list[int] = output[0, row.shape[1] :].tolist()
     return found[:-1] if found[-1:] == [end] else found
 
@@ -45,23 +38,32 @@ def sample_rows(
     seed, rows and device give the same ids.
     """
     ids = torch.tensor([list(row) for row in rows], device=model.get_input_embeddings().weight.device)
+    with _neutral(model), torch.random.fork_rng(devices=[ids.device] if ids.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=num_tokens,
+            eos_token_id=end,
+            pad_token_id=0 if end is None else end,
+        )
+    found = [row[ids.shape[1] :] for row in output.tolist()]
+    return [row[: row.index(end) + 1] if end in row else row for row in found]
+
+
+@contextmanager
+def _neutral(model: Any) -> Iterator[None]:
+    """Inside the block, nothing of the model's generation config counts.
+
+    transformers takes defaults from it: penalties, suppressed tokens, minimum lengths.
+    """
     own = model.generation_config
     model.generation_config = type(own)()
     try:
-        with torch.random.fork_rng(devices=[ids.device] if ids.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            output = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=temperature,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=num_tokens,
-                eos_token_id=end,
-                pad_token_id=0 if end is None else end,
-            )
+        yield
     finally:
         model.generation_config = own
-    found = [row[ids.shape[1] :] for row in output.tolist()]
-    return [row[: row.index(end) + 1] if end in row else row for row in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -25,12 +25,12 @@ from hybridizer.plan.identity import freeze_originals
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.objective import objective_shape
-from hybridizer.plan.plan import Evidence, Plan
+from hybridizer.plan.plan import Evidence, Plan, TrainPlan
 from hybridizer.plan.stage_cost import count_steps, estimate_stages
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
 from hybridizer.plan.training import check_packages, pin_datasets, plan_training
 from hybridizer.recipe.load import RecipeSource, load_recipe
-from hybridizer.recipe.models import Recipe
+from hybridizer.recipe.models import Recipe, Train
 from hybridizer.splice.executors import find_executor
 
 
@@ -79,6 +79,12 @@ class Planned:
     plan: Plan
     donors: Mapping[str, Donor]
     teachers: tuple[Donor | None, ...] = ()
+
+    def stages(self) -> Iterator[tuple[Train, TrainPlan, Donor | None]]:
+        """The settings, the plan and the teacher of each stage, one for a training without stages; none for none."""
+        train, plan = self.resolved.recipe.train, self.plan.train
+        if train is not None and plan is not None:
+            yield from zip(train.as_stages(), plan.as_stages(), self.teachers, strict=True)
 
 
 Planner: TypeAlias = Callable[[RecipeSource, tuple[str, ...], Monitor], Planned]
@@ -176,10 +182,7 @@ def estimate_training_cost(planned: Planned, device: str) -> Cost | None:
     train, plan = planned.resolved.recipe.train, planned.plan
     if train is None or plan.train is None:
         return None
-    objectives = [
-        objective_shape(stage, staged.settings, teacher)
-        for stage, staged, teacher in zip(train.as_stages(), plan.train.as_stages(), planned.teachers, strict=True)
-    ]
+    objectives = [objective_shape(stage, staged.settings, teacher) for stage, staged, teacher in planned.stages()]
     return estimate_stages(plan, train, plan.train.boundary, device, objectives)
 
 
@@ -190,7 +193,6 @@ def estimate_time(planned: Planned, device: str) -> StepTiming | None:
         return None
     from hybridizer.train.timing import expect_time
 
-    stages = zip(train.as_stages(), plan.train.as_stages(), planned.teachers, strict=True)
     timed = [
         expect_time(
             replace(plan, train=staged),
@@ -200,7 +202,7 @@ def estimate_time(planned: Planned, device: str) -> StepTiming | None:
             num_steps=count_steps(stage),
             teacher=teacher,
         )
-        for stage, staged, teacher in stages
+        for stage, staged, teacher in planned.stages()
     ]
     if train.stages is None:
         return timed[0]

@@ -229,10 +229,7 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
         if "lora" in train and train.get(part) == "train":
             what = f"`{part}` is set to train, and with `lora` only adapters on layers train."
             yield Finding(("train", part), what, f"Delete `{part}`, or delete `lora`.")
-    for path, section in [
-        (("train",), train),
-        *((("train", "stages", index), stage) for index, stage in _stages(train)),
-    ]:
+    for path, section in [(("train",), train), *_stages(train)]:
         yield from _check_objective((*path, "objective"), section.get("objective"))
     data = train.get("data")
     for index, entry in enumerate(data if isinstance(data, list) else []):
@@ -245,23 +242,24 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
 def _check_frozen(train: Mapping[str, Any], layout: Mapping[str, Any]) -> Iterator[Finding]:
     """What `freeze` asks for, in `train` and in its stages, that the layout does not have."""
     stages = _stages(train)
-    sections: list[tuple[KeyPath, Mapping[str, Any]]] = [(("train", "stages", index), stage) for index, stage in stages]
     if train and "slices" in layout and not (stages and all("freeze" in stage for _, stage in stages)):
         yield from _check_sides(("train",), train)
     if "slices" in layout:
-        for path, stage in sections:
+        for path, stage in stages:
             if "freeze" in stage:
                 yield from _check_sides(path, stage)
     grown = any(piece.get("as") == "identity" for _, piece in _walk_slices(layout))
-    for path, section in [(("train",), train), *sections]:
+    for path, section in [(("train",), train), *stages]:
         if section.get("freeze") == ORIGINALS and not grown:
             what = "`freeze` is originals, which trains identity layers alone, and the layout has none."
             yield Finding((*path, "freeze"), what, "Add `as: identity` to the slices that are to train.")
 
 
-def _stages(train: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+def _stages(train: Mapping[str, Any]) -> list[tuple[KeyPath, Mapping[str, Any]]]:
+    """The stages that are sections, each with its path."""
     stages = train.get("stages")
-    return [(i, one) for i, one in enumerate(stages if isinstance(stages, list) else []) if isinstance(one, dict)]
+    numbered = enumerate(stages if isinstance(stages, list) else [])
+    return [(("train", "stages", index), stage) for index, stage in numbered if isinstance(stage, dict)]
 
 
 def _check_sides(path: KeyPath, section: Mapping[str, Any]) -> Iterator[Finding]:

@@ -169,9 +169,14 @@ class CurveSummary:
     verdict: str
 
 
+def read_rows(folder: Path) -> list[CurveRow]:
+    """The rows of the file in `folder`; none where there is no file."""
+    return [CurveRow.read(values) for values in read_curve(folder)]
+
+
 def trim(folder: Path, step: int) -> None:
     """Drop the rows of steps after `step` from the file in `folder`, where a run resumes that measures no curve."""
-    rows = [CurveRow.read(values) for values in read_curve(folder)]
+    rows = read_rows(folder)
     if any(row.step > step for row in rows):
         write_file(folder / CURVE, "".join(_line(row) for row in rows if row.step <= step))
 
@@ -186,8 +191,7 @@ class Curve:
 
     def read(self) -> None:
         """Take all rows from the file: a training that has ended."""
-        for values in read_curve(self._path.parent):
-            row = CurveRow.read(values)
+        for row in read_rows(self._path.parent):
             self._rows.setdefault(row.step, {})[row.key] = row
 
     def begin(self, step: int) -> tuple[str, ...]:
@@ -197,7 +201,7 @@ class Curve:
         texts whose rows were of other documents or windows, and were dropped for that.
         """
         known = {text.key for text in self._request.texts}
-        found = [CurveRow.read(values) for values in read_curve(self._path.parent)]
+        found = read_rows(self._path.parent)
         rows = [row for row in found if row.step <= step and self.is_due(row.step)]
         self._rows = {}
         for row in rows:

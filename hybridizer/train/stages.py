@@ -28,14 +28,13 @@ from hybridizer.models.quiet import without_bars
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.models import Recipe, Train
 from hybridizer.recipe.sections import fill_in
-from hybridizer.train.curve import Curve, CurveRequest, CurveRow, CurveSummary
+from hybridizer.train.curve import Curve, CurveRequest, CurveSummary, read_rows
 from hybridizer.train.folder import (
     CHECKPOINTS,
     MASTERS,
     RECORD,
     join_curves,
     join_logs,
-    read_curve,
     stage_folder,
 )
 from hybridizer.train.run import (
@@ -216,8 +215,7 @@ class _Stages:
         """What the stage `index` measures; changes count from the start of the first one."""
         if self._curve is None or not index:
             return self._curve
-        rows = [CurveRow.read(line) for line in read_curve(self._place(0)) if line["step"] == 0]
-        return replace(self._curve, start=tuple(rows))
+        return replace(self._curve, start=tuple(row for row in read_rows(self._place(0)) if row.step == 0))
 
     def _summary(self) -> CurveSummary | None:
         """The best measured step of all stages beside the last one."""
