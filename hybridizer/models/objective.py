@@ -54,22 +54,13 @@ class CausalLMLoss(nn.Module):
 
         With `places`, what `predicted_places` found on the host, the head runs on those tokens alone.
         """
-        return self._sums(input_ids, position_ids, targets, torch.zeros_like(targets), 1, places)[0]
+        return self._terms(input_ids, position_ids, targets, places)[0]
 
-    def _sums(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        targets: Tensor,
-        groups: Tensor,
-        num_groups: int,
-        places: Tensor | None,
-    ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "groups"]]:
-        """The loss sum of one batch, and the part of it in each group; `groups` has the shape of `targets`."""
-        hidden = self.hidden(input_ids, position_ids).flatten(0, 1)
-        flat, group = chosen(targets, places), chosen(groups, places)
-        total, terms = self._chunked(hidden if places is None else hidden[places], NextToken(flat))
-        return total, terms.new_zeros(num_groups).index_add_(0, group, terms[0])
+    def _terms(
+        self, input_ids: Tensor, position_ids: Tensor, targets: Tensor, places: Tensor | None
+    ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "terms tokens"]]:
+        """The loss sum of one batch, and the terms of each token that counts; sources are judged by the first."""
+        return self._chunked(chosen(self.hidden(input_ids, position_ids), places), NextToken(chosen(targets, places)))
 
     def _chunked(self, hidden: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
         """`criterion` of the logits of `hidden` (tokens, width): its sum, and its terms (terms, tokens)."""
@@ -196,7 +187,9 @@ class LossBySource(CausalLMLoss):
         places: Int64[Tensor, "predicted"] | None = None,
     ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "sources"]]:
         """The loss sum of one batch, and that of each source; `sources` numbers the source of each token from 0."""
-        return self._sums(input_ids, position_ids, targets, sources, self._num_sources, places)
+        total, terms = self._terms(input_ids, position_ids, targets, places)
+        of_sources = terms.new_zeros(self._num_sources).index_add_(0, chosen(sources, places), terms[0])
+        return total, torch.cat([of_sources, terms.sum(1)]) if self.term_names else of_sources
 
 
 def chosen(values: Tensor, places: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,7 +16,7 @@ from hybridizer.models.loss import CHUNK_BYTES, IGNORED, NextToken
 from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts, chosen
 from hybridizer.models.residual import layer_states
 
-Sums = tuple[Float32[Tensor, ""], Float32[Tensor, "sums"]]
+Terms = tuple[Float32[Tensor, ""], Float32[Tensor, "terms tokens"]]
 
 
 class TaughtLoss(LossBySource):
@@ -62,22 +62,13 @@ class DistillLoss(TaughtLoss):
             what = f"the teacher gives {counts[0]} logits per token, the student {counts[1]}."
             raise InputError(Problem("train.objective.distill", what, "Take a teacher whose head is as wide."))
 
-    def _sums(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        targets: Tensor,
-        groups: Tensor,
-        num_groups: int,
-        places: Tensor | None,
-    ) -> Sums:
-        """The loss sum of one batch; of -ln p(target) the sum of each source, and then the sum of each term."""
+    def _terms(self, input_ids: Tensor, position_ids: Tensor, targets: Tensor, places: Tensor | None) -> Terms:
+        """The loss sum of one batch; of each token -ln p(target), and the divergence."""
         with torch.no_grad():
             theirs = chosen(self.teacher.hidden(input_ids, position_ids), places)
         hidden = chosen(self.hidden(input_ids, position_ids), places)
         criterion = Distillation(chosen(targets, places), self._divergence, theirs, self.teacher.head)
-        total, terms = self._chunked(hidden, criterion)
-        return total, _sum_terms(terms, chosen(groups, places), num_groups)
+        return self._chunked(hidden, criterion)
 
 
 class AlignLoss(TaughtLoss):
@@ -103,16 +94,8 @@ class AlignLoss(TaughtLoss):
         self._pairs, self._kind, self._weight = tuple(sorted(pairs)), kind, weight
         self.term_names = ("alignment",) if weight == 1 else ("next_token", "alignment")
 
-    def _sums(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        targets: Tensor,
-        groups: Tensor,
-        num_groups: int,
-        places: Tensor | None,
-    ) -> Sums:
-        """The loss sum of one batch; the sum of the first term of each source, and then the sum of each term."""
+    def _terms(self, input_ids: Tensor, position_ids: Tensor, targets: Tensor, places: Tensor | None) -> Terms:
+        """The loss sum of one batch; of each token -ln p(target), if it counts, and the error of its states."""
         flat = chosen(targets, places)
         theirs = self._teacher_states(input_ids, position_ids)
         heads: list[Tensor] = []  # the input of the head, where it is reached
@@ -131,7 +114,7 @@ class AlignLoss(TaughtLoss):
             next_token, others = self._chunked(chosen(heads[0], places), NextToken(flat))
             total = self._weight * total + (1 - self._weight) * next_token
             terms = torch.cat([others, terms])
-        return total, _sum_terms(terms, chosen(groups, places), num_groups)
+        return total, terms
 
     @torch.no_grad()
     def _teacher_states(self, input_ids: Tensor, position_ids: Tensor) -> list[Tensor]:
@@ -141,13 +124,6 @@ class AlignLoss(TaughtLoss):
         found = layer_states(layers, lambda: self.teacher.hidden(input_ids, position_ids), stop=True)
         by_layer = dict(zip(wanted, found, strict=True))
         return [by_layer[theirs] for _, theirs in self._pairs]
-
-
-def _sum_terms(
-    terms: Float32[Tensor, "terms tokens"], groups: Int64[Tensor, "tokens"], num_groups: int
-) -> Float32[Tensor, "sums"]:
-    """The sums of the first of `terms` in each group, and then of each term."""
-    return torch.cat([terms.new_zeros(num_groups).index_add_(0, groups, terms[0]), terms.sum(1)])
 
 
 def state_errors(

@@ -30,6 +30,7 @@ from hybridizer.recipe.models import Recipe
 from hybridizer.splice.verify import Proof, verify
 from hybridizer.train.folder import TRAINED, has_progress, read_curve, read_log
 from hybridizer.train.run import (
+    Training,
     TrainRecord,
     is_complete,
     join_processes,
@@ -253,10 +254,10 @@ def _train(
     check_texts(recipe, planned.plan)
     with runtime.main_first():
         curve = _open_curve(planned, run, monitor)
-    what = (planned.plan, recipe, run.spliced, run.training, runtime, monitor, planned.teachers)
+    training = Training(planned.plan, recipe, run.spliced, run.training, runtime, monitor, planned.teachers, curve)
     if recipe.train is not None and recipe.train.stages is not None:
-        return train_in_stages(*what, accept_changes=accept_changes, replace_finished=replace_finished, curve=curve)
-    return train(*what, accept_changes=accept_changes, curve=curve)
+        return train_in_stages(training, accept_changes=accept_changes, replace_finished=replace_finished)
+    return train(training, accept_changes=accept_changes)
 
 
 def _open_curve(planned: Planned, run: RunFolder, monitor: Monitor) -> CurveRequest | None:

@@ -200,32 +200,37 @@ def room_in(folder: Path) -> Iterator[None]:
         raise to_output_error(error, folder) from error
 
 
-def train(
-    plan: Plan,
-    recipe: Recipe,
-    spliced: Path,
-    folder: Path,
-    runtime: Runtime,
-    monitor: Monitor,
-    teachers: Sequence[Donor | None] = (None,),
-    *,
-    accept_changes: bool = False,
-    curve: CurveRequest | None = None,
-) -> TrainRecord:
-    """Train the model in `spliced` as `plan` says, with checkpoints, log, held-out `curve` and result in `folder`.
+@dataclass(frozen=True)
+class Training:
+    """What is trained, where and by whom: the model in `spliced` as `plan` says, into `folder`, by one process.
 
-    `teachers` has the one that the objective needs, or None.
+    `teachers` has the one that the objective of each stage needs, or None; `curve` is what is measured on the way.
+    """
 
-    Afterwards `folder` holds the trained tensors and the record, written last. Every process of a run calls this.
+    plan: Plan
+    recipe: Recipe
+    spliced: Path
+    folder: Path
+    runtime: Runtime
+    monitor: Monitor
+    teachers: Sequence[Donor | None]
+    curve: CurveRequest | None
+
+
+def train(training: Training, *, accept_changes: bool) -> TrainRecord:
+    """Train without stages, with checkpoints, log, held-out curve and result in the training's folder.
+
+    Afterwards that folder holds the trained tensors and the record, written last. Every process of a run calls this.
     Raises what `train.loop.train` raises.
     """
     from hybridizer.train.result import store_result
 
-    stored = open_checkpoint(spliced).tensors
-    job, sources = make_job(plan, recipe, spliced, runtime, curve, teachers[0])
+    plan, folder, runtime, (teacher,) = training.plan, training.folder, training.runtime, training.teachers
+    stored = open_checkpoint(training.spliced).tensors
+    job, sources = make_job(plan, training.recipe, training.spliced, runtime, training.curve, teacher)
     (folder / RECORD).unlink(missing_ok=True)  # it describes the tensors that are replaced now
     with room_in(folder):
-        result = run_job(job, plan, folder, runtime, monitor, teachers[0], accept_changes)
+        result = run_job(job, plan, folder, runtime, training.monitor, teacher, accept_changes)
         tensors = store_result(job.model, job.freeze_plan, result.frozen_sha256, stored, folder, write=runtime.is_main)
     runtime.barrier()  # until here other processes may read the masters
     record = make_record(plan, job, runtime, result, sources, tensors)

@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING, Any
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.errors import InputError, Problem, RunError
-from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, read_json, read_record, write_json
-from hybridizer.donors.donor import Donor
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.plan import Plan
-from hybridizer.recipe.models import Recipe, Train
+from hybridizer.recipe.models import Train
 from hybridizer.recipe.sections import fill_in
 from hybridizer.train.curve import Curve, CurveRequest, CurveSummary, read_rows
 from hybridizer.train.folder import (
@@ -40,6 +38,7 @@ from hybridizer.train.folder import (
 from hybridizer.train.run import (
     SCHEMA,
     SourceUse,
+    Training,
     TrainRecord,
     make_job,
     make_record,
@@ -50,7 +49,6 @@ from hybridizer.train.run import (
 if TYPE_CHECKING:
     from hybridizer.train.job import TrainJob
     from hybridizer.train.result import StoredResult
-    from hybridizer.train.runtime import Runtime
 
 STAGE_SCHEMA = "hybridizer.stage/1"
 
@@ -73,58 +71,34 @@ class StageRecord:
         return self.training.stopped_by == "tokens"
 
 
-def train_in_stages(
-    plan: Plan,
-    recipe: Recipe,
-    spliced: Path,
-    folder: Path,
-    runtime: Runtime,
-    monitor: Monitor,
-    teachers: Sequence[Donor | None],
-    *,
-    accept_changes: bool = False,
-    replace_finished: bool = False,
-    curve: CurveRequest | None = None,
-) -> TrainRecord:
-    """Train the model in `spliced` as `plan` says, stage after stage, as `train.run.train` does for a single one.
+def train_in_stages(training: Training, *, accept_changes: bool, replace_finished: bool) -> TrainRecord:
+    """Train stage after stage, as `train.run.train` does for a single one.
 
-    A held-out `curve` continues from stage to stage; where the best step is kept, each stage keeps its own.
+    A held-out curve continues from stage to stage; where the best step is kept, each stage keeps its own.
     A finished stage of other settings is refused, or with `replace_finished` removed together with those after it.
     Raises InputError for that, RunError where a tensor that no stage trains differs between stages, and what
     `train.loop.train` raises.
     """
-    training = _Stages(plan, recipe, spliced, folder, runtime, monitor, teachers, curve)
-    if runtime.is_main:
+    stages, folder, is_main = _Stages(training), training.folder, training.runtime.is_main
+    if is_main:
         (folder / RECORD).unlink(missing_ok=True)
     try:
-        done, stopped_by = training.run(accept_changes, replace_finished)
+        done, stopped_by = stages.run(accept_changes, replace_finished)
     finally:
-        if runtime.is_main and folder.is_dir():
-            join_logs(folder, len(training.settings))
-            join_curves(folder, len(training.settings))
-    return training.store(done, stopped_by)
+        if is_main and folder.is_dir():
+            join_logs(folder, len(stages.settings))
+            join_curves(folder, len(stages.settings))
+    return stages.store(done, stopped_by)
 
 
 class _Stages:
     """The stages of one training, in one of its processes."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        recipe: Recipe,
-        spliced: Path,
-        folder: Path,
-        runtime: Runtime,
-        monitor: Monitor,
-        teachers: Sequence[Donor | None],
-        curve: CurveRequest | None,
-    ) -> None:
-        assert recipe.train is not None and plan.train is not None, "called for plans that train"
-        self._plan, self._recipe, self._spliced = plan, recipe, spliced
-        self._folder, self._runtime, self._monitor, self._curve = folder, runtime, monitor, curve
-        self._teachers = teachers
-        self._whole, self._train_plan = recipe.train, plan.train
-        self.settings, self._names = recipe.train.as_stages(), recipe.train.stage_names
+    def __init__(self, training: Training) -> None:
+        whole, plan = training.recipe.train, training.plan.train
+        assert whole is not None and plan is not None, "called for plans that train"
+        self._of, self._whole, self._train_plan = training, whole, plan
+        self.settings, self._names = whole.as_stages(), whole.stage_names
 
     def run(self, accept_changes: bool, replace_finished: bool) -> tuple[list[StageRecord], str]:
         """The records of all stages up to the one where a limit was reached, and what ended the training."""
@@ -134,13 +108,13 @@ class _Stages:
             limited = self._within_limits(index, done)
             if found is not None:
                 self._refuse_too_many(index, [*done, found])
-                self._monitor.note(f"{self._title(index)}: unchanged, {self._place(index)} holds its result")
+                self._of.monitor.note(f"{self._title(index)}: unchanged, {self._place(index)} holds its result")
                 done.append(found)
                 continue
             if isinstance(limited, str):
-                self._monitor.note(f"stopped by max_{limited}, before {self._title(index)}")
+                self._of.monitor.note(f"stopped by max_{limited}, before {self._title(index)}")
                 return done, limited
-            self._monitor.note(f"{self._title(index)}: {limited.tokens:,} tokens")
+            self._of.monitor.note(f"{self._title(index)}: {limited.tokens:,} tokens")
             done.append(self._run_stage(index, limited, done, accept_changes))
             if not done[-1].is_finished:
                 return done, done[-1].training.stopped_by
@@ -149,33 +123,33 @@ class _Stages:
     def store(self, done: Sequence[StageRecord], stopped_by: str) -> TrainRecord:
         """Write the result of all stages into the training's folder, the record last."""
         tensors = self._store_tensors(done)
-        self._runtime.barrier()  # until here other processes may read the masters
-        record = replace(_join_records(self._plan, done, tensors, stopped_by), curve=self._summary())
-        if self._runtime.is_main:
-            (self._folder / MASTERS).unlink(missing_ok=True)
-            write_json(self._folder / RECORD, {"schema": SCHEMA, **record.values()})
-        self._runtime.barrier()
+        self._of.runtime.barrier()  # until here other processes may read the masters
+        record = replace(_join_records(self._of.plan, done, tensors, stopped_by), curve=self._summary())
+        if self._of.runtime.is_main:
+            (self._of.folder / MASTERS).unlink(missing_ok=True)
+            write_json(self._of.folder / RECORD, {"schema": SCHEMA, **record.values()})
+        self._of.runtime.barrier()
         return record
 
     def _finished(self, index: int, done: Sequence[StageRecord], replace_finished: bool) -> StageRecord | None:
         """The record of the stage `index` if it is finished and planned as it was; None if it is to be run."""
         place = self._place(index)
         record = _read_stage(place)
-        self._runtime.barrier()  # before the main process may remove what the others read
+        self._of.runtime.barrier()  # before the main process may remove what the others read
         if record is None or not record.is_finished:
             return None
-        expected = (self._plan.up_to(index + 1).hash, _started_from(done))
+        expected = (self._of.plan.up_to(index + 1).hash, _started_from(done))
         if (record.training.plan_hash, record.started_from) == expected:
             return record if hash_file(place / MASTERS) == record.training.tensors_sha256 else None
         if not replace_finished:
             what = f"{self._title(index)} was finished with other settings, or after other stages."
             fix = "Restore them, or pass --replace to train it and the stages after it again."
             raise InputError(Problem(str(place), what, fix))
-        self._monitor.note(f"{self._title(index)}: its settings have changed; it is trained again")
-        if self._runtime.is_main:
+        self._of.monitor.note(f"{self._title(index)}: its settings have changed; it is trained again")
+        if self._of.runtime.is_main:
             for number in range(index, len(self.settings)):
                 shutil.rmtree(self._place(number), ignore_errors=True)
-        self._runtime.barrier()
+        self._of.runtime.barrier()
         return None
 
     def _run_stage(self, index: int, settings: Train, done: Sequence[StageRecord], accept_changes: bool) -> StageRecord:
@@ -183,45 +157,45 @@ class _Stages:
         from hybridizer.train.job import Earlier
         from hybridizer.train.result import StoredResult
 
-        place, recipe = self._place(index), fill_in(self._recipe, train=settings)
-        plan = replace(self._plan, train=self._train_plan.stage(index))
+        place, recipe = self._place(index), fill_in(self._of.recipe, train=settings)
+        plan = replace(self._of.plan, train=self._train_plan.stage(index))
         steps = sum(record.training.steps for record in done)
         earlier = Earlier(steps, tuple(self._place(number) / MASTERS for number in range(index)))
-        teacher, before = self._teachers[index], self.settings[:index]
+        teacher, before = self._of.teachers[index], self.settings[:index]
         job, sources = make_job(
-            plan, recipe, self._spliced, self._runtime, self._curve_from(index), teacher, earlier, before
+            plan, recipe, self._of.spliced, self._of.runtime, self._curve_from(index), teacher, earlier, before
         )
         job = self._after_stages(job, index, done)
-        if self._runtime.is_main:
+        if self._of.runtime.is_main:
             (place / RECORD).unlink(missing_ok=True)
         with room_in(place):
-            result = run_job(job, plan, place, self._runtime, self._monitor, teacher, accept_changes)
+            result = run_job(job, plan, place, self._of.runtime, self._of.monitor, teacher, accept_changes)
         masters = hash_file(place / MASTERS)
         tensors = StoredResult(tuple(job.freeze_plan.trained), result.frozen_sha256, masters)
-        training = make_record(plan, job, self._runtime, result, sources, tensors)
-        training = replace(training, plan_hash=self._plan.up_to(index + 1).hash)
+        training = make_record(plan, job, self._of.runtime, result, sources, tensors)
+        training = replace(training, plan_hash=self._of.plan.up_to(index + 1).hash)
         record = StageRecord(self._names[index], _started_from(done), training)
-        if self._runtime.is_main:
+        if self._of.runtime.is_main:
             write_json(place / RECORD, {"schema": STAGE_SCHEMA, **asdict(record)})
             if record.is_finished:  # nothing resumes from them any more
                 shutil.rmtree(place / CHECKPOINTS, ignore_errors=True)
                 BestWeights(place).keep(())
-        self._runtime.barrier()
+        self._of.runtime.barrier()
         written = _read_stage(place)  # the main process's, whose seconds decide when the minutes are used up
         assert written is not None, "it was written before the barrier"
         return written
 
     def _curve_from(self, index: int) -> CurveRequest | None:
         """What the stage `index` measures; changes count from the start of the first one."""
-        if self._curve is None or not index:
-            return self._curve
-        return replace(self._curve, start=tuple(row for row in read_rows(self._place(0)) if row.step == 0))
+        if self._of.curve is None or not index:
+            return self._of.curve
+        return replace(self._of.curve, start=tuple(row for row in read_rows(self._place(0)) if row.step == 0))
 
     def _summary(self) -> CurveSummary | None:
         """The best measured step of all stages beside the last one."""
-        if self._curve is None:
+        if self._of.curve is None:
             return None
-        curve = Curve(self._curve, self._folder, self._runtime)
+        curve = Curve(self._of.curve, self._of.folder, self._of.runtime)
         curve.read()
         return curve.summary()
 
@@ -231,7 +205,7 @@ class _Stages:
             return job
         before = [asdict(stage) for stage in self._train_plan.stages[:index]]
         details = {**job.plan_details, "stages before": {str(i): stage["settings"] for i, stage in enumerate(before)}}
-        origin = content_hash([self._plan.up_to(index).hash, _started_from(done)])
+        origin = content_hash([self._of.plan.up_to(index).hash, _started_from(done)])
         return replace(job, plan_hash=origin, plan_details=details)
 
     def _within_limits(self, index: int, done: Sequence[StageRecord]) -> Train | str:
@@ -270,22 +244,22 @@ class _Stages:
 
         masters = Earlier(0, tuple(self._place(index) / MASTERS for index in range(len(done)))).read_masters()
         with without_bars():
-            model, _ = load_causal_lm(self._spliced, trust_remote_code=any(self._spliced.glob("*.py")))
+            model, _ = load_causal_lm(self._of.spliced, trust_remote_code=any(self._of.spliced.glob("*.py")))
         last = plan_freeze(model, find_parts(model), self.settings[len(done) - 1], self._train_plan.boundary)
         places = {**last.trained, **last.frozen}
         trained = {name: place for name, place in places.items() if name in masters}
         frozen = {name: place for name, place in places.items() if name not in masters}
         hashes = _never_trained(done, frozen)
-        with room_in(self._folder):
-            if self._runtime.is_main:
-                write_tensors(self._folder / MASTERS, masters)
-            self._runtime.barrier()
-            stored = open_checkpoint(self._spliced).tensors
+        with room_in(self._of.folder):
+            if self._of.runtime.is_main:
+                write_tensors(self._of.folder / MASTERS, masters)
+            self._of.runtime.barrier()
+            stored = open_checkpoint(self._of.spliced).tensors
             union = FreezePlan(last.choice, trained, frozen)
-            return store_result(model, union, hashes, stored, self._folder, write=self._runtime.is_main)
+            return store_result(model, union, hashes, stored, self._of.folder, write=self._of.runtime.is_main)
 
     def _place(self, index: int) -> Path:
-        return stage_folder(self._folder, index + 1)
+        return stage_folder(self._of.folder, index + 1)
 
     def _title(self, index: int) -> str:
         name = self._names[index]
