@@ -162,6 +162,8 @@ def _parameters_on_meta() -> Iterator[None]:
 
     def without_storage(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         empty = None if param is None else nn.Parameter(param.to("meta"), requires_grad=False)
+        if empty is not None:
+            empty._is_hf_initialized = True  # the mark of transformers: draw no values
         register(module, name, empty)
 
     nn.Module.register_parameter = without_storage

@@ -75,6 +75,12 @@ class Score:
     target_prob: Array
 
 
+def join(scores: Sequence[Score]) -> Score:
+    """The scores of one composition on several sets of items as that on all of them, one set after the other."""
+    columns = ([getattr(score, name) for score in scores] for name in ("bits", "hit", "target_prob"))
+    return Score(*(np.concatenate(column) for column in columns))
+
+
 def prepare_items(
     tokenizer: Any,
     probes: ProbeSet | None,
