@@ -12,6 +12,7 @@ from hybridizer.pipeline.donors import open_named
 from hybridizer.pipeline.scan_layers import check_fit, name_donors
 from hybridizer.scan.request import ScanRequest
 from hybridizer.trace.probes import read_probes
+from support.gguf_files import write_gguf
 from support.lines import hybridize, hybridize_json, make_donor
 
 PAIRS = [("hot", "a"), ("cold", "b"), ("up", "c"), ("down", "d")]
@@ -88,6 +89,19 @@ def test_the_best_are_written_as_recipes_that_check_accepts_from_anywhere(tmp_pa
         assert content["layout"]["slices"] == winner["row"]["slices"]
         assert content["donors"]["a"]["fingerprint"] == record["donors"][0]["fingerprint"]
         assert f"among {record['num_tried']} models" in path.read_text()
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_named_in_recipes_as_the_user_named_it_and_not_by_its_conversion(bench):
+    pytest.importorskip("gguf")
+    Path("models").mkdir()
+    write_gguf(Path("models/small.Q8.gguf"))
+    hybridize("scan", "models/small.Q8.gguf", "--documents", "8", "--prompts", "0", "--span", "1", "--out", "out")
+    for recipe in Path("out").iterdir():
+        content = yaml.safe_load(recipe.read_text())
+        assert content["layout"]["host"] == "small-Q8" and list(content["donors"]) == ["small-Q8"]
+        assert content["donors"]["small-Q8"]["source"] == str(bench / "models/small.Q8.gguf")
+        assert not hybridize_json("check", recipe)["waiting"]
 
 
 @pytest.mark.slow
@@ -258,6 +272,8 @@ def test_every_problem_of_a_request_is_reported_at_once():
 def test_donors_are_named_as_recipes_take_them():
     references = ["x/org-a", "y/org-a", "org/name.v2@main", "pkg:p/M.Q4_1.gguf", "./", "模型"]
     assert list(name_donors(references).values()) == ["org-a", "org-a-2", "name-v2", "M-Q4_1", "donor", "donor-2"]
+    hashes = [f"cache/gguf/{'0ac5' * 16}", f"hub/snapshots/{'12ef' * 10}", f"models/{'0ac5' * 3}"]
+    assert list(name_donors(hashes).values()) == ["donor", "donor-2", "0ac5" * 3]
 
 
 @pytest.mark.slow
