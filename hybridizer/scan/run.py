@@ -56,6 +56,7 @@ from hybridizer.scan.search import (
     search_drops,
     search_mixes,
 )
+from hybridizer.trace.perturbation import can_reuse_prefix
 from hybridizer.trace.probes import ProbeSet
 
 BUILTIN_TEXT = "Python reference"
@@ -92,12 +93,17 @@ class Workbench:
             models[name] = (model, find_parts(model))
         return models
 
+    @cached_property
+    def reuses(self) -> bool:
+        """Whether compositions on the host may start from stored states."""
+        return can_reuse_prefix(*self.models[next(iter(self.donors))])
+
     def log(self, part: Part, monitor: Monitor) -> ScoreLog:
         """The scores of models on some items: those in the cache, and those to come."""
         path = cache_folder() / "scans" / f"{self._key(part).removeprefix('sha256:')}.jsonl"
 
         def make() -> Scorer:
-            return Scorer(self.models, next(iter(self.donors)), part.items)
+            return Scorer(self.models, next(iter(self.donors)), part.items, reuse=self.reuses)
 
         work = "scan (same donors and items)"
         sizes = (part.num_documents, len(part.items.prompts))
