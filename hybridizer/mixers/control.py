@@ -18,8 +18,20 @@ from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import Parts
 
 
+class BesideNothing:
+    """What was measured with new mixers, and with nothing in their place: the divergence from the donor in bits."""
+
+    kl: float
+    kl_dropped: float
+
+    @property
+    def helps(self) -> bool:
+        """Whether the mixers are closer to the donor than nothing is."""
+        return self.kl < self.kl_dropped
+
+
 @dataclass(frozen=True)
-class HybridScore:
+class HybridScore(BesideNothing):
     """Bits per token of a text by the donor, by the hybrid, and by the hybrid with its mixers dropped.
 
     `kl` and `kl_dropped` are the mean divergence from the donor's next-token distribution to theirs, in bits.
@@ -30,11 +42,6 @@ class HybridScore:
     bits_dropped: float
     kl: float
     kl_dropped: float
-
-    @property
-    def helps(self) -> bool:
-        """Whether the mixers are closer to the donor than nothing is."""
-        return self.kl < self.kl_dropped
 
 
 @torch.no_grad()

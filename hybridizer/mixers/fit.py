@@ -57,18 +57,23 @@ DEFAULT = FitSettings()
 
 @dataclass(frozen=True)
 class FittedMixer:
-    """One mixer: its float32 `tensors` by their names in a layer of the target, and how well it fits.
+    """One mixer: its `shape`, its float32 `tensors` by their names in a layer of the target, and how well it fits.
 
     `explained` is the share of the target's (weighted) sum of squares that the mixer gives, at most 1, and
     `explained_heldout` that on the held-out windows before they were fitted too. `ridge` is the share that was used.
     """
 
     layer: int
+    shape: MixerShape
     tensors: Mapping[str, Tensor]
     explained: float
     explained_heldout: float
     ridge: float
     seconds: float
+
+    def module(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The module that computes it, on the device of its layer."""
+        return make_module(self.shape, self.tensors).to(device)
 
 
 @torch.no_grad()
@@ -90,9 +95,7 @@ def fit_mixers(
     Memory: tokens times (twice the hidden width + the inner width of a mixer) numbers of 4 bytes, and normal equations
     in float64. Raises InputError for fewer than two windows, a layer that does not exist and one without attention.
     """
-    wanted = _check(parts, ids, layers)
-    batches = _read_batches(model, parts, ids)
-    donor = [batch.embedded for batch in batches]
+    wanted, batches, donor = _begin(model, parts, ids, layers)
     own, found = donor, list[FittedMixer]()
     for layer in range(wanted[-1] + 1):
         given = None
@@ -121,9 +124,7 @@ def fit_each(
 
     Arguments, memory and errors are those of `fit_mixers`; the donor runs once for all.
     """
-    wanted = _check(parts, ids, layers)
-    batches = _read_batches(model, parts, ids)
-    donor = [batch.embedded for batch in batches]
+    wanted, batches, donor = _begin(model, parts, ids, layers)
     for layer in range(wanted[-1] + 1):
         if layer in wanted:
             yield _fit_layer(parts, layer, batches, donor, donor, make, settings)[0]
@@ -141,9 +142,18 @@ def new_mixers(parts: Parts, kind: str, init: str, shape: MixerShape, attention:
     return make
 
 
-def as_mixes(mixers: Sequence[FittedMixer], shape: MixerShape, device: torch.device | str = "cpu") -> dict[int, Mix]:
+def as_mixes(mixers: Sequence[FittedMixer], device: torch.device | str = "cpu") -> dict[int, Mix]:
     """The mixers as modules by layer: what `swapped` takes. `device` is that of the layers."""
-    return {mixer.layer: make_module(shape, mixer.tensors).to(device) for mixer in mixers}
+    return {mixer.layer: mixer.module(device) for mixer in mixers}
+
+
+def _begin(
+    model: nn.Module, parts: Parts, ids: Tensor, layers: Sequence[int]
+) -> tuple[list[int], list[Batch], list[Tensor]]:
+    """The layers to fit, shallow to deep, the calibration windows in batches, and the stream before the first layer."""
+    wanted, num_rows = _check(parts, ids, layers), max(1, BATCH_TOKENS // ids.shape[1])
+    batches = [read_batch(model, parts, rows) for rows in ids.split(num_rows)]
+    return wanted, batches, [batch.embedded for batch in batches]
 
 
 def _check(parts: Parts, ids: Tensor, layers: Sequence[int]) -> list[int]:
@@ -158,11 +168,6 @@ def _check(parts: Parts, ids: Tensor, layers: Sequence[int]) -> list[int]:
     if problems:
         raise InputError(*problems)
     return sorted(set(layers))
-
-
-def _read_batches(model: nn.Module, parts: Parts, ids: Tensor) -> list[Batch]:
-    num_rows = max(1, BATCH_TOKENS // ids.shape[1])
-    return [read_batch(model, parts, rows) for rows in ids.split(num_rows)]
 
 
 def _run(
@@ -216,7 +221,7 @@ def _fit_layer(
     if bias is not None:
         tensors[f"{shape.prefix}out_proj.bias"] = bias.cpu()
     given = [nn.functional.linear(features, weight, bias) for features in rows]
-    return FittedMixer(layer, tensors, *scores, time.perf_counter() - began), given
+    return FittedMixer(layer, shape, tensors, *scores, time.perf_counter() - began), given
 
 
 def _read_pair(

@@ -157,18 +157,24 @@ def _build_empty(host: nn.Module, config: Any) -> nn.Module:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Inside the block, parameters of new modules lose their storage as they are registered; buffers keep theirs."""
-    register = nn.Module.register_parameter
+    """Inside the block, parameters of new modules lose their storage as they are registered; buffers keep theirs.
+
+    No values are drawn for them, neither by torch's layers nor by transformers.
+    """
+    register, reset = nn.Module.register_parameter, nn.Linear.reset_parameters
 
     def without_storage(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         empty = None if param is None else nn.Parameter(param.to("meta"), requires_grad=False)
+        if empty is not None:
+            empty._is_hf_initialized = True  # the mark of transformers: draw no values
         register(module, name, empty)
 
     nn.Module.register_parameter = without_storage
+    nn.Linear.reset_parameters = lambda self: None
     try:
         yield
     finally:
-        nn.Module.register_parameter = register
+        nn.Module.register_parameter, nn.Linear.reset_parameters = register, reset
 
 
 def _share(target: nn.Module, source: nn.Module, where: str, skip: str | None = None) -> None:

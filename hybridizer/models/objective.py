@@ -32,8 +32,13 @@ class TrainableParts(ModelParts, Protocol):
 class CausalLMLoss(nn.Module):
     """Sum of -ln p over the targets of a batch, in nats and float32, as a module that can be wrapped and sharded."""
 
-    def __init__(self, model: nn.Module, parts: TrainableParts, chunk_bytes: int = CHUNK_BYTES) -> None:
-        """Raises InputError when the model has no head module, or its logits do not come from one."""
+    def __init__(
+        self, model: nn.Module, parts: TrainableParts, chunk_bytes: int = CHUNK_BYTES, bare_head: bool | None = None
+    ) -> None:
+        """Raises InputError when the model has no head module, or its logits do not come from one.
+
+        `bare_head` is what the objective of a model with the same tail found; None to find it, which runs the tail.
+        """
         super().__init__()
         if parts.head is None or not list(parts.head.parameters()):
             what = "the output head is not a module with weights of its own, so its input cannot be read."
@@ -41,7 +46,7 @@ class CausalLMLoss(nn.Module):
         self.model, self._parts, self._chunk_bytes = model, parts, chunk_bytes
         # accelerate and transformers read from this attribute which modules FSDP wraps as one unit.
         self._no_split_modules = sorted({type(layer).__name__ for layer in parts.layers})
-        self.bare_head = self._is_bare_head(parts.head)
+        self.bare_head = self._is_bare_head(parts.head) if bare_head is None else bare_head
 
     def forward(
         self,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hybridizer.scan.record import ScanRecord, Winner
 
 MAX_NAME = 40  # characters of a donor's name in tables and recipes
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @reporting_os_errors()
@@ -98,12 +99,15 @@ def _with_slices(recipe: Recipe, slices: Sequence[Mapping[str, Any]]) -> Recipe:
 
 
 def name_donors(texts: Sequence[str]) -> dict[str, str]:
-    """A short name for each reference, as recipes take it: its last part, numbered where two are equal."""
+    """A short name for each reference, as recipes take it: its last part, numbered where two are equal.
+
+    The last part of a folder in a cache is a hash, which tells nothing: that is "donor".
+    """
     names: dict[str, str] = {}
     for text in texts:
         last = text.rpartition("@")[0] or text
         base = re.sub(r"[^0-9A-Za-z_-]+", "-", last.rstrip("/").rpartition("/")[2].removesuffix(".gguf"))
-        base = base.strip("-_")[:MAX_NAME].strip("-_") or "donor"
+        base = "donor" if _HASH.fullmatch(base) else base.strip("-_")[:MAX_NAME].strip("-_") or "donor"
         taken = set(names.values())
         name = next(n for n in (base, *(f"{base}-{i}" for i in range(2, len(texts) + 2))) if n not in taken)
         names[text] = name

@@ -126,7 +126,7 @@ def profile_table(profile: Mapping[str, Any]) -> Group:
     columns get no intervals.
     """
     b, change = profile["boundary"], _figure(profile["s_change"], profile["s_change_ci"], "+.3f")
-    score = f"S({b}) was {profile['s_before']:+.3f} bits and is {profile['s_after']:+.3f}: {change}"
+    score = f"debiased S({b}) was {profile['s_before']:+.3f} bits and is {profile['s_after']:+.3f}: {change}"
     about = f"{profile['n']} prompts before and after training, 95% intervals over them; dJS and target as before"
     wide, narrow = (_profile_rows(profile, intervals) for intervals in (True, False))
     return under([profile["sentence"], score, about], Fitting(WIDE, wide, narrow))

@@ -132,6 +132,13 @@ def divide_items(items: Items, probes: Sequence[Probe], by: str, seed: int) -> D
     return Division(screen if screen.num_documents or screen.groups else None, search, test)
 
 
+def take_documents(part: Part, begin: int, end: int) -> Part:
+    """Documents `begin` to `end` of a part without prompts."""
+    assert not part.groups, "prompts are not taken apart"
+    (text,) = part.items.texts
+    return replace(part, items=replace(part.items, texts=(replace(text, documents=text.documents[begin:end]),)))
+
+
 def _part(items: Items, groups: Mapping[int, int], documents: Indices, drawn: Collection[int]) -> Part:
     (text,) = items.texts
     taken = replace(text, documents=tuple(text.documents[index] for index in documents))

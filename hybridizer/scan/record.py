@@ -52,9 +52,10 @@ class Figures:
 class Row:
     """One candidate of the search. Both changes are of the figure that was searched by, against the host.
 
-    `screened` is its change on the items of the screen, None where there was none; `change` that on the items of the
-    search, None where the candidate did not pass the screen. `slices` are those of a recipe's layout, `place` the
-    numbers of the change, such as its first and last layer.
+    `screened` is its change on the first `screened_items` documents or groups of prompts of the screen, all that it was
+    looked at on, both None where there was none; `change` that on the items of the search, None where the candidate did
+    not pass the screen. `slices` are those of a recipe's layout, `place` the numbers of the change, such as its first
+    and last layer.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Row:
     slices: tuple[Mapping[str, Any], ...]
     num_layers: int
     screened: float | None
+    screened_items: int | None
     change: float | None
 
 
@@ -137,10 +139,11 @@ def value_of(part: Part, score: Score, by: str) -> float:
     return found if by == BITS else -found
 
 
-def list_rows(search: Search, host: float, screened_host: float | None, by: str) -> list[Row]:
+def list_rows(search: Search, host: float, screened_host: Sequence[float], by: str) -> list[Row]:
     """Every candidate that could be, best first: those that were scored in full, then those that were screened.
 
-    `host` and `screened_host` are the host's values on the items of the search and of the screen.
+    Those that were screened on more items come first. `host` and `screened_host` are the host's values on the items of
+    the search, and of the screen up to each rung.
     """
     sign = 1 if by == BITS else -1
     rows = []
@@ -148,12 +151,24 @@ def list_rows(search: Search, host: float, screened_host: float | None, by: str)
         full, quick = search.scored.get(layers), search.screened.get(layers)
         if full is None and quick is None:
             continue
-        screened = None if quick is None or screened_host is None else sign * (quick - screened_host)
-        rows.append(make_row(candidate, screened, None if full is None else sign * (full.value - host)))
-    return sorted(rows, key=lambda row: (row.change is None, sign * (_first(row.change, row.screened))))
+        change = None if full is None else sign * (full.value - host)
+        if quick is None or search.screen is None:
+            rows.append(make_row(candidate, None, change))
+            continue
+        screened, items = sign * (quick.value - screened_host[quick.rung]), search.screen.rungs[quick.rung].num_items
+        rows.append(make_row(candidate, screened, change, items))
+
+    def place(row: Row) -> tuple[bool, int, float]:
+        """Best first; what was scored in full was screened on the most items."""
+        items = 0 if row.change is not None else -(row.screened_items or 0)
+        return row.change is None, items, sign * _first(row.change, row.screened)
+
+    return sorted(rows, key=place)
 
 
-def make_row(candidate: Candidate, screened: float | None, change: float | None) -> Row:
+def make_row(
+    candidate: Candidate, screened: float | None, change: float | None, screened_items: int | None = None
+) -> Row:
     """The row of a candidate."""
     return Row(
         name=candidate.name,
@@ -162,6 +177,7 @@ def make_row(candidate: Candidate, screened: float | None, change: float | None)
         slices=tuple(to_slices(candidate.layers)),
         num_layers=len(candidate.layers),
         screened=screened,
+        screened_items=screened_items,
         change=change,
     )
 

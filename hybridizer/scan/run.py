@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ from hybridizer.scan.items import (
     draw_probes,
     encode_beginnings,
     take_beginnings,
+    take_documents,
 )
 from hybridizer.scan.record import (
     Figures,
@@ -42,10 +43,11 @@ from hybridizer.scan.record import (
     value_of,
 )
 from hybridizer.scan.request import ScanRequest
-from hybridizer.scan.score import Score, Scorer, builtin_documents, prepare_items
+from hybridizer.scan.score import Score, Scorer, builtin_documents, join, prepare_items
 from hybridizer.scan.score_log import ScoreLog
 from hybridizer.scan.search import (
     Objective,
+    Rung,
     Scored,
     Screen,
     Search,
@@ -54,6 +56,7 @@ from hybridizer.scan.search import (
     search_drops,
     search_mixes,
 )
+from hybridizer.trace.perturbation import can_reuse_prefix
 from hybridizer.trace.probes import ProbeSet
 
 BUILTIN_TEXT = "Python reference"
@@ -90,12 +93,17 @@ class Workbench:
             models[name] = (model, find_parts(model))
         return models
 
+    @cached_property
+    def reuses(self) -> bool:
+        """Whether compositions on the host may start from stored states."""
+        return can_reuse_prefix(*self.models[next(iter(self.donors))])
+
     def log(self, part: Part, monitor: Monitor) -> ScoreLog:
         """The scores of models on some items: those in the cache, and those to come."""
         path = cache_folder() / "scans" / f"{self._key(part).removeprefix('sha256:')}.jsonl"
 
         def make() -> Scorer:
-            return Scorer(self.models, next(iter(self.donors)), part.items)
+            return Scorer(self.models, next(iter(self.donors)), part.items, reuse=self.reuses)
 
         work = "scan (same donors and items)"
         sizes = (part.num_documents, len(part.items.prompts))
@@ -178,13 +186,13 @@ def scan(
 
 @dataclass(frozen=True)
 class Found:
-    """A finished search. `host` is the host's score on the items of the search, `screen` the same for the screen."""
+    """A finished search. `host` is the host's score on the items of the search, `screen` those of each rung of it."""
 
     search: Search
     bench: Workbench
     layers: Layers
     host: Score
-    screen: Score | None
+    screen: tuple[Score, ...]
 
     @property
     def scored(self) -> list[Scored]:
@@ -196,12 +204,12 @@ class Found:
     def screen_figures(self) -> Figures | None:
         """The items of the screen, and the host's figures on them."""
         part = self.bench.items.screen
-        return None if part is None or self.screen is None else measure(part, self.screen)
+        return measure(part, join(self.screen)) if part is not None and self.screen else None
 
     def list_rows(self, by: str) -> list[Row]:
         """Every candidate, best first."""
-        part = self.bench.items.screen
-        screened = None if part is None or self.screen is None else value_of(part, self.screen, by)
+        rungs = self.search.screen.rungs if self.search.screen is not None else ()
+        screened = [rung.objective(self.screen[:number]) for number, rung in enumerate(rungs, start=1)]
         rows = list_rows(self.search, value_of(self.bench.items.search, self.host, by), screened, by)
         own = describe(self.layers)
         return [row for row in rows if row.name != own]
@@ -225,14 +233,10 @@ def _search(
     """Score candidates, or go step by step."""
     drawn = None if candidates is None else draw(candidates, request.candidates, request.seed)
     rounds = _rounds(space, drawn, request)
-    log, screen, quick = bench.log(bench.items.search, monitor), None, None
-    part = bench.items.screen
-    if part is not None and request.screen:
-        quick = bench.log(part, monitor)
-        screen = Screen(quick, _objective(part, request.by), max(LEAST_PASSING, request.best))
-        if all(screen.num_passing(size) == size for size in rounds):
-            screen = quick = None
-    total = sum(rounds) + sum(screen.num_passing(size) for size in rounds) if screen else sum(rounds)
+    log, screen = bench.log(bench.items.search, monitor), _make_screen(bench, request, monitor)
+    if screen is not None and all(len(screen.sizes(count)) == 1 for count in rounds):
+        screen = None
+    total = sum(rounds) if screen is None else sum(sum(screen.sizes(count)) for count in rounds)
     with monitor.task("score models", total + 1, "models") as advance:
         log.prepare([space.host])
         host = log.score(space.host)
@@ -244,7 +248,31 @@ def _search(
             search_drops(search, space, request.drop, request.beam, request.seed)
         else:
             search_mixes(search, space, request.beam, request.seed)
-    return Found(search, bench, space.host, host, quick.score(space.host) if quick else None)
+    rungs = () if screen is None else screen.rungs
+    return Found(search, bench, space.host, host, tuple(rung.scorer.score(space.host) for rung in rungs))
+
+
+def _make_screen(bench: Workbench, request: ScanRequest, monitor: Monitor) -> Screen | None:
+    """The screen of a search; None where none is wanted, or items are few.
+
+    Documents come in up to three rungs, which end after a quarter, a half and all of them. Prompts come at once.
+    """
+    part = bench.items.screen
+    if part is None or not request.screen:
+        return None
+    total = part.num_documents
+    ends = sorted({-(-total // 4), -(-total // 2), total}) if total else [0]
+    rungs = []
+    for begin, end in zip([0, *ends], ends, strict=False):
+        new, so_far = (take_documents(part, first, end) if total else part for first in (begin, 0))
+        rungs.append(
+            Rung(bench.log(new, monitor), _objective_of_rungs(so_far, request.by), end or len(part.group_sizes))
+        )
+    return Screen(tuple(rungs), max(LEAST_PASSING, request.best))
+
+
+def _objective_of_rungs(part: Part, by: str) -> Callable[[Sequence[Score]], float]:
+    return lambda scores: value_of(part, join(scores), by)
 
 
 def _objective(part: Part, by: str) -> Objective:

@@ -75,6 +75,12 @@ class Score:
     target_prob: Array
 
 
+def join(scores: Sequence[Score]) -> Score:
+    """The scores of one composition on several sets of items as that on all of them, one set after the other."""
+    columns = ([getattr(score, name) for score in scores] for name in ("bits", "hit", "target_prob"))
+    return Score(*(np.concatenate(column) for column in columns))
+
+
 def prepare_items(
     tokenizer: Any,
     probes: ProbeSet | None,
@@ -145,8 +151,12 @@ class Scorer:
         *,
         max_state_bytes: int = MAX_STATE_BYTES,
         advance: Callable[[int], None] = lambda passes: None,
+        reuse: bool | None = None,
     ) -> None:
-        """`advance` gets 1 for every pass. Raises InputError for tokens that the host has no embedding for."""
+        """`advance` gets 1 for every pass. Raises InputError for tokens that the host has no embedding for.
+
+        `reuse` is what `can_reuse_prefix` says of the host, None to ask it.
+        """
         model, parts = models[host]
         self.composer, self.items = Composer(models, host), items
         self.num_passes = self.num_layer_tokens = 0
@@ -162,7 +172,8 @@ class Scorer:
         self._prompts = make_batches([len(prompt.ids) for prompt in items.prompts], items.batch_size)
         self._kept: list[_Kept] = []
         self._scores: dict[LayerPath, Score] = {}
-        self._reuse = can_reuse_prefix(model, parts)
+        self._reuse = can_reuse_prefix(model, parts) if reuse is None else reuse
+        self._bare_head: bool | None = None  # of the host's tail, which all compositions have
 
     @property
     def host_path(self) -> LayerPath:
@@ -250,7 +261,8 @@ class Scorer:
     ) -> Array:
         text = self.items.texts[number]
         bits = np.zeros(len(text.documents))
-        objective = CausalLMLoss(model, parts)
+        objective = CausalLMLoss(model, parts, bare_head=self._bare_head)
+        self._bare_head = objective.bare_head
         for batch in self._texts[number]:
             with self._starting(parts, given, cut), watch.watching(parts):
                 losses = objective.token_losses(torch.from_numpy(batch.ids).to(parts.device))

@@ -45,26 +45,47 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """Some items of a screen. `objective` is of the scores on those of the rungs so far, `num_items` their number."""
+
+    scorer: Scores
+    objective: Callable[[Sequence[Score]], float]
+    num_items: int
+
+
+@dataclass(frozen=True)
 class Screen:
     """A quick look at many candidates, on items of its own: the best of each round are scored in full.
 
-    An eighth of a round passes, at least `least`; a round of up to twice as many is not screened.
+    After each rung but the last half of the candidates are left (successive halving, Jamieson and Talwalkar 2016). An
+    eighth of a round passes the last one, at least `least`; a round of up to twice as many is not screened.
     """
 
-    scorer: Scores
-    objective: Objective
+    rungs: tuple[Rung, ...]
     least: int
 
-    def num_passing(self, size: int) -> int:
-        """How many candidates of a round of this size are scored in full."""
-        return size if size <= 2 * self.least else max(self.least, -(-size // PASSING))
+    def sizes(self, count: int) -> list[int]:
+        """How many candidates of a round of `count` each rung looks at, and last how many are scored in full."""
+        if count <= 2 * self.least:
+            return [count]
+        passing = max(self.least, -(-count // PASSING))
+        halved = [max(passing, -(-count // 2**number)) for number in range(1, len(self.rungs))]
+        return [count, *halved, passing]
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What a screen saw of a candidate: its value on the items of the rungs up to `rung`, the last that it reached."""
+
+    value: float
+    rung: int
 
 
 @dataclass
 class Search:
     """The state of a search: at most `budget` arrangements are tried, each once.
 
-    `tried` are all, in order, as candidates; `screened` their values on the items of the screen, where there is one;
+    `tried` are all, in order, as candidates; `screened` what the screen saw of them, where there is one;
     `scored` those that were scored in full; `refused` those that the family cannot have, each with the reason.
     """
 
@@ -74,7 +95,7 @@ class Search:
     budget: int
     screen: Screen | None = None
     tried: dict[Layers, Candidate] = field(default_factory=dict)
-    screened: dict[Layers, float] = field(default_factory=dict)
+    screened: dict[Layers, Screened] = field(default_factory=dict)
     scored: dict[Layers, Scored] = field(default_factory=dict)
     refused: dict[Layers, str] = field(default_factory=dict)
 
@@ -101,18 +122,23 @@ class Search:
 
     def _pass_screen(self, candidates: Sequence[Candidate], paths: Sequence[Layers]) -> list[Candidate]:
         """The best of a round, in the order for reuse; all of a round that is not screened."""
-        count = len(candidates) if self.screen is None else self.screen.num_passing(len(candidates))
-        if self.screen is None or count == len(candidates):
+        sizes = [len(candidates)] if self.screen is None else self.screen.sizes(len(candidates))
+        if self.screen is None or len(sizes) == 1:
             return list(candidates)
-        self.screen.scorer.prepare(paths)
-        for candidate in candidates:
-            score = self._try(self.screen.scorer, candidate)
-            if score is not None:
-                self.screened[candidate.layers] = self.screen.objective(score)
-            self.advance(1, f"screen: {candidate.name}")
-        known = [candidate for candidate in candidates if candidate.layers in self.screened]
-        best = sorted(known, key=lambda candidate: self.screened[candidate.layers])[:count]
-        return sort_for_reuse(best)
+        left = list(candidates)
+        seen: dict[Layers, list[Score]] = {}
+        for number, (rung, size) in enumerate(zip(self.screen.rungs, sizes[1:], strict=True)):
+            rung.scorer.prepare(paths)
+            for candidate in left:
+                score = self._try(rung.scorer, candidate)
+                if score is not None:
+                    scores = seen.setdefault(candidate.layers, [])
+                    scores.append(score)
+                    self.screened[candidate.layers] = Screened(rung.objective(scores), number)
+                self.advance(1, f"screen: {candidate.name}")
+            known = [candidate for candidate in left if candidate.layers in seen]
+            left = sort_for_reuse(sorted(known, key=lambda one: self.screened[one.layers].value)[:size])
+        return left
 
     def _try(self, scorer: Scores, candidate: Candidate) -> Score | None:
         try:

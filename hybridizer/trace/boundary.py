@@ -88,7 +88,7 @@ def fixed(record: TraceRecord, choice: int) -> tuple[int, str]:
 
 
 def s_maximal(record: TraceRecord) -> tuple[int, str]:
-    """The b with the largest S(b), the smallest b among equals [ours; the paper does not search].
+    """The b with the largest debiased S(b), the smallest b among equals [ours; the paper does not search].
 
     A mean over few layers varies most, so this is drawn to the ends, where one spike decides; see `knee` and `auto`.
     """
@@ -115,8 +115,8 @@ def knee(record: TraceRecord) -> tuple[int, str]:
 
     With C(b) the share of all dJS that the first b layers have, it maximises C(b) - b / L, the smallest b among equals
     [ours; the definition of a knee is that of Kneedle, Satopaa et al. 2011]. That difference is S(b) times b (L - b),
-    up to a factor that is the same for all b: S(b) weighted against single layers at the ends. Raises InputError for
-    a donor without any sensitivity, which has no knee.
+    up to a factor that is the same for all b: S(b) weighted against single layers at the ends. It is computed so, from
+    the debiased S(b). Raises InputError for a donor without any sensitivity, which has no knee.
     """
     if sum(row.delta_js for row in record.layers) <= 0:
         donor = record.donor.reference
@@ -163,19 +163,16 @@ assert tuple(STRATEGIES) == NAMES, "recipe.STRATEGIES names another set of strat
 
 
 def _s_maximal_among(record: TraceRecord, boundaries: range) -> tuple[int, str]:
-    layer = max(boundaries, key=lambda b: (record.boundary[b - 1].s, -b))
+    layer = max(boundaries, key=lambda b: (record.boundary[b - 1].s_debiased, -b))
     where = f"among boundaries {boundaries[0]} to {boundaries[-1]}"
     return layer, f"The largest S(b) {where} is at layer {layer}: {_score(record, layer)}."
 
 
 def _knee_among(record: TraceRecord, boundaries: range) -> tuple[int, str]:
-    delta_js = [row.delta_js for row in record.layers]
-    total, num_layers = sum(delta_js) or 1.0, len(delta_js)
-    shares = [sum(delta_js[:b]) / total for b in range(num_layers)]
-    layer = max(boundaries, key=lambda b: (shares[b] - b / num_layers, -b))
-    found = f"the first {layer} of {num_layers} layers have {shares[layer]:.0%} of the sensitivity"
+    num_layers = len(record.layers)
+    layer = max(boundaries, key=lambda b: (record.boundary[b - 1].s_debiased * b * (num_layers - b), -b))
     where = f"among boundaries {boundaries[0]} to {boundaries[-1]}"
-    return layer, f"The knee of the cumulative sensitivity {where}: {found}; {_score(record, layer)}."
+    return layer, f"The knee of the cumulative sensitivity {where} is at layer {layer}: {_score(record, layer)}."
 
 
 def _score(record: TraceRecord, layer: int) -> str:

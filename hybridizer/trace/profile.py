@@ -21,11 +21,21 @@ from typing import Any
 
 import numpy as np
 
-from hybridizer.core.bootstrap import Array, Interval, count_clusters, interval, intervals, recentred, resampled_means
+from hybridizer.core.bootstrap import (
+    Array,
+    Interval,
+    count_clusters,
+    debiased_abs,
+    interval,
+    intervals,
+    recentred,
+    resampled_means,
+    symmetric_intervals,
+)
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.records import to_jsonable
 from hybridizer.trace.record import TraceRun
-from hybridizer.trace.sensitivity import boundary_scores, delta_js
+from hybridizer.trace.sensitivity import boundary_contrasts, change_errors, delta_js
 
 SCHEMA = "hybridizer.profile/2"
 KEPT_SHARE = 0.5
@@ -72,10 +82,11 @@ class SideChange:
 
 @dataclass(frozen=True)
 class ProfileChange:
-    """What training did to a trace of n prompts. `boundary` is the first deep layer, and S is S(boundary).
+    """What training did to a trace of n prompts. `boundary` is the first deep layer, S the debiased S(boundary).
 
     `verdict` is of the deep side, see the module; `sentence` states it with its numbers. Every `x_ci` is a 95% interval
-    by the bootstrap over clusters of prompts, the same resamples before and after; None for a single cluster.
+    by the bootstrap over clusters of prompts, the same resamples before and after; None for a single cluster. What
+    debiasing leaves of the bias of S is in both traces alike where layers are, and is not in `s_change_ci`.
     """
 
     boundary: int
@@ -128,7 +139,7 @@ def compare_profiles(before: TraceRun, after: TraceRun, boundary: int) -> Profil
     drawn = resampled_means((first, second, one, other), settings.num_resamples, settings.seed, clusters)
     js = _Figure(first.mean(axis=0), second.mean(axis=0), *drawn[:2])
     delta = _Figure(*(delta_js(values) for values in vars(js).values()))
-    score = _Figure(*(boundary_scores(values)[..., [boundary - 1]] for values in vars(js).values()))
+    score = _scores(js, change_errors(first, clusters), change_errors(second, clusters), boundary)
     prob = _Figure(one.mean(axis=0), other.mean(axis=0), *drawn[2:])
     deep = _side(delta, prob, range(boundary, num_layers), n)
     verdict = _verdict(deep)
@@ -142,9 +153,16 @@ def compare_profiles(before: TraceRun, after: TraceRun, boundary: int) -> Profil
         s_before=float(score.before[0]),
         s_after=float(score.after[0]),
         s_change=float(score.change[0]),
-        s_change_ci=intervals(score.change_samples, n)[0],
+        s_change_ci=symmetric_intervals(score.change, score.change_samples, n)[0],
         layers=_layers(js, delta, prob, n),
     )
+
+
+def _scores(js: _Figure, errors_before: Array, errors_after: Array, boundary: int) -> _Figure:
+    """The debiased S(boundary) of both traces, from their JS and the errors (L,) of the changes between its states."""
+    contrast = boundary_contrasts(np.ones(js.before.shape[0] - 1, np.bool_))[[boundary - 1]].T
+    rows = zip(vars(js).values(), (errors_before, errors_after) * 2, strict=True)
+    return _Figure(*(debiased_abs(np.diff(values), errors) @ contrast for values, errors in rows))
 
 
 def _js(traced: TraceRun) -> Array:

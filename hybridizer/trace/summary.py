@@ -13,6 +13,7 @@ from hybridizer.core.bootstrap import (
     Array,
     Clusters,
     Interval,
+    bias_left,
     count_clusters,
     debiased_abs,
     drawn_interval,
@@ -233,33 +234,36 @@ def _boundaries(
     scores = boundary_scores(js.mean(axis=0))
     if not len(scores):
         return (), None
-    score_samples = boundary_scores(samples.js)
-    cis = intervals(score_samples, count_clusters(len(js), clusters))
-    debiased = _debiased(js, samples.js, clusters)
+    cis = intervals(boundary_scores(samples.js), count_clusters(len(js), clusters))
+    debiased, s_samples = _debiased(js, samples.js, clusters)
     figures = tuple(
         BoundaryFigure(b, float(s), ci, *others)
         for b, (s, ci, *others) in enumerate(zip(scores, cis, *debiased, strict=True), start=1)
     )
-    best = int(scores.argmax())
-    support = float((score_samples.argmax(axis=1) == best).mean())
-    return figures, BestBoundary(best + 1, float(scores[best]), cis[best], support)
+    best = max(figures, key=lambda figure: (figure.s_debiased, -figure.b))
+    support = float((s_samples.argmax(axis=1) == best.b - 1).mean())
+    return figures, BestBoundary(best.b, best.s_debiased, best.s_debiased_ci, support)
 
 
 def _debiased(
     js: Array, js_samples: Array, clusters: Clusters | None
-) -> tuple[list[float], list[Interval | None], list[float], list[Interval | None]]:
-    """Debiased S(b) and deep stability for b = 1..L-1, each with its intervals; from JS (n, L+1) and its samples."""
+) -> tuple[tuple[list[float], list[Interval | None], list[float], list[Interval | None]], Array]:
+    """Debiased S(b) and deep stability for b = 1..L-1, each with its intervals; from JS (n, L+1) and its samples.
+
+    Beside them the samples of S(b), (m, L-1).
+    """
     contrasts = boundary_contrasts(np.ones(js.shape[1] - 1, np.bool_))
     deep = np.where(contrasts < 0, contrasts, 0.0)  # minus the mean of the deep side
     error = change_errors(js, clusters)
     means, drawn = np.diff(js.mean(axis=0)), np.diff(js_samples, axis=1)
-    delta, samples = debiased_abs(means, error), debiased_abs(drawn, error)
+    delta, samples, left = debiased_abs(means, error), debiased_abs(drawn, error), bias_left(means, error)
     num_clusters = count_clusters(len(js), clusters)
     s, stability = delta @ contrasts.T, 1 + delta @ deep.T
-    s_cis = symmetric_intervals(s, samples @ contrasts.T, num_clusters)
-    stability_cis = symmetric_intervals(stability, samples @ deep.T, num_clusters)
+    s_samples = samples @ contrasts.T
+    s_cis = symmetric_intervals(s, s_samples, num_clusters, left @ np.abs(contrasts).T)
+    stability_cis = symmetric_intervals(stability, samples @ deep.T, num_clusters, left @ np.abs(deep).T)
     inside = [None if band is None else (_share(band[0]), _share(band[1])) for band in stability_cis]
-    return s.tolist(), s_cis, [_share(value) for value in stability.tolist()], inside
+    return (s.tolist(), s_cis, [_share(value) for value in stability.tolist()], inside), s_samples
 
 
 def _share(value: float) -> float:

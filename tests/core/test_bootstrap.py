@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from hybridizer.core.bootstrap import (
+    biased_quantile,
     critical_value,
     debiased_abs,
     drawn_interval,
@@ -192,6 +193,18 @@ def test_symmetric_intervals_are_about_the_estimate():
     ((low, high),) = symmetric_intervals(np.array([1.0]), samples, 1000)
     assert (low + high) / 2 == pytest.approx(1) and high - low == pytest.approx(3.92, abs=0.2)
     assert symmetric_intervals(np.array([1.0]), samples, 1) == [None]
+
+
+@pytest.mark.parametrize(("bias", "reach"), [(0, 1.960), (0.1, 1.970), (0.5, 2.181), (1, 2.646), (3, 4.645)])
+def test_an_interval_reaches_as_far_as_the_bias_that_may_be_left_takes(bias, reach):
+    """The table of Armstrong and Kolesar (2018): cv of 0.05."""
+    assert biased_quantile(bias) == pytest.approx(reach, abs=0.001)
+    samples = np.random.default_rng(0).normal(size=(2000, 1)) + 5
+    plain, biased = (
+        symmetric_intervals(np.array([1.0]), samples, 1000, left)[0] for left in (None, bias * samples.std(axis=0))
+    )
+    assert (biased[1] - 1) / (plain[1] - 1) == pytest.approx(biased_quantile(bias) / 1.96, abs=0.001)
+    assert symmetric_intervals(np.array([1.0]), np.full((9, 1), 1.0), 9, np.array([0.0])) == [(1.0, 1.0)]
 
 
 def test_a_pair_is_told_apart_where_the_intervals_of_each_overlap():

@@ -44,7 +44,7 @@ def test_a_layer_swapped_alone_scores_as_a_whole_run_with_it_swapped(toy):
     scores = score_swaps(model, parts, IDS, SCORED, [0, 1, 2, 3], make)
     donor = log2_probs(model)
     for score in scores:
-        fitted = as_mixes(fit_mixers(model, parts, IDS, [score.layer], make), SHAPE)
+        fitted = as_mixes(fit_mixers(model, parts, IDS, [score.layer], make))
         for mix, more, kl in (
             (fitted[score.layer], score.bits, score.kl),
             (torch.zeros_like, score.bits_dropped, score.kl_dropped),

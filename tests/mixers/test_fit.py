@@ -63,7 +63,7 @@ def test_carrying_the_streams_gives_the_least_squares_solution_of_whole_runs(toy
     fitted = fit(toy, [1, 2], PLAIN)
     targets = read_attentions(toy, {})[1]
     for number, mixer in enumerate(fitted):
-        below = as_mixes(fitted[:number], SHAPE)
+        below = as_mixes(fitted[:number])
         x = features(mixer, read_attentions(toy, below)[0][mixer.layer])
         y = targets[mixer.layer].flatten(0, 1).double()
         penalty = (1e-3 * x.square().sum() / x.shape[1]).sqrt() * torch.eye(x.shape[1], dtype=x.dtype)
@@ -81,7 +81,7 @@ def test_the_stream_is_the_target_that_makes_up_for_the_layers_beneath(toy):
         settings = FitSettings(target=target, normalised=False, ridge=1e-5)
         fitted = fit(toy, [0, 1, 2], settings)
         donor = read_outputs(model, parts, IDS, lambda output: output)
-        with swapped(parts, as_mixes(fitted, SHAPE)):
+        with swapped(parts, as_mixes(fitted)):
             own = read_outputs(model, parts, IDS, lambda output: output)
         return float((own[3] - donor[3]).square().sum())
 
@@ -93,7 +93,7 @@ def test_a_fitted_mixer_is_closer_to_the_donor_than_no_attention_at_all(toy):
     fitted = fit(toy, [0, 2])
     donor = read_outputs(model, parts, IDS, lambda output: output)[-1]
     errors = {}
-    for name, mixes in (("fitted", as_mixes(fitted, SHAPE)), ("dropped", {0: torch.zeros_like, 2: torch.zeros_like})):
+    for name, mixes in (("fitted", as_mixes(fitted)), ("dropped", {0: torch.zeros_like, 2: torch.zeros_like})):
         with torch.no_grad(), swapped(parts, mixes):
             errors[name] = float((read_outputs(model, parts, IDS, lambda o: o)[-1] - donor).square().mean())
     assert errors["fitted"] < 0.7 * errors["dropped"]
@@ -111,7 +111,7 @@ def test_a_model_in_bfloat16_gets_float32_mixers_that_run_in_it(toy):
     low = (model, find_parts(model))
     fitted = fit(low, [0, 2])
     assert {tensor.dtype for mixer in fitted for tensor in mixer.tensors.values()} == {torch.float32}
-    score = score_hybrid(*low, IDS, as_mixes(fitted, SHAPE))
+    score = score_hybrid(*low, IDS, as_mixes(fitted))
     assert 0 < score.kl < score.kl_dropped and score.helps
 
 

@@ -196,7 +196,7 @@ def test_a_profile_has_the_sentence_first_and_then_every_layer_with_what_changed
     text = shown(profile_table(profile()))
     assert text.startswith(
         "The deep side kept its profile: dJS of layers 12..29 moved.\n"
-        "S(12) was +0.011 bits and is +0.009: -0.002 -0.004..+0.001\n500 prompts before and after training"
+        "debiased S(12) was +0.011 bits and is +0.009: -0.002 -0.004..+0.001\n500 prompts before and after training"
     )
     lines = [line.split() for line in text.splitlines()]
     at = lines.index(["11", "0.011", "+0.004", "-0.012..+0.021", "0.250", "-0.031", "-0.012..+0.021"])

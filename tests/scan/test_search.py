@@ -6,7 +6,7 @@ import pytest
 from hybridizer.core.errors import PlanError, Problem
 from hybridizer.scan.candidates import Space, describe, list_candidates
 from hybridizer.scan.score import Score
-from hybridizer.scan.search import Screen, Search, rounds_of_drops, search_all, search_drops, search_mixes
+from hybridizer.scan.search import Rung, Screen, Search, rounds_of_drops, search_all, search_drops, search_mixes
 
 SPACE = Space({"a": 6, "b": 6}, span=2)
 
@@ -30,6 +30,14 @@ class Known:
 
 def bits(score):
     return float(score.bits[0])
+
+
+def mean_bits(scores):
+    return sum(map(bits, scores)) / len(scores)
+
+
+def one_rung(scorer, least):
+    return Screen((Rung(scorer, mean_bits, 1),), least)
 
 
 def make_search(scorer, budget=1000, screen=None):
@@ -120,7 +128,7 @@ def test_a_model_that_cannot_be_is_left_out_with_its_reason():
 def test_a_screen_lets_the_best_of_a_round_pass_and_only_they_are_scored_in_full():
     quick, full = Known(loss_of(range(40))), Known(loss_of(range(40)))
     space = Space({"a": 40}, span=2)
-    search, counts = make_search(full, screen=Screen(quick, bits, least=4))
+    search, counts = make_search(full, screen=one_rung(quick, least=4))
     candidates = list_candidates(space, ("cut",))
     search_all(search, space, candidates)
     passing = -(-len(candidates) // 8)
@@ -132,12 +140,45 @@ def test_a_screen_lets_the_best_of_a_round_pass_and_only_they_are_scored_in_full
 
 @pytest.mark.parametrize(("size", "passing"), [(1, 1), (12, 12), (13, 6), (48, 6), (49, 7), (800, 100)])
 def test_an_eighth_of_a_large_round_passes(size, passing):
-    assert Screen(Known(len), bits, least=6).num_passing(size) == passing
+    assert one_rung(Known(len), least=6).sizes(size)[-1] == passing
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(12, [12]), (13, [13, 7, 6, 6]), (59, [59, 30, 15, 8]), (800, [800, 400, 200, 100])]
+)
+def test_each_rung_but_the_last_leaves_half(count, sizes):
+    rung = Rung(Known(len), mean_bits, 1)
+    assert Screen((rung,) * 3, least=6).sizes(count) == sizes
+
+
+def test_a_rung_looks_at_what_the_one_before_left_and_judges_by_all_items_so_far():
+    """The second rung speaks against layer 2, the best of the first by a little: so layer 0 passes and it does not."""
+    first = Known(loss_of([1, 9, 0, 9, 9, 9, 9, 2]))
+    second = Known(loss_of([1, 0, 5, 0, 0, 0, 0, 2]))
+    full, space = Known(len), Space({"a": 8}, span=1)
+    rungs = (Rung(first, mean_bits, 1), Rung(second, mean_bits, 2))
+    search, counts = make_search(full, screen=Screen(rungs, least=1))
+    search_all(search, space, list_candidates(space, ("cut",)))
+    gone = [next(layer for layer in range(8) if ("a", layer) not in layers) for layers in second.asked]
+    assert gone == [7, 6, 2, 0]  # 6 is the first of five that are alike
+    assert [describe(layers) for layers in full.asked] == ["a 1..7"]
+    seen = {one.candidate.name for one in search.scored.values()}
+    assert seen == {"cut 0"} and sum(counts) == 8 + 4 + 1
+    values = {describe(layers): (found.value, found.rung) for layers, found in search.screened.items()}
+    assert values["a 1..7"] == (1, 1) and values["a 0..1, 3..7"] == (2.5, 1) and values["a 0..2, 4..7"] == (9, 0)
+
+
+def test_a_model_that_cannot_be_leaves_the_screen_at_once():
+    quick = [Known(len, refuse=lambda layers: ("a", 0) not in layers) for _ in range(2)]
+    rungs = tuple(Rung(scorer, mean_bits, 1) for scorer in quick)
+    search, _ = make_search(Known(len), screen=Screen(rungs, least=1))
+    search_all(search, SPACE, list_candidates(SPACE, ("cut",)))
+    assert len(search.refused) == 2 and all(("a", 0) in layers for layers in quick[1].asked)
 
 
 def test_small_rounds_are_not_screened():
     quick, full = Known(len), Known(len)
-    search, _ = make_search(full, screen=Screen(quick, bits, least=6))
+    search, _ = make_search(full, screen=one_rung(quick, least=6))
     search_all(search, SPACE, list_candidates(SPACE, ("cut",)))
     assert quick.asked == [] and len(full.asked) == 11
 

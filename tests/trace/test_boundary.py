@@ -47,6 +47,14 @@ def test_s_maximal_is_where_s_is_largest():
     assert choose_boundary("s-maximal", record(FRONT)).layer == scores.index(max(scores)) + 1 == 1
 
 
+@pytest.mark.parametrize(("strategy", "plain", "debiased"), [("s-maximal", 1, 4), ("knee", 2, 4)])
+def test_a_search_goes_by_the_debiased_score_which_the_licence_is_judged_by(strategy, plain, debiased):
+    same = record(FRONT)
+    assert choose_boundary(strategy, same).layer == plain
+    rows = tuple(replace(row, s_debiased=row.s if row.b == debiased else 0.0) for row in same.boundary)
+    assert choose_boundary(strategy, replace(same, boundary=rows)).layer == debiased
+
+
 def test_equal_scores_go_to_the_shallowest_boundary():
     assert choose_boundary("s-maximal", record([0.125] * 5, half_width=None)).layer == 1
     assert choose_boundary("knee", record([0.25] * 4)).layer == 1

@@ -56,11 +56,24 @@ def test_known_changes_come_back_as_figures():
         [0.02, 0.02, 0.02, 0.02, 0.01, -0.02, 0, 0, 0, 0.03]
     )
     assert found.deep.delta_js_spread == pytest.approx(np.abs(DEEP - DEEP.mean()).mean())
-    assert found.s_before == pytest.approx(SHALLOW.mean() - DEEP.mean())
-    assert found.s_after == pytest.approx(SHALLOW.mean() + 0.02 - DEEP.mean() - 0.02 / 6)
-    assert found.s_change == pytest.approx(0.02 - 0.02 / 6)
+    scores = found.s_before, found.s_after, found.s_change
+    before, change = SHALLOW.mean() - DEEP.mean(), 0.02 - 0.02 / 6
+    assert scores == pytest.approx((before, before + change, change), abs=2e-4)  # debiased: dJS is 4 errors or more
     assert found.layers[3].js_change == pytest.approx(0.08)  # dJS are summed up
     assert (found.deep.first_layer, found.deep.last_layer, found.shallow.last_layer) == (4, 9, 3)
+
+
+def test_the_scores_are_the_debiased_ones_of_the_traces_which_noise_does_not_draw_to_one_side():
+    """Deep layers that are still look active by their noise alone: the plain S(4) would be 0.01 too low."""
+    steps, truth = [*SHALLOW, *[0.0] * 6], SHALLOW.mean()
+    found = [
+        compare_profiles(trace_of(steps, noise=0.1, seed=seed), trace_of(steps, noise=0.1, seed=seed + 50), 4)
+        for seed in range(1, 21)
+    ]
+    assert np.mean([change.s_before for change in found]) == pytest.approx(truth, abs=0.006)
+    assert np.mean([change.s_after for change in found]) == pytest.approx(truth, abs=0.006)
+    held = [change.s_change_ci[0] <= 0 <= change.s_change_ci[1] for change in found]
+    assert sum(held) >= 17  # 19 expected, less two standard errors
 
 
 def test_a_small_change_keeps_the_profile_and_the_sentence_says_by_how_much():
