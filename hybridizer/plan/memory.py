@@ -71,6 +71,7 @@ class ObjectiveShape:
 
     `teacher_layers` layers of a frozen teacher run forwards, and its head with `teacher_head`. `student_layers` layers
     of the student run, and neither the others nor its head; None: all do. `num_states` hidden states are compared.
+    `shared_parameters` of the teacher are frozen tensors of the student and in memory once.
     """
 
     teacher: ModelShape
@@ -78,6 +79,12 @@ class ObjectiveShape:
     teacher_head: bool
     student_layers: int | None = None
     num_states: int = 0
+    shared_parameters: int = 0
+
+    @property
+    def teacher_bytes(self) -> int:
+        """The bytes of the teacher's weights that the student does not hold."""
+        return (model_parameters(self.teacher) - self.shared_parameters) * self.teacher.stored_bytes
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class Memory:
     The peak is where the forward pass ends, with all activations and the loss, where the backward pass ends, with all
     gradients, or in the update: `activations`, `loss`, `gradients` and what the update takes, which is part of
     `optimizer`, are what each is at that moment. `allocator` is what the heap holds beyond living tensors.
-    `teacher` are the weights of one.
+    `teacher` are the weights of one, without those that the student holds.
     """
 
     process: int
@@ -246,8 +253,7 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
     if frozen and not run.adapter_rank and run.device == "cpu" and run.compute_bytes != shape.stored_bytes:
         weights += trained * shape.stored_bytes
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
-    taught = run.objective.teacher if run.objective else None
-    teacher = 0 if taught is None else model_parameters(taught) * taught.stored_bytes
+    teacher = 0 if run.objective is None else run.objective.teacher_bytes
     small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0]
     spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
     found = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridizer.checkpoint.hashing import hash_file
+from hybridizer.checkpoint.hashing import hash_file, same_bytes
 from hybridizer.checkpoint.publish import to_output_error
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.cache import cache_folder
@@ -22,7 +22,7 @@ from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.cost import recomputed_layers
 from hybridizer.plan.memory import ModelShape, model_token_flops
-from hybridizer.plan.objective import objective_shape, pairs_of
+from hybridizer.plan.objective import copies_of, objective_shape, pairs_of
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.models import DataEntry, Evaluate, Recipe, Train
@@ -276,7 +276,7 @@ def make_job(
     from hybridizer.models.loss import loss_chunk_bytes
     from hybridizer.models.parts import find_parts
     from hybridizer.train.job import Earlier, TrainJob
-    from hybridizer.train.teacher import load_teacher
+    from hybridizer.train.teacher import load_teacher, share_tensors_
 
     earlier = earlier or Earlier()
     settings = recipe.train
@@ -287,8 +287,13 @@ def make_job(
         if settings.objective is not None and teacher is not None:
             taught_by = load_teacher(teacher, pairs_of(plan.train.settings))
     parts = find_parts(model)
-    put_masters_(model, earlier.read_masters())
+    masters = earlier.read_masters()
+    put_masters_(model, masters)
     freeze_plan = _freeze(plan, settings, model, parts, spliced, runtime)
+    num_shared = 0
+    if taught_by is not None and teacher is not None and not runtime.is_fsdp:  # it replaces parameters by shards
+        kept = freeze_plan.frozen.keys() - masters.keys()
+        num_shared = share_tensors_(taught_by.model, model, _twins(plan, spliced, teacher, kept))
     with runtime.main_first():
         # A build tokenised them before, and noted what was left out.
         sources = open_texts(settings.data, recipe.folder, TokenizerEncoder(tokenizer), SilentMonitor())
@@ -304,12 +309,25 @@ def make_job(
         recipe.seed,
         loss_chunk_bytes(runtime.device),
         _details(plan),
-        _recomputed(plan, settings, freeze_plan, runtime, teacher),
+        _recomputed(plan, settings, freeze_plan, runtime, teacher, num_shared),
         curve=curve,
         earlier=earlier,
         teacher=taught_by,
     )
     return job, sources
+
+
+def _twins(plan: Plan, spliced: Path, teacher: Donor, names: Collection[str]) -> dict[str, str]:
+    """Those tensors of the spliced model among `names` that are the teacher's byte for byte, with their names there.
+
+    The files are compared: in memory, pages of both checkpoints would stay with the process.
+    """
+    ours, theirs = open_checkpoint(spliced).tensors, teacher.checkpoint.tensors
+    return {
+        name: other
+        for name, other in copies_of(plan, teacher).items()
+        if name in names and name in ours and same_bytes(ours[name], theirs[other])
+    }
 
 
 def put_masters_(model: nn.Module, masters: Mapping[str, Tensor]) -> None:
@@ -320,11 +338,14 @@ def put_masters_(model: nn.Module, masters: Mapping[str, Tensor]) -> None:
 
 
 def _recomputed(
-    plan: Plan, settings: Train, freeze_plan: FreezePlan, runtime: Runtime, teacher: Donor | None
+    plan: Plan, settings: Train, freeze_plan: FreezePlan, runtime: Runtime, teacher: Donor | None, num_shared: int
 ) -> tuple[int, ...]:
-    """The layers that run again in the backward pass, as the plan's estimate has them for this device."""
+    """The layers that run again in the backward pass, as the plan's estimate has them for this device.
+
+    `num_shared` parameters of the teacher are the model's.
+    """
     assert plan.train is not None, "called for plans that train"
-    objective = objective_shape(settings, plan.train.settings, teacher)
+    objective = objective_shape(settings, plan.train.settings, teacher, num_shared)
     return recomputed_layers(_shape(plan), settings, freeze_plan.choice, runtime.device.type, objective)
 
 

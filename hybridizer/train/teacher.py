@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -43,6 +44,27 @@ def load_teacher(donor: Donor, pairs: Pairs) -> Teacher:
     assert donor.fingerprint is not None, "donors of a build are pinned"
     model = load_model(donor.folder, trust_remote_code="remote_code" in donor.allow)
     return Teacher(model, find_parts(model), donor.fingerprint, pairs)
+
+
+def share_tensors_(teacher: nn.Module, model: nn.Module, twins: Mapping[str, str]) -> int:
+    """Let `teacher` hold parameters of `model` in place of its own; how many numbers those have.
+
+    `twins` are names in `model`, each with its name in `teacher`, of tensors with equal bytes that never train. Those
+    that either model holds under another name, in another shape or in another dtype stay what they are. One parameter
+    object is in both models, so that a cast or a move of one is that of the other.
+    """
+    ours, theirs = dict(model.named_parameters()), dict(teacher.named_parameters())
+    held = {
+        id(theirs[other]): ours[name]
+        for name, other in twins.items()
+        if name in ours and other in theirs
+        if (ours[name].shape, ours[name].dtype) == (theirs[other].shape, theirs[other].dtype)
+    }
+    for module in teacher.modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in held:
+                setattr(module, key, held[id(parameter)])
+    return sum(parameter.numel() for parameter in held.values())
 
 
 def taught_loss(
