@@ -32,37 +32,32 @@ class Divergence:
     weight: float = 1.0
 
 
-class Distillation:
-    """A Criterion of two terms per token, in nats: -ln p(target), and the divergence without its factor."""
+class Taught:
+    """What the criteria below share: the logits of a chunk, a few tokens at a time, beside what the teacher gives."""
 
     num_terms = 2
 
-    def __init__(
-        self,
-        targets: Int64[Tensor, "tokens"],
-        divergence: Divergence,
-        hidden: Float[Tensor, "tokens width"],
-        head: Head,
-    ) -> None:
-        """`head` maps `hidden`, the teacher's own, to the teacher's logits, as wide as the student's."""
-        self.targets, self._divergence, self._head, self._weight = targets, divergence, head, None
-        self._hidden = hidden.detach()
-        if isinstance(head, nn.Linear) and head.bias is None:
-            self._hidden = self._hidden.to(matmul_dtype(hidden.dtype, hidden.device))
-            self._weight = head.weight.detach().to(self._hidden.dtype)
-        self._buffer = hidden.new_empty(0)
+    def __init__(self, targets: Int64[Tensor, "tokens"], divergence: Divergence) -> None:
+        self.targets, self._divergence = targets, divergence
+
+    def _given(self, rows: slice) -> tuple[Tensor, ...]:
+        """What the teacher gives for the tokens `rows`."""
+        raise NotImplementedError
+
+    def _mix_(self, ours: Tensor, target: Tensor, slopes: bool, *given: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each token and its two terms; with `slopes`, `ours` then holds the gradient of the loss."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def fill_(self, logits: Tensor, rows: slice, slopes: bool) -> tuple[Tensor, Tensor]:
         """As in models.loss.Criterion."""
-        theirs, targets = self._teacher_logits(rows), self.targets[rows]
+        given, targets = self._given(rows), self.targets[rows]
         step = max(1, PIECE.get(logits.device.type, PIECE["cpu"]) // logits.shape[-1])
         losses, terms = logits.new_empty(len(logits)), logits.new_empty(2, len(logits))
         for start in range(0, len(logits), step):
             part = slice(start, start + step)
-            losses[part], terms[:, part] = _mix_(
-                logits[part], theirs[part], targets[part].clamp_min(0)[:, None], self._divergence, slopes
-            )
+            target = targets[part].clamp_min(0)[:, None]
+            losses[part], terms[:, part] = self._mix_(logits[part], target, slopes, *(one[part] for one in given))
         counted = targets != IGNORED
         return torch.where(counted, losses, 0.0), torch.where(counted, terms, 0.0)
 
@@ -73,13 +68,36 @@ class Distillation:
         loss: Tensor = _Known.apply(logits, losses.sum(), slopes.mul_((self.targets[rows] != IGNORED)[:, None]))
         return loss, terms
 
-    def _teacher_logits(self, rows: slice) -> Float32[Tensor, "chunk vocabulary"]:
+
+class Distillation(Taught):
+    """A Criterion of two terms per token, in nats: -ln p(target), and the divergence without its factor."""
+
+    def __init__(
+        self,
+        targets: Int64[Tensor, "tokens"],
+        divergence: Divergence,
+        hidden: Float[Tensor, "tokens width"],
+        head: Head,
+    ) -> None:
+        """`head` maps `hidden`, the teacher's own, to the teacher's logits, as wide as the student's."""
+        super().__init__(targets, divergence)
+        self._head, self._weight, self._hidden = head, None, hidden.detach()
+        if isinstance(head, nn.Linear) and head.bias is None:
+            self._hidden = self._hidden.to(matmul_dtype(hidden.dtype, hidden.device))
+            self._weight = head.weight.detach().to(self._hidden.dtype)
+        self._buffer = hidden.new_empty(0)
+
+    def _mix_(self, ours: Tensor, target: Tensor, slopes: bool, *given: Tensor) -> tuple[Tensor, Tensor]:
+        return _mix_(ours, given[0], target, self._divergence, slopes)
+
+    def _given(self, rows: slice) -> tuple[Float32[Tensor, "chunk vocabulary"]]:
+        """The teacher's logits."""
         piece = self._hidden[rows]
         if self._weight is None:
-            return self._head(piece).float()
+            return (self._head(piece).float(),)
         if len(self._buffer) < len(piece):
             self._buffer = piece.new_empty(len(piece), len(self._weight))
-        return torch.mm(piece, self._weight.T, out=self._buffer[: len(piece)]).float()
+        return (torch.mm(piece, self._weight.T, out=self._buffer[: len(piece)]).float(),)
 
 
 def _mix_(

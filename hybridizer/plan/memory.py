@@ -71,7 +71,8 @@ class ObjectiveShape:
 
     `teacher_layers` layers of a frozen teacher run forwards, and its head with `teacher_head`. `student_layers` layers
     of the student run, and neither the others nor its head; None: all do. `num_states` hidden states are compared.
-    `shared_parameters` of the teacher are frozen tensors of the student and in memory once.
+    `shared_parameters` of the teacher are frozen tensors of the student and in memory once. With `kept` above 0 the
+    teacher runs alone before the training, and so many of its tokens are kept on disk for each token.
     """
 
     teacher: ModelShape
@@ -80,11 +81,13 @@ class ObjectiveShape:
     student_layers: int | None = None
     num_states: int = 0
     shared_parameters: int = 0
+    kept: int = 0
 
     @property
     def teacher_bytes(self) -> int:
         """The bytes of the teacher's weights that the student does not hold."""
-        return (model_parameters(self.teacher) - self.shared_parameters) * self.teacher.stored_bytes
+        beside = 0 if self.kept else model_parameters(self.teacher) - self.shared_parameters
+        return beside * self.teacher.stored_bytes
 
 
 @dataclass(frozen=True)
@@ -296,7 +299,7 @@ def _moments(shape: ModelShape, choice: FreezeChoice, run: RunShape, trained: in
     waiting = 4 * trained if run.accumulates else 0
     kept, one_layer, again, passed = _activations(shape, choice, run)
     loss = _loss(shape, choice, run)
-    passed += min(loss, run.loss_chunk_bytes * (1 if run.objective is None else 2))
+    passed += min(loss, run.loss_chunk_bytes * (1 if run.objective is None or run.objective.kept else 2))
     # A tied embedding's gradient is a table beside the head's; low-precision gradients lie beside those they add to.
     twice = shape.tied and not choice.frozen_embedding and run.student_layers is None
     beside = run.compute_bytes * shape.width * shape.vocabulary if twice else 0
@@ -323,9 +326,13 @@ def _largest_trained(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> 
 def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     """Logits of one chunk, the gradient of the hidden states, and what the loss holds of the head.
 
-    For an objective its own and the teacher's hidden states too, in float32 where they are compared.
+    For an objective its own and the teacher's hidden states too, in float32 where they are compared, or what is kept of
+    its logits: numbers and ln p, as they are stored.
     """
     objective = run.objective
+    if objective is not None and objective.kept:
+        kept = run.batch_tokens * 2 * (6 * objective.kept + 2)  # as it is read, and by token of the batch
+        return kept + _loss(shape, choice, replace(run, objective=None))
     states = 0 if objective is None else 4 * run.batch_tokens * shape.width * (2 * objective.num_states + 1)
     if run.student_layers is not None:
         return states

@@ -65,6 +65,17 @@ def resolve_objective(
     return {objective.kind: values}, tuple(notes)
 
 
+def keeps_largest(train: Train) -> int:
+    """How many of a teacher's tokens the objective of `train` keeps on disk; 0 where the teacher is in memory."""
+    distill = train.objective.distill if train.objective is not None else None
+    return (distill.top_k or 0) if distill is not None else 0
+
+
+def kept_bytes(tokens: int, top_k: int) -> int:
+    """The bytes on disk of a teacher's `top_k` tokens for each of `tokens` tokens: ids, and ln p with the rest's."""
+    return tokens * (4 * top_k + 2 * (top_k + 1))
+
+
 def pairs_of(settings: Mapping[str, Any]) -> Pairs:
     """The layers that the settings of a TrainPlan align; none where it has no such objective."""
     return tuple((ours, theirs) for ours, theirs in settings.get("objective", {}).get("align", {}).get("pairs", ()))
@@ -114,7 +125,9 @@ def objective_shape(
     tensors = {name: (entry.shape, entry.dtype) for name, entry in teacher.checkpoint.tensors.items()}
     shape, pairs = planned_shape(teacher.config, tensors), pairs_of(settings)
     if not pairs:
-        return ObjectiveShape(shape, len(shape.layers), teacher_head=True, shared_parameters=shared_parameters)
+        kept = keeps_largest(train)
+        shared = 0 if kept else shared_parameters
+        return ObjectiveShape(shape, len(shape.layers), True, shared_parameters=shared, kept=kept)
     stops = max(ours for ours, _ in pairs) + 1 if train.objective.chosen.weight == 1 else None
     return ObjectiveShape(shape, max(theirs for _, theirs in pairs) + 1, False, stops, len(pairs), shared_parameters)
 
