@@ -173,6 +173,11 @@ class Estimate:
         )
 
 
+def kept_bytes(tokens: int, top_k: int) -> int:
+    """The bytes on disk of a teacher's `top_k` tokens for each of `tokens` tokens: ids, and ln p with the others'."""
+    return tokens * (4 * top_k + 2 * (top_k + 1)) if top_k else 0
+
+
 def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate:
     """What training under `choice` costs, from `freeze.with_adapters` where adapters train.
 

@@ -53,6 +53,10 @@ def resolve_objective(
     notes = [f"{objective.kind}: the teacher is '{teacher.name}' ({teacher.reference}), frozen, in eval mode"]
     if plan.identity_of == teacher.name:
         notes.append(f"{objective.kind}: the student starts as a copy of its teacher, so that the error starts at zero")
+    top_k, vocabulary = keeps_largest(train), host.shapes[host.embedding[0]][0]
+    if top_k > vocabulary:
+        what = f"{top_k} tokens to keep of each distribution; the vocabulary has {vocabulary}."
+        raise RecipeError(Problem("train.objective.distill.top_k", what, f"Give at most {vocabulary}; 64 is usual."))
     if isinstance(objective.chosen, Align):
         pairs, problems = _pair_layers(layout, objective.chosen, plan, choice.boundary, teacher)
         problems += list(_misplaced(objective.chosen, pairs, choice, host, teacher.structure))
@@ -69,11 +73,6 @@ def keeps_largest(train: Train) -> int:
     """How many of a teacher's tokens the objective of `train` keeps on disk; 0 where the teacher is in memory."""
     distill = train.objective.distill if train.objective is not None else None
     return (distill.top_k or 0) if distill is not None else 0
-
-
-def kept_bytes(tokens: int, top_k: int) -> int:
-    """The bytes on disk of a teacher's `top_k` tokens for each of `tokens` tokens: ids, and ln p with the rest's."""
-    return tokens * (4 * top_k + 2 * (top_k + 1))
 
 
 def pairs_of(settings: Mapping[str, Any]) -> Pairs:

@@ -5,10 +5,11 @@ import math
 import re
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from hybridizer.train import run
+from hybridizer.train import run, teacher_pass
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
 TRAIN = {
@@ -104,6 +105,7 @@ def test_layers_are_paired_with_those_of_the_teacher(recipe, objective, changes,
     [
         ({"distill": {"teacher": "./c"}}, {}, r"the teacher's tokens are not the student's: the token .* is number"),
         ({"distill": {"teacher": "./nothing"}}, {}, r"teacher './nothing': './nothing' is not there"),
+        ({"distill": {"top_k": 10**6}}, {}, r"1000000 tokens to keep of each distribution; the vocabulary has \d+\."),
         ({"align": {"teacher": "./d"}}, {}, "states are 32 wide, the student's 64"),
         (
             {"align": {"teacher": "./e"}},
@@ -164,6 +166,41 @@ def test_what_the_student_keeps_of_its_teacher_is_counted_once(recipe):
     last = teacher_bytes("distill", stages=stages)[0]  # layer 3 has been trained before
     norm = sizes["model.norm.weight"]
     assert last == shallow + norm + sum(size for name, size in sizes.items() if ".layers.3." in name)
+
+
+def test_a_teacher_that_runs_before_is_no_part_of_the_memory_and_its_tokens_are_on_disk(recipe):
+    def planned(objective):
+        path = recipe(objective)
+        found = hybridize_json("plan", path, "--runs", str(path.with_suffix("")))
+        return found, json.loads((path.with_suffix("") / path.stem / "cost.json").read_text())
+
+    (beside, with_teacher), (kept, before) = (
+        planned({"distill": {"teacher": "b"}}),
+        planned({"distill": {"teacher": "b", "top_k": 8}}),
+    )
+    assert before["asked"]["memory"]["teacher"] == 0 < with_teacher["asked"]["memory"]["teacher"]
+    assert before["asked"]["peak_bytes"] < with_teacher["asked"]["peak_bytes"]
+    assert before["asked"]["token_flops"] == with_teacher["asked"]["token_flops"]
+    assert kept["amounts"]["disk_bytes"] - beside["amounts"]["disk_bytes"] == 2000 * (8 * 4 + 9 * 2)
+    assert "the teacher runs alone before the training" in " ".join(before["notes"])
+
+
+@pytest.mark.slow
+def test_a_build_from_the_tokens_of_a_teacher_records_what_they_leave_out_and_trains_the_same_again(
+    recipe, monkeypatch
+):
+    path = recipe({"distill": {"top_k": 8, "weight": 0.5}}, max_steps=2)
+    runs = path.with_suffix("")
+    shown = hybridize("build", path, "--runs", str(runs)).output
+    record = json.loads((runs / path.stem / "training" / "training.json").read_text())["truncation"]
+    assert record["top_k"] == 8 and 0 < record["mass_outside"] < 1
+    assert record["first_kept_divergence"] < record["first_divergence"]
+    assert f"{record['mass_outside']:.2%} of the probability outside" in " ".join(shown.split())
+    trained = load_file(runs / path.stem / "training" / "trained.safetensors")
+    monkeypatch.setattr(teacher_pass, "load_teacher", None)  # the cache has all
+    hybridize("build", path, "--runs", str(runs / "again"))
+    again = load_file(runs / "again" / path.stem / "training" / "trained.safetensors")
+    assert all(torch.equal(trained[name], again[name]) for name in trained)
 
 
 @pytest.mark.slow

@@ -8,16 +8,15 @@ import pytest
 
 from hybridizer.core.errors import InputError, OutputError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.recipe.objective import Distill, Objective
+from hybridizer.recipe.objective import Distill
 from hybridizer.train import loop, teacher_cache, teacher_pass
-from hybridizer.train.freeze import plan_freeze
-from hybridizer.train.job import RunContext, TrainJob
+from hybridizer.train.job import RunContext
 from hybridizer.train.runtime import Runtime
-from hybridizer.train.teacher import Teacher
-from hybridizer.train.teacher_pass import fill, open_cache
-from support.sections import train_section
+from hybridizer.train.teacher_pass import open_cache
+from support.kept_runs import a_job, a_teacher, cached, train_cached
 from support.train_models import plain_model
-from support.train_runs import FIGURES, SETTINGS, bytes_of, data_in
+from support.train_ranks import start_ranks
+from support.train_runs import FIGURES, bytes_of, data_in
 
 VOCABULARY = 257
 RUNTIME = Runtime(cpu=True)
@@ -31,33 +30,19 @@ class Notes(SilentMonitor):
         self.lines.append(text)
 
 
-def a_job(folder, distill, data=None, **changes):
-    model, parts = plain_model()
-    settings = replace(SETTINGS, objective=Objective(distill=distill), **{"micro_batch_size": 2, **changes})
-    plan = plan_freeze(model, parts, train_section(freeze="deep"), boundary=2)
-    return TrainJob(model, parts, plan, data or data_in(folder / "data"), settings, "sha256:plan")
-
-
-def a_teacher(seed=1):
-    return Teacher(*plain_model(seed=seed), f"sha256:{seed}")
-
-
-def cached(job, folder, load=a_teacher, fingerprint="sha256:1", monitor=None):
-    cache = open_cache(job, fingerprint, RUNTIME.device, folder)
-    fill(cache, job, load, RUNTIME, monitor or SilentMonitor())
-    return cache
-
-
 def trained(job, folder, monitor=None):
     result = loop.train(job, RunContext(folder, RUNTIME, monitor or SilentMonitor(), FIGURES))
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return result, lines
+    return result, lines_of(folder)
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def from_cache(tmp_path, top_k, name="kept", monitor=None, **changes):
     job = a_job(tmp_path, Distill(temperature=2.0, weight=0.6, top_k=top_k), **changes)
-    job = replace(job, kept=cached(job, tmp_path / "cache"))
-    return (job, *trained(job, tmp_path / name, monitor))
+    job, result = train_cached(job, tmp_path / name, monitor=monitor)
+    return job, result, lines_of(tmp_path / name)
 
 
 @pytest.mark.slow
@@ -186,3 +171,19 @@ def test_the_teacher_is_freed_before_the_student_trains(tmp_path):
     kept = cached(job, tmp_path / "cache", load)
     assert [one() for one in loaded] == [None]
     trained(replace(job, kept=kept), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_pass_out_and_give_the_files_and_the_losses_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_cache, "FILE_BYTES", 1)
+    processes = start_ranks(tmp_path / "two" / "run", "float32", module="support.kept_runs")
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+    job, result = train_cached(a_job(tmp_path, Distill(top_k=8), dropout=0.0), tmp_path / "one" / "run")
+    (folder,) = (tmp_path / "two" / "cache").iterdir()
+    assert folder.name == job.kept.folder.name
+    assert {path.name: path.read_bytes() for path in sorted(folder.iterdir())} == files_of(job.kept)
+    losses = [[line["loss"] for line in lines_of(tmp_path / name / "run")] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert result.truncation.sample_tokens > 10
