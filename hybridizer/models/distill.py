@@ -1,7 +1,7 @@
 """The divergence of a student's next tokens from a teacher's, a chunk of tokens at a time through both heads.
 
-The logits of a chunk exist twice, the student's and the teacher's, and are replaced by the gradient while they are at
-hand. Everything element-wise runs on a few tokens at a time, so that temporaries stay in the cache.
+The student's logits of a chunk exist beside the teacher's of half of it, and are replaced by the gradient while they
+are at hand. Everything element-wise runs on a few tokens at a time, so that temporaries stay in the cache.
 """
 
 from __future__ import annotations
@@ -51,15 +51,31 @@ class Taught:
     @torch.no_grad()
     def fill_(self, logits: Tensor, rows: slice, slopes: bool) -> tuple[Tensor, Tensor]:
         """As in models.loss.Criterion."""
-        given, targets = self._given(rows), self.targets[rows]
-        step = max(1, PIECE.get(logits.device.type, PIECE["cpu"]) // logits.shape[-1])
+        targets = self.targets[rows]
         losses, terms = logits.new_empty(len(logits)), logits.new_empty(2, len(logits))
+        half = -(-len(logits) // 2)  # of the teacher's logits half a chunk exists, beside the student's whole one
+        for start in range(0, len(logits), half):
+            part = slice(start, min(start + half, len(logits)))
+            given = self._given(slice(rows.start + part.start, rows.start + part.stop))
+            self._fill_part_(logits[part], targets[part], slopes, given, losses[part], terms[:, part])
+        counted = targets != IGNORED
+        return torch.where(counted, losses, 0.0), torch.where(counted, terms, 0.0)
+
+    def _fill_part_(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        slopes: bool,
+        given: tuple[Tensor, ...],
+        losses: Tensor,
+        terms: Tensor,
+    ) -> None:
+        """Fill `losses` and `terms` of some tokens of a chunk, a few of them at a time."""
+        step = max(1, PIECE.get(logits.device.type, PIECE["cpu"]) // logits.shape[-1])
         for start in range(0, len(logits), step):
             part = slice(start, start + step)
             target = targets[part].clamp_min(0)[:, None]
             losses[part], terms[:, part] = self._mix_(logits[part], target, slopes, *(one[part] for one in given))
-        counted = targets != IGNORED
-        return torch.where(counted, losses, 0.0), torch.where(counted, terms, 0.0)
 
     def grow(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """As in models.loss.Criterion."""

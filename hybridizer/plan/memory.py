@@ -304,7 +304,7 @@ def _moments(shape: ModelShape, choice: FreezeChoice, run: RunShape, trained: in
     waiting = 4 * trained if run.accumulates else 0
     kept, one_layer, again, passed = _activations(shape, choice, run)
     loss = _loss(shape, choice, run)
-    passed += min(loss, run.loss_chunk_bytes * (1 if run.objective is None or run.objective.kept else 2))
+    passed += min(loss, run.loss_chunk_bytes * _half_chunks(run.objective) // 2)
     # A tied embedding's gradient is a table beside the head's; low-precision gradients lie beside those they add to.
     twice = shape.tied and not choice.frozen_embedding and run.student_layers is None
     beside = run.compute_bytes * shape.width * shape.vocabulary if twice else 0
@@ -318,6 +318,13 @@ def _moments(shape: ModelShape, choice: FreezeChoice, run: RunShape, trained: in
     if run.recomputed_layers:
         moments.append(_Moment(waiting, again, passed=passed))
     return moments
+
+
+def _half_chunks(objective: ObjectiveShape | None) -> int:
+    """The halves of a chunk of logits that a loss takes and frees again; of hidden states as much as two chunks."""
+    if objective is None or objective.kept:
+        return 2
+    return 3 if objective.teacher_head else 4
 
 
 def _largest_trained(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
@@ -344,7 +351,7 @@ def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     table = shape.width * shape.vocabulary
     chunk = min(run.loss_chunk_bytes, 4 * run.batch_tokens * shape.vocabulary)
     chunk += chunk // 2 if run.product_bytes < 4 else 0  # logits are made in low precision and copied
-    chunk *= 2 if objective is not None and objective.teacher_head else 1
+    chunk += chunk // 2 if objective is not None and objective.teacher_head else 0  # the teacher's half of it
     loss = states + chunk + run.batch_tokens * shape.width * run.product_bytes
     held = shape.stored_bytes if choice.frozen_head else run.compute_bytes
     loss += run.product_bytes * table if run.product_bytes != held else 0  # the head, cast

@@ -186,9 +186,7 @@ def test_a_teacher_that_runs_before_is_no_part_of_the_memory_and_its_tokens_are_
 
 
 @pytest.mark.slow
-def test_a_build_from_the_tokens_of_a_teacher_records_what_they_leave_out_and_trains_the_same_again(
-    recipe, monkeypatch
-):
+def test_a_build_from_a_teachers_tokens_records_what_they_leave_out_and_is_the_same_again(recipe, monkeypatch):
     path = recipe({"distill": {"top_k": 8, "weight": 0.5}}, max_steps=2)
     runs = path.with_suffix("")
     shown = hybridize("build", path, "--runs", str(runs)).output
