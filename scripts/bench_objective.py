@@ -17,14 +17,12 @@ import argparse
 import dataclasses
 import os
 import statistics
-import subprocess
-import sys
-from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench_train import SHAPES, WARM, Turn, _data, _frozen_model, _model_shape, _next_figures, _settings
+from bench_train import SHAPES, WARM, _data, _frozen_model, _model_shape, _settings
 from smollm2 import smollm2_folder
+from take_turns import Turn, take_turns
 
 KINDS = ("next-token", "forward", "distill", "align")
 GOALS = {"distill": 1.1, "align": 0.6}
@@ -40,29 +38,7 @@ def main() -> None:
     if arguments.child:
         _child(arguments, folder)
         return
-    _report(arguments, _turns())
-
-
-def _turns() -> dict[str, list[dict]]:
-    """The figures of every step of each process."""
-    arguments, lines = _arguments(), defaultdict(list)
-    command = [sys.executable, __file__, *sys.argv[1:], "--child"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "PYTHONUNBUFFERED": "1"}
-    children = {
-        kind: subprocess.Popen(
-            [*command, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        for kind in KINDS
-    }
-    for _ in range(arguments.steps + WARM):
-        for kind, child in children.items():
-            child.stdin.write("go\n")
-            child.stdin.flush()
-            lines[kind].append(_next_figures(child))
-    for child in children.values():
-        child.stdin.close()
-        child.wait()
-    return lines
+    _report(arguments, take_turns(__file__, (), KINDS, arguments.steps + WARM, arguments.threads))
 
 
 def _report(arguments, lines) -> None:

@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
 from smollm2 import smollm2_folder
+from take_turns import Turn, take_turns
 
 WARM = 1
 SHAPES = {  # transformers' family and sizes; None: the real checkpoint
@@ -55,38 +53,10 @@ def main() -> None:
         {"ours": _ours, "trainer": _trainer}[arguments.child](arguments, folder)
         return
     for freeze in arguments.freeze:
-        _report(arguments, freeze, _race(arguments, freeze))
-
-
-def _race(arguments, freeze: str) -> dict[str, list[dict]]:
-    """The figures of every step of each trainer, which take them in turns."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--freeze", freeze, "--child"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "PYTHONUNBUFFERED": "1"}
-    children = {
-        name: subprocess.Popen(
-            [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        for name in ("trainer", "ours")
-        if arguments.only in (None, name)
-    }
-    lines = defaultdict(list)
-    for _ in range(arguments.steps + WARM):
-        for name, child in children.items():
-            child.stdin.write("go\n")
-            child.stdin.flush()
-            lines[name].append(_next_figures(child))
-    for child in children.values():
-        child.stdin.close()
-        child.wait()
-    return lines
-
-
-def _next_figures(child) -> dict:
-    """The next line of figures of a child; whatever else it prints is passed over."""
-    for line in child.stdout:
-        if line.startswith("figures "):
-            return json.loads(line.removeprefix("figures "))
-    raise SystemExit("a child ended before its steps were done")
+        kinds = ("ours",) if arguments.only else ("trainer", "ours")
+        options = ("--freeze", freeze)
+        lines = take_turns(__file__, options, kinds, arguments.steps + WARM, arguments.threads)
+        _report(arguments, freeze, lines)
 
 
 def _report(arguments, freeze: str, lines) -> None:
@@ -120,34 +90,6 @@ def _report(arguments, freeze: str, lines) -> None:
     phases = {key: statistics.median(f["phases"][key] for f in ours) for key in ours[-1]["phases"]}
     if phases:
         print("ours, CPU seconds: " + ", ".join(f"{key} {value:.2f}" for key, value in phases.items()))
-
-
-class Turn:
-    """Waits for the parent before each step, and reports its time."""
-
-    def __init__(self, device: str) -> None:
-        import torch
-
-        self._device = torch.device(device)
-        self._began: tuple[float, float] | None = None
-
-    def begin(self) -> None:
-        """Wait until the parent starts the step."""
-        if not sys.stdin.readline():
-            raise SystemExit  # the parent is done, or gone
-        self._began = time.process_time(), time.perf_counter()
-
-    def end(self, **figures: object) -> None:
-        """Report the step that has just ended."""
-        import torch
-
-        from hybridizer.models.memory import peak_memory_bytes
-
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-        cpu, wall = time.process_time() - self._began[0], time.perf_counter() - self._began[1]
-        memory = peak_memory_bytes(self._device)
-        print("figures " + json.dumps({"cpu": cpu, "wall": wall, "memory": memory, **figures}), flush=True)
 
 
 def _ours(arguments, folder: Path) -> None:

@@ -47,7 +47,7 @@ NEED_SOURCES = {
     "build_probes_tasks_en",
     "build_probes_tasks_zh",
 }  # Debian's WordNet and packages of word lists
-SHARED = {"known_truth_donors", "probe_sources", "rank_correlation", "smollm2"}
+SHARED = {"known_truth_donors", "probe_sources", "rank_correlation", "smollm2", "take_turns"}
 
 
 def run(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -51,13 +51,15 @@ class Batch:
     `position_ids` restart at 0 where a document begins, which isolates documents from each other. `targets` hold the
     next token, and IGNORED at the last token of each piece, on padding, and on a repeated prefix: what follows it there
     is the middle of a document, which cannot be predicted. `sources` are the numbers of the sources that tokens come
-    from, counted from 0 in the order of the recipe.
+    from, counted from 0 in the order of the recipe. `rows` are their numbers among all rows of the run; those that fill
+    up the last step have none and come last.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     targets: Tensor
     sources: Tensor
+    rows: range
 
 
 class TrainingData:
@@ -114,6 +116,13 @@ class TrainingData:
         pieces = self._pieces(step)
         return int((pieces[:, 1] - pieces[:, 2] - 1).sum())
 
+    def target_offsets(self) -> npt.NDArray[np.int64]:
+        """Where the predicted tokens of each row begin among those of all rows, and their number: (rows + 1)."""
+        pieces = self.packed.pieces
+        ends = np.cumsum(pieces[:, 1] - pieces[:, 2] - 1, dtype=np.int64)
+        offsets: npt.NDArray[np.int64] = np.concatenate([np.zeros(1, np.int64), ends])[self.packed.starts]
+        return offsets
+
     def num_source_targets(self, step: int) -> list[int]:
         """How many tokens of each source are predicted in one step, over all processes."""
         pieces = self._pieces(step)
@@ -146,7 +155,14 @@ class TrainingData:
                 sources[line, at : at + length] = self._owners[self._file_numbers(begin)]
                 at += length
             positions[line, at:] = np.arange(shape[1] - at)
-        return Batch(*(torch.from_numpy(array) for array in (ids, positions, targets, sources)))
+        count = self.packed.num_rows
+        return Batch(
+            torch.from_numpy(ids),
+            torch.from_numpy(positions),
+            torch.from_numpy(targets),
+            torch.from_numpy(sources),
+            range(min(rows.start, count), min(rows.stop, count)),
+        )
 
     def _width(self, rows: range) -> int:
         """The length of a batch's rows: that of the longest where each holds one document, else the whole sequence."""

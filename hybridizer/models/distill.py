@@ -1,7 +1,7 @@
 """The divergence of a student's next tokens from a teacher's, a chunk of tokens at a time through both heads.
 
-The logits of a chunk exist twice, the student's and the teacher's, and are replaced by the gradient while they are at
-hand. Everything element-wise runs on a few tokens at a time, so that temporaries stay in the cache.
+The student's logits of a chunk exist beside the teacher's of half of it, and are replaced by the gradient while they
+are at hand. Everything element-wise runs on a few tokens at a time, so that temporaries stay in the cache.
 """
 
 from __future__ import annotations
@@ -32,10 +32,61 @@ class Divergence:
     weight: float = 1.0
 
 
-class Distillation:
-    """A Criterion of two terms per token, in nats: -ln p(target), and the divergence without its factor."""
+class Taught:
+    """What the criteria below share: the logits of a chunk, a few tokens at a time, beside what the teacher gives."""
 
     num_terms = 2
+
+    def __init__(self, targets: Int64[Tensor, "tokens"], divergence: Divergence) -> None:
+        self.targets, self._divergence = targets, divergence
+
+    def _given(self, rows: slice) -> tuple[Tensor, ...]:
+        """What the teacher gives for the tokens `rows`."""
+        raise NotImplementedError
+
+    def _mix_(self, ours: Tensor, target: Tensor, slopes: bool, *given: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each token and its two terms; with `slopes`, `ours` then holds the gradient of the loss."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def fill_(self, logits: Tensor, rows: slice, slopes: bool) -> tuple[Tensor, Tensor]:
+        """As in models.loss.Criterion."""
+        targets = self.targets[rows]
+        losses, terms = logits.new_empty(len(logits)), logits.new_empty(2, len(logits))
+        half = -(-len(logits) // 2)  # of the teacher's logits half a chunk exists, beside the student's whole one
+        for start in range(0, len(logits), half):
+            part = slice(start, min(start + half, len(logits)))
+            given = self._given(slice(rows.start + part.start, rows.start + part.stop))
+            self._fill_part_(logits[part], targets[part], slopes, given, losses[part], terms[:, part])
+        counted = targets != IGNORED
+        return torch.where(counted, losses, 0.0), torch.where(counted, terms, 0.0)
+
+    def _fill_part_(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        slopes: bool,
+        given: tuple[Tensor, ...],
+        losses: Tensor,
+        terms: Tensor,
+    ) -> None:
+        """Fill `losses` and `terms` of some tokens of a chunk, a few of them at a time."""
+        step = max(1, PIECE.get(logits.device.type, PIECE["cpu"]) // logits.shape[-1])
+        for start in range(0, len(logits), step):
+            part = slice(start, start + step)
+            target = targets[part].clamp_min(0)[:, None]
+            losses[part], terms[:, part] = self._mix_(logits[part], target, slopes, *(one[part] for one in given))
+
+    def grow(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """As in models.loss.Criterion."""
+        slopes = logits.detach().clone()  # what computed the logits may need them for its own gradient
+        losses, terms = self.fill_(slopes, rows, logits.requires_grad)
+        loss: Tensor = _Known.apply(logits, losses.sum(), slopes.mul_((self.targets[rows] != IGNORED)[:, None]))
+        return loss, terms
+
+
+class Distillation(Taught):
+    """A Criterion of two terms per token, in nats: -ln p(target), and the divergence without its factor."""
 
     def __init__(
         self,
@@ -45,41 +96,24 @@ class Distillation:
         head: Head,
     ) -> None:
         """`head` maps `hidden`, the teacher's own, to the teacher's logits, as wide as the student's."""
-        self.targets, self._divergence, self._head, self._weight = targets, divergence, head, None
-        self._hidden = hidden.detach()
+        super().__init__(targets, divergence)
+        self._head, self._weight, self._hidden = head, None, hidden.detach()
         if isinstance(head, nn.Linear) and head.bias is None:
             self._hidden = self._hidden.to(matmul_dtype(hidden.dtype, hidden.device))
             self._weight = head.weight.detach().to(self._hidden.dtype)
         self._buffer = hidden.new_empty(0)
 
-    @torch.no_grad()
-    def fill_(self, logits: Tensor, rows: slice, slopes: bool) -> tuple[Tensor, Tensor]:
-        """As in models.loss.Criterion."""
-        theirs, targets = self._teacher_logits(rows), self.targets[rows]
-        step = max(1, PIECE.get(logits.device.type, PIECE["cpu"]) // logits.shape[-1])
-        losses, terms = logits.new_empty(len(logits)), logits.new_empty(2, len(logits))
-        for start in range(0, len(logits), step):
-            part = slice(start, start + step)
-            losses[part], terms[:, part] = _mix_(
-                logits[part], theirs[part], targets[part].clamp_min(0)[:, None], self._divergence, slopes
-            )
-        counted = targets != IGNORED
-        return torch.where(counted, losses, 0.0), torch.where(counted, terms, 0.0)
+    def _mix_(self, ours: Tensor, target: Tensor, slopes: bool, *given: Tensor) -> tuple[Tensor, Tensor]:
+        return _mix_(ours, given[0], target, self._divergence, slopes)
 
-    def grow(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """As in models.loss.Criterion."""
-        slopes = logits.detach().clone()  # what computed the logits may need them for its own gradient
-        losses, terms = self.fill_(slopes, rows, logits.requires_grad)
-        loss: Tensor = _Known.apply(logits, losses.sum(), slopes.mul_((self.targets[rows] != IGNORED)[:, None]))
-        return loss, terms
-
-    def _teacher_logits(self, rows: slice) -> Float32[Tensor, "chunk vocabulary"]:
+    def _given(self, rows: slice) -> tuple[Float32[Tensor, "chunk vocabulary"]]:
+        """The teacher's logits."""
         piece = self._hidden[rows]
         if self._weight is None:
-            return self._head(piece).float()
+            return (self._head(piece).float(),)
         if len(self._buffer) < len(piece):
             self._buffer = piece.new_empty(len(piece), len(self._weight))
-        return torch.mm(piece, self._weight.T, out=self._buffer[: len(piece)]).float()
+        return (torch.mm(piece, self._weight.T, out=self._buffer[: len(piece)]).float(),)
 
 
 def _mix_(

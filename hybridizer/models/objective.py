@@ -193,8 +193,12 @@ class LossBySource(CausalLMLoss):
     ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "sources"]]:
         """The loss sum of one batch, and that of each source; `sources` numbers the source of each token from 0."""
         total, terms = self._terms(input_ids, position_ids, targets, places)
-        of_sources = terms.new_zeros(self._num_sources).index_add_(0, chosen(sources, places), terms[0])
-        return total, torch.cat([of_sources, terms.sum(1)]) if self.term_names else of_sources
+        return total, self._sums(terms, chosen(sources, places))
+
+    def _sums(self, terms: Float32[Tensor, "terms tokens"], sources: Int64[Tensor, "tokens"]) -> Float32[Tensor, "_"]:
+        """The sum of the first of `terms` over each source, and of each term, where there are several."""
+        of_sources = terms.new_zeros(self._num_sources).index_add_(0, sources, terms[0])
+        return torch.cat([of_sources, terms.sum(1)]) if self.term_names else of_sources
 
 
 def chosen(values: Tensor, places: Tensor | None) -> Tensor:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float16, Float32, Int, Int32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.distill import Distillation, Divergence
+from hybridizer.models.largest import Largest, LargestOnly
 from hybridizer.models.loss import CHUNK_BYTES, IGNORED, NextToken
 from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts, chosen
 from hybridizer.models.residual import layer_states
@@ -69,6 +70,61 @@ class DistillLoss(TaughtLoss):
         hidden = chosen(self.hidden(input_ids, position_ids), places)
         criterion = Distillation(chosen(targets, places), self._divergence, theirs, self.teacher.head)
         return self._chunked(hidden, criterion)
+
+
+class LargestOnlyLoss(LossBySource):
+    """The loss of `DistillLoss` where only the teacher's largest next tokens are known, and no teacher is there."""
+
+    term_names = DistillLoss.term_names
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: TrainableParts,
+        num_sources: int,
+        divergence: Divergence,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        """Raises InputError as `CausalLMLoss` does."""
+        super().__init__(model, parts, num_sources, chunk_bytes)
+        self._divergence = divergence
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Int[Tensor, "rows tokens"],
+        position_ids: Int[Tensor, "rows tokens"],
+        targets: Int64[Tensor, "rows tokens"],
+        sources: Int64[Tensor, "rows tokens"],
+        places: Int64[Tensor, "counted"] | None,
+        ids: Int32[Tensor, "predicted k"],
+        log_p: Float16[Tensor, "predicted k+1"],
+    ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "sums"]]:
+        """The loss sum of one batch, and those of each source and term.
+
+        `ids` and `log_p` are `Largest` of the tokens that are predicted, in their order; one row at least.
+        """
+        flat = chosen(targets, places)
+        # Tokens at which nothing is predicted take those of any other: they do not count.
+        number = ((flat != IGNORED).cumsum(0) - 1).clamp_min(0)
+        criterion = LargestOnly(flat, self._divergence, Largest(ids[number], log_p[number]))
+        total, terms = self._chunked(chosen(self.hidden(input_ids, position_ids), places), criterion)
+        return total, self._sums(terms, chosen(sources, places))
+
+    @torch.no_grad()
+    def divergences(
+        self,
+        hidden: Float[Tensor, "tokens width"],
+        log_p: Float32[Tensor, "tokens vocabulary"],
+        largest: Largest,
+    ) -> tuple[float, float]:
+        """The mean divergence from the teacher's whole `log_p`, at the temperature, and from its `largest` alone."""
+        targets = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        criteria = (
+            Distillation(targets, self._divergence, log_p * self._divergence.temperature, lambda logits: logits),
+            LargestOnly(targets, self._divergence, largest),
+        )
+        whole, kept = (float(self._chunked(hidden, criterion)[1][1].mean()) for criterion in criteria)
+        return whole, kept
 
 
 class AlignLoss(TaughtLoss):

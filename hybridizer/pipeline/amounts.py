@@ -11,6 +11,8 @@ from hybridizer.data.counts import count_key, read_count, warn_of_epochs
 from hybridizer.data.documents import TEXT_SUFFIXES, file_kind, find_files
 from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.cost import Cost
+from hybridizer.plan.memory import kept_bytes
+from hybridizer.plan.objective import keeps_largest
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.stage_cost import count_steps
 from hybridizer.recipe.models import DataEntry, Evaluate, Recipe, Train
@@ -51,8 +53,9 @@ class CurveAmount:
 class RunAmounts:
     """Bytes on disk at the peak of a build, and the steps and sources of its training; no step where nothing trains.
 
-    `tokens_per_step` is 0 where stages differ in it. `warnings` name the sources that training repeats too often, as
-    far as their tokens have been counted. `curve` is None where no held-out curve is measured.
+    The bytes include what is kept of teachers in the cache. `tokens_per_step` is 0 where stages differ in it.
+    `warnings` name the sources that training repeats too often, as far as their tokens have been counted. `curve` is
+    None where no held-out curve is measured.
     """
 
     disk_bytes: int
@@ -71,6 +74,7 @@ def compute_amounts(planned: Planned, cost: Cost | None) -> RunAmounts:
         return RunAmounts(model_bytes, 0, 0, ())
     recipe, total = planned.resolved.recipe, sum(entry.weight for entry in train.data)
     disk = model_bytes + training_bytes(plan, cost, model_bytes, recipe.evaluate)
+    disk += sum(kept_bytes(stage.tokens, keeps_largest(stage)) for stage in train.as_stages())
     sources = tuple(
         _amount(entry, train, entry.weight / total, recipe.folder, read_count(key))
         for entry, key in zip(train.data, source_keys(recipe, plan), strict=True)

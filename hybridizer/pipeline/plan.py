@@ -24,7 +24,8 @@ from hybridizer.plan.generated import place_generated
 from hybridizer.plan.identity import freeze_originals
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.make import make_plan
-from hybridizer.plan.objective import objective_shape
+from hybridizer.plan.memory import ObjectiveShape
+from hybridizer.plan.objective import count_shared, objective_shape
 from hybridizer.plan.plan import Evidence, Plan, TrainPlan
 from hybridizer.plan.stage_cost import count_steps, estimate_stages
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
@@ -182,8 +183,16 @@ def estimate_training_cost(planned: Planned, device: str) -> Cost | None:
     train, plan = planned.resolved.recipe.train, planned.plan
     if train is None or plan.train is None:
         return None
-    objectives = [objective_shape(stage, staged.settings, teacher) for stage, staged, teacher in planned.stages()]
-    return estimate_stages(plan, train, plan.train.boundary, device, objectives)
+    return estimate_stages(plan, train, plan.train.boundary, device, list(_objectives(planned)))
+
+
+def _objectives(planned: Planned) -> Iterator[ObjectiveShape | None]:
+    """What the objective of each stage adds to its steps."""
+    before: list[TrainPlan] = []
+    for stage, staged, teacher in planned.stages():
+        before.append(staged)
+        shared = count_shared(planned.plan, before, teacher) if teacher is not None else 0
+        yield objective_shape(stage, staged.settings, teacher, shared)
 
 
 def estimate_time(planned: Planned, device: str) -> StepTiming | None:

@@ -19,6 +19,8 @@ from hybridizer.plan.memory import (
     ObjectiveShape,
     RunShape,
     estimate,
+    kept_bytes,
+    model_parameters,
 )
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.recompute import memory_budget, repeated_flops, with_recomputing
@@ -168,6 +170,8 @@ def _objective_note(objective: ObjectiveShape, asked: FreezeCost, deep: FreezeCo
     """What the objective costs, beside a step of next-token with the deep side frozen."""
     share = asked.total_token_flops / deep.total_token_flops
     runs = f"{objective.teacher_layers} of {len(objective.teacher.layers)} layers"
+    if objective.kept:
+        return _pass_note(objective, share)
     note = f"the teacher's forward pass, {runs}, is {asked.token_flops.teacher / asked.total_token_flops:.0%} of the "
     note += f"operations, and its weights are {asked.memory.teacher / 1e9:.2f} GB; a step takes {share:.0%} of the "
     note += "operations of `freeze: deep` with the loss of the next token"
@@ -175,6 +179,17 @@ def _objective_note(objective: ObjectiveShape, asked: FreezeCost, deep: FreezeCo
         return note
     end = f"no layer from {objective.student_layers} on and no head is run, forwards or backwards"
     return f"{note}: {end}, which makes it the cheapest kind of stage" if share < 1 else f"{note}: {end}"
+
+
+def _pass_note(objective: ObjectiveShape, share: float) -> str:
+    """What a teacher costs that runs alone before the training."""
+    weights, tokens = model_parameters(objective.teacher) * objective.teacher.stored_bytes, 1_000_000
+    return (
+        f"the teacher runs alone before the training, once for each row, with {weights / 1e9:.2f} GB of weights that "
+        f"are freed before the student trains; its {objective.kept} most likely tokens take "
+        f"{kept_bytes(tokens, objective.kept) / 1e9:.2g} GB per million tokens in the cache; with its forward pass, a "
+        f"step takes {share:.0%} of the operations of `freeze: deep` with the loss of the next token"
+    )
 
 
 def _recompute_note(asked: FreezeCost, num_layers: int, budget: int | None) -> str:

@@ -71,6 +71,8 @@ class ObjectiveShape:
 
     `teacher_layers` layers of a frozen teacher run forwards, and its head with `teacher_head`. `student_layers` layers
     of the student run, and neither the others nor its head; None: all do. `num_states` hidden states are compared.
+    `shared_parameters` of the teacher are frozen tensors of the student and in memory once. With `kept` above 0 the
+    teacher runs alone before the training, and so many of its tokens are kept on disk for each token.
     """
 
     teacher: ModelShape
@@ -78,6 +80,14 @@ class ObjectiveShape:
     teacher_head: bool
     student_layers: int | None = None
     num_states: int = 0
+    shared_parameters: int = 0
+    kept: int = 0
+
+    @property
+    def teacher_bytes(self) -> int:
+        """The bytes of the teacher's weights that the student does not hold."""
+        beside = 0 if self.kept else model_parameters(self.teacher) - self.shared_parameters
+        return beside * self.teacher.stored_bytes
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ class Memory:
     The peak is where the forward pass ends, with all activations and the loss, where the backward pass ends, with all
     gradients, or in the update: `activations`, `loss`, `gradients` and what the update takes, which is part of
     `optimizer`, are what each is at that moment. `allocator` is what the heap holds beyond living tensors.
-    `teacher` are the weights of one.
+    `teacher` are the weights of one, without those that the student holds.
     """
 
     process: int
@@ -161,6 +171,11 @@ class Estimate:
             f"({states:.0%} of gradients, masters and optimizer state): activation gradients still cross frozen layers "
             "above trained ones."
         )
+
+
+def kept_bytes(tokens: int, top_k: int) -> int:
+    """The bytes on disk of a teacher's `top_k` tokens for each of `tokens` tokens: ids, and ln p with the others'."""
+    return tokens * (4 * top_k + 2 * (top_k + 1)) if top_k else 0
 
 
 def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate:
@@ -246,8 +261,7 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
     if frozen and not run.adapter_rank and run.device == "cpu" and run.compute_bytes != shape.stored_bytes:
         weights += trained * shape.stored_bytes
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
-    taught = run.objective.teacher if run.objective else None
-    teacher = 0 if taught is None else model_parameters(taught) * taught.stored_bytes
+    teacher = 0 if run.objective is None else run.objective.teacher_bytes
     small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0]
     spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
     found = []
@@ -290,7 +304,7 @@ def _moments(shape: ModelShape, choice: FreezeChoice, run: RunShape, trained: in
     waiting = 4 * trained if run.accumulates else 0
     kept, one_layer, again, passed = _activations(shape, choice, run)
     loss = _loss(shape, choice, run)
-    passed += min(loss, run.loss_chunk_bytes * (1 if run.objective is None else 2))
+    passed += min(loss, run.loss_chunk_bytes * _half_chunks(run.objective) // 2)
     # A tied embedding's gradient is a table beside the head's; low-precision gradients lie beside those they add to.
     twice = shape.tied and not choice.frozen_embedding and run.student_layers is None
     beside = run.compute_bytes * shape.width * shape.vocabulary if twice else 0
@@ -306,6 +320,13 @@ def _moments(shape: ModelShape, choice: FreezeChoice, run: RunShape, trained: in
     return moments
 
 
+def _half_chunks(objective: ObjectiveShape | None) -> int:
+    """The halves of a chunk of logits that a loss takes and frees again; of hidden states as much as two chunks."""
+    if objective is None or objective.kept:
+        return 2
+    return 3 if objective.teacher_head else 4
+
+
 def _largest_trained(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     """The parameters of the largest tensor that trains; 0 for adapters, which are small."""
     if run.adapter_rank:
@@ -317,16 +338,20 @@ def _largest_trained(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> 
 def _loss(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
     """Logits of one chunk, the gradient of the hidden states, and what the loss holds of the head.
 
-    For an objective its own and the teacher's hidden states too, in float32 where they are compared.
+    For an objective its own and the teacher's hidden states too, in float32 where they are compared, or what is kept of
+    its logits: numbers and ln p, as they are stored.
     """
     objective = run.objective
+    if objective is not None and objective.kept:
+        kept = run.batch_tokens * 2 * (6 * objective.kept + 2)  # as it is read, and by token of the batch
+        return kept + _loss(shape, choice, replace(run, objective=None))
     states = 0 if objective is None else 4 * run.batch_tokens * shape.width * (2 * objective.num_states + 1)
     if run.student_layers is not None:
         return states
     table = shape.width * shape.vocabulary
     chunk = min(run.loss_chunk_bytes, 4 * run.batch_tokens * shape.vocabulary)
     chunk += chunk // 2 if run.product_bytes < 4 else 0  # logits are made in low precision and copied
-    chunk *= 2 if objective is not None and objective.teacher_head else 1
+    chunk += chunk // 2 if objective is not None and objective.teacher_head else 0  # the teacher's half of it
     loss = states + chunk + run.batch_tokens * shape.width * run.product_bytes
     held = shape.stored_bytes if choice.frozen_head else run.compute_bytes
     loss += run.product_bytes * table if run.product_bytes != held else 0  # the head, cast

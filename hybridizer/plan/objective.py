@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.vocabulary import compare_vocabularies
+from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
-from hybridizer.plan.freeze import FreezeChoice
+from hybridizer.plan.freeze import REST, FreezeChoice
 from hybridizer.plan.memory import ObjectiveShape
-from hybridizer.plan.plan import LayerRow, Plan
+from hybridizer.plan.origin import Copy
+from hybridizer.plan.plan import LayerRow, Plan, TrainPlan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.models import Layout, Train, plain
@@ -50,6 +53,10 @@ def resolve_objective(
     notes = [f"{objective.kind}: the teacher is '{teacher.name}' ({teacher.reference}), frozen, in eval mode"]
     if plan.identity_of == teacher.name:
         notes.append(f"{objective.kind}: the student starts as a copy of its teacher, so that the error starts at zero")
+    top_k, vocabulary = keeps_largest(train), host.shapes[host.embedding[0]][0]
+    if top_k > vocabulary:
+        what = f"{top_k} tokens to keep of each distribution; the vocabulary has {vocabulary}."
+        raise RecipeError(Problem("train.objective.distill.top_k", what, f"Give at most {vocabulary}; 64 is usual."))
     if isinstance(objective.chosen, Align):
         pairs, problems = _pair_layers(layout, objective.chosen, plan, choice.boundary, teacher)
         problems += list(_misplaced(objective.chosen, pairs, choice, host, teacher.structure))
@@ -62,22 +69,66 @@ def resolve_objective(
     return {objective.kind: values}, tuple(notes)
 
 
+def keeps_largest(train: Train) -> int:
+    """How many of a teacher's tokens the objective of `train` keeps on disk; 0 where the teacher is in memory."""
+    distill = train.objective.distill if train.objective is not None else None
+    return (distill.top_k or 0) if distill is not None else 0
+
+
 def pairs_of(settings: Mapping[str, Any]) -> Pairs:
     """The layers that the settings of a TrainPlan align; none where it has no such objective."""
     return tuple((ours, theirs) for ours, theirs in settings.get("objective", {}).get("align", {}).get("pairs", ()))
 
 
-def objective_shape(train: Train, settings: Mapping[str, Any], teacher: Donor | None) -> ObjectiveShape | None:
-    """What the objective of `train` adds to a step, `settings` being those of its plan; None for next-token."""
+def copies_of(plan: Plan, teacher: Donor) -> dict[str, str]:
+    """The tensors of the output that are copies of the teacher's, by name, each with its name in the teacher."""
+    pinned = {name for name, pin in plan.donors.items() if pin.fingerprint == teacher.fingerprint}
+    same = pinned if teacher.fingerprint else {teacher.name}
+    return {
+        tensor.name: tensor.source.tensor
+        for tensor in plan.tensors
+        if isinstance(tensor.source, Copy) and tensor.source.donor in same
+    }
+
+
+def count_shared(plan: Plan, stages: Sequence[TrainPlan], teacher: Donor) -> int:
+    """The parameters of `teacher` that are in memory once: copies of them in the student are frozen in all `stages`.
+
+    `stages` are the one that trains and those before it, whose values the student keeps.
+    """
+    frozen = frozenset.intersection(*(_frozen_places(stage) for stage in stages))
+    shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+    structure = read_structure(plan.config, shapes, "the planned model")
+    parts = {"embedding": structure.embedding, "final norm": structure.final_norm, "head": structure.head}
+    places = {name: f"layer {layer}" for layer, names in enumerate(structure.layers) for name in names.values()}
+    places |= {name: part for part, names in parts.items() for name in names}
+    held = {theirs: name for name, theirs in copies_of(plan, teacher).items() if places.get(name, REST) in frozen}
+    return sum(math.prod(shapes[name]) for name in held.values())
+
+
+def _frozen_places(stage: TrainPlan) -> frozenset[str]:
+    places = {*(f"layer {layer}" for layer in stage.frozen_layers), *stage.frozen_parts}
+    return frozenset(places | {REST} if stage.frozen_layers else places)
+
+
+def objective_shape(
+    train: Train, settings: Mapping[str, Any], teacher: Donor | None, shared_parameters: int = 0
+) -> ObjectiveShape | None:
+    """What the objective of `train` adds to a step, `settings` being those of its plan; None for next-token.
+
+    `shared_parameters` of the teacher are the student's own.
+    """
     if train.objective is None:
         return None
     assert teacher is not None, "an objective has a teacher"
     tensors = {name: (entry.shape, entry.dtype) for name, entry in teacher.checkpoint.tensors.items()}
     shape, pairs = planned_shape(teacher.config, tensors), pairs_of(settings)
     if not pairs:
-        return ObjectiveShape(shape, len(shape.layers), teacher_head=True)
+        kept = keeps_largest(train)
+        shared = 0 if kept else shared_parameters
+        return ObjectiveShape(shape, len(shape.layers), True, shared_parameters=shared, kept=kept)
     stops = max(ours for ours, _ in pairs) + 1 if train.objective.chosen.weight == 1 else None
-    return ObjectiveShape(shape, max(theirs for _, theirs in pairs) + 1, False, stops, len(pairs))
+    return ObjectiveShape(shape, max(theirs for _, theirs in pairs) + 1, False, stops, len(pairs), shared_parameters)
 
 
 def _pair_layers(

@@ -8,7 +8,7 @@ from annotated_types import Gt, Le
 from pydantic import AllowInfNan, ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 
-from hybridizer.recipe.fields import Places, Positive, Text
+from hybridizer.recipe.fields import Places, Positive, PositiveInt, Text
 
 # As in recipe.models: built together with the root.
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
@@ -31,6 +31,12 @@ class Distill:
     )
     weight: Share = Field(
         default=1.0, description="the share of the divergence; the rest is the loss of the next token"
+    )
+    top_k: PositiveInt | None = Field(
+        default=None,
+        description="the teacher runs alone before the training, and its so many most likely tokens are kept on disk: "
+        "for a teacher that does not fit beside the student",
+        examples=[64],
     )
 
 

@@ -25,6 +25,7 @@ from hybridizer.train.curve import CurveRequest
 from hybridizer.train.freeze import FreezePlan
 from hybridizer.train.runtime import Runtime
 from hybridizer.train.teacher import Teacher
+from hybridizer.train.teacher_cache import TeacherCache
 
 # These settings may change between two starts of a run: they do not affect the numbers.
 _FREE = {"max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergence"}
@@ -63,7 +64,8 @@ class TrainJob:
     `plan_hash` names what the model was made of, which `plan_details` describes in plain values. `seed` is that of
     dropout, and at most `loss_chunk_bytes` of float32 logits exist at a time. `recomputed_layers` run again in the
     backward pass, which changes no bit. `earlier` is what the run starts from. `curve` is measured on the way; it
-    decides numbers where the best step is kept. The `teacher` is that of the objective, if the settings have one.
+    decides numbers where the best step is kept. The `teacher` is that of the objective, if the settings have one, or
+    `kept` is what is known of it.
     """
 
     model: nn.Module
@@ -79,6 +81,7 @@ class TrainJob:
     curve: CurveRequest | None = None
     earlier: Earlier = Earlier()
     teacher: Teacher | None = None
+    kept: TeacherCache | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -140,9 +143,10 @@ class TrainJob:
 
     def _objective_facts(self) -> dict[str, Any]:
         """The objective with its teacher by content, whatever the recipe calls it, and the layers that correspond."""
-        objective, teacher = self.settings.objective, self.teacher
+        objective, teacher = self.settings.objective, self.teacher or self.kept
         assert objective is not None and teacher is not None, "an objective has a teacher"
-        by_content = {"teacher": teacher.fingerprint, "pairs": [list(pair) for pair in teacher.pairs]}
+        pairs = self.teacher.pairs if self.teacher is not None else ()
+        by_content = {"teacher": teacher.fingerprint, "pairs": [list(pair) for pair in pairs]}
         return {"kind": objective.kind, **plain(objective.chosen), **by_content}
 
 

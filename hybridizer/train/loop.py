@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,8 +36,10 @@ from hybridizer.train.job import RunContext, TrainJob
 from hybridizer.train.measuring import Measuring
 from hybridizer.train.prepare import prepare
 from hybridizer.train.run_state import RunState
+from hybridizer.train.runtime import same_bits
 from hybridizer.train.step import Gradients, OptimizerStep
 from hybridizer.train.stop_signals import StopSignals, stopped_by
+from hybridizer.train.truncation import Truncation, begin_truncation, end_truncation
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class TrainResult:
     measuring_seconds: float
     curve: CurveSummary | None
     forgetting: Forgetting | None
+    truncation: Truncation | None = None
 
 
 def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -> TrainResult:
@@ -80,7 +82,7 @@ def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -
     Ctrl-C or SIGTERM stopped it.
     """
     device = context.runtime.device
-    with torch.random.fork_rng(devices=[]), _same_bits(device):
+    with torch.random.fork_rng(devices=[]), same_bits(device):
         context.folder.mkdir(parents=True, exist_ok=True)
         apply_freeze_(job.model.to(device).train(), job.freeze_plan)
         proof = FreezeProof(job.freeze_plan, _parameters(job.model))  # of the bytes as loaded, before any cast
@@ -89,10 +91,12 @@ def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -
             run.resume(accept_changes)
             num_isolated = prepared.documents.num_modules if prepared.documents is not None else 0
             _note_start(context.monitor, num_isolated, run.state.changes, accept_changes)
+            truncation = begin_truncation(job, prepared, context)
             with context.monitor.task("train", job.data.num_steps, "steps") as advance:
                 advance(run.state.step)
                 stopped_by = run.to_end(advance)
-        return run.finish(stopped_by, prepared.dtype)
+            truncation = end_truncation(truncation, job, prepared, context)
+        return replace(run.finish(stopped_by, prepared.dtype), truncation=truncation)
 
 
 @dataclass(frozen=True)
@@ -352,18 +356,3 @@ def _note_start(
         )
     if accept_changes and not any(change["setting"] not in ROUNDING for change in changes):
         monitor.note("no setting has changed since the last start: nothing to accept")
-
-
-@contextmanager
-def _same_bits(device: torch.device) -> Iterator[None]:
-    """Inside the block, sums over experts on a CPU have one order for any number of threads; gpt_oss's had not."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, which takes time
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled

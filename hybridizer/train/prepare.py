@@ -24,7 +24,7 @@ from hybridizer.train.isolation import FEW_TOKENS, Documents, documents_leak, is
 from hybridizer.train.job import TrainJob
 from hybridizer.train.packed_attention import choose_packed_attention, packed_attention
 from hybridizer.train.precision import choose_dtype, working_precision
-from hybridizer.train.teacher import taught_loss
+from hybridizer.train.teacher import largest_loss, taught_loss
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def _losses(job: TrainJob) -> tuple[CausalLMLoss, ...]:
     num_sources, objective = len(job.data.drawn), job.settings.objective
     if objective is None:
         return (LossBySource(job.model, job.parts, num_sources, job.loss_chunk_bytes),)
+    if job.kept is not None:
+        return (largest_loss(objective, job.model, job.parts, num_sources, job.loss_chunk_bytes),)
     assert job.teacher is not None, "an objective has a teacher"
     return taught_loss(objective, job.teacher, job.model, job.parts, num_sources, job.loss_chunk_bytes)
 

@@ -22,7 +22,7 @@ from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.cost import recomputed_layers
 from hybridizer.plan.memory import ModelShape, model_token_flops
-from hybridizer.plan.objective import objective_shape, pairs_of
+from hybridizer.plan.objective import keeps_largest, objective_shape, pairs_of
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.models import DataEntry, Evaluate, Recipe, Train
@@ -70,6 +70,7 @@ class TrainRecord:
     are settings that changed between two starts. `measuring_seconds` went into held-out curves, beside the `seconds` of
     training; `curve` has the best measured step and the last. The tensors are those after `kept_step` steps, None in
     records of earlier versions: the last. `stages` has a summary of each stage of a training that has stages.
+    `truncation` is what keeping a part of a teacher's tokens loses; of several stages, of the last.
     """
 
     plan_hash: str
@@ -98,10 +99,11 @@ class TrainRecord:
     curve: CurveSummary | None = None
     forgetting: Forgetting | None = None
     stages: tuple[Mapping[str, Any], ...] = ()
+    truncation: Mapping[str, Any] | None = None
 
     def values(self) -> dict[str, Any]:
-        """The fields as plain values, without `stages` where there are none, as in records of earlier versions."""
-        return {key: value for key, value in asdict(self).items() if key != "stages" or value}
+        """The fields as plain values, without those that have no value in records of earlier versions."""
+        return {key: value for key, value in asdict(self).items() if key not in ("stages", "truncation") or value}
 
 
 def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
@@ -149,7 +151,7 @@ def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
     if found != (SCHEMA, plan.hash):
         return None
     fix = "Delete it; the training resumes from its last checkpoint."
-    record = read_record({"stages": [], **value}, TrainRecord, SCHEMA, str(folder / RECORD), fix)
+    record = read_record({"stages": [], "truncation": None, **value}, TrainRecord, SCHEMA, str(folder / RECORD), fix)
     return record if record.tensors_sha256 == hash_file(folder / TRAINED) else None
 
 
@@ -253,7 +255,11 @@ def run_job(
     """Train what `job` says, with checkpoints, log and masters in `folder`. Raises what `train.loop.train` raises."""
     from hybridizer.train.job import RunContext
     from hybridizer.train.loop import train as run_loop
+    from hybridizer.train.teacher_pass import with_cache
 
+    if keeps_largest(job.settings):
+        assert teacher is not None, "an objective has a teacher"
+        job = with_cache(job, teacher, cache_folder() / "teachers", runtime, monitor)
     context = RunContext(folder, runtime, monitor, _figures(plan, job, runtime, teacher))
     return run_loop(job, context, accept_changes=accept_changes)
 
@@ -276,7 +282,7 @@ def make_job(
     from hybridizer.models.loss import loss_chunk_bytes
     from hybridizer.models.parts import find_parts
     from hybridizer.train.job import Earlier, TrainJob
-    from hybridizer.train.teacher import load_teacher
+    from hybridizer.train.teacher import find_twins, load_teacher, share_tensors_
 
     earlier = earlier or Earlier()
     settings = recipe.train
@@ -284,11 +290,16 @@ def make_job(
     with without_bars():
         model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
         taught_by = None
-        if settings.objective is not None and teacher is not None:
+        if settings.objective is not None and teacher is not None and not keeps_largest(settings):
             taught_by = load_teacher(teacher, pairs_of(plan.train.settings))
     parts = find_parts(model)
-    put_masters_(model, earlier.read_masters())
+    masters = earlier.read_masters()
+    put_masters_(model, masters)
     freeze_plan = _freeze(plan, settings, model, parts, spliced, runtime)
+    num_shared = 0
+    if taught_by is not None and teacher is not None and not runtime.is_fsdp:  # it replaces parameters by shards
+        kept = freeze_plan.frozen.keys() - masters.keys()
+        num_shared = share_tensors_(taught_by.model, model, find_twins(plan, spliced, teacher, kept))
     with runtime.main_first():
         # A build tokenised them before, and noted what was left out.
         sources = open_texts(settings.data, recipe.folder, TokenizerEncoder(tokenizer), SilentMonitor())
@@ -304,7 +315,7 @@ def make_job(
         recipe.seed,
         loss_chunk_bytes(runtime.device),
         _details(plan),
-        _recomputed(plan, settings, freeze_plan, runtime, teacher),
+        _recomputed(plan, settings, freeze_plan, runtime, teacher, num_shared),
         curve=curve,
         earlier=earlier,
         teacher=taught_by,
@@ -320,11 +331,14 @@ def put_masters_(model: nn.Module, masters: Mapping[str, Tensor]) -> None:
 
 
 def _recomputed(
-    plan: Plan, settings: Train, freeze_plan: FreezePlan, runtime: Runtime, teacher: Donor | None
+    plan: Plan, settings: Train, freeze_plan: FreezePlan, runtime: Runtime, teacher: Donor | None, num_shared: int
 ) -> tuple[int, ...]:
-    """The layers that run again in the backward pass, as the plan's estimate has them for this device."""
+    """The layers that run again in the backward pass, as the plan's estimate has them for this device.
+
+    `num_shared` parameters of the teacher are the model's.
+    """
     assert plan.train is not None, "called for plans that train"
-    objective = objective_shape(settings, plan.train.settings, teacher)
+    objective = objective_shape(settings, plan.train.settings, teacher, num_shared)
     return recomputed_layers(_shape(plan), settings, freeze_plan.choice, runtime.device.type, objective)
 
 
@@ -390,10 +404,8 @@ def _figures(plan: Plan, job: TrainJob, runtime: Runtime, teacher: Donor | None)
     lengths = job.data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
     assert plan.train is not None, "called for plans that train"
-    objective, rank = (
-        objective_shape(settings, plan.train.settings, teacher),
-        settings.lora.rank if settings.lora else 0,
-    )
+    rank = settings.lora.rank if settings.lora else 0
+    objective = None if keeps_largest(settings) else objective_shape(settings, plan.train.settings, teacher)
     flops = model_token_flops(_shape(plan), job.freeze_plan.choice, context, rank, objective)
     dtype = choose_dtype(settings.precision, runtime.device)
     dtype = dtype if choose_compile(settings.compile, runtime.device.type) else matmul_dtype(dtype, runtime.device)
@@ -405,6 +417,8 @@ def make_record(
     plan: Plan, job: TrainJob, runtime: Runtime, result: TrainResult, sources: tuple[Source, ...], tensors: StoredResult
 ) -> TrainRecord:
     """The record of a training of `plan` that has ended."""
+    from hybridizer.train.truncation import as_values
+
     assert plan.train is not None, "called for plans that train"
     return TrainRecord(
         plan_hash=plan.hash,
@@ -432,6 +446,7 @@ def make_record(
         measuring_seconds=result.measuring_seconds,
         curve=result.curve,
         forgetting=result.forgetting,
+        truncation=as_values(result.truncation),
     )
 
 

@@ -128,3 +128,18 @@ class Runtime:
         """Close the trackers."""
         if self._tracks:
             self._accelerator.end_training()
+
+
+@contextmanager
+def same_bits(device: torch.device) -> Iterator[None]:
+    """Inside the block, sums over experts on a CPU have one order for any number of threads; gpt_oss's had not."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, which takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled

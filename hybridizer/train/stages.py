@@ -272,7 +272,10 @@ def _read_stage(folder: Path) -> StageRecord | None:
     if not (folder / RECORD).is_file() or not (folder / MASTERS).is_file():
         return None
     fix = "Delete it; the stage is trained again."
-    return read_record(read_json(folder / RECORD), StageRecord, STAGE_SCHEMA, str(folder / RECORD), fix)
+    value = read_json(folder / RECORD)
+    if isinstance(value, dict) and isinstance(value.get("training"), dict):
+        value["training"].setdefault("truncation", None)  # as in records of versions without it
+    return read_record(value, StageRecord, STAGE_SCHEMA, str(folder / RECORD), fix)
 
 
 def _started_from(done: Sequence[StageRecord]) -> tuple[str, ...]:

@@ -135,5 +135,6 @@ class OptimizerStep:
     def _on_device(self, batch: Batch) -> list[Tensor | None]:
         """What the objective takes. What it asks of their values is found here, on the host."""
         places = predicted_places(batch.targets)
-        tensors = (batch.input_ids, batch.position_ids, batch.targets, batch.sources, places)
+        kept = () if self._job.kept is None else self._job.kept.read(batch.rows)
+        tensors = (batch.input_ids, batch.position_ids, batch.targets, batch.sources, places, *kept)
         return [None if tensor is None else to_device(tensor, self._runtime.device) for tensor in tensors]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
+from hybridizer.checkpoint.hashing import same_bytes
+from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.donors.donor import Donor
 from hybridizer.models.distill import Divergence
 from hybridizer.models.load import load_model
 from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts
 from hybridizer.models.parts import find_parts
-from hybridizer.models.taught import AlignLoss, DistillLoss
+from hybridizer.models.taught import AlignLoss, DistillLoss, LargestOnlyLoss
 from hybridizer.plan.freeze import FreezeChoice
-from hybridizer.plan.objective import Pairs
+from hybridizer.plan.objective import Pairs, copies_of
+from hybridizer.plan.plan import Plan
 from hybridizer.recipe.objective import Distill, Objective
 from hybridizer.train.freeze import REST, FreezePlan
 
@@ -45,6 +50,40 @@ def load_teacher(donor: Donor, pairs: Pairs) -> Teacher:
     return Teacher(model, find_parts(model), donor.fingerprint, pairs)
 
 
+def find_twins(plan: Plan, spliced: Path, teacher: Donor, names: Collection[str]) -> dict[str, str]:
+    """Those tensors of the spliced model among `names` that are the teacher's byte for byte, with their names there.
+
+    The files are compared: in memory, pages of both checkpoints would stay with the process.
+    """
+    ours, theirs = open_checkpoint(spliced).tensors, teacher.checkpoint.tensors
+    return {
+        name: other
+        for name, other in copies_of(plan, teacher).items()
+        if name in names and name in ours and same_bytes(ours[name], theirs[other])
+    }
+
+
+def share_tensors_(teacher: nn.Module, model: nn.Module, twins: Mapping[str, str]) -> int:
+    """Let `teacher` hold parameters of `model` in place of its own; how many numbers those have.
+
+    `twins` are names in `model`, each with its name in `teacher`, of tensors with equal bytes that never train. Those
+    that either model holds under another name, in another shape or in another dtype stay what they are. One parameter
+    object is in both models, so that a cast or a move of one is that of the other.
+    """
+    ours, theirs = dict(model.named_parameters()), dict(teacher.named_parameters())
+    held = {
+        id(theirs[other]): ours[name]
+        for name, other in twins.items()
+        if name in ours and other in theirs
+        if (ours[name].shape, ours[name].dtype) == (theirs[other].shape, theirs[other].dtype)
+    }
+    for module in teacher.modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in held:
+                setattr(module, key, held[id(parameter)])
+    return sum(parameter.numel() for parameter in held.values())
+
+
 def taught_loss(
     objective: Objective,
     teacher: Teacher,
@@ -57,8 +96,19 @@ def taught_loss(
     # In eval mode as a module too: what tests it for leaks restores the mode that it finds.
     behind, chosen = CausalLMLoss(teacher.model, teacher.parts, chunk_bytes).eval(), objective.chosen
     if isinstance(chosen, Distill):
-        divergence = Divergence(chosen.direction, chosen.temperature, chosen.weight)
-        return DistillLoss(model, parts, num_sources, behind, divergence, chunk_bytes), behind
+        return DistillLoss(model, parts, num_sources, behind, _divergence(chosen), chunk_bytes), behind
     assert teacher.pairs, "alignment has layers that correspond"
     loss = AlignLoss(model, parts, num_sources, behind, teacher.pairs, chosen.loss, chosen.weight, chunk_bytes)
     return loss, behind
+
+
+def largest_loss(
+    objective: Objective, model: nn.Module, parts: TrainableParts, num_sources: int, chunk_bytes: int
+) -> LargestOnlyLoss:
+    """The loss of `objective` for `model` from a cache of its teacher. Raises InputError as the loss does."""
+    assert objective.distill is not None, "checked when the recipe was loaded"
+    return LargestOnlyLoss(model, parts, num_sources, _divergence(objective.distill), chunk_bytes)
+
+
+def _divergence(distill: Distill) -> Divergence:
+    return Divergence(distill.direction, distill.temperature, distill.weight)

@@ -27,7 +27,7 @@ from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.cost import StepTiming, estimate_cost, main_dtype
 from hybridizer.plan.flops import TokenFlops
-from hybridizer.plan.objective import Pairs, objective_shape, pairs_of
+from hybridizer.plan.objective import Pairs, keeps_largest, objective_shape, pairs_of
 from hybridizer.plan.plan import Plan
 from hybridizer.recipe.models import Train
 from hybridizer.train.folder import LOG
@@ -36,6 +36,7 @@ from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
 from hybridizer.train.loop import train as run_loop
 from hybridizer.train.runtime import Runtime
 from hybridizer.train.teacher import Teacher
+from hybridizer.train.teacher_pass import fill, open_cache
 
 # (rows, width) of the products that the peak is measured with. A product of the first size takes 0.02 s at 200 GFLOP/s;
 # a GPU needs far larger ones before launches and memory no longer count.
@@ -123,18 +124,33 @@ def _train(request: DryRunRequest, folder: Path) -> DryRun:
     data = _random_data(request, parts.vocab_size)
     forget_peak_(runtime.device)  # random weights need a second table where head and embedding are tied
     again = request.recomputed_layers
-    taught_by = None
+    job = TrainJob(model, parts, plan, data, settings, plan_hash="probe", recomputed_layers=again)
     if request.teacher is not None:
-        config, dtype = request.teacher
-        taught = random_causal_lm(config, getattr(torch, dtype))
-        taught_by = Teacher(taught, find_parts(taught), "probe", request.pairs)
-    job = TrainJob(model, parts, plan, data, settings, plan_hash="probe", recomputed_layers=again, teacher=taught_by)
+        job = _with_teacher(job, request, request.teacher, runtime, folder)
     result = run_loop(job, RunContext(folder, runtime, SilentMonitor(), DeviceFigures(TokenFlops(0, 0, 0))))
     last = json.loads((folder / LOG).read_text().splitlines()[-1])
     tokens = settings.seq_len * settings.global_batch_size
     seconds = tokens / last["tokens_per_second"]
     peak = peak_memory_bytes(runtime.device)
     return DryRun(seconds, last["tokens_per_second"], peak, str(runtime.device), result.dtype)
+
+
+def _with_teacher(
+    job: TrainJob, request: DryRunRequest, theirs: tuple[Mapping[str, Any], str], runtime: Runtime, folder: Path
+) -> TrainJob:
+    """`job` with a random teacher, or with what is kept of one that has run before."""
+
+    def load() -> Teacher:
+        config, dtype = theirs
+        model = random_causal_lm(config, getattr(torch, dtype))
+        return Teacher(model, find_parts(model), "probe", request.pairs)
+
+    if not keeps_largest(request.settings):
+        return replace(job, teacher=load())
+    cache = open_cache(job, "probe", runtime.device, folder)
+    fill(cache, job, load, runtime, SilentMonitor())
+    forget_peak_(runtime.device)
+    return replace(job, kept=cache)
 
 
 def _random_data(request: DryRunRequest, vocabulary: int) -> TrainingData:

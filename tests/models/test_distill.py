@@ -114,7 +114,7 @@ def test_neither_models_full_logits_exist(kind):
         module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[0]))
     criterion = Distillation(targets, Divergence(), theirs, teacher)
     chunked_loss(hidden, head, list(head.parameters()), criterion, 4 * VOCABULARY * 8)
-    assert max(seen, default=0) <= 8 and len(criterion._buffer) <= 8
+    assert max(seen, default=0) <= 8 and len(criterion._buffer) <= 4
 
 
 def test_the_teacher_gets_no_gradient_and_keeps_its_bytes():
@@ -146,7 +146,7 @@ def peak_bytes(run):
     return peak
 
 
-def test_beyond_the_next_tokens_loss_it_holds_one_chunk_of_logits_and_a_few_pieces(monkeypatch):
+def test_beyond_the_next_tokens_loss_it_holds_half_a_chunk_of_logits_and_a_few_pieces(monkeypatch):
     piece = 4 * 4 * VOCABULARY
     monkeypatch.setitem(distill.PIECE, "cpu", piece // 4)
     head, teacher = (nn.Linear(WIDTH, VOCABULARY, bias=False) for _ in range(2))
@@ -162,4 +162,4 @@ def test_beyond_the_next_tokens_loss_it_holds_one_chunk_of_logits_and_a_few_piec
         hidden.grad = head.weight.grad = None
     plain, *others = peaks
     assert plain > chunk  # what is measured
-    assert all(chunk <= other - plain <= chunk + 8 * piece for other in others), peaks
+    assert all(chunk / 2 <= other - plain <= chunk / 2 + 8 * piece for other in others), peaks

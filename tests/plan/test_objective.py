@@ -1,12 +1,15 @@
 """Objectives in plans: the teacher by content, layers that correspond, refusals, and the cost."""
 
 import json
+import math
 import re
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from hybridizer.train import run, teacher_pass
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
 TRAIN = {
@@ -50,7 +53,8 @@ def recipe(folder, tmp_path, monkeypatch):
 
     def write(objective, layout=LAYOUT, **train):
         donors = {"a": "a", "b": "b"}
-        content = {"donors": donors, "layout": layout, "train": {**TRAIN, "objective": objective, **train}}
+        kept = {key: value for key, value in TRAIN.items() if key != "tokens" or "stages" not in train}
+        content = {"donors": donors, "layout": layout, "train": {**kept, "objective": objective, **train}}
         return write_recipe(folder / f"{tmp_path.name}.yaml", **content)
 
     return write
@@ -101,6 +105,7 @@ def test_layers_are_paired_with_those_of_the_teacher(recipe, objective, changes,
     [
         ({"distill": {"teacher": "./c"}}, {}, r"the teacher's tokens are not the student's: the token .* is number"),
         ({"distill": {"teacher": "./nothing"}}, {}, r"teacher './nothing': './nothing' is not there"),
+        ({"distill": {"top_k": 10**6}}, {}, r"1000000 tokens to keep of each distribution; the vocabulary has \d+\."),
         ({"align": {"teacher": "./d"}}, {}, "states are 32 wide, the student's 64"),
         (
             {"align": {"teacher": "./e"}},
@@ -145,21 +150,86 @@ def test_the_cost_has_the_teacher_and_leaves_out_what_alignment_does_not_run(rec
     assert "no layer from 2 on and no head is run" in " ".join(align["notes"])
 
 
+def test_what_the_student_keeps_of_its_teacher_is_counted_once(recipe):
+    def teacher_bytes(objective, **changes):
+        path = recipe(objective, **changes)
+        hybridize("plan", path, "--runs", str(path.with_suffix("")))
+        cost = json.loads((path.with_suffix("") / path.stem / "cost.json").read_text())
+        return cost["asked"]["memory"]["teacher"], plan_of(path)
+
+    whole, plan = teacher_bytes({"distill": {"teacher": "b"}})
+    sizes = {tensor["name"]: 4 * math.prod(tensor["shape"]) for tensor in plan["tensors"]}
+    assert whole == sum(sizes.values())
+    shallow = sum(size for name, size in sizes.items() if ".layers.0." in name or ".layers.1." in name)
+    assert teacher_bytes("distill")[0] == shallow  # the deep side, its embedding and its norm are the host's, frozen
+    stages = [{"tokens": 1000, "freeze": freeze, "embedding": "freeze"} for freeze in ([0, 1, 2], "deep")]
+    last = teacher_bytes("distill", stages=stages)[0]  # layer 3 has been trained before
+    norm = sizes["model.norm.weight"]
+    assert last == shallow + norm + sum(size for name, size in sizes.items() if ".layers.3." in name)
+
+
+def test_a_teacher_that_runs_before_is_no_part_of_the_memory_and_its_tokens_are_on_disk(recipe):
+    def planned(objective):
+        path = recipe(objective)
+        found = hybridize_json("plan", path, "--runs", str(path.with_suffix("")))
+        return found, json.loads((path.with_suffix("") / path.stem / "cost.json").read_text())
+
+    (beside, with_teacher), (kept, before) = (
+        planned({"distill": {"teacher": "b"}}),
+        planned({"distill": {"teacher": "b", "top_k": 8}}),
+    )
+    assert before["asked"]["memory"]["teacher"] == 0 < with_teacher["asked"]["memory"]["teacher"]
+    assert before["asked"]["peak_bytes"] < with_teacher["asked"]["peak_bytes"]
+    assert before["asked"]["token_flops"] == with_teacher["asked"]["token_flops"]
+    assert kept["amounts"]["disk_bytes"] - beside["amounts"]["disk_bytes"] == 2000 * (8 * 4 + 9 * 2)
+    assert "the teacher runs alone before the training" in " ".join(before["notes"])
+
+
+@pytest.mark.slow
+def test_a_build_from_a_teachers_tokens_records_what_they_leave_out_and_is_the_same_again(recipe, monkeypatch):
+    path = recipe({"distill": {"top_k": 8, "weight": 0.5}}, max_steps=2)
+    runs = path.with_suffix("")
+    shown = hybridize("build", path, "--runs", str(runs)).output
+    record = json.loads((runs / path.stem / "training" / "training.json").read_text())["truncation"]
+    assert record["top_k"] == 8 and 0 < record["mass_outside"] < 1
+    assert record["first_kept_divergence"] < record["first_divergence"]
+    assert f"{record['mass_outside']:.2%} of the probability outside" in " ".join(shown.split())
+    trained = load_file(runs / path.stem / "training" / "trained.safetensors")
+    monkeypatch.setattr(teacher_pass, "load_teacher", None)  # the cache has all
+    hybridize("build", path, "--runs", str(runs / "again"))
+    again = load_file(runs / "again" / path.stem / "training" / "trained.safetensors")
+    assert all(torch.equal(trained[name], again[name]) for name in trained)
+
+
+@pytest.mark.slow
+def test_a_build_holds_the_frozen_tensors_of_its_teacher_once_and_proves_them(recipe, monkeypatch):
+    jobs = []
+    real = run.run_job
+    monkeypatch.setattr(run, "run_job", lambda job, *rest: jobs.append(job) or real(job, *rest))
+    path = recipe("distill", max_steps=2)
+    hybridize("build", path, "--runs", str(path.with_suffix("")))
+    (job,) = jobs
+    ours, theirs = (dict(model.named_parameters()) for model in (job.model, job.teacher.model))
+    shared = {name for name, parameter in theirs.items() if parameter.data_ptr() == ours[name].data_ptr()}
+    assert shared == set(job.freeze_plan.frozen)
+    assert "agree" in hybridize("verify", path.with_suffix("") / path.stem / "model").stdout
+
+
 @pytest.mark.slow
 def test_a_build_with_a_teacher_trains_resumes_its_plan_and_refuses_another_teacher(recipe, folder):
     make_donor(folder / "t", seed=9, **TIED)
     path = recipe({"distill": {"teacher": "./t", "weight": 0.5}}, max_steps=3)
     runs = path.with_suffix("")
     assert ", of the objective distill; rows filled" in hybridize("build", path, "--runs", str(runs)).stdout
-    run = runs / path.stem
-    assert "at the end, of the objective distill. Tokens" in (run / "model" / "README.md").read_text()
-    assert "loss of the objective" in (run / "training.svg").read_text()
-    lines = [json.loads(line) for line in (run / "training" / "log.jsonl").read_text().splitlines()]
+    folder_of_run = runs / path.stem
+    assert "at the end, of the objective distill. Tokens" in (folder_of_run / "model" / "README.md").read_text()
+    assert "loss of the objective" in (folder_of_run / "training.svg").read_text()
+    lines = [json.loads(line) for line in (folder_of_run / "training" / "log.jsonl").read_text().splitlines()]
     assert all(line["loss_divergence"] > 0 and line["loss_next_token"] > 0 for line in lines)
-    resolved = yaml.safe_load((run / "recipe.resolved.yaml").read_text())
+    resolved = yaml.safe_load((folder_of_run / "recipe.resolved.yaml").read_text())
     assert resolved["train"]["objective"]["distill"]["teacher"] == f"folder:{folder / 't'}"
-    hybridize("build", run / "plan.json")
+    hybridize("build", folder_of_run / "plan.json")
     file = folder / "t" / "model.safetensors"
     save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
-    found = hybridize("build", run / "plan.json", code=2).output
+    found = hybridize("build", folder_of_run / "plan.json", code=2).output
     assert "the content of the teacher changed after planning" in " ".join(found.split())

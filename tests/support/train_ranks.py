@@ -15,15 +15,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_ranks(folder, precision, num_ranks=2, pace="free", **environment):
-    """`num_ranks` processes of training.runs that find each other as accelerate's launcher would let them."""
+def start_ranks(folder, precision, num_ranks=2, pace="free", module="support.train_runs", **environment):
+    """`num_ranks` processes of `module` that find each other as accelerate's launcher would let them."""
     port = str(free_port())
     common = {
         **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num_ranks),
         "LOCAL_WORLD_SIZE": str(num_ranks), **environment,
     }  # fmt: skip
-    command = [sys.executable, "-m", "support.train_runs", str(folder), precision, "0", pace]
+    command = [sys.executable, "-m", module, str(folder), precision, "0", pace]
     return [
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

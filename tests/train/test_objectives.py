@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hybridizer.core.errors import InputError
+from hybridizer.core.errors import InputError, RunError
 from hybridizer.recipe.models import Lora
 from hybridizer.recipe.objective import Align, Distill, Objective
 from hybridizer.train.freeze import plan_freeze, plan_lora_
 from hybridizer.train.step import OptimizerStep
-from hybridizer.train.teacher import Teacher
+from hybridizer.train.teacher import Teacher, share_tensors_
 from support.sections import train_section
 from support.train_models import plain_model, tiny_model
 from support.train_runs import SETTINGS, bytes_of, run_model
@@ -103,3 +103,60 @@ def test_low_rank_adapters_train_with_a_teacher(tmp_path, objective):
     result = run_model(tmp_path, model, parts, plan, settings, teacher=teacher)
     assert result.last_loss < result.first_loss
     assert all(torch.equal(a, b) for a, b in zip(before, taught.parameters(), strict=True))
+
+
+def deep_twins(model):
+    """The names of the deep side, as those of a teacher that gave it."""
+    return {name: name for name, _ in model.named_parameters() if name.startswith(("layers.2.", "layers.3."))}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("objective", [DISTILL, ALIGN], ids=["distill", "align"])
+def test_frozen_tensors_that_are_the_teachers_are_in_memory_once_and_give_the_same_bits(tmp_path, objective, precision):
+    found = []
+    for shares in (False, True):
+        teacher = Teacher(*plain_model(seed=1), "sha256:1", PAIRS[objective.kind])
+        model, parts = plain_model()
+        twins = deep_twins(model)
+        ours, theirs = (dict(one.named_parameters()) for one in (model, teacher.model))
+        assert twins and twins.keys() < ours.keys()
+        for name in twins:
+            ours[name].data = theirs[name].data.clone()
+        count = share_tensors_(teacher.model, model, twins if shares else {})
+        assert count == (sum(ours[name].numel() for name in twins) if shares else 0)
+        plan = plan_freeze(model, parts, train_section(freeze="deep"), boundary=2)
+        settings = replace(SETTINGS, objective=objective, precision=precision, max_steps=3)
+        run_model(tmp_path / str(shares), model, parts, plan, settings, teacher=teacher)
+        theirs = dict(teacher.model.named_parameters())
+        shared = {name for name in twins if theirs[name].data_ptr() == ours[name].data_ptr()}
+        assert shared == (twins.keys() if shares else set())
+        assert bytes_of(teacher.model) == bytes_of(plain_model(seed=1)[0])
+        found.append((bytes_of(model), [line["loss"] for line in lines_of(tmp_path / str(shares))]))
+    assert found[0] == found[1]
+
+
+def test_a_shared_tensor_that_something_changes_breaks_the_freeze_proof(tmp_path, monkeypatch):
+    teacher, (model, parts) = Teacher(*plain_model(seed=1), "sha256:1", ()), plain_model()
+    name = "layers.2.mlp.0.weight"
+    assert share_tensors_(teacher.model, model, {name: name}) == teacher.model.get_parameter(name).numel()
+    update = OptimizerStep.update_
+
+    def careless(step, *arguments):
+        teacher.model.get_parameter(name).data.add_(1)
+        return update(step, *arguments)
+
+    monkeypatch.setattr(OptimizerStep, "update_", careless)
+    plan = plan_freeze(model, parts, train_section(freeze="deep"), boundary=2)
+    settings = replace(SETTINGS, objective=DISTILL, max_steps=2)
+    with pytest.raises(RunError, match=f"frozen tensors changed: {name}"):
+        run_model(tmp_path, model, parts, plan, settings, teacher=teacher)
+
+
+def test_tensors_of_another_dtype_or_shape_and_unknown_ones_are_not_shared():
+    model, teacher = plain_model()[0], plain_model(seed=1)[0]
+    low, wide, same = "layers.2.qkv.weight", "layers.2.mlp.0.weight", "layers.2.mlp.0.bias"
+    teacher.get_parameter(low).data = teacher.get_parameter(low).data.bfloat16()
+    twins = {low: low, "layers.2.norm.weight": wide, "nowhere": same, "layers.3.qkv.weight": "nowhere"}
+    assert share_tensors_(teacher, model, twins) == 0
+    assert share_tensors_(teacher, model, {**twins, "layers.3.mlp.0.bias": same}) == 32
+    assert teacher.get_parameter(same) is model.get_parameter("layers.3.mlp.0.bias")
