@@ -370,7 +370,7 @@ def trial(
     if json_out is not None:
         _write_out(json_out, done.record.to_json())
     if str(json_out) != "-":
-        show_trial(done.record, done.times)
+        show_trial(done.record, done.times, done.curves)
         echo(f"wrote {done.folder / 'trial.json'}")
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # traces load numpy, which most commands do not need
     from hybridizer.trace.boundary import Boundary
     from hybridizer.trace.record import TraceRun
 
+    # Arm, seed and rows of each run of a trial that measured held-out text.
+    RunCurves = Sequence[tuple[str, int, Sequence[Mapping[str, Any]]]]
+
 
 def show_traces(traces: Sequence[TraceRun]) -> None:
     """Each trace: its table with the boundary that `auto` chooses, the reason, the settings, and its baselines."""
@@ -159,21 +162,24 @@ def show_trial_plan(plan: Mapping[str, Any]) -> None:
     draw(trial_plan_table(plan))
 
 
-def show_trial(record: TrialRecord, times: TrialTimes) -> None:
-    """What each arm is and how its learning rate was chosen, all figures and costs, then every pair."""
+def show_trial(record: TrialRecord, times: TrialTimes, curves: RunCurves) -> None:
+    """What each arm is and how its learning rate was chosen, figures and costs, the curves, then every pair."""
+    from hybridizer.report.trial_curves import RunCurve, budgets_table
     from hybridizer.report.trial_plan_tables import arm_lines
     from hybridizer.report.trial_tables import trial_pairs_table, trial_table
 
     plain = record.to_json()
     for line in arm_lines(plain):
         echo(line)
-    draw(trial_table(plain, times.to_json()), trial_pairs_table(plain))
+    budgets = budgets_table(plain, [RunCurve(*curve) for curve in curves])
+    draw(trial_table(plain, times.to_json()), *([budgets] if budgets else []), trial_pairs_table(plain))
 
 
-def plot_trial(record: TrialRecord, path: Path, curves: Sequence[tuple[str, int, Sequence[Mapping[str, Any]]]]) -> None:
-    """Draw a finished trial into `path`; `curves` has arm, seed and rows of each run that measured held-out text."""
+def plot_trial(record: TrialRecord, path: Path, curves: RunCurves) -> None:
+    """Draw a finished trial into `path`."""
     from hybridizer.report.plots import write_figure
-    from hybridizer.report.trial_plot import RunCurve, draw_trial
+    from hybridizer.report.trial_curves import RunCurve
+    from hybridizer.report.trial_plot import draw_trial
 
     write_figure(draw_trial(record.to_json(), [RunCurve(*curve) for curve in curves]), path)
     echo(f"drew {path}", err=True)

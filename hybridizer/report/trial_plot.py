@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -15,26 +13,14 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from hybridizer.report.captions import one_line
 from hybridizer.report.panels import COLOURS, INK, MARKERS
 from hybridizer.report.plots import describe, plot_style
+from hybridizer.report.trial_curves import BUDGETS, ArmLine, RunCurve, arm_line, texts_of
 from hybridizer.report.trial_tables import detectable_lines, split_pairs
 
 Record = Mapping[str, Any]
-BUDGETS = {"tokens": "tokens of training", "flop": "FLOP of training", "seconds": "seconds of training"}
 STYLES = ("-", "--", ":")
 BEFORE = "before training"
 CURVES = "Lines: means over seeds; bands: the range of the seeds"
 FIGURES = "Bars: 95% intervals over other seeds and other items, the same items for all arms; ticks: the seeds"
-
-
-@dataclass(frozen=True)
-class RunCurve:
-    """The curve of one run of an arm: rows with step, tokens, flop, seconds, set, role and bits_per_byte.
-
-    They are the lines of a run's curve.jsonl.
-    """
-
-    arm: str
-    seed: int
-    rows: Sequence[Record]
 
 
 def draw_trial(record: Record, curves: Sequence[RunCurve] = ()) -> Figure:
@@ -52,15 +38,16 @@ def draw_trial(record: Record, curves: Sequence[RunCurve] = ()) -> Figure:
 
 
 def _draw_curves(record: Record, curves: Sequence[RunCurve]) -> Figure:
-    texts = list(dict.fromkeys((row["role"], row["set"]) for curve in curves for row in curve.rows))
+    texts = texts_of(curves)
     figure = Figure(figsize=(11, 1.2 + 3.2 * len(texts)), layout="constrained")
     panels = figure.subplots(len(texts), len(BUDGETS), squeeze=False, sharey="row", sharex="col")
     names = [arm["name"] for arm in record["arms"]]
     for row, (role, text) in zip(panels, texts, strict=True):
+        lines = [arm_line(curves, name, text) for name in names]
         for axes, budget in zip(row, BUDGETS, strict=True):
-            for number, name in enumerate(names):
-                runs = [_of_text(curve, text) for curve in curves if curve.arm == name]
-                _draw_arm(axes, [run for run in runs if run], budget, number, name)
+            for number, (name, line) in enumerate(zip(names, lines, strict=True)):
+                if line is not None:
+                    _draw_arm(axes, line, budget, number, name)
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.xaxis.set_major_locator(MaxNLocator(5))
         row[0].set_ylabel(f"{one_line(text, 40)}\n{role}, bits per byte")
@@ -71,17 +58,9 @@ def _draw_curves(record: Record, curves: Sequence[RunCurve]) -> Figure:
     return figure
 
 
-def _of_text(curve: RunCurve, text: str) -> dict[int, Record]:
-    return {row["step"]: row for row in curve.rows if row["set"] == text}
-
-
-def _draw_arm(axes: Axes, runs: Sequence[Mapping[int, Record]], budget: str, number: int, name: str) -> None:
-    """One arm in one panel, at the steps that all its runs have."""
-    if not runs:
-        return
-    steps = sorted(set.intersection(*(set(run) for run in runs)))
-    places = [float(np.mean([run[step][budget] for run in runs])) for step in steps]
-    values = np.array([[run[step]["bits_per_byte"] for step in steps] for run in runs])
+def _draw_arm(axes: Axes, line: ArmLine, budget: str, number: int, name: str) -> None:
+    """One arm in one panel."""
+    places, values = line.budgets[budget], line.bits_per_byte
     colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
     marker = MARKERS[number % len(MARKERS)]
     axes.plot(places, values.mean(axis=0), color=colour, linestyle=style, marker=marker, markersize=4, label=name)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hybridizer.report.plots import write_figure
-from hybridizer.report.trial_plot import BUDGETS, draw_trial
+from hybridizer.report.trial_curves import BUDGETS
+from hybridizer.report.trial_plot import draw_trial
 from support.trials import make_curves, make_record
 
 

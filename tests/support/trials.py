@@ -16,7 +16,7 @@ from hybridizer.evaluate.trial_record import (
     TrialRecord,
     TrialTimes,
 )
-from hybridizer.report.trial_plot import RunCurve
+from hybridizer.report.trial_curves import RunCurve
 
 OUTCOMES = (
     Outcome("python", BITS_PER_BYTE, "in-domain", True),
