@@ -118,8 +118,8 @@ def open_donor(name: str, reference: Reference, access: Access, where: str, moni
     refuse_quantised(folder, config, checkpoint.tensors)
     shapes = {tensor: entry.shape for tensor, entry in checkpoint.tensors.items()}
     structure = read_structure(config, shapes, where=f"'{name}' ({folder})")
-    _check_tie(structure, checkpoint)
     pinned = located.originals or _list_pinned(checkpoint, tokenizer_files)
+    _check_tie(structure, checkpoint)
     return Donor(
         name=name,
         reference=str(reference),

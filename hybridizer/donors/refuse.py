@@ -70,7 +70,7 @@ def refuse_quantised(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
         what = f"its weights are quantised ({shorten(method)})."
         raise DonorError(Problem(str(folder / "config.json"), what, _QUANTISED_FIX))
     for name, entry in tensors.items():
-        if not is_recomputed(name, entry.shape) and _looks_quantised(name, entry):
+        if _looks_quantised(name, entry) and not is_recomputed(name, entry.shape):
             what = f"the tensor '{name}' ({entry.dtype}) belongs to quantised weights, which config.json does not "
             what += "mention."
             raise DonorError(Problem(str(folder), what, _QUANTISED_FIX))

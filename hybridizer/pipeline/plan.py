@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -14,22 +14,21 @@ from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.pipeline.layout import ResolvedLayout, assume_layout
-from hybridizer.pipeline.scan import scan_planned
 from hybridizer.pipeline.scan_layers import assume_host
 from hybridizer.pipeline.teacher import NAME as TEACHER
 from hybridizer.pipeline.teacher import check_same_teachers, lacks_teacher, open_teachers
 from hybridizer.pipeline.ways import WAYS, way_of
 from hybridizer.plan.cost import Cost, StepTiming
+from hybridizer.plan.finite import scan_planned
 from hybridizer.plan.generated import place_generated
 from hybridizer.plan.identity import freeze_originals
 from hybridizer.plan.layout import lay_out
-from hybridizer.plan.make import make_plan
 from hybridizer.plan.memory import ObjectiveShape
 from hybridizer.plan.objective import count_shared, objective_shape
 from hybridizer.plan.plan import Evidence, Plan, TrainPlan
 from hybridizer.plan.stage_cost import count_steps, estimate_stages
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
-from hybridizer.plan.training import check_packages, pin_datasets, plan_training
+from hybridizer.plan.training import check_packages, plan_with_training, settle_training
 from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.recipe.models import Recipe, Train
 from hybridizer.splice.executors import find_executor
@@ -69,7 +68,7 @@ def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, d
     teachers = open_teachers(assumed, donors, monitor, fetch=deep, fingerprint=False)
     if lacks_teacher(assumed, teachers):
         return Checked(recipe, None, (TEACHER,))
-    return Checked(recipe, _plan(assumed, ready, Evidence(), teachers, pin=False), ())
+    return Checked(recipe, plan_with_training(assumed, ready, Evidence(), teachers, pin=False), ())
 
 
 @dataclass(frozen=True)
@@ -96,10 +95,10 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors if required."""
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
-    pinned = place_generated(pin_datasets(recipe), donors)
-    resolved = WAYS[way_of(recipe)](freeze_originals(pinned, donors), donors, monitor)
+    settled = settle_training(recipe, donors)
+    resolved = WAYS[way_of(recipe)](settled, donors, monitor)
     teachers = open_teachers(resolved.recipe, donors, monitor, fetch=True, fingerprint=True)
-    plan = _plan(resolved.recipe, donors, resolved.evidence, teachers, pin=True)
+    plan = plan_with_training(resolved.recipe, donors, resolved.evidence, teachers, pin=True)
     scan_planned(plan, donors)
     return Planned(resolved, plan, donors, teachers)
 
@@ -121,7 +120,7 @@ def plan_from_configs(path: RecipeSource, overrides: tuple[str, ...], monitor: M
     evidence = Evidence(warnings=(*warnings, "this plan shows sizes and cost; it cannot be built"))
     assumed = freeze_originals(assumed, donors)
     teachers = open_teachers(assumed, donors, monitor, fetch=True, fingerprint=False)
-    plan = _plan(assumed, donors, evidence, teachers, pin=False)
+    plan = plan_with_training(assumed, donors, evidence, teachers, pin=False)
     return Planned(ResolvedLayout(assumed, evidence), plan, donors, teachers)
 
 
@@ -161,18 +160,6 @@ def open_plan(stored: StoredPlan, monitor: Monitor) -> Planned:
     check_same_teachers(teachers, plan, where)
     resolved = ResolvedLayout(place_generated(stored.recipe, donors), plan.evidence)
     return Planned(resolved, plan, donors, teachers)
-
-
-def _plan(
-    recipe: Recipe,
-    donors: Mapping[str, Donor],
-    evidence: Evidence,
-    teachers: Sequence[Donor | None],
-    *,
-    pin: bool,
-) -> Plan:
-    plan = make_plan(recipe, donors, evidence)
-    return plan_training(recipe, plan, donors[plan.host].structure, pin=pin, teachers=teachers)
 
 
 def estimate_training_cost(planned: Planned, device: str) -> Cost | None:

@@ -5,12 +5,14 @@ A layer is chosen by its index, never by a name: as text, `layers.1` also hits l
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.layers import format_layers
 from hybridizer.recipe.models import ORIGINALS, Part, Train
 
+PARTS = ("embedding", "final norm", "head")
 REST = "outside the layers"
 
 
@@ -34,14 +36,19 @@ class FreezeChoice:
     @property
     def frozen_parts(self) -> tuple[str, ...]:
         """Those of embedding, final norm and head that are frozen."""
-        parts = {"embedding": self.frozen_embedding, "final norm": self.frozen_final_norm, "head": self.frozen_head}
-        return tuple(part for part, frozen in parts.items() if frozen)
+        frozen = (self.frozen_embedding, self.frozen_final_norm, self.frozen_head)
+        return tuple(part for part, is_frozen in zip(PARTS, frozen, strict=True) if is_frozen)
 
     @property
     def frozen_places(self) -> frozenset[str]:
         """What is frozen: `layer 3`, `embedding`, `final norm`, `head`, and what is in no part where a layer is."""
         places = {*(f"layer {i}" for i in self.frozen_layers), *self.frozen_parts}
         return frozenset(places | {REST} if self.frozen_layers else places)
+
+
+def trained_parts(frozen_parts: Collection[str]) -> tuple[str, ...]:
+    """The parts outside the layers that are not among `frozen_parts`."""
+    return tuple(part for part in PARTS if part not in frozen_parts)
 
 
 def choose_frozen(settings: Train, num_layers: int, boundary: int, tied: bool) -> FreezeChoice:

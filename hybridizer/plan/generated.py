@@ -50,5 +50,6 @@ def generated_folder(identity: str) -> Path:
 
 def describe_generation(settings: Generate, folder: Path) -> dict[str, Any]:
     """The settings that decide the text besides the donor, the prompts by their hash."""
+    prompts = list(read_prompts(settings.prompts, folder))
     values = {key: value for key, value in asdict(settings).items() if key not in ("from_", "identity", "prompts")}
-    return {**values, "prompts": content_hash(list(read_prompts(settings.prompts, folder)))}
+    return {**values, "prompts": content_hash(prompts)}

@@ -49,12 +49,13 @@ def freeze_originals(recipe: Recipe, donors: Mapping[str, Donor]) -> Recipe:
     sources = lay_out(recipe, {name: donor.structure.num_layers for name, donor in donors.items()})
     layers = tuple(place for place, source in enumerate(sources) if not source.identity) or "none"
     host = donors[recipe.layout.host].structure
+    meant = [
+        {"freeze": layers, **_frozen_parts(settings, host)} if settings.freeze == ORIGINALS else {}
+        for settings in train.as_stages()
+    ]
     if train.stages is None:
-        return replace(recipe, train=replace(train, freeze=layers, **_frozen_parts(train, host)))
-    stages = tuple(
-        fill_in(stage, freeze=layers, **_frozen_parts(settings, host)) if settings.freeze == ORIGINALS else stage
-        for stage, settings in zip(train.stages, train.as_stages(), strict=True)
-    )
+        return replace(recipe, train=replace(train, **meant[0]))
+    stages = tuple(fill_in(stage, **keys) if keys else stage for stage, keys in zip(train.stages, meant, strict=True))
     freeze = layers if train.freeze == ORIGINALS else train.freeze
     return replace(recipe, train=replace(train, freeze=freeze, stages=stages))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hybridizer.plan.cost import Cost, FreezeCost, StageCost, estimate_cost, run_shape
-from hybridizer.plan.freeze import FreezeChoice, choose_frozen
+from hybridizer.plan.freeze import FreezeChoice, choose_frozen, trained_parts
 from hybridizer.plan.memory import ObjectiveShape, estimate
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
@@ -56,13 +56,12 @@ def _layers(stage: Train, plan: Plan, boundary: int) -> tuple[int, ...]:
 
 def _row(name: str, stage: Train, cost: Cost, plan: Plan, boundary: int) -> StageCost:
     choice, asked = _choice(stage, plan, boundary), cost.asked
-    parts = tuple(part for part in ("embedding", "final norm", "head") if part not in choice.frozen_parts)
     return StageCost(
         name=name,
         tokens=stage.tokens,
         steps=count_steps(replace(stage, max_steps=None)),
         trained_layers=asked.trained_layers,
-        trained_parts=parts,
+        trained_parts=trained_parts(choice.frozen_parts),
         trained_parameters=asked.trained_parameters,
         lr=stage.lr,
         flops=stage.tokens * asked.total_token_flops,

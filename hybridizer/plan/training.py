@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -17,9 +17,11 @@ from hybridizer.data.hub import pin_dataset
 from hybridizer.donors.donor import Donor
 from hybridizer.families.structure import Structure
 from hybridizer.plan.freeze import REST, FreezeChoice, choose_frozen, with_adapters
-from hybridizer.plan.generated import describe_generation
+from hybridizer.plan.generated import describe_generation, place_generated
+from hybridizer.plan.identity import freeze_originals
+from hybridizer.plan.make import make_plan
 from hybridizer.plan.objective import resolve_objective
-from hybridizer.plan.plan import DataPin, Plan, StagePlan, TrainPlan, never_trained
+from hybridizer.plan.plan import DataPin, Evidence, Plan, StagePlan, TrainPlan, never_trained
 from hybridizer.plan.rates import find_faults, find_idle, rate_lines, scale_tensors
 from hybridizer.recipe.fields import MAX_LEARNING_RATE
 from hybridizer.recipe.layers import first_deep_layer
@@ -36,6 +38,15 @@ _ELSEWHERE = {
     "max_steps", "max_minutes", "checkpoint_minutes", "trackers", "divergence", "data", "freeze", "embedding",
     "final_norm", "head", "stages",
 }  # fmt: skip
+
+
+def settle_training(recipe: Recipe, donors: Mapping[str, Donor]) -> Recipe:
+    """The recipe with all that hub and donors decide about its training, whatever its layers will be.
+
+    Hub datasets get their commits, texts that donors write their identity, `freeze: originals` its layers. Raises what
+    `pin_datasets`, `place_generated` and `freeze_originals` raise.
+    """
+    return freeze_originals(place_generated(pin_datasets(recipe), donors), donors)
 
 
 def pin_datasets(recipe: Recipe) -> Recipe:
@@ -77,6 +88,19 @@ def check_texts(recipe: Recipe, plan: Plan) -> None:
             raise InputError(
                 Problem(entry.name, what, "Run the command again, and do not change the texts while it runs.")
             )
+
+
+def plan_with_training(
+    recipe: Recipe,
+    donors: Mapping[str, Donor],
+    evidence: Evidence,
+    teachers: Sequence[Donor | None] = (None,),
+    *,
+    pin: bool,
+) -> Plan:
+    """The plan of the model and, if the recipe has one, of its training: `make_plan`, then `plan_training`."""
+    plan = make_plan(recipe, donors, evidence)
+    return plan_training(recipe, plan, donors[plan.host].structure, pin=pin, teachers=teachers)
 
 
 def plan_training(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hybridizer.core.errors import printable
+from hybridizer.plan.freeze import trained_parts
 from hybridizer.plan.manifest import Manifest
 from hybridizer.plan.plan import LayerRow, Plan, donor_layers
 from hybridizer.plan.tensors import UNUSED_LAYER
@@ -84,7 +85,7 @@ def training_lines(plan: Plan) -> list[str]:
     """What is frozen and trained outside the layers, with notes; nothing where nothing trains."""
     if plan.train is None:
         return []
-    trained = [part for part in ("embedding", "final norm", "head") if part not in plan.train.frozen_parts]
+    trained = trained_parts(plan.train.frozen_parts)
     parts = f"frozen: {', '.join(plan.train.frozen_parts) or 'none'}; trained: {', '.join(trained) or 'none'}"
     lines = [f"outside the layers, {parts}", *plan.train.notes]
     return lines + [f"{one_line(stage.name, 30)}: {note}" for stage in plan.train.stages for note in stage.notes]

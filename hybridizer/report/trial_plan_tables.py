@@ -7,10 +7,9 @@ from typing import Any
 
 from rich.console import Group
 
+from hybridizer.plan.freeze import trained_parts
 from hybridizer.report.cost_tables import duration, readable
 from hybridizer.report.tables import TextTable, under
-
-PARTS = ("embedding", "final norm", "head")
 
 
 def trial_plan_table(plan: Mapping[str, Any]) -> Group:
@@ -35,9 +34,9 @@ def trial_plan_table(plan: Mapping[str, Any]) -> Group:
 
 def _cells(arm: Mapping[str, Any]) -> list[str]:
     rates = ", ".join(f"{rate:g}" for rate in arm["rates"])
-    trained_parts = ", ".join(part for part in PARTS if part not in arm["frozen_parts"]) or "-"
+    parts = ", ".join(trained_parts(arm["frozen_parts"])) or "-"
     cost = (readable(arm["tokens"]), readable(arm["flop"], "FLOP"), readable(arm["peak_bytes"], "B"))
-    return [arm["name"], rates, str(arm["runs"]), readable(arm["trained_parameters"]), trained_parts, *cost]
+    return [arm["name"], rates, str(arm["runs"]), readable(arm["trained_parameters"]), parts, *cost]
 
 
 def _notes(plan: Mapping[str, Any], timed: bool) -> list[str]:
@@ -61,7 +60,7 @@ def arm_lines(record: Mapping[str, Any]) -> Iterator[str]:
     """For each arm of a record "hybridizer.trial/1" what it is, and the score of every learning rate."""
     for arm in record["arms"]:
         changed = ", ".join(f"{key}: {_shown(value)}" for key, value in arm["overrides"].items()) or "the recipe itself"
-        parts = ", ".join(part for part in PARTS if part not in arm["frozen_parts"])
+        parts = ", ".join(trained_parts(arm["frozen_parts"]))
         yield f"arm {arm['name']}: {changed}; beside layers {parts or 'nothing'} trains"
         rates = ", ".join(f"{rate['bits_per_byte']:.4f} with {rate['lr']:g}" for rate in arm["rates"])
         yield f"  learning rate {arm['lr']:g}; bits per byte of the selection half: {rates}"

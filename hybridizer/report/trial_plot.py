@@ -14,7 +14,7 @@ from hybridizer.report.captions import one_line
 from hybridizer.report.panels import COLOURS, INK, MARKERS
 from hybridizer.report.plots import describe, plot_style
 from hybridizer.report.trial_curves import BUDGETS, ArmLine, RunCurve, arm_line, texts_of
-from hybridizer.report.trial_tables import detectable_lines, split_pairs
+from hybridizer.report.trial_tables import detectable_lines, figure_of, split_pairs
 
 Record = Mapping[str, Any]
 STYLES = ("-", "--", ":")
@@ -71,14 +71,13 @@ def _draw_figures(record: Record) -> Figure:
     outcomes, names = record["outcomes"], [arm["name"] for arm in record["arms"]]
     figure = Figure(figsize=(8, 1.2 + (0.6 + 0.32 * len(names)) * len(outcomes)), layout="constrained")
     for axes, outcome in zip(figure.subplots(len(outcomes), 1, squeeze=False)[:, 0], outcomes, strict=True):
-        key = (outcome["what"], outcome["metric"])
-        for number, arm in enumerate(record["arms"]):
-            found = next((f for f in arm["figures"] if (f["what"], f["metric"]) == key), None)
-            if found is not None:
-                _draw_value(axes, found, number)
-        levels = [f["before"] for arm in record["arms"] for f in arm["figures"] if (f["what"], f["metric"]) == key]
-        if levels and levels[0] is not None:
-            axes.axvline(levels[0], color=INK, linewidth=1, linestyle=":", label=BEFORE)
+        found = [figure_of(arm, outcome) for arm in record["arms"]]
+        for number, one in enumerate(found):
+            if one is not None:
+                _draw_value(axes, one, number)
+        level = next((one["before"] for one in found if one is not None), None)
+        if level is not None:
+            axes.axvline(level, color=INK, linewidth=1, linestyle=":", label=BEFORE)
             axes.legend(
                 loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, frameon=False, fontsize=8
             )  # above the axes, where it covers nothing

@@ -78,10 +78,16 @@ def detectable_lines(record: Record) -> list[str]:
     return [f"With this spread the trial finds differences of {record['detectable']:{form}} in 4 of 5 cases."]
 
 
+def figure_of(arm: Record, outcome: Record) -> Record | None:
+    """The figure of an arm that is this outcome; None where the arm has none."""
+    key = outcome["what"], outcome["metric"]
+    return next((figure for figure in arm["figures"] if (figure["what"], figure["metric"]) == key), None)
+
+
 def _outcome_row(record: Record, outcome: Record) -> list[str]:
     form = _FORMS.get(outcome["metric"], ".3f")
     key = (outcome["what"], outcome["metric"])
-    found = [next((f for f in arm["figures"] if (f["what"], f["metric"]) == key), None) for arm in record["arms"]]
+    found = [figure_of(arm, outcome) for arm in record["arms"]]
     before = next((f["before"] for f in found if f and f["before"] is not None), None)
     primary = (record["primary"]["what"], record["primary"]["metric"]) == key
     better = "less is better" if outcome["lower_is_better"] else "more is better"

@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from hybridizer.models import check
 from hybridizer.models.check import compute_logits
 from hybridizer.models.limits import call_within
-from hybridizer.pipeline import output, scan
+from hybridizer.pipeline import output
+from hybridizer.plan import finite
 from hybridizer.splice.finite import check_finite
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
@@ -16,7 +17,7 @@ from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 def bench(tmp_path, monkeypatch):
     monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scan, "SMALL_TENSOR_BYTES", 1024)  # matrices are large, as in a real model
+    monkeypatch.setattr(finite, "SMALL_TENSOR_BYTES", 1024)  # matrices are large, as in a real model
     make_donor(tmp_path / "a", seed=1)
     return tmp_path
 
