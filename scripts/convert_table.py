@@ -3,10 +3,10 @@
     python scripts/quickstart_texts.py runs/texts
     python scripts/convert_table.py runs/convert_table --llama-cpp llama.cpp [--only NAME ...]
 
-Every row is one `hybridize convert` with the text that the command has, so that its checks apply; a refusal is a row
-too. The Qwen3 is SmolLM2 with norms on queries and keys, which are set to their usual size, so that its perplexity is
-that of a language model and shows where positions or the order of layers are lost; that of random weights does not.
-Every row is kept in OUT/rows.json, so an interrupted run resumes. The files are deleted.
+Every row is one `hybridize convert --windows 4` with the text that the command has, so that its checks apply; a refusal
+is a row too. The Qwen3 is SmolLM2 with norms on queries and keys, set to the size that these have, so that its
+perplexity is that of a language model and shows where positions are lost; that of random weights does not. Every row is
+kept in OUT/rows.json, so an interrupted run resumes. The files are deleted.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from hybridizer.convert import spelling
 from hybridizer.convert.request import TYPES, ConvertRequest
 from hybridizer.core.errors import HybridizerError
 from hybridizer.core.files import write_file
-from hybridizer.core.progress import SilentMonitor
+from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.models.load import load_causal_lm, random_causal_lm
+from hybridizer.pipeline import convert
 from hybridizer.pipeline.build import build
-from hybridizer.pipeline.convert import convert_model
 
 SWAPPED = (4, 8, 12)
+WINDOWS = 4
+SPOILED = ", spelled as it is"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def cases(texts: Path) -> dict[str, Case]:
     return {
         "identity": Case({"deep": "a", "shallow": "a", "boundary": 0.5}, types=tuple(TYPES)),
         "hybrid": Case(fitted(texts, "mamba2"), types=tuple(TYPES)),
-        "hybrid, spelled as it is": Case(fitted(texts, "mamba2"), spoiled=True),
+        f"hybrid{SPOILED}": Case(fitted(texts, "mamba2"), spoiled=True),
         "attention alone": Case({"slices": whole, "target": "granitemoehybrid"}),
         "branches": Case({"slices": branches}),
         "convolutions": Case(fitted(texts, "short_conv"), "qwen3"),
@@ -114,12 +116,22 @@ def _measure(scales: dict[str, Tensor], name: str, _: nn.Module, __: object, fou
 
 def make_model(name: str, case: Case, out: Path, texts: Path, donor: str | None) -> Path:
     """The folder of the run that holds the model; built once."""
-    own = "-".join(name.replace(",", "").split())
+    own = "-".join(name.removesuffix(SPOILED).replace(",", "").split())
     source = donor or (REFERENCE if case.donor == "smollm2" else as_qwen3(out / "qwen3", texts))
     recipe = {"name": own, "donors": {"a": {"source": source}}, "layout": {"host": "a", **case.layout}}
     write_file(out / f"{own}.yaml", json.dumps(recipe, indent=1))  # JSON is YAML
     build(out / f"{own}.yaml", (), out / "runs", SilentMonitor(), replace=True, deep=False, load=False)
     return out / "runs" / own
+
+
+_score, _scored = convert._score, dict[Path, Any]()
+
+
+def score_once(model: Path, request: ConvertRequest, monitor: Monitor) -> Any:
+    """The windows and what transformers computes on them, which is the same for all types of one model."""
+    if model not in _scored:
+        _scored[model] = _score(model, request, monitor)
+    return _scored[model]
 
 
 @contextmanager
@@ -134,10 +146,10 @@ def as_named(spoiled: bool) -> Iterator[None]:
 def measure(run: Path, kind: str, case: Case, llama: Path | None) -> dict[str, Any]:
     """What one conversion gave: figures, or the words of the refusal."""
     file = run.parent / "x.gguf"
-    request = ConvertRequest(kind, out=file, llama_cpp=llama, replace=True)
+    request = ConvertRequest(kind, out=file, windows=WINDOWS, llama_cpp=llama, replace=True)
     try:
-        with as_named(case.spoiled):
-            done = convert_model(run, request, SilentMonitor())
+        with as_named(case.spoiled), mock.patch.object(convert, "_score", score_once):
+            done = convert.convert_model(run, request, SilentMonitor())
     except HybridizerError as error:
         return {"refused": error.problems[0].what}
     file.unlink()
