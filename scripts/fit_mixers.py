@@ -97,6 +97,7 @@ ROWS = (
     Row("odd", tokens=32768),
     *(Row(place, init) for place in ("uniform quarter", "deep quarter", "shallow quarter", "odd to 15",
                                      "deep half", "shallow half") for init in ("drop", "attention")),
+    Row("three", shape={"expand": 2}),
 )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def line(tmp_path_factory):
 def test_the_plan_prints_what_runs_the_model_before_it_is_built(line):
     folder, planned, _ = line
     assert "granitemoehybrid is chosen: it holds layers of llama beside mamba2." in planned
-    for served in ("transformers: yes (5.23", "vLLM: yes (", "llama.cpp: with (new mixers twice as wide as the model"):
+    for served in ("transformers: yes (5.23", "vLLM: yes (", "llama.cpp: with (`hybridize convert`"):
         assert f"served by {served}" in planned
     assert "left out of 'a': 4 tensors: replaced by mamba2" in planned
     assert "- vLLM: yes. GraniteMoeHybridForCausalLM" in (folder / "runs/x/model/README.md").read_text()

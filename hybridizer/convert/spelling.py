@@ -29,17 +29,6 @@ def spell_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return spelled
 
 
-def find_size_problem(config: Mapping[str, Any]) -> str | None:
-    """Why llama.cpp 11434 does not run state spaces of these sizes; None where it does.
-
-    It aborts on them while it loads the file (`2 * n_embd == d_inner` in granite-hybrid.cpp).
-    """
-    if config.get("model_type") != GRANITE_HYBRID or "mamba" not in spell_config(config)["layer_types"]:
-        return None
-    inner, width = config["mamba_n_heads"] * config["mamba_d_head"], config["hidden_size"]
-    return None if inner == 2 * width else f"its state spaces are {inner} wide, and {2 * width} is what it takes"
-
-
 def converter_options(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Options that the converter needs for the family of this config."""
     return _OPTIONS.get(str(config.get("model_type")), ())

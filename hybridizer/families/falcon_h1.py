@@ -11,6 +11,7 @@ from hybridizer.families.target import (
     Made,
     Sizes,
     Target,
+    bias_in_layer,
     check_heads,
     common_config,
     copied,
@@ -65,7 +66,7 @@ FALCON_H1 = Target(
     mixers={"parallel mamba2": "hybrid"},
     attention="hybrid",
     outputs={"parallel mamba2": ("mamba.out_proj.weight",), "network": ("feed_forward.down_proj.weight",)},
-    by_llama=lambda facts, layers: ("untried", "its converter knows FalconH1ForCausalLM"),
+    by_llama=lambda facts, layers, config: ("untried", "its converter knows FalconH1ForCausalLM"),
     map_layer=_map_layer,
     write_config=_write_config,
     suggest_sizes=lambda facts: {**suggest_heads(facts), "conv": 4, "chunk": 64},
@@ -73,4 +74,5 @@ FALCON_H1 = Target(
     mixer_shapes=_mixer_shapes,
     final_norm="model.final_layernorm.weight",
     branch="parallel mamba2",
+    not_by_vllm=bias_in_layer,
 )

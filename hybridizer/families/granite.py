@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
+    Answer,
     Facts,
     LayerMap,
     Made,
@@ -15,6 +16,7 @@ from hybridizer.families.target import (
     check_heads,
     common_config,
     copied,
+    head_of_width,
     head_size,
     keep_with_biases,
     mamba2_of,
@@ -53,12 +55,11 @@ def _write_config(facts: Facts, sizes: Sizes) -> dict[str, Any]:
 
 
 def _suggest_sizes(facts: Facts) -> Sizes:
-    # The heads' values are to be a multiple of the width. Chunks of 64 are 1.4 times as fast as the family's 256 on a
-    # CPU, and give the same numbers.
+    # The heads' values are twice as wide as the model: llama.cpp runs no other width, and it fits no worse
+    # (docs/hybrids-fit.md). Chunks of 64 are 1.4 times as fast as the family's 256 on a CPU, with the same numbers.
     found = {**suggest_heads(facts), "conv": 4, "chunk": 64}
-    if found["heads"] * found["head_dim"] % facts.hidden:
-        found |= {"heads": facts.hidden // found["head_dim"], "groups": 1}
-    return found
+    heads = 2 * facts.hidden // max(facts.head_dim, 1)
+    return {**found, "heads": heads, "groups": facts.kv_heads if heads % max(facts.kv_heads, 1) == 0 else 1}
 
 
 def _check_sizes(facts: Facts, sizes: Sizes) -> Iterator[str]:
@@ -69,12 +70,17 @@ def _check_sizes(facts: Facts, sizes: Sizes) -> Iterator[str]:
     yield from check_heads(facts, sizes)
 
 
-def _by_llama(facts: Facts, layers: Sequence[str]) -> tuple[Literal["with", "untried"], str]:
+def _by_llama(facts: Facts, layers: Sequence[str], config: Mapping[str, Any]) -> tuple[Answer, str]:
+    if problem := head_of_width(facts):
+        return "no", problem
     if "mamba" not in layers:
         return "untried", "where every layer has attention its converter keeps rotary positions"
+    inner, width = config["mamba_n_heads"] * config["mamba_d_head"], 2 * config["hidden_size"]
+    if inner != width:
+        fitting = f"{width // config['mamba_d_head']} heads of {config['mamba_d_head']} in `mixer_sizes`"
+        return "no", f"its state spaces are {inner} wide (heads x head_dim), and it takes {width} alone: {fitting}"
     return (
         "with",
-        "new mixers twice as wide as the model (heads x head_dim in `mixer_sizes`; it aborts on others), and "
         "`hybridize convert`: under its own name the converter switches rotary positions off without an error",
     )
 

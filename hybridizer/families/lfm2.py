@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybridizer.families.mixer_shapes import ShortConvShape
 from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
+    Answer,
     Facts,
     LayerMap,
     Made,
@@ -14,6 +16,7 @@ from hybridizer.families.target import (
     Target,
     check_conv,
     common_config,
+    head_of_width,
     head_size,
 )
 
@@ -59,6 +62,17 @@ def _shape(facts: Facts, sizes: Sizes) -> ShortConvShape:
     return ShortConvShape(facts.hidden, sizes["conv"])
 
 
+def _own_head(facts: Facts) -> str | None:
+    tied = facts.structure.tied
+    return None if tied else "it takes the embedding as the head, and the donor has a head of its own"
+
+
+def _by_llama(facts: Facts, layers: Sequence[str], config: Mapping[str, Any]) -> tuple[Answer, str]:
+    if problem := head_of_width(facts):
+        return "no", problem
+    return "untried", "its converter knows Lfm2ForCausalLM"
+
+
 LFM2 = Target(
     family="lfm2",
     architecture="Lfm2ForCausalLM",
@@ -66,12 +80,13 @@ LFM2 = Target(
     mixers={"short_conv": "conv"},
     attention="full_attention",
     outputs={"short_conv": ("conv.out_proj.weight",), "network": ("feed_forward.w2.weight",)},
-    by_llama=lambda facts, layers: ("untried", "its converter knows Lfm2ForCausalLM"),
+    by_llama=_by_llama,
     map_layer=_map_layer,
     write_config=_write_config,
     suggest_sizes=lambda facts: {"conv": 3},
     check_sizes=check_conv,
     mixer_shapes=lambda facts, sizes: _shape(facts, sizes).tensor_shapes(),
     derived=("short_conv",),
+    not_by_vllm=lambda facts: head_of_width(facts) or _own_head(facts),
     final_norm="model.embedding_norm.weight",
 )

@@ -7,17 +7,19 @@ weights from a half to two; below that, and in bfloat16, one less than a weight 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
+    Answer,
     Facts,
     LayerMap,
     Made,
     Sizes,
     Target,
+    bias_in_layer,
     check_heads,
     common_config,
     copied,
@@ -72,19 +74,18 @@ def _shapes_of_next(facts: Facts, sizes: Sizes) -> Shapes:
     return {**joined, **rest}
 
 
-def _by_llama(
-    layers: Sequence[str], answer: Literal["yes", "untried"], how: str
-) -> tuple[Literal["yes", "no", "untried"], str]:
-    if interval(layers) is None:
-        return "no", "it takes attention in every n-th layer alone, and these have another order"
-    return answer, how
+def _by_llama(facts: Facts, layers: Sequence[str], config: Mapping[str, Any]) -> tuple[Answer, str]:
+    if problem := bias_in_layer(facts):
+        return "no", problem
+    keys, values = config["linear_key_head_dim"], config["linear_value_head_dim"]
+    if keys != values:
+        return "no", f"it takes values as wide as keys, and these have `head_dim` {values} and `state` {keys}"
+    return "with", "`hybridize convert`: without --no-mtp the converter expects another head"
 
 
-def interval(layers: Sequence[str]) -> int | None:
-    """n, where exactly every n-th of `layers` has attention; None where they have another order."""
-    step = layers.index("full_attention") + 1 if "full_attention" in layers else len(layers) + 1
-    regular = all((name == "full_attention") == ((place + 1) % step == 0) for place, name in enumerate(layers))
-    return step if regular else None
+def _not_next_by_vllm(facts: Facts) -> str | None:
+    own = None if not facts.structure.tied else "it has a head of its own, and the donor's is the embedding"
+    return bias_in_layer(facts) or own
 
 
 _COMMON = Target(
@@ -94,7 +95,7 @@ _COMMON = Target(
     mixers={"gated_delta_net": "linear_attention"},
     attention="full_attention",
     outputs={"gated_delta_net": ("linear_attn.out_proj.weight",), "network": ("mlp.down_proj.weight",)},
-    by_llama=lambda facts, layers: _by_llama(layers, "yes", "convert with --no-mtp; it computed the same perplexity"),
+    by_llama=_by_llama,
     map_layer=_map_layer,
     map_norm=_less_one,
     write_config=lambda facts, sizes: _write_config(facts, sizes, "qwen3_5_text", "Qwen3_5ForCausalLM"),
@@ -103,14 +104,15 @@ _COMMON = Target(
     mixer_shapes=_shapes_of_3_5,
     derived=("gated_delta_net",),
     bit_exact=False,
-    derives_head_size=False,
+    not_by_vllm=bias_in_layer,
 )
 QWEN3_5 = _COMMON
 QWEN3_NEXT = replace(
     _COMMON,
     family="qwen3_next",
     architecture="Qwen3NextForCausalLM",
-    by_llama=lambda facts, layers: _by_llama(layers, "untried", "its converter knows Qwen3NextForCausalLM"),
+    by_llama=lambda facts, layers, config: ("no", "it takes a mixture of experts alone in the place of the network"),
+    not_by_vllm=_not_next_by_vllm,
     write_config=lambda facts, sizes: {
         **_write_config(facts, sizes, "qwen3_next", "Qwen3NextForCausalLM"),
         "num_experts": 0,

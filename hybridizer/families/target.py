@@ -105,13 +105,30 @@ ONE_ROPE = Condition(
 )
 
 
+Answer = Literal["yes", "no", "with", "untried"]
+
+
 @dataclass(frozen=True)
 class Served:
     """Whether `by` (transformers, vLLM, llama.cpp) runs the model, and what more there is to say about it."""
 
     by: str
-    answer: Literal["yes", "no", "with", "untried"]
+    answer: Answer
     how: str
+
+
+def head_of_width(facts: Facts) -> str | None:
+    """Why an engine that divides the model's width by the heads does not run these, None where it does."""
+    if not head_size(facts):
+        return None
+    return f"it takes heads of {facts.hidden}/{facts.heads} from the width, and the donor's have {facts.head_dim}"
+
+
+def bias_in_layer(facts: Facts) -> str | None:
+    """Why an engine that has no biases in attention and network does not run these layers, None where it does."""
+    parts = ("self_attn.", "mlp.", "feed_forward.")
+    found = [name for name in facts.structure.layers[0] if name.endswith(".bias") and name.startswith(parts)]
+    return f"it has no place for biases in attention and network, and '{found[0]}' is one" if found else None
 
 
 @dataclass(frozen=True)
@@ -124,7 +141,8 @@ class Target:
     network with a new mixer, where it cannot; `new_block` then gives the shapes of those of a new layer. `branch` is
     the kind of mixer that every layer has beside its attention, in a family of such layers. `derived` are the kinds
     that hybridizer.mixers derives from an attention and fits to it. `by_llama` says whether llama.cpp runs layers of
-    these names, and `derives_head_size` that vLLM computes the size of a head from the model's width.
+    these names with this config (docs/deploy.md has what was measured), and `not_by_vllm` why vLLM does not run the
+    donor's layers in the family, None where it does.
     """
 
     family: str
@@ -133,7 +151,7 @@ class Target:
     mixers: Mapping[str, str]
     attention: str
     outputs: Mapping[str, tuple[str, ...]]
-    by_llama: Callable[[Facts, Sequence[str]], tuple[Literal["yes", "no", "with", "untried"], str]]
+    by_llama: Callable[[Facts, Sequence[str], Mapping[str, Any]], tuple[Answer, str]]
     map_layer: Callable[[Facts, Shapes], LayerMap]
     write_config: Callable[[Facts, Sizes], dict[str, Any]]
     suggest_sizes: Callable[[Facts], Sizes]
@@ -141,7 +159,7 @@ class Target:
     mixer_shapes: Callable[[Facts, Sizes], Shapes]
     map_norm: Callable[[str], Made] = lambda name: Made("copy", (name,))
     conditions: tuple[Condition, ...] = (FULL_ATTENTION, ONE_ROPE, SILU)
-    derives_head_size: bool = True
+    not_by_vllm: Callable[[Facts], str | None] = head_of_width
     final_norm: str = "model.norm.weight"
     bit_exact: bool = True
     no_swap: str | None = None
@@ -149,19 +167,16 @@ class Target:
     branch: str | None = None
     derived: tuple[str, ...] = ()
 
-    def served_by(self, facts: Facts, layers: Sequence[str]) -> tuple[Served, ...]:
-        """What runs the layers of a donor, `layers` being the target's names of those of the output."""
+    def served_by(self, facts: Facts, layers: Sequence[str], config: Mapping[str, Any]) -> tuple[Served, ...]:
+        """What runs a donor's layers, `layers` being the target's names of those of the output, `config` its config."""
+        reason = self.not_by_vllm(facts)
         return (
             Served("transformers", "yes", f"5.23, as {self.architecture}"),
-            self._served_by_vllm(facts),
-            Served("llama.cpp", *self.by_llama(facts, layers)),
+            Served("vLLM", "no", reason)
+            if reason
+            else Served("vLLM", "yes", f"{self.architecture}; read in the source of 0.33, not run"),
+            Served("llama.cpp", *self.by_llama(facts, layers, config)),
         )
-
-    def _served_by_vllm(self, facts: Facts) -> Served:
-        if self.derives_head_size and head_size(facts):
-            own = f"the donor's have {facts.head_dim}"
-            return Served("vLLM", "no", f"it takes heads of {facts.hidden}/{facts.heads} from the width, and {own}")
-        return Served("vLLM", "yes", f"{self.architecture}; read in the source of 0.33, not run")
 
 
 def read_facts(structure: Structure) -> Facts:

@@ -14,7 +14,7 @@ from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.checkpoint.publish import check_free_space, lock
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.convert.request import FLOATS, QUANTISED, TYPES, ConvertRequest
-from hybridizer.convert.spelling import GRANITE_HYBRID, converter_options, copy_spelled, find_size_problem, spell_config
+from hybridizer.convert.spelling import GRANITE_HYBRID, converter_options, copy_spelled, spell_config
 from hybridizer.convert.tools import Tools, find_tools, run_tool
 from hybridizer.core.errors import InputError, OutputError, Problem, VerificationError
 from hybridizer.core.files import new_file, remove_stale
@@ -124,25 +124,18 @@ def _check_served(model: Path, config: Mapping[str, Any]) -> None:
     if target is None:
         return
     layers = spell_config(config).get("layer_types") or [target.attention] * structure.num_layers
-    served = {served.by: served for served in target.served_by(read_facts(structure), layers)}
-    if problem := find_size_problem(config):
-        raise InputError(
-            Problem(str(model), f"llama.cpp does not run this {structure.text_family}: {problem}.", _SIZES)
-        )
+    served = {served.by: served for served in target.served_by(read_facts(structure), layers, config)}
     llama = served["llama.cpp"]
     if llama.answer == "no":
         what = f"llama.cpp does not run this {structure.text_family}: {llama.how}."
         raise InputError(Problem(str(model), what, _nearest(structure.text_family, served)))
 
 
-_SIZES = "Build it with `layout.mixer_sizes` of twice the width (heads x head_dim), or serve it with transformers."
-
-
 def _nearest(family: str, served: Mapping[str, Served]) -> str:
     others = " and ".join(by for by, other in served.items() if other.answer == "yes")
     ways = [f"layers of {' or '.join(TARGETS[GRANITE_HYBRID].donors)} beside mamba2 ({GRANITE_HYBRID})"]
-    if family.startswith("qwen3"):
-        ways.insert(0, "the same mixers with attention in every n-th layer alone (qwen3_5_text)")
+    if family == "qwen3_next":
+        ways.insert(0, "the same mixers in qwen3_5_text")
     return f"Serve it with {others or 'transformers'}. Nearest for llama.cpp: {'; '.join(ways)}."
 
 

@@ -75,7 +75,7 @@ def plan_native(
     return NativePlan(
         config,
         tuple(tensors),
-        target.served_by(facts[host.name], _layer_names(target, sources)),
+        target.served_by(facts[host.name], _layer_names(target, sources), config),
         reason,
         host.name if exact and is_whole_host(host, sources, tensors, target.branch) else None,
         _replaced(donors, sources, tensors),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hybridizer.convert.perplexity import cut_text, score_transformers
-from hybridizer.convert.spelling import converter_options, find_size_problem, spell_config
+from hybridizer.convert.spelling import converter_options, spell_config
 from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.pipeline import convert
@@ -213,27 +213,32 @@ def test_a_hybrid_with_rotary_positions_is_spelled_as_the_converter_keeps_them()
     assert converter_options({"model_type": "qwen3_5_text"}) == ("--no-mtp",) and not converter_options(hybrid)
 
 
-def test_state_spaces_of_a_width_that_llama_cpp_aborts_on_are_found_before():
-    config = {"model_type": "granitemoehybrid", "layer_types": ["linear_attention"], "hidden_size": 64}
-    config |= {"mamba_n_heads": 4, "mamba_d_head": 16}
-    assert find_size_problem(config) == "its state spaces are 64 wide, and 128 is what it takes"
-    assert find_size_problem({**config, "mamba_n_heads": 8}) is None
-    assert find_size_problem({**config, "layer_types": ["attention"]}) is None
-
-
 @pytest.mark.slow
-def test_families_that_llama_cpp_does_not_run_are_refused_with_the_nearest_that_it_does(tmp_path):
-    slices = [{"donor": "a", "layers": 0}, {"donor": "a", "layers": 1, "mixer": {"kind": "gated_delta_net"}}]
-    slices += [{"donor": "a", "layers": 2}, {"donor": "a", "layers": 3}]
-    donor = make_tiny("qwen3", tmp_path / "donor", use_sliding_window=False)
-    model = build_native(tmp_path, donor, slices).folder / "model"
+@pytest.mark.parametrize(
+    ("family", "kind", "layout", "says", "fix"),
+    [
+        ("qwen3", "gated_delta_net", {"target": "qwen3_next"}, "a mixture of experts alone", "mixers in qwen3_5_text"),
+        (
+            "llama",
+            "mamba2",
+            {"mixer_sizes": {"heads": 4}},
+            "its state spaces are 64 wide (heads x head_dim), and it takes 128 alone: 8 heads of 16 in `mixer_sizes`",
+            "Serve it with transformers and vLLM",
+        ),
+        ("llama", "mamba2", {}, None, None),
+    ],
+)
+def test_models_that_llama_cpp_does_not_run_are_refused_with_what_does(tmp_path, family, kind, layout, says, fix):
+    slices = [{"donor": "a", "layers": 0, "mixer": {"kind": kind}}, {"donor": "a", "layers": "1..3"}]
+    donor = make_tiny(family, tmp_path / "donor", **({"use_sliding_window": False} if family == "qwen3" else {}))
+    model = build_native(tmp_path, donor, slices, **layout).folder / "model"
     config = json.loads((model / "config.json").read_text())
-    with pytest.raises(InputError, match="another order") as error:
+    if says is None:
         convert._check_served(model, config)
-    assert "attention in every n-th layer alone" in error.value.problems[0].fix
-    regular = [{**slices[1 - n % 2], "layers": n} for n in range(4)]
-    model = build_native(tmp_path, donor, regular, "regular").folder / "model"
-    convert._check_served(model, json.loads((model / "config.json").read_text()))
+        return
+    with pytest.raises(InputError) as error:
+        convert._check_served(model, config)
+    assert says in error.value.problems[0].what and fix in error.value.problems[0].fix
 
 
 def test_a_run_gets_its_name_and_a_model_folder_that_of_the_folder(tmp_path):

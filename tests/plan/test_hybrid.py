@@ -93,15 +93,43 @@ def test_a_family_that_rounds_bfloat16_says_so(plan):
         assert ("within rounding: BF16 cannot hold" in reason) is says
 
 
-def test_llama_cpp_takes_attention_in_every_nth_layer_alone(plan):
-    def pieces(attention):
-        mixer = {"kind": "gated_delta_net"}
-        return [{"donor": "a", "layers": i, **({} if i in attention else {"mixer": mixer})} for i in range(4)]
+SWAP_OF = {kind: [{"donor": "a", "layers": "0..2"}, {"donor": "a", "layers": 3, "mixer": {"kind": kind}}]
+           for kind in ("mamba2", "gated_delta_net", "short_conv")}  # fmt: skip
+BRANCH = [{"donor": "a", "layers": 3, "mixer": {"kind": "mamba2", "parallel": True}}, {"donor": "a", "layers": "0..2"}]
+QWEN3 = {"use_sliding_window": False}
 
-    for attention, answer in (([1, 3], "yes"), ([3], "yes"), ([0, 3], "no"), ([2, 3], "no")):
-        made = plan(family="qwen3", donor={"use_sliding_window": False}, slices=pieces(attention))
-        assert made.config["model_type"] == "qwen3_5_text"
-        assert {served.by: served.answer for served in made.served_by}["llama.cpp"] == answer, attention
+
+@pytest.mark.parametrize(
+    ("family", "donor", "layout", "vllm", "llama"),
+    [
+        ("llama", {}, {"slices": SWAP_OF["mamba2"], "mixer_sizes": {"heads": 4}}, "", "64 wide (heads x head_dim)"),
+        ("llama", {"head_dim": 32}, {"slices": SWAP_OF["mamba2"]}, "heads of 64/4", "heads of 64/4"),
+        ("qwen3", QWEN3, {"slices": SWAP_OF["gated_delta_net"]}, "", ""),
+        ("qwen3", {**QWEN3, "attention_bias": True}, {"slices": SWAP_OF["gated_delta_net"]}, "bias' is", "bias' is"),
+        (
+            "qwen3",
+            QWEN3,
+            {"slices": SWAP_OF["gated_delta_net"], "mixer_sizes": {"state": 8}},
+            "",
+            "`head_dim` 16 and `state` 8",
+        ),
+        (
+            "qwen3",
+            {**QWEN3, "tie_word_embeddings": True},
+            {"slices": SWAP_OF["gated_delta_net"], "target": "qwen3_next"},
+            "a head of its own",
+            "a mixture of experts alone",
+        ),
+        ("qwen3", QWEN3, {"slices": SWAP_OF["short_conv"]}, "a head of its own", ""),
+        ("qwen3", {**QWEN3, "tie_word_embeddings": True}, {"slices": SWAP_OF["short_conv"]}, "", ""),
+        ("llama", {"mlp_bias": True}, {"slices": BRANCH}, "'mlp.down_proj.bias' is one", ""),
+        ("llama", {"head_dim": 32}, {"slices": BRANCH}, "", ""),
+    ],
+)
+def test_what_an_engine_has_no_place_for_is_said_in_the_plan(plan, family, donor, layout, vllm, llama):
+    served = {served.by: served for served in plan(family=family, donor=donor, **layout).served_by}
+    for by, reason in (("vLLM", vllm), ("llama.cpp", llama)):
+        assert (served[by].answer == "no") is bool(reason) and reason in served[by].how, (by, served[by])
 
 
 def test_a_swap_that_the_norms_prevent_is_refused_and_new_layers_are_offered(plan):
@@ -125,13 +153,13 @@ def test_where_no_family_fits_the_nearest_is_named(plan):
     ("sizes", "says"),
     [
         ({"heads": 3}, "3 heads of 16 = 48 is not a multiple of the model's width 64."),
-        ({"groups": 3}, "4 heads do not divide into 3 groups."),
+        ({"groups": 3}, "8 heads do not divide into 3 groups."),
         ({"conv": 5}, "a convolution over 5 tokens; the CUDA kernel takes 2 to 4."),
     ],
 )
 def test_sizes_that_the_mixer_cannot_have_are_refused_with_sizes_that_fit(plan, sizes, says):
     message = refused(plan, mixer_sizes=sizes)
-    assert says in message and "Sizes that fit: heads 4, head_dim 16, groups 2, state 16, conv 4, chunk 64." in message
+    assert says in message and "Sizes that fit: heads 8, head_dim 16, groups 2, state 16, conv 4, chunk 64." in message
 
 
 def test_a_model_without_any_attention_is_refused(plan):

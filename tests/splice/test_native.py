@@ -108,18 +108,18 @@ def test_new_tensors_depend_on_seed_and_place_alone(donor, tmp_path):
     name = "mamba.in_proj.weight"
     assert torch.equal(tensors[f"model.layers.1.{name}"], others[f"model.layers.1.{name}"])
     assert not torch.equal(tensors[f"model.layers.1.{name}"], tensors[f"model.layers.2.{name}"])
-    assert torch.equal(tensors["model.layers.1.mamba.A_log"], torch.arange(1.0, 5.0).log())
+    assert torch.equal(tensors["model.layers.1.mamba.A_log"], torch.arange(1.0, 9.0).log())
 
 
 @pytest.mark.slow
 def test_sizes_are_those_of_the_recipe_and_else_the_donors(donor, tmp_path):
     suggested = build_native(tmp_path, donor, SWAP).plan.config
     keys = ("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_expand")
-    assert [suggested[key] for key in keys] == [4, 16, 2, 16, 1]
-    sizes = {"heads": 8, "state": 8, "groups": 1, "chunk": 16}
+    assert [suggested[key] for key in keys] == [8, 16, 2, 16, 2]
+    sizes = {"heads": 4, "state": 8, "groups": 1, "chunk": 16}
     built = build_native(tmp_path, donor, SWAP, name="y", mixer_sizes=sizes)
-    assert [built.plan.config[key] for key in keys] == [8, 16, 1, 8, 2]
-    assert load(built.folder / "model").model.layers[1].mamba.intermediate_size == 128
+    assert [built.plan.config[key] for key in keys] == [4, 16, 1, 8, 1]
+    assert load(built.folder / "model").model.layers[1].mamba.intermediate_size == 64
 
 
 def test_layers_are_named_as_llama_cpp_and_every_transformers_read_them(donor, tmp_path):
