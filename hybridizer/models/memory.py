@@ -41,6 +41,13 @@ def forget_peak_(device: torch.device) -> None:
         _STATUS.with_name("clear_refs").write_text("5")
 
 
+def trim_heap() -> None:
+    """Give glibc's free pages back to the system; without glibc nothing is done."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
 @contextmanager
 def trimmed_heap(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Inside the block, glibc's free pages go back to the system where a forward pass is half done, and where it ends.

@@ -96,6 +96,7 @@ def train(job: TrainJob, context: RunContext, *, accept_changes: bool = False) -
                 advance(run.state.step)
                 stopped_by = run.to_end(advance)
             truncation = end_truncation(truncation, job, prepared, context)
+        context.runtime.release()
         return replace(run.finish(stopped_by, prepared.dtype), truncation=truncation)
 
 

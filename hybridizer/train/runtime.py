@@ -83,6 +83,10 @@ class Runtime:
             wrapped = self._accelerator.prepare_model(module)
         return wrapped
 
+    def release(self) -> None:
+        """Forget the modules that were wrapped, which accelerate holds as long as it lives: a model and its masters."""
+        self._accelerator.free_memory()
+
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`."""
         self._accelerator.backward(loss)

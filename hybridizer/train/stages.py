@@ -12,6 +12,7 @@ the spliced model again, so that nothing but files passes from one to the next.
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -153,6 +154,18 @@ class _Stages:
         return None
 
     def _run_stage(self, index: int, settings: Train, done: Sequence[StageRecord], accept_changes: bool) -> StageRecord:
+        """Train the stage `index`, and give back the memory that it took: the next one begins as the first did."""
+        from hybridizer.models.memory import trim_heap
+
+        try:
+            return self._train_stage(index, settings, done, accept_changes)
+        finally:
+            gc.collect()  # a model has cycles
+            trim_heap()
+
+    def _train_stage(
+        self, index: int, settings: Train, done: Sequence[StageRecord], accept_changes: bool
+    ) -> StageRecord:
         from hybridizer.train.best import BestWeights
         from hybridizer.train.job import Earlier
         from hybridizer.train.result import StoredResult

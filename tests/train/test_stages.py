@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
 from hybridizer.pipeline import build as build_module
 from hybridizer.recipe.load import load_recipe
+from hybridizer.train import job as job_module
 from hybridizer.train import loop, stages, timing
 from hybridizer.train.freeze import plan_freeze
 from hybridizer.train.job import Earlier, RunContext, TrainJob
@@ -231,6 +234,44 @@ def test_max_steps_counts_over_all_stages_and_the_run_goes_on_when_it_is_raised(
     build(bench)
     assert equal(tensors(bench), tensors(straight))
     assert "Raise max_steps" in build(bench, max_steps=first - 1, code=2).stderr
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """Clocks of trainings that go on by a second each time they are read."""
+    real = job_module.RunContext
+    monkeypatch.setattr(job_module, "RunContext", lambda *args: real(*args, clock=count().__next__))
+
+
+def test_max_minutes_counts_over_all_stages_and_the_run_goes_on_when_it_is_raised(straight, bench, ticking):
+    build(bench)
+    first, second, _ = (stage["seconds"] for stage in record(bench)["stages"])
+    shutil.rmtree(bench / "runs")
+    shown = build(bench, max_minutes=first / 60).stderr  # used up when the first stage ends
+    assert "stopped by max_minutes, before stage 2 of 3" in shown
+    assert record(bench)["stopped_by"] == "minutes" and len(record(bench)["stages"]) == 1
+    build(bench, "--replace", max_minutes=(first + second / 2) / 60)
+    stages_done = record(bench)["stages"]
+    assert record(bench)["stopped_by"] == "minutes"
+    assert [stage["stopped_by"] for stage in stages_done] == ["tokens", "minutes"]
+    assert 0 < stages_done[1]["steps"] < record(straight)["stages"][1]["steps"]
+    assert first + second / 2 <= record(bench)["seconds"] < first + second
+    build(bench, "--replace")
+    assert equal(tensors(bench), tensors(straight))
+
+
+def test_nothing_of_a_stage_is_in_memory_when_the_next_one_begins(bench, monkeypatch):
+    real, models, alive = stages.make_job, [], []
+
+    def watched(*arguments):
+        alive.append(sum(model() is not None for model in models))
+        found = real(*arguments)
+        models.append(weakref.ref(found[0].model))
+        return found
+
+    monkeypatch.setattr(stages, "make_job", watched)
+    build(bench)
+    assert alive == [0, 0, 0] and len(models) == 3
 
 
 def test_an_unfinished_stage_takes_another_rate_only_where_that_is_accepted(straight, bench):
