@@ -14,7 +14,7 @@ from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.names import Shapes
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
-from hybridizer.plan.memory import LARGE_ELEMENTS, LayerShape, ModelShape
+from hybridizer.plan.memory import LARGE_ELEMENTS, MIN_BLOCK, LayerShape, ModelShape
 
 # Kinds of layers that carry state along a row, alone or beside attention; kinds that score no pairs of tokens.
 STATEFUL = {"linear_attention", "mamba", "mamba2", "conv", "rwkv", "mlstm"}
@@ -93,8 +93,16 @@ def layer_shape(
     adapter_width = sum(linears.values()) + sum(outputs[suffix] for suffix in linears)
     return LayerShape(
         sum(counts), worked, kept, trained, attention_width, large,
-        len(linears), adapter_width, adapted, dropped, max(counts, default=0),
+        len(linears), adapter_width, adapted, dropped, max(counts, default=0), *_kept_low(dense, linears, outputs),
     )  # fmt: skip
+
+
+def _kept_low(dense: Shapes, linears: Mapping[str, int], outputs: Mapping[str, int]) -> tuple[int, int]:
+    """Parameters and rows of the linear modules that can be kept in 8 or 4 bits; none in layers as GPT-2's are."""
+    if any(outputs[suffix] != dense[suffix][0] for suffix in linears):
+        return 0, 0
+    fitting = {suffix: outputs[suffix] for suffix, inputs in linears.items() if inputs % MIN_BLOCK == 0}
+    return sum(linears[suffix] * rows for suffix, rows in fitting.items()), sum(fitting.values())
 
 
 def _is_linear(suffix: str) -> bool:
