@@ -34,7 +34,8 @@ class LayerShape:
     of at least LARGE_ELEMENTS. A low-rank adapter of rank r on each of the `num_linears` linear modules has r times
     `adapter_width` parameters, and the layer keeps `adapted_width` more numbers than a frozen one, and `dropout_width`
     more again if the adapters have dropout. `largest_parameters` are those of its largest tensor. `low_parameters` are
-    those in linear modules that can be kept in 8 or 4 bits while they do not train, `low_rows` the rows of these.
+    those in linear modules that can be kept in 8 or 4 bits while they do not train, `low_rows` the rows of these, and
+    `low_blocks` their blocks with one scale in 4 bits.
     """
 
     parameters: int
@@ -50,10 +51,11 @@ class LayerShape:
     largest_parameters: int = 0
     low_parameters: int = 0
     low_rows: int = 0
+    low_blocks: int = 0
 
     def low_bytes(self, kind: str) -> int:
         """What `low_parameters` take in int8, fp8 or nf4, scales included."""
-        scales = self.low_parameters // BLOCK if kind == "nf4" else self.low_rows
+        scales = self.low_blocks if kind == "nf4" else self.low_rows
         return round(VALUE_BYTES[kind] * self.low_parameters) + SCALE_BYTES * scales
 
 

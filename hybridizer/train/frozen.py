@@ -70,7 +70,7 @@ def kept_low(
             module.__class__ = kind_before
             device = module.weight.device
             module.weight.data = kept[module.weight].to(device)
-            del module.scales
+            vars(module).pop("scales", None)
 
 
 def _linears(model: nn.Module, parts: TrainableParts, plan: FreezePlan) -> list[nn.Linear]:

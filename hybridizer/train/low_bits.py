@@ -45,17 +45,18 @@ def in_dtype(values: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tenso
     """The weight (rows, columns) in `dtype`, float32 or bfloat16, of what `encode` gave; without scales a cast."""
     if scales is None:
         return values.to(dtype)
-    rows = len(values)
+    rows, compiling = len(values), torch.compiler.is_compiling()  # the compiler takes no cached functions
     if values.dtype == torch.uint8:
-        weight = _pairs(dtype, values.device).index_select(0, values.view(-1).int()).view(dtype)
-    elif values.dtype == torch.float8_e4m3fn and values.device.type == "cpu":  # a quarter of the time of a cast there
-        weight = _numbers(dtype).index_select(0, values.view(torch.uint8).view(-1).int())
+        pairs = (_pairs if compiling else _cached_pairs)(dtype, values.device)
+        weight = pairs.index_select(0, values.view(-1).int()).view(dtype)
+    elif values.dtype == torch.float8_e4m3fn and values.device.type == "cpu" and not compiling:
+        # A quarter of the time of a cast.
+        weight = _cached_numbers(dtype).index_select(0, values.view(torch.uint8).view(-1).int())
     else:
         weight = values.to(dtype)
     return weight.view(rows, scales.shape[1], -1).mul_(scales.to(dtype)[..., None]).view(rows, -1)
 
 
-@cache
 def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The two numbers that each byte stands for, side by side in one integer: one look-up gives both."""
     code = torch.tensor(NF4, device=device).to(dtype)
@@ -64,5 +65,11 @@ def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @cache
-def _numbers(dtype: torch.dtype) -> Tensor:
+def _cached_pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _pairs(dtype, device)
+
+
+@cache
+def _cached_numbers(dtype: torch.dtype) -> Tensor:
+    """The number that each byte stands for."""
     return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(dtype)

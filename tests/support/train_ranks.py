@@ -15,7 +15,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_ranks(folder, precision, num_ranks=2, pace="free", **environment):
+def start_ranks(folder, precision, num_ranks=2, pace="free", frozen_dtype="keep", **environment):
     """`num_ranks` processes of training.runs that find each other as accelerate's launcher would let them."""
     port = str(free_port())
     common = {
@@ -23,7 +23,7 @@ def start_ranks(folder, precision, num_ranks=2, pace="free", **environment):
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num_ranks),
         "LOCAL_WORLD_SIZE": str(num_ranks), **environment,
     }  # fmt: skip
-    command = [sys.executable, "-m", "support.train_runs", str(folder), precision, "0", pace]
+    command = [sys.executable, "-m", "support.train_runs", str(folder), precision, "0", pace, frozen_dtype]
     return [
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -1,11 +1,13 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from hybridizer.core.errors import InputError
+from hybridizer.core.errors import InputError, RecipeError
 from hybridizer.models.parts import find_parts
+from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.models import Lora
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, plan_lora_, tensor_sha256
 from hybridizer.train.frozen import LowLinear, kept_low
@@ -13,9 +15,12 @@ from hybridizer.train.fused import gated_network
 from hybridizer.train.job import TrainJob
 from hybridizer.train.low_bits import NF4, encode, in_dtype
 from hybridizer.train.prepare import prepare
+from hybridizer.train.run import join_processes
+from support.lines import write_recipe
 from support.sections import train_section
+from support.shapes import shape_of
 from support.train_models import tiny_model
-from support.train_runs import data_in
+from support.train_runs import SETTINGS, bytes_of, data_in, run
 
 CPU = torch.device("cpu")
 KINDS = ["int8", "fp8", "nf4"]
@@ -137,6 +142,8 @@ def test_recomputing_changes_no_bit(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on the way to its compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_compiled_training_computes_the_same(tmp_path, kind):
     plain, _ = loss_of(job_of(tmp_path, replace(SECTION, frozen_dtype=kind)))
@@ -156,16 +163,54 @@ def test_code_that_uses_a_weight_without_its_module_is_refused():
     model = tiny_model("llama", vocab_size=257).eval()
     parts = find_parts(model)
     plan = plan_freeze(model, parts, SECTION, boundary=2)
+    apply_freeze_(model, plan)
     attention = parts.layers[3].self_attn
     attention.o_proj.forward = None  # not called
     before = tensor_sha256(attention.q_proj.weight)
 
     def forward(hidden_states, **_):
-        return hidden_states @ attention.q_proj.weight[:, : hidden_states.shape[-1]].T.float() * 100, None
+        return hidden_states @ attention.q_proj.weight[:, : hidden_states.shape[-1]].T.float(), None
 
     attention.forward = forward
-    with pytest.raises(InputError, match=r"train\.frozen_dtype: .*in int8 the logits differ"):
-        with kept_low(model, parts, plan, "int8", 257):
-            pass
+    with (
+        pytest.raises(InputError, match=r"train\.frozen_dtype: in int8 the logits differ"),
+        kept_low(model, parts, plan, "int8", 257),
+    ):
+        pass
     assert tensor_sha256(attention.q_proj.weight) == before
     assert not any(type(module) is LowLinear for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen3_moe", "mamba2"])
+def test_the_plan_counts_the_bytes_of_what_is_kept_low(model_type, kind):
+    model = tiny_model(model_type, vocab_size=257).eval()
+    parts = find_parts(model)
+    plan = plan_freeze(model, parts, SECTION, boundary=2)
+    apply_freeze_(model, plan)
+    planned = sum(shape_of(parts, 64).layers[number].low_bytes(kind) for number in plan.choice.frozen_layers)
+    with kept_low(model, parts, plan, kind, 257):
+        low = [module for module in model.modules() if type(module) is LowLinear]
+        assert sum(module.weight.nbytes + module.scales.nbytes for module in low) == planned
+    assert bool(planned) == (model_type != "gpt2")  # whose layers hold no linear modules
+
+
+def test_an_interrupted_run_ends_with_the_bytes_of_one_that_was_not(tmp_path):
+    settings = replace(SETTINGS, frozen_dtype="nf4", max_steps=4)
+    whole, _ = run(tmp_path / "whole", settings)
+    run(tmp_path / "parts", replace(settings, max_steps=2))
+    resumed, _ = run(tmp_path / "parts", settings)
+    plain, _ = run(tmp_path / "plain", replace(settings, frozen_dtype="keep"))
+    assert bytes_of(resumed) == bytes_of(whole) != bytes_of(plain)
+    with pytest.raises(InputError, match="frozen_dtype"):
+        run(tmp_path / "parts", replace(settings, frozen_dtype="int8"))
+
+
+def test_a_sharded_model_with_frozen_layers_in_few_bits_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("hybridizer.train.run.open_runtime", lambda recipe, folder: SimpleNamespace(is_fsdp=True))
+    train = {"data": [{"path": "x.txt"}], "stages": [{"tokens": 100}, {"tokens": 100, "frozen_dtype": "int8"}]}
+    layout = {"host": "a", "deep": "a", "shallow": "a", "boundary": 2}
+    recipe = write_recipe(tmp_path / "x.yaml", donors={"a": "a"}, layout=layout, train=train)
+    with pytest.raises(RecipeError, match="not kept in 8 or 4 bits in a model that FSDP2 shards"):
+        join_processes(load_recipe(recipe, ()), tmp_path)
