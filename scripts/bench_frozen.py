@@ -1,6 +1,6 @@
 """What `frozen_dtype` costs and saves: loss, time and memory of each kind beside frozen layers as they are stored.
 
-    python scripts/bench_frozen.py --workdir /tmp/bench                 # SmolLM2-135M, 2 x 256, 12 steps, 3 seeds
+    python scripts/bench_frozen.py --workdir /tmp/bench                 # SmolLM2-135M, 1 x 128, 12 steps, 3 seeds
 
 One process for each kind; they take their steps in turns on the same tokens, so that other work on the machine hits all
 alike. A seed is an order of the data. The loss is that of held-out rows after the last step, in nats per token, with
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from bench_train import SHAPES, Turn, _frozen_model, _model_shape, _next_figures
 from smollm2 import smollm2_folder
 
 KINDS = ("keep", "int8", "fp8", "nf4")
-HELDOUT_ROWS = 8
+HELDOUT_ROWS = 16
 
 
 def main() -> None:
@@ -102,7 +103,9 @@ def _child(arguments, folder: Path) -> None:
         data, rows = _data(arguments, folder, seed)
         if arguments.child == "keep" and not seed:
             start = _loss(model, rows)
-        _train(arguments, folder / f"run-{os.getpid()}-{seed}", (model, parts, plan), data, turn)
+        run = folder / f"run-{os.getpid()}"
+        _train(arguments, run, (model, parts, plan), data, turn)
+        shutil.rmtree(run)  # a checkpoint
         heldout.append(_loss(model, rows))
     sys.stdin.read()
     print("figures " + json.dumps({"heldout": heldout, "start": start}), flush=True)
@@ -184,8 +187,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--precision", choices=["float32", "bfloat16", "auto"], default="auto")
     parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
-    parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1e-4)
