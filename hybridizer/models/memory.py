@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _STATUS = Path("/proc/self/status")
+_MADV_PAGEOUT = 21  # since Linux 5.4; older ones refuse it, and the pages stay
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -68,6 +70,20 @@ def trimmed_heap(layers: Sequence[nn.Module]) -> Iterator[None]:
         for number in sorted({len(layers) // 2, len(layers) - 1}):
             stack.callback(layers[number].register_forward_hook(give_back).remove)
         yield
+
+
+def page_out(tensor: Tensor) -> None:
+    """Let the pages of `tensor` on the host leave memory until they are read again; on Linux, elsewhere they stay.
+
+    Pages of a mapped file are read from it again. Values never change: without swap other pages stay.
+    """
+    if not sys.platform.startswith("linux") or tensor.device.type != "cpu":
+        return
+    size = mmap.PAGESIZE
+    begin = -(-tensor.data_ptr() // size) * size
+    end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // size * size
+    if end > begin:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_PAGEOUT)
 
 
 @cache

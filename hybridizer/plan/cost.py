@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,8 +154,21 @@ def estimate_cost(
         with_adamw = replace(train, optimizer="adamw")
         plain, _ = _cost_of("adamw", with_adamw, shape, boundary, run_shape(with_adamw, device, mean_document))
         notes.append(_eight_bit_note(plain.peak_bytes - requested.peak_bytes, plain.peak_bytes))
+    if train.frozen_dtype != "keep":
+        kept, _ = _cost_of("keep", train, shape, boundary, replace(run, objective=objective, frozen_dtype=""))
+        notes.append(_low_bits_note(train.frozen_dtype, requested, kept, device))
     dtype = choose_compute_dtype(train.precision, device)
     return Cost(requested, tuple(arms), dtype, device, run.batch_tokens, found.sentence(), tuple(notes))
+
+
+def _low_bits_note(kind: str, asked: FreezeCost, kept: FreezeCost, device: str) -> str:
+    """What frozen layers in 8 or 4 bits save, beside a training that has them as stored."""
+    saved, peak = kept.peak_bytes - asked.peak_bytes, kept.peak_bytes
+    saves = f"saves {saved / 1e9:.2f} GB, {saved / peak:.0%} of the peak" if saved > 0.01 * peak else "saves no memory"
+    note = f"frozen_dtype {kind} {saves} here, and what frozen layers compute changes a little"
+    if device == "cpu":
+        return note + ": on a CPU the stored weights are pages of a file, which the system can also drop by itself"
+    return note + ": the stored weights wait in the host's memory"
 
 
 def _eight_bit_note(saved: int, peak: int) -> str:
@@ -254,6 +268,8 @@ def run_shape(train: Train, device: str, mean_document: float | None = None) -> 
         device=device,
         adapter_rank=train.lora.rank if train.lora else 0,
         adapter_dropout=train.lora is not None and train.lora.dropout > 0,
+        frozen_dtype="" if train.frozen_dtype == "keep" else train.frozen_dtype,
+        pages_stay=device == "cpu" and not sys.platform.startswith("linux"),
     )
 
 

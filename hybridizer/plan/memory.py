@@ -14,6 +14,10 @@ from hybridizer.plan.freeze import FreezeChoice
 HEAP_SPREAD = {"cpu": 0.25, "cuda": 0.0}
 ADAPTED_SPREAD = {"cpu": 0.45, "cuda": 0.0}  # adapters free a block beside each that is kept: 0.2 and 0.5 were measured
 GRADIENT_SPREAD = {"cpu": 0.8, "cuda": 0.0}
+BLOCK = 64  # 4-bit numbers with one scale, or as many as divide a row
+MIN_BLOCK = 16  # frozen weights whose rows are no multiple of it stay as stored
+VALUE_BYTES = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5}
+SCALE_BYTES = 2
 LARGE_ELEMENTS = 2**23  # 32 MiB of float32: such a block is never in the heap, it is mapped
 PROCESS_BYTES = {"cpu": 410_000_000, "cuda": 0}  # python, torch 2.13, transformers 5.23 and a model's code
 # What tokenising, splicing and verifying leave behind in the process of a build: 65 to 130 MB was measured, 65 of them
@@ -29,7 +33,9 @@ class LayerShape:
     layer trains; `attention_width` is heads x head size, 0 without attention. `large_parameters` are those in tensors
     of at least LARGE_ELEMENTS. A low-rank adapter of rank r on each of the `num_linears` linear modules has r times
     `adapter_width` parameters, and the layer keeps `adapted_width` more numbers than a frozen one, and `dropout_width`
-    more again if the adapters have dropout. `largest_parameters` are those of its largest tensor.
+    more again if the adapters have dropout. `largest_parameters` are those of its largest tensor. `low_parameters` are
+    those in linear modules that can be kept in 8 or 4 bits while they do not train, `low_rows` the rows of these, and
+    `low_blocks` their blocks with one scale in 4 bits.
     """
 
     parameters: int
@@ -43,6 +49,14 @@ class LayerShape:
     adapted_width: int = 0
     dropout_width: int = 0
     largest_parameters: int = 0
+    low_parameters: int = 0
+    low_rows: int = 0
+    low_blocks: int = 0
+
+    def low_bytes(self, kind: str) -> int:
+        """What `low_parameters` take in int8, fp8 or nf4, scales included."""
+        scales = self.low_blocks if kind == "nf4" else self.low_rows
+        return round(VALUE_BYTES[kind] * self.low_parameters) + SCALE_BYTES * scales
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,8 @@ class RunShape:
     `compute_bytes` is 4 for float32 and 2 for bfloat16; `product_bytes` is the same for matrix products, 4 where a CPU
     multiplies bfloat16 in float32. `moment_bytes` is what the optimizer keeps per parameter (8, or 2 for 8-bit Adam),
     `unpacked_bytes` what its update takes beside per parameter of the tensor that it is at.
+    `frozen_dtype` is that of frozen linear layers, "" for as stored; `pages_stay`: their stored bytes stay in memory
+    too, as on a CPU without Linux.
     `recomputed_layers` keep their input only and run again in the backward pass. `accumulates`: a step has several
     batches, whose gradients add up. `adapter_rank` is the rank of the low-rank adapters that train in place of whole
     matrices, 0 for none; `adapter_dropout`: they have dropout.
@@ -115,6 +131,8 @@ class RunShape:
     adapter_rank: int = 0
     adapter_dropout: bool = False
     objective: ObjectiveShape | None = None
+    frozen_dtype: str = ""
+    pages_stay: bool = False
 
     @property
     def student_layers(self) -> int | None:
@@ -260,6 +278,7 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
     weights = frozen * shape.stored_bytes + trained * run.compute_bytes
     if frozen and not run.adapter_rank and run.device == "cpu" and run.compute_bytes != shape.stored_bytes:
         weights += trained * shape.stored_bytes
+    weights += _kept_low(shape, choice, run)
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
     teacher = 0 if run.objective is None else run.objective.teacher_bytes
     small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0]
@@ -282,6 +301,15 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
             )
         )
     return max(found, key=lambda memory: memory.total)
+
+
+def _kept_low(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> int:
+    """Bytes of weights more than with all as stored, a negative number: of the layers kept in 8 or 4 bits."""
+    if not run.frozen_dtype:
+        return 0
+    layers = shape.layers if run.adapter_rank else [shape.layers[number] for number in choice.frozen_layers]
+    stored = 0 if run.pages_stay else shape.stored_bytes
+    return sum(layer.low_bytes(run.frozen_dtype) - stored * layer.low_parameters for layer in layers)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.names import Shapes
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
-from hybridizer.plan.memory import LARGE_ELEMENTS, LayerShape, ModelShape
+from hybridizer.plan.memory import BLOCK, LARGE_ELEMENTS, MIN_BLOCK, LayerShape, ModelShape
 
 # Kinds of layers that carry state along a row, alone or beside attention; kinds that score no pairs of tokens.
 STATEFUL = {"linear_attention", "mamba", "mamba2", "conv", "rwkv", "mlstm"}
@@ -93,8 +93,20 @@ def layer_shape(
     adapter_width = sum(linears.values()) + sum(outputs[suffix] for suffix in linears)
     return LayerShape(
         sum(counts), worked, kept, trained, attention_width, large,
-        len(linears), adapter_width, adapted, dropped, max(counts, default=0),
+        len(linears), adapter_width, adapted, dropped, max(counts, default=0), *_kept_low(dense, linears, outputs),
     )  # fmt: skip
+
+
+def _kept_low(dense: Shapes, linears: Mapping[str, int], outputs: Mapping[str, int]) -> tuple[int, int, int]:
+    """Parameters, rows and blocks of the linear modules that can be kept in 8 or 4 bits; none in layers as GPT-2's."""
+    if any(outputs[suffix] != dense[suffix][0] for suffix in linears):
+        return 0, 0, 0
+    fitting = [(outputs[suffix], inputs) for suffix, inputs in linears.items() if inputs % MIN_BLOCK == 0]
+    return (
+        sum(rows * inputs for rows, inputs in fitting),
+        sum(rows for rows, _ in fitting),
+        sum(rows * (inputs // math.gcd(inputs, BLOCK)) for rows, inputs in fitting),
+    )
 
 
 def _is_linear(suffix: str) -> bool:

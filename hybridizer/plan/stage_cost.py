@@ -25,7 +25,8 @@ def estimate_stages(
     """The cost of a training as `estimate_cost` gives it; of one with stages, that of the stage that needs most memory.
 
     `stages` of the result has a row for each stage, where there are any. A tensor that an earlier stage trained and
-    this one freezes is held in float32. `objectives` has what `plan.objective.objective_shape` gives for each stage.
+    this one freezes is held in float32, on a CPU beside its copy in 8 or 4 bits too. `objectives` has what
+    `plan.objective.objective_shape` gives for each stage.
     """
     costs = []
     trained_before: set[int] = set()
@@ -78,5 +79,8 @@ def _with_kept(cost: Cost, plan: Plan, stage: Train, boundary: int, device: str,
     alone = FreezeChoice(len(shape.layers), boundary, others, True, True, True)
     count = estimate(shape, alone, run_shape(stage, device)).trained_parameters
     asked: FreezeCost = cost.asked
-    memory = replace(asked.memory, weights=asked.memory.weights + (4 - shape.stored_bytes) * count)
+    counted = shape.stored_bytes
+    if stage.frozen_dtype != "keep":  # what trained is in no file, and waits in the host's memory
+        counted = 0 if device == "cpu" else 4
+    memory = replace(asked.memory, weights=asked.memory.weights + (4 - counted) * count)
     return replace(cost, asked=replace(asked, memory=memory, peak_bytes=memory.total))

@@ -158,6 +158,10 @@ def _plan_stage(
     settings["compile"] = train.compile is True  # `auto` depends on the device, which a plan does not
     settings |= _kept(recipe)
     notes = choice.notes
+    if train.frozen_dtype == "keep":
+        del settings["frozen_dtype"]  # as in plans of versions without it
+    elif not choice.frozen_layers and train.lora is None:
+        notes += ("frozen_dtype has no effect: no layer is frozen",)
     if train.objective is not None:
         assert teacher is not None, "an objective has a teacher"
         settings["objective"], more = resolve_objective(recipe.layout, train, plan, choice, host, teacher)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
@@ -41,6 +41,7 @@ _CONFIG = ConfigDict(extra="forbid", defer_build=True)
 FILE_KEYS = ("field", "max_document_bytes")  # they have no effect on text that a donor writes
 HUB_KEYS = ("split", "config", "revision", "max_documents")  # they have no effect on files
 NO_TOKENS = "no_tokens"  # the kind of error of a section without `tokens` and `stages`
+LowDtype: TypeAlias = Literal["int8", "fp8", "nf4"]
 # Keys of `train` that hold for the whole training: what every stage reads, how it computes, and when it ends.
 WHOLE_TRAINING = (
     "data", "tokens", "lora", "seq_len", "packed", "heldout_ratio", "optimizer", "precision", "compile", "max_steps",
@@ -180,6 +181,11 @@ class TrainSettings:
     decay_ratio: Ratio = Field(default=0.2, description="the share of steps that decay, for wsd")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="the compute dtype; auto: bfloat16 where the device has hardware for it"
+    )
+    frozen_dtype: Literal["keep", LowDtype] = Field(
+        default="keep",
+        description="how linear layers that do not train are kept in memory meanwhile: as stored (keep), or in int8, "
+        "fp8 or nf4 (4 bits), which changes what they compute a little and no byte of the result",
     )
     gradient_checkpointing: Recompute = Field(
         default=False,

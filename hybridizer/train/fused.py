@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.wrapping import replaced_forward
+from hybridizer.train.low_bits import in_dtype
 
 PIECE = 2**16  # elements: with their float32 temporaries they stay in a second-level cache of 1 MB
 
@@ -57,9 +58,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, around_one: bool = False) ->
     return output
 
 
-def gated_network(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: Activation = SILU) -> Tensor:
-    """`(act(x @ gate.T) * (x @ up.T)) @ down.T`, keeping only x and the two products for the backward pass."""
-    output: Tensor = _GatedNetwork.apply(x, gate, up, down, activation)
+def gated_network(
+    x: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: Activation = SILU,
+    scales: Sequence[Tensor | None] = (None, None, None),
+) -> Tensor:
+    """`(act(x @ gate.T) * (x @ up.T)) @ down.T`, keeping only x and the two products for the backward pass.
+
+    `scales` are those of weights kept in 8 or 4 bits, as `low_bits.encode` gives them.
+    """
+    output: Tensor = _GatedNetwork.apply(x, gate, up, down, activation, *scales)
     return output
 
 
@@ -100,22 +111,26 @@ class _RmsNorm(torch.autograd.Function):
 
 class _GatedNetwork(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: Activation) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        gates, ups = rows @ gate.to(x.dtype).T, rows @ up.to(x.dtype).T
+    def forward(
+        ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: Activation, *scales: Tensor | None
+    ) -> Tensor:
+        rows, (gate_scales, up_scales, down_scales) = x.reshape(-1, x.shape[-1]), scales
+        gates = rows @ in_dtype(gate, gate_scales, x.dtype).T
+        ups = rows @ in_dtype(up, up_scales, x.dtype).T
         trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        ctx.save_for_backward(rows if trains else None, gates, ups, gate, up, down)
+        ctx.save_for_backward(rows if trains else None, gates, ups, gate, up, down, *scales)
         ctx.activation = activation
-        return (_activated(gates, ups, activation) @ down.to(x.dtype).T).view(*x.shape[:-1], -1)
+        output = _activated(gates, ups, activation) @ in_dtype(down, down_scales, x.dtype).T
+        return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gates, ups, gate, up, down = ctx.saved_tensors
-        needs_x, needs_gate, needs_up, needs_down, _ = ctx.needs_input_grad
+        rows, gates, ups, gate, up, down, gate_scales, up_scales, down_scales = ctx.saved_tensors
+        needs_x, needs_gate, needs_up, needs_down, *_ = ctx.needs_input_grad
         activation = ctx.activation
         grad = grad_outputs[0].reshape(len(gates), -1)
         grad_down = (grad.T @ _activated(gates, ups, activation)).to(down.dtype) if needs_down else None
-        slopes = grad @ down.to(grad.dtype)
+        slopes = grad @ in_dtype(down, down_scales, grad.dtype)
         grad_gates, grad_ups = torch.empty_like(gates), slopes
         for piece in _pieces(gates):
             slope, gate_piece = slopes[piece], gates[piece]
@@ -123,10 +138,12 @@ class _GatedNetwork(torch.autograd.Function):
             grad_ups[piece] = slope * activation.apply(gate_piece)
         grad_x = None
         if needs_x:
-            grad_x = torch.addmm(grad_gates @ gate.to(grad.dtype), grad_ups, up.to(grad.dtype))
+            grad_x = grad_gates @ in_dtype(gate, gate_scales, grad.dtype)
+            grad_x = torch.addmm(grad_x, grad_ups, in_dtype(up, up_scales, grad.dtype))
             grad_x = grad_x.view(*grad_outputs[0].shape[:-1], -1)
         grad_gate = (grad_gates.T @ rows).to(gate.dtype) if needs_gate else None
-        return grad_x, grad_gate, (grad_ups.T @ rows).to(up.dtype) if needs_up else None, grad_down, None
+        grad_up = (grad_ups.T @ rows).to(up.dtype) if needs_up else None
+        return grad_x, grad_gate, grad_up, grad_down, None, None, None, None
 
 
 def _activated(gates: Tensor, ups: Tensor, activation: Activation) -> Tensor:
@@ -196,7 +213,9 @@ def _is_gated(module: nn.Module) -> bool:
 
 
 def _gated_forward(module: Any, activation: Activation, x: Tensor) -> Tensor:
-    return gated_network(x, module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight, activation)
+    linears = (module.gate_proj, module.up_proj, module.down_proj)
+    gate, up, down = (linear.weight for linear in linears)
+    return gated_network(x, gate, up, down, activation, [getattr(linear, "scales", None) for linear in linears])
 
 
 @torch.no_grad()

@@ -135,6 +135,8 @@ class TrainJob:
             values["objective"] = self._objective_facts()
         values["compile"] = choose_compile(self.settings.compile, device)
         optimizer = {"name": values.pop("optimizer"), **{name: values.pop(name) for name in _OPTIMIZER}}
+        if values["frozen_dtype"] == "keep":
+            del values["frozen_dtype"]  # as in checkpoints of versions without it
         if not optimizer["lr_scale"]:
             del optimizer["lr_scale"]  # as in checkpoints of versions without it
         schedule = {"kind": values.pop("schedule"), **{name: values.pop(name) for name in _SCHEDULE}}

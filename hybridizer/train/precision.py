@@ -18,6 +18,7 @@ from hybridizer.models.hardware import choose_compute_dtype
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.sharding import is_sharded
 from hybridizer.train.freeze import FreezePlan
+from hybridizer.train.low_bits import in_dtype
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -36,22 +37,22 @@ class MixedLinear(nn.Linear):
         if self.weight.dtype == input.dtype:
             return super().forward(input)
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        output: Tensor = _FrozenProduct.apply(input, self.weight)
+        output: Tensor = FrozenProduct.apply(input, self.weight, None)
         return output if bias is None else output + bias
 
 
-class _FrozenProduct(torch.autograd.Function):
-    """`input @ weight.T` with a frozen weight that is cast in each pass; the cast copy is not kept."""
+class FrozenProduct(torch.autograd.Function):
+    """`input @ weight.T` with a frozen weight that `in_dtype` makes in each pass; the copy is not kept."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return functional.linear(input, weight.to(input.dtype))
+    def forward(ctx: Any, input: Tensor, weight: Tensor, scales: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scales)
+        return functional.linear(input, in_dtype(weight, scales, input.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        return grad_outputs[0] @ weight.to(grad_outputs[0].dtype), None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        weight, scales = ctx.saved_tensors
+        return grad_outputs[0] @ in_dtype(weight, scales, grad_outputs[0].dtype), None, None
 
 
 class WorkingPrecision:

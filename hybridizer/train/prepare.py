@@ -19,6 +19,7 @@ from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainablePar
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.wrapping import compiled, recomputing
 from hybridizer.train.freeze import FreezePlan
+from hybridizer.train.frozen import kept_low
 from hybridizer.train.fused import fused
 from hybridizer.train.isolation import FEW_TOKENS, Documents, documents_leak, isolate_documents
 from hybridizer.train.job import TrainJob
@@ -66,10 +67,14 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
         objective, *teachers = _losses(job)
         documents: list[Documents | None] = []
         for each, loss in zip(models, (objective, *teachers), strict=True):
-            # Before compilation: its trials would each take up one of the few compiled graphs.
+            # Before compilation: its trials would each take up one of the few compiled graphs. On weights as they are:
+            # it fills those of zeros with numbers.
             found = enter(_isolation(job, each.parts, loss))
             # After isolation, which tests single modules: those take no other mask than one of all pairs.
             enter(_attention(job, each, loss, found, device))
+            # After isolation, and before compilation, which reads the classes of modules.
+            if each.model is job.model:
+                enter(_low_bits(job, found, device))
             # Before checkpointing, which would hide the layers' code from the compiler.
             enter(_compilation(each.parts, compiles))
             documents.append(found)
@@ -146,6 +151,15 @@ def _attention(
         return nullcontext()
     attention, tokens = choose_packed_attention(each.model, device), max(job.data.settings.seq_len, FEW_TOKENS)
     return packed_attention(objective, attention, _vocabulary(each.parts), tokens)
+
+
+def _low_bits(job: TrainJob, documents: Documents | None, device: torch.device) -> AbstractContextManager[Any]:
+    kind = job.settings.frozen_dtype
+    if kind == "keep":
+        return nullcontext()
+    if documents is not None:
+        documents.announce(torch.arange(FEW_TOKENS)[None], device)
+    return kept_low(job.model, job.parts, job.freeze_plan, kind, _vocabulary(job.parts))
 
 
 def _compilation(parts: TrainableParts, compiles: bool) -> AbstractContextManager[None]:

@@ -126,6 +126,12 @@ def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
             where = own if own in recipe.places else ("train", "global_batch_size")
             raise RecipeError(Problem(recipe.locate(where), what, fix))
     runtime = open_runtime(recipe, runs / recipe.name)
+    low = [index for index, stage in enumerate(recipe.train.as_stages()) if stage.frozen_dtype != "keep"]
+    if runtime.is_fsdp and low:
+        what = "frozen layers are not kept in 8 or 4 bits in a model that FSDP2 shards over processes."
+        own = ("train", "stages", low[0], "frozen_dtype")
+        where = own if own in recipe.places else ("train", "frozen_dtype")
+        raise RecipeError(Problem(recipe.locate(where), what, "Launch without FSDP, or delete `frozen_dtype`."))
     if runtime.is_fsdp and recipe.evaluate is not None and recipe.evaluate.every:
         what = "held-out curves are not measured on a model that FSDP2 shards over processes."
         raise RecipeError(

@@ -108,3 +108,21 @@ def test_a_stage_that_trains_nothing_is_refused(plan):
     frozen = {"freeze": "0..3", "embedding": "freeze", "final_norm": "freeze", "head": "freeze"}
     with pytest.raises(RecipeError, match="nothing is left to train"):
         plan(stages=[FIRST, {"tokens": 9, **frozen}])
+
+
+def test_frozen_layers_in_few_bits_are_in_the_plan_only_where_they_are_asked_for(plan):
+    plain, asked = plan(tokens=1000, freeze="deep"), plan(tokens=1000, freeze="deep", frozen_dtype="int8")
+    assert "frozen_dtype" not in plain.plan.train.settings
+    assert asked.plan.train.settings["frozen_dtype"] == "int8"
+    costs = [estimate_training_cost(each, "cpu") for each in (plain, asked)]
+    linears, rows = 2 * 30_720, 2 * 448
+    assert costs[0].asked.memory.weights - costs[1].asked.memory.weights == linears - 2 * rows
+    assert "frozen_dtype int8 saves no memory here" in costs[1].notes[-1]  # of a model as small as this
+    assert "frozen_dtype has no effect" in str(plan(tokens=1000, freeze="none", frozen_dtype="fp8").plan.train.notes)
+
+
+def test_layers_that_trained_before_are_held_on_a_cpu_beside_their_copy_in_few_bits(plan):
+    low = {**SECOND, "frozen_dtype": "int8"}
+    alone = estimate_training_cost(plan(stages=[low]), "cpu").stages[0].peak_bytes
+    after = estimate_training_cost(plan(stages=[FIRST, low]), "cpu").stages[1].peak_bytes
+    assert after - alone == 4 * 61_696

@@ -15,7 +15,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_ranks(folder, precision, num_ranks=2, pace="free", module="support.train_runs", **environment):
+def start_ranks(
+    folder, precision, num_ranks=2, pace="free", module="support.train_runs", frozen_dtype=None, **environment
+):
     """`num_ranks` processes of `module` that find each other as accelerate's launcher would let them."""
     port = str(free_port())
     common = {
@@ -24,6 +26,7 @@ def start_ranks(folder, precision, num_ranks=2, pace="free", module="support.tra
         "LOCAL_WORLD_SIZE": str(num_ranks), **environment,
     }  # fmt: skip
     command = [sys.executable, "-m", module, str(folder), precision, "0", pace]
+    command += [frozen_dtype] if frozen_dtype is not None else []
     return [
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

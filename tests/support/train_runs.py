@@ -75,9 +75,9 @@ class StepPrinter(SilentMonitor):
 
 
 if __name__ == "__main__":
-    folder, precision, dropout, pace = [*sys.argv[1:], *("0.1", "free")[len(sys.argv) - 3 :]]
+    folder, precision, dropout, pace, kind = [*sys.argv[1:], *("0.1", "free", "keep")[len(sys.argv) - 3 :]]
     minutes = 60.0 if pace == "paced" else 0.0
-    settings = replace(SETTINGS, precision=precision, checkpoint_minutes=minutes)
+    settings = replace(SETTINGS, precision=precision, checkpoint_minutes=minutes, frozen_dtype=kind)
     try:
         trained, _ = run(Path(folder), settings, monitor=StepPrinter(pace == "paced"), dropout=float(dropout))
     except HybridizerError as error:

@@ -30,6 +30,16 @@ def test_two_processes_give_the_losses_of_one(tmp_path, precision):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
+def test_two_processes_keep_the_same_frozen_layers_in_few_bits(tmp_path, kind):
+    processes = start_ranks(tmp_path / "two", "float32", frozen_dtype=kind)
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], [error[-2000:] for _, error in outputs]
+    run(tmp_path / "one", replace(SETTINGS, micro_batch_size=2, frozen_dtype=kind), dropout=0.0)
+    assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
 def test_fsdp2_saves_the_same_full_tensors_as_one_process(tmp_path):
     precision = "bfloat16"  # the harder one: spread parameters and spread masters differ
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}

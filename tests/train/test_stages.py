@@ -204,6 +204,17 @@ def test_layers_are_freed_one_after_the_other_and_what_never_trains_is_the_donor
         assert set(stage["frozen_sha256"]) == set(before) - set(masters)
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_layers_in_few_bits_train_in_a_later_stage_from_the_donors_bytes(bench, kind):
+    freeze, section = [[0, 1, 2], [0]], {"embedding": "freeze", "frozen_dtype": kind}
+    build(bench, stages=[{"tokens": 500, "freeze": layers, **section} for layers in freeze])
+    before, after = load_file(bench / "runs/x/spliced/model.safetensors"), tensors(bench)
+    never = {name for name in before if ".layers.0." in name or "embed" in name}
+    assert all(torch.equal(after[name], before[name]) == (name in never) for name in before)
+    name = "model.layers.2.mlp.up_proj.weight"
+    assert float((after[name] - before[name]).abs().max()) < 0.03  # not a rounded weight: steps of 1e-3
+
+
 def test_a_changed_later_stage_keeps_the_finished_earlier_ones(straight, bench):
     shutil.copytree(straight / "runs", bench / "runs")
     kept = (bench / "runs/x/training/stage-1/training.json").stat().st_mtime_ns
