@@ -448,7 +448,9 @@ def plan(
         from hybridizer.pipeline.trial_plan import plan_trial
 
         monitor = _monitor()
-        trial = plan_trial(recipe, overrides, runs, monitor, device, probe=probe, from_configs=from_configs)
+        trial = plan_trial(
+            recipe, overrides, runs, monitor, device, probe=probe, from_configs=from_configs, base=planned
+        )
     amounts = to_jsonable(compute_amounts(planned, cost))
     if as_json:
         extra: dict[str, Any] = {"cost": cost.to_json() if cost else None, "expected": expected}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hybridizer.core.progress import Monitor
 from hybridizer.pipeline.faults import reporting_os_errors
-from hybridizer.pipeline.plan import estimate_time, plan_from_configs, plan_recipe
+from hybridizer.pipeline.plan import Planned, estimate_time, plan_from_configs, plan_recipe
 from hybridizer.pipeline.trial_arm import read_arm
 from hybridizer.pipeline.trial_sets import TrialSets, open_trial_sets
 from hybridizer.pipeline.trial_setup import TrialArmSetup, TrialSetup, set_up_trial
@@ -76,12 +76,15 @@ def plan_trial(
     *,
     probe: bool,
     from_configs: bool = False,
+    base: Planned | None = None,
 ) -> TrialForecast:
     """The forecast of a recipe's trial. Texts are tokenised, since the documents held out decide what can be told.
 
+    `base` is the recipe itself, if it has been planned already.
+
     With `from_configs` neither weights nor texts are read, and what can be told is left open.
     """
-    setup = set_up_trial(source, overrides, runs, monitor, plan_from_configs if from_configs else plan_recipe)
+    setup = set_up_trial(source, overrides, runs, monitor, plan_from_configs if from_configs else plan_recipe, base)
     sets = None if from_configs else open_trial_sets(setup, monitor)
     return forecast(setup, sets, monitor, device, probe=probe)
 

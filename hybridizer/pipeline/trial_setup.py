@@ -144,8 +144,11 @@ def set_up_trial(
     runs: Path | None,
     monitor: Monitor,
     planner: Planner = plan_recipe,
+    base: Planned | None = None,
 ) -> TrialSetup:
     """The trial of a recipe, each arm planned with its first learning rate and seed by `planner`.
+
+    `base` is the recipe itself, if `planner` has planned it already.
 
     Raises RecipeError for a recipe without a `trial` section and for arms that cannot be planned, InputError for arms
     that are the same training, or that do not share tokenizer and text.
@@ -157,7 +160,7 @@ def set_up_trial(
     if recipe.trial is None:
         fix = "Add `trial: {seeds: [0, 1, 2]}`, or give --set trial.seeds=[0,1,2]."
         raise RecipeError(Problem(str(recipe.path), "this recipe has no `trial` section.", fix))
-    base = planner(source, overrides, monitor)
+    base = base or planner(source, overrides, monitor)
     train, trial = recipe.train, recipe.trial
     assert train is not None, "checked when the recipe was loaded"
     if not recipe.trial.arms:

@@ -18,6 +18,7 @@ from hybridizer.checkpoint.publish import lock
 from hybridizer.core.errors import InputError, OutputError, RecipeError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.evaluate.trial_record import read_times, read_trial
+from hybridizer.pipeline.plan import plan_recipe
 from hybridizer.pipeline.trial import run_trial
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
@@ -152,6 +153,20 @@ def test_a_finished_trial_is_gathered_again_with_the_same_bytes_and_trains_nothi
     assert (folder / "t.svg").is_file()
     assert "full+table is better" in shown.stdout or "no difference can be told" in shown.stdout
     assert "arm full+table: train.freeze: none; beside layers embedding, head trains" in shown.stdout
+
+
+@pytest.mark.slow
+def test_a_plan_of_a_trial_plans_the_recipe_itself_once(bench, monkeypatch):
+    planned = []
+
+    def recorded(source, overrides, monitor):
+        planned.append(overrides)
+        return plan_recipe(source, overrides, monitor)
+
+    for module in ("plan", "trial_plan"):
+        monkeypatch.setattr(f"hybridizer.pipeline.{module}.plan_recipe", recorded)
+    hybridize("plan", "t.yaml", "--runs", "elsewhere")
+    assert sum(not overrides for overrides in planned) == 1 and len(planned) == len(set(planned))
 
 
 def test_the_plan_of_a_trial_shows_its_runs_and_what_it_could_tell(finished):
