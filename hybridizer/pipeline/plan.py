@@ -30,6 +30,7 @@ from hybridizer.plan.stage_cost import count_steps, estimate_stages
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
 from hybridizer.plan.training import check_packages, pin_datasets, plan_training
 from hybridizer.recipe.load import RecipeSource, load_recipe
+from hybridizer.recipe.mixer import EVIDENCE_PLACES
 from hybridizer.recipe.models import Recipe, Train
 from hybridizer.splice.executors import find_executor
 
@@ -96,7 +97,8 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
     pinned = place_generated(pin_datasets(recipe), donors)
-    resolved = WAYS[way_of(recipe)](freeze_originals(pinned, donors), donors, monitor)
+    resolved = WAYS[way_of(recipe)](pinned, donors, monitor)
+    resolved = replace(resolved, recipe=freeze_originals(resolved.recipe, donors))
     teachers = open_teachers(resolved.recipe, donors, monitor, fetch=True, fingerprint=True)
     plan = _plan(resolved.recipe, donors, resolved.evidence, teachers, pin=True)
     scan_planned(plan, donors)
@@ -117,6 +119,9 @@ def plan_from_configs(path: RecipeSource, overrides: tuple[str, ...], monitor: M
     warnings = [f"'{name}' is planned from its config.json: its weights were not read" for name in described]
     if recipe.layout.needs_trace or recipe.layout.candidates is not None:
         warnings.append("the layout is assumed: choosing donors or the boundary takes traces, which need weights")
+    swap = recipe.layout.swap
+    if swap is not None and swap.place in EVIDENCE_PLACES:
+        warnings.append(f"the swapped layers are assumed to be spread evenly: `place: {swap.place}` needs weights")
     evidence = Evidence(warnings=(*warnings, "this plan shows sizes and cost; it cannot be built"))
     assumed = freeze_originals(assumed, donors)
     teachers = open_teachers(assumed, donors, monitor, fetch=True, fingerprint=False)

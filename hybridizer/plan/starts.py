@@ -12,6 +12,7 @@ from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.donors.donor import Donor
 from hybridizer.families.target import Facts, Sizes, Target
 from hybridizer.plan.layout import LayerSource
+from hybridizer.plan.swap import locate_slice
 from hybridizer.recipe.models import Calibration, DataEntry, Recipe
 
 # The tensors of an attention that a mixer is derived from and fitted to, by the ends of their names.
@@ -100,4 +101,4 @@ def _refuse(recipe: Recipe, target: Target, host: Donor, sources: Sequence[Layer
 
 
 def _line(recipe: Recipe, source: LayerSource) -> str:
-    return recipe.locate(("layout", "slices", source.slice or 0))
+    return locate_slice(recipe, source.slice)
