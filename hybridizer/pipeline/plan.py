@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from hybridizer.checkpoint.hashing import hash_file
-from hybridizer.core.errors import DonorError, InputError, Problem
+from hybridizer.core.errors import DonorError, InputError, PlanError, Problem, RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
@@ -29,9 +29,10 @@ from hybridizer.plan.plan import Evidence, Plan, TrainPlan
 from hybridizer.plan.stage_cost import count_steps, estimate_stages
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
 from hybridizer.plan.training import check_packages, pin_datasets, plan_training
-from hybridizer.recipe.load import RecipeSource, load_recipe
+from hybridizer.recipe.load import RecipeSource, arm_settings, load_recipe
 from hybridizer.recipe.mixer import EVIDENCE_PLACES
 from hybridizer.recipe.models import Recipe, Train
+from hybridizer.recipe.trial import NO_TRIAL
 from hybridizer.splice.executors import find_executor
 
 
@@ -64,12 +65,56 @@ def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, d
         return Checked(recipe, None, tuple(sorted(donors.keys() - ready.keys())))
     if deep:
         scan_donors(ready, monitor)
+    plan = _plan_assumed(assumed, donors, ready, monitor, deep)
+    if plan is None:
+        return Checked(recipe, None, (TEACHER,))
+    _check_arms(path, overrides, recipe, donors, monitor)
+    return Checked(recipe, plan, ())
+
+
+def _plan_assumed(
+    assumed: Recipe, donors: Mapping[str, Donor | NotFetched], ready: Mapping[str, Donor], monitor: Monitor, deep: bool
+) -> Plan | None:
+    """The plan with open choices filled in without a weight; None where a teacher has not been fetched."""
     assumed = assume_layout(assumed, {name: donor.structure.num_layers for name, donor in ready.items()})
     assumed = freeze_originals(assumed, ready)
     teachers = open_teachers(assumed, donors, monitor, fetch=deep, fingerprint=False)
     if lacks_teacher(assumed, teachers):
-        return Checked(recipe, None, (TEACHER,))
-    return Checked(recipe, _plan(assumed, ready, Evidence(), teachers, pin=False), ())
+        return None
+    return _plan(assumed, ready, Evidence(), teachers, pin=False)
+
+
+def _check_arms(
+    path: RecipeSource,
+    overrides: tuple[str, ...],
+    recipe: Recipe,
+    donors: Mapping[str, Donor | NotFetched],
+    monitor: Monitor,
+) -> None:
+    """Plan each arm that the recipe names, with the first of its learning rates and without a weight.
+
+    Raises RecipeError with all problems of all arms, each at the arm's line. A donor that an arm alone names, and that
+    is not here, is left to the trial.
+    """
+    problems: list[Problem] = []
+    for arm in recipe.trial.arms or () if recipe.trial else ():
+        where = recipe.locate(("trial", "arms", arm.name))
+        try:
+            made = load_recipe(path, (*overrides, f"trial={NO_TRIAL}", *arm_settings(recipe, arm)[0]))
+            own = donors
+            if made.donors != recipe.donors:
+                own = open_donors(made, monitor, fetch=False, fingerprint=False)
+            ready = {name: donor for name, donor in own.items() if isinstance(donor, Donor)}
+            if len(ready) == len(own):
+                _plan_assumed(assume_host(made), own, ready, monitor, deep=False)
+        except (RecipeError, PlanError, DonorError) as error:
+            problems += [Problem(where, f"arm '{arm.name}': {_inner(p)}{p.what}", p.fix) for p in error.problems]
+    if problems:
+        raise RecipeError(*dict.fromkeys(problems))
+
+
+def _inner(problem: Problem) -> str:
+    return f"{problem.where.removeprefix('--set ')}: " if problem.where else ""
 
 
 @dataclass(frozen=True)

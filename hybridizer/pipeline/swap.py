@@ -127,7 +127,7 @@ def _score(
     try:
         windows = read_windows(tokenizer, read_calibration(recipe), num_fitted + num_scored, source.window)
     except InputError as error:
-        raise RecipeError(*(Problem(where, p.what, p.fix) for p in error.problems)) from error
+        raise RecipeError(*(Problem(where, f"`{p.where}`: {p.what}", p.fix) for p in error.problems)) from error
     if len(windows) < 2 + num_scored:
         what = f"{len(windows)} windows of {source.window} tokens in the calibration text, and a fit needs two beside "
         what += f"the {num_scored} that are scored."
