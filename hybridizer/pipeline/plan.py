@@ -20,6 +20,7 @@ from hybridizer.pipeline.teacher import NAME as TEACHER
 from hybridizer.pipeline.teacher import check_same_teachers, lacks_teacher, open_teachers
 from hybridizer.pipeline.ways import WAYS, way_of
 from hybridizer.plan.cost import Cost, StepTiming
+from hybridizer.plan.default_stages import add_default_stages
 from hybridizer.plan.generated import place_generated
 from hybridizer.plan.identity import freeze_originals
 from hybridizer.plan.layout import lay_out
@@ -77,7 +78,7 @@ def _plan_assumed(
 ) -> Plan | None:
     """The plan with open choices filled in without a weight; None where a teacher has not been fetched."""
     assumed = assume_layout(assumed, {name: donor.structure.num_layers for name, donor in ready.items()})
-    assumed = freeze_originals(assumed, ready)
+    assumed = freeze_originals(add_default_stages(assumed, ready)[0], ready)
     teachers = open_teachers(assumed, donors, monitor, fetch=deep, fingerprint=False)
     if lacks_teacher(assumed, teachers):
         return None
@@ -143,7 +144,9 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
     pinned = place_generated(pin_datasets(recipe), donors)
     resolved = WAYS[way_of(recipe)](pinned, donors, monitor)
-    resolved = replace(resolved, recipe=freeze_originals(resolved.recipe, donors))
+    staged, reasons = add_default_stages(resolved.recipe, donors)
+    evidence = replace(resolved.evidence, reasons=(*resolved.evidence.reasons, *reasons))
+    resolved = replace(resolved, recipe=freeze_originals(staged, donors), evidence=evidence)
     teachers = open_teachers(resolved.recipe, donors, monitor, fetch=True, fingerprint=True)
     plan = _plan(resolved.recipe, donors, resolved.evidence, teachers, pin=True)
     scan_planned(plan, donors)
@@ -167,7 +170,8 @@ def plan_from_configs(path: RecipeSource, overrides: tuple[str, ...], monitor: M
     swap = recipe.layout.swap
     if swap is not None and swap.place in EVIDENCE_PLACES:
         warnings.append(f"the swapped layers are assumed to be spread evenly: `place: {swap.place}` needs weights")
-    evidence = Evidence(warnings=(*warnings, "this plan shows sizes and cost; it cannot be built"))
+    assumed, reasons = add_default_stages(assumed, donors)
+    evidence = Evidence(reasons, (*warnings, "this plan shows sizes and cost; it cannot be built"))
     assumed = freeze_originals(assumed, donors)
     teachers = open_teachers(assumed, donors, monitor, fetch=True, fingerprint=False)
     plan = _plan(assumed, donors, evidence, teachers, pin=False)

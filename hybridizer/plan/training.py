@@ -16,6 +16,7 @@ from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
 from hybridizer.donors.donor import Donor
 from hybridizer.families.structure import Structure
+from hybridizer.families.targets import TARGETS
 from hybridizer.plan.freeze import REST, FreezeChoice, choose_frozen, with_adapters
 from hybridizer.plan.generated import describe_generation
 from hybridizer.plan.objective import resolve_objective
@@ -92,7 +93,7 @@ def plan_training(
     train = recipe.train
     if train is None:
         return plan
-    problems = [*_long_rows(recipe, train, host), *_missing_packages(recipe, train)]
+    problems = [*_cannot_train(recipe, plan), *_long_rows(recipe, train, host), *_missing_packages(recipe, train)]
     boundary = _boundary(recipe, plan)
     stages: list[StagePlan] = []
     for index, (name, settings) in enumerate(zip(train.stage_names or ("",), train.as_stages(), strict=True)):
@@ -196,6 +197,14 @@ def check_packages(recipe: Recipe) -> None:
     """Return if every package that the training of `recipe` needs is installed; RecipeError names all that are not."""
     if recipe.train is not None and (problems := list(_missing_packages(recipe, recipe.train))):
         raise RecipeError(*problems)
+
+
+def _cannot_train(recipe: Recipe, plan: Plan) -> Iterator[Problem]:
+    target = TARGETS.get(plan.config.get("model_type", ""))
+    if target is not None and target.no_training is not None:
+        what = f"the model is of the family {target.family}, which cannot be trained here: {target.no_training}."
+        fix = "Delete `train`, or take donors that another family holds: `hybridize plan` names the family."
+        yield Problem(recipe.locate(("train",)), what, fix)
 
 
 def _long_rows(recipe: Recipe, train: Train, host: Structure) -> Iterator[Problem]:
