@@ -88,7 +88,7 @@ def _make(train: Train, teacher: str, at: tuple[int, ...]) -> tuple[Stage, ...]:
         if objective is not None:
             tokens = max(1, int(train.tokens * SHARES[kind] / step + 0.5)) * step
             freeze = {"freeze": ORIGINALS} if kind == "align" else {}
-            stages.append(Stage(tokens=tokens, name=kind, objective=objective, **freeze))
+            stages.append(fill_in(Stage(tokens=tokens, name=kind), objective=objective, **freeze))
     left = train.tokens - sum(stage.tokens for stage in stages)
     return (*stages, Stage(tokens=left, name=NEXT_TOKEN))
 

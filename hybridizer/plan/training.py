@@ -201,8 +201,10 @@ def check_packages(recipe: Recipe) -> None:
 
 def _cannot_train(recipe: Recipe, plan: Plan) -> Iterator[Problem]:
     target = TARGETS.get(plan.config.get("model_type", ""))
-    if target is not None and target.no_training is not None:
-        what = f"the model is of the family {target.family}, which cannot be trained here: {target.no_training}."
+    names = [tensor.name for tensor in plan.tensors if target is not None and tensor.name.endswith(target.renamed)]
+    if target is not None and target.renamed and names:
+        what = f"the model is of the family {target.family} and cannot be trained here: transformers saves "
+        what += f"'{names[0]}' under another name than it reads."
         fix = "Delete `train`, or take donors that another family holds: `hybridize plan` names the family."
         yield Problem(recipe.locate(("train",)), what, fix)
 

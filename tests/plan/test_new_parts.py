@@ -127,5 +127,17 @@ def test_a_family_that_cannot_be_trained_is_refused_before_anything_is_spliced(b
         layout={"slices": [{"donor": "a"}, {"fresh": "gated_delta_net"}]},
         train={**TRAIN, "freeze": "none"},
     )
-    with pytest.raises(RecipeError, match="the model is of the family olmo_hybrid, which cannot be trained here"):
+    with pytest.raises(RecipeError, match="the model is of the family olmo_hybrid and cannot be trained here"):
         check(path, (), SilentMonitor(), deep=False)
+
+
+def test_a_model_of_donors_of_that_family_trains_with_the_names_that_transformers_saves(bench):
+    make_tiny("olmo_hybrid", bench / "olmo")
+    tiny_tokenizer(bench / "olmo")
+    path = write_recipe(
+        bench / "x.yaml",
+        donors={"a": "olmo"},
+        layout={"slices": [{"donor": "a"}]},
+        train={**TRAIN, "freeze": "none"},
+    )
+    assert check(path, (), SilentMonitor(), deep=False).plan.train is not None
