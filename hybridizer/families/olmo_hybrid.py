@@ -84,6 +84,7 @@ OLMO_HYBRID = Target(
     suggest_sizes=lambda facts: {**suggest_heads(facts), "conv": 4},
     check_sizes=check_heads,
     mixer_shapes=_mixer_shapes,
+    renamed=("post_attention_layernorm.weight",),  # of layers with attention: saved as feedforward_layer_norm
     no_swap="its layers with a delta net have norms before mixer and network, the donors' behind them",
     new_block=_new_block,
     not_by_vllm=lambda facts: head_of_width(facts) or bias_in_layer(facts),

@@ -138,11 +138,12 @@ class Target:
     `mixers` maps a kind of mixer to the target's name of a layer with it, in the spelling that is written; `attention`
     is that name for attention. `outputs` are the suffixes of the projections behind mixer and network. `bit_exact` says
     that mapped bfloat16 layers compute their donor's numbers too. `no_swap` is why a layer cannot keep its norms and
-    network with a new mixer, where it cannot; `new_block` then gives the shapes of those of a new layer. `branch` is
-    the kind of mixer that every layer has beside its attention, in a family of such layers. `derived` are the kinds
-    that hybridizer.mixers derives from an attention and fits to it. `by_llama` says whether llama.cpp runs layers of
-    these names with this config (docs/deploy.md has what was measured), and `not_by_vllm` why vLLM does not run the
-    donor's layers in the family, None where it does.
+    network with a new mixer, where it cannot; `new_block` then gives the shapes of those of a new layer. `renamed`
+    are suffixes of its layers that transformers reads, and saves under other names, so that a trained model would not
+    have the names of the spliced one. `branch` is the kind of mixer that every layer has beside its attention, in a
+    family of such layers. `derived` are the kinds that hybridizer.mixers derives from an attention and fits to it.
+    `by_llama` says whether llama.cpp runs layers of these names with this config (docs/deploy.md has what was
+    measured), and `not_by_vllm` why vLLM does not run the donor's layers in the family, None where it does.
     """
 
     family: str
@@ -163,6 +164,7 @@ class Target:
     final_norm: str = "model.norm.weight"
     bit_exact: bool = True
     no_swap: str | None = None
+    renamed: tuple[str, ...] = ()
     new_block: Callable[[Facts], Shapes] | None = None
     branch: str | None = None
     derived: tuple[str, ...] = ()

@@ -13,21 +13,10 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
+from hybridizer.mixers.choice import BesideNothing
 from hybridizer.mixers.stream import Mix, swapped
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import Parts
-
-
-class BesideNothing:
-    """What was measured with new mixers, and with nothing in their place: the divergence from the donor in bits."""
-
-    kl: float
-    kl_dropped: float
-
-    @property
-    def helps(self) -> bool:
-        """Whether the mixers are closer to the donor than nothing is."""
-        return self.kl < self.kl_dropped
 
 
 @dataclass(frozen=True)

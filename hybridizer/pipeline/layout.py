@@ -11,6 +11,8 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.pipeline.donors import evaluation_documents, measure_sides
 from hybridizer.plan.plan import Evidence
+from hybridizer.plan.swap import assume_swap
+from hybridizer.plan.training import settle_training
 from hybridizer.recipe.layers import first_deep_layer, format_layers
 from hybridizer.recipe.models import AUTO, Layout, Recipe
 
@@ -28,6 +30,12 @@ class ResolvedLayout:
     recipe: Recipe
     evidence: Evidence
     traces: tuple[TraceRun, ...] = ()
+
+    def settled(self, donors: Mapping[str, Donor]) -> ResolvedLayout:
+        """With all that the layers decide about the training; raises what `settle_training` raises."""
+        recipe, reasons = settle_training(self.recipe, donors)
+        evidence = replace(self.evidence, reasons=(*self.evidence.reasons, *reasons))
+        return replace(self, recipe=recipe, evidence=evidence)
 
 
 def as_written(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> ResolvedLayout:
@@ -80,6 +88,7 @@ def assume_layout(recipe: Recipe, depths: Mapping[str, int]) -> Recipe:
     A side that is auto is the host's; a strategy is a layer of the deep donor, as it will be in the plan, so that the
     depth is the same: the middle one, or the last that the shallow donor can reach.
     """
+    recipe = assume_swap(recipe, depths)
     layout = _midpoint_as_share(recipe.layout)
     deep, shallow = (layout.host if side == AUTO else side for side in (layout.deep, layout.shallow))
     boundary = layout.boundary

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from hybridizer.checkpoint.hashing import hash_file
-from hybridizer.core.errors import DonorError, InputError, Problem
+from hybridizer.core.errors import DonorError, InputError, PlanError, Problem, RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import NotFetched, open_donors, scan_donors
@@ -21,16 +21,17 @@ from hybridizer.pipeline.ways import WAYS, way_of
 from hybridizer.plan.cost import Cost, StepTiming
 from hybridizer.plan.finite import scan_planned
 from hybridizer.plan.generated import place_generated
-from hybridizer.plan.identity import freeze_originals
 from hybridizer.plan.layout import lay_out
 from hybridizer.plan.memory import ObjectiveShape
 from hybridizer.plan.objective import count_shared, objective_shape
 from hybridizer.plan.plan import Evidence, Plan, TrainPlan
 from hybridizer.plan.stage_cost import count_steps, estimate_stages
 from hybridizer.plan.stored import StoredPlan, is_stored_plan
-from hybridizer.plan.training import check_packages, plan_with_training, settle_training
-from hybridizer.recipe.load import RecipeSource, load_recipe
+from hybridizer.plan.training import check_packages, pin_texts, plan_with_training, settle_training
+from hybridizer.recipe.load import RecipeSource, arm_settings, load_recipe
+from hybridizer.recipe.mixer import EVIDENCE_PLACES
 from hybridizer.recipe.models import Recipe, Train
+from hybridizer.recipe.trial import NO_TRIAL
 from hybridizer.splice.executors import find_executor
 
 
@@ -63,12 +64,56 @@ def check(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor, *, d
         return Checked(recipe, None, tuple(sorted(donors.keys() - ready.keys())))
     if deep:
         scan_donors(ready, monitor)
+    plan = _plan_assumed(assumed, donors, ready, monitor, deep)
+    if plan is None:
+        return Checked(recipe, None, (TEACHER,))
+    _check_arms(path, overrides, recipe, donors, monitor)
+    return Checked(recipe, plan, ())
+
+
+def _plan_assumed(
+    assumed: Recipe, donors: Mapping[str, Donor | NotFetched], ready: Mapping[str, Donor], monitor: Monitor, deep: bool
+) -> Plan | None:
+    """The plan with open choices filled in without a weight; None where a teacher has not been fetched."""
     assumed = assume_layout(assumed, {name: donor.structure.num_layers for name, donor in ready.items()})
-    assumed = freeze_originals(assumed, ready)
+    assumed, _ = settle_training(assumed, ready)
     teachers = open_teachers(assumed, donors, monitor, fetch=deep, fingerprint=False)
     if lacks_teacher(assumed, teachers):
-        return Checked(recipe, None, (TEACHER,))
-    return Checked(recipe, plan_with_training(assumed, ready, Evidence(), teachers, pin=False), ())
+        return None
+    return plan_with_training(assumed, ready, Evidence(), teachers, pin=False)
+
+
+def _check_arms(
+    path: RecipeSource,
+    overrides: tuple[str, ...],
+    recipe: Recipe,
+    donors: Mapping[str, Donor | NotFetched],
+    monitor: Monitor,
+) -> None:
+    """Plan each arm that the recipe names, with the first of its learning rates and without a weight.
+
+    Raises RecipeError with all problems of all arms, each at the arm's line. A donor that an arm alone names, and that
+    is not here, is left to the trial.
+    """
+    problems: list[Problem] = []
+    for arm in recipe.trial.arms or () if recipe.trial else ():
+        where = recipe.locate(("trial", "arms", arm.name))
+        try:
+            made = load_recipe(path, (*overrides, f"trial={NO_TRIAL}", *arm_settings(recipe, arm)[0]))
+            own = donors
+            if made.donors != recipe.donors:
+                own = open_donors(made, monitor, fetch=False, fingerprint=False)
+            ready = {name: donor for name, donor in own.items() if isinstance(donor, Donor)}
+            if len(ready) == len(own):
+                _plan_assumed(assume_host(made), own, ready, monitor, deep=False)
+        except (RecipeError, PlanError, DonorError) as error:
+            problems += [Problem(where, f"arm '{arm.name}': {_inner(p)}{p.what}", p.fix) for p in error.problems]
+    if problems:
+        raise RecipeError(*dict.fromkeys(problems))
+
+
+def _inner(problem: Problem) -> str:
+    return f"{problem.where.removeprefix('--set ')}: " if problem.where else ""
 
 
 @dataclass(frozen=True)
@@ -95,8 +140,7 @@ def plan_recipe(path: RecipeSource, overrides: tuple[str, ...], monitor: Monitor
     """Plan a recipe, every donor and text pinned by content. Fetches, dequantises and traces donors if required."""
     recipe = _load(path, overrides)
     donors = _all(open_donors(recipe, monitor, fetch=True, fingerprint=True))
-    settled = settle_training(recipe, donors)
-    resolved = WAYS[way_of(recipe)](settled, donors, monitor)
+    resolved = WAYS[way_of(recipe)](pin_texts(recipe, donors), donors, monitor).settled(donors)
     teachers = open_teachers(resolved.recipe, donors, monitor, fetch=True, fingerprint=True)
     plan = plan_with_training(resolved.recipe, donors, resolved.evidence, teachers, pin=True)
     scan_planned(plan, donors)
@@ -117,8 +161,11 @@ def plan_from_configs(path: RecipeSource, overrides: tuple[str, ...], monitor: M
     warnings = [f"'{name}' is planned from its config.json: its weights were not read" for name in described]
     if recipe.layout.needs_trace or recipe.layout.candidates is not None:
         warnings.append("the layout is assumed: choosing donors or the boundary takes traces, which need weights")
-    evidence = Evidence(warnings=(*warnings, "this plan shows sizes and cost; it cannot be built"))
-    assumed = freeze_originals(assumed, donors)
+    swap = recipe.layout.swap
+    if swap is not None and swap.place in EVIDENCE_PLACES:
+        warnings.append(f"the swapped layers are assumed to be spread evenly: `place: {swap.place}` needs weights")
+    assumed, reasons = settle_training(assumed, donors)
+    evidence = Evidence(reasons, (*warnings, "this plan shows sizes and cost; it cannot be built"))
     teachers = open_teachers(assumed, donors, monitor, fetch=True, fingerprint=False)
     plan = plan_with_training(assumed, donors, evidence, teachers, pin=False)
     return Planned(ResolvedLayout(assumed, evidence), plan, donors, teachers)

@@ -31,6 +31,7 @@ from hybridizer.plan.layout import LayerSource
 from hybridizer.plan.origin import ZERO, Affine, Convert, Copy, Derived, Fitted, Fresh, Join, Origin, Source, Spread
 from hybridizer.plan.plan import PlannedTensor
 from hybridizer.plan.starts import ATTENTION, check_starts, pin_calibration
+from hybridizer.plan.swap import locate_slice
 from hybridizer.recipe.models import Recipe
 
 
@@ -85,7 +86,7 @@ def plan_native(
 def _first_new(recipe: Recipe, sources: Sequence[LayerSource]) -> str:
     """The line of the first slice with a new mixer, or that of `target`."""
     index = next((source.slice for source in sources if source.mixer is not None), None)
-    return recipe.locate(("layout", "target") if index is None else ("layout", "slices", index))
+    return recipe.locate(("layout", "target")) if index is None else locate_slice(recipe, index)
 
 
 def _check_conditions(
@@ -103,7 +104,7 @@ def _check_conditions(
     ]
     problems += [
         Problem(
-            recipe.locate(("layout", "slices", source.slice or 0)),
+            locate_slice(recipe, source.slice),
             f"a {source.mixer} in the place of attention, in the family {target.family}: {target.no_swap}.",
             f"Add new layers instead, as {{fresh: {source.mixer}}}.",
         )
@@ -112,7 +113,7 @@ def _check_conditions(
     ]
     problems += [
         Problem(
-            recipe.locate(("layout", "slices", source.slice or 0)),
+            locate_slice(recipe, source.slice),
             f"a blend in a model of another family than its donors' ({target.family}).",
             "Blend first, in a recipe of its own, and take the blended model as donor.",
         )
@@ -120,7 +121,7 @@ def _check_conditions(
     ]
     problems += [
         Problem(
-            recipe.locate(("layout", "slices", source.slice or 0)),
+            locate_slice(recipe, source.slice),
             f"an identity layer in a model of another family than its donor's ({target.family}).",
             "Write `zero_output: true` with a `mixer` or `fresh`, or grow the donor first, in a recipe of its own.",
         )

@@ -1,4 +1,4 @@
-"""Identity layers: copies that return their input until they are trained, and a freeze of everything else."""
+"""Identity layers: copies that return their input until they are trained, and a freeze of all that donors give."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ def check_identity(recipe: Recipe, sources: Sequence[LayerSource], donors: Mappi
 def freeze_originals(recipe: Recipe, donors: Mapping[str, Donor]) -> Recipe:
     """`recipe` with `freeze: originals` as the layers that it means, in each stage, and with all three parts frozen.
 
+    Identity copies, new layers and layers with a new mixer train; the last ones as a whole, their network too.
     A part that the recipe sets itself stays as it is set. Other recipes come back unchanged.
     """
     train = recipe.train
     if train is None or ORIGINALS not in (train.freeze, *(stage.changes.get("freeze") for stage in train.stages or ())):
         return recipe
     sources = lay_out(recipe, {name: donor.structure.num_layers for name, donor in donors.items()})
-    layers = tuple(place for place, source in enumerate(sources) if not source.identity) or "none"
+    layers = tuple(place for place, source in enumerate(sources) if not is_new(source)) or "none"
     host = donors[recipe.layout.host].structure
     meant = [
         {"freeze": layers, **_frozen_parts(settings, host)} if settings.freeze == ORIGINALS else {}
@@ -58,6 +59,11 @@ def freeze_originals(recipe: Recipe, donors: Mapping[str, Donor]) -> Recipe:
     stages = tuple(fill_in(stage, **keys) if keys else stage for stage, keys in zip(train.stages, meant, strict=True))
     freeze = layers if train.freeze == ORIGINALS else train.freeze
     return replace(recipe, train=replace(train, freeze=freeze, stages=stages))
+
+
+def is_new(source: LayerSource) -> bool:
+    """Whether something in the layer is not its donor's: it is an identity copy, new, or has a new mixer."""
+    return source.identity or source.mixer is not None
 
 
 def _frozen_parts(train: Train, host: Structure) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from hybridizer.plan.layout import LayerSource, lay_out, list_used
 from hybridizer.plan.new_layers import draw_new_layers, fits_own_family, has_new_layers, shape_new_layers
 from hybridizer.plan.origin import BlendUse, Copy
 from hybridizer.plan.plan import DonorPin, Evidence, LayerRow, Plan, PlannedTensor
+from hybridizer.plan.swap import check_attention_there
 from hybridizer.plan.tensors import explain_unused, plan_tensors
 from hybridizer.recipe.models import Recipe
 
@@ -36,6 +37,7 @@ def make_plan(recipe: Recipe, donors: Mapping[str, Donor], evidence: Evidence) -
     sources = lay_out(recipe, {name: donor.structure.num_layers for name, donor in donors.items()})
     _check_blends(recipe)
     _check_kinds(recipe, sources, donors)
+    check_attention_there(recipe, sources, donors)
     check_identity(recipe, sources, donors)
     host = donors[recipe.layout.host]
     used = list_used(sources, donors)

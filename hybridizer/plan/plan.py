@@ -52,11 +52,15 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The reasons for the layout: a sentence per choice made from traces, warnings, the ranking as JSON."""
+    """The reasons for the layout: a sentence per choice made from traces, warnings, the ranking as JSON.
+
+    `swap` is the choice of the layers whose attention is replaced, with the score of each layer where it has one.
+    """
 
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     ranking: Mapping[str, Any] | None = None
+    swap: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ class Plan:
         value: dict[str, Any] = to_jsonable(replace(self, config=_encode_infinities(self.config)))
         if self.train is not None and not self.train.stages:
             del value["train"]["stages"]  # as in plans of versions without stages
+        if self.evidence.swap is None:
+            del value["evidence"]["swap"]  # as in plans of versions without it
         return value
 
 
@@ -140,6 +146,8 @@ def read_plan(value: Mapping[str, Any], where: str) -> Plan:
     fields = {key: item for key, item in value.items() if key != "hash"}
     if isinstance(fields.get("train"), dict):
         fields["train"] = {"stages": [], **fields["train"]}
+    if isinstance(fields.get("evidence"), dict):
+        fields["evidence"] = {"swap": None, **fields["evidence"]}
     plan = read_record(fields, Plan, SCHEMA, where, "Plan again with this version.")
     plan = replace(plan, config=_decode_infinities(plan.config))
     if plan.hash != value.get("hash"):

@@ -12,6 +12,7 @@ from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.donors.donor import Donor
 from hybridizer.families.target import Facts, Sizes, Target
 from hybridizer.plan.layout import LayerSource
+from hybridizer.plan.swap import locate_slice
 from hybridizer.recipe.models import Calibration, DataEntry, Recipe
 
 # The tensors of an attention that a mixer is derived from and fitted to, by the ends of their names.
@@ -22,8 +23,14 @@ def find_calibration(recipe: Recipe) -> Calibration | None:
     """The text of the fit: the recipe's `calibration`, or its first training source that is in files."""
     if recipe.layout.calibration is not None:
         return recipe.layout.calibration
+    found = _first_source(recipe)
+    return None if found is None else Calibration(found.path or found.name, found.field)
+
+
+def _first_source(recipe: Recipe) -> DataEntry | None:
+    """The first training source that is in files, or will be once a donor has written it."""
     sources = recipe.train.data if recipe.train else ()
-    return next((Calibration(entry.path, entry.field) for entry in sources if entry.path is not None), None)
+    return next((entry for entry in sources if entry.path is not None or entry.generate is not None), None)
 
 
 def pin_calibration(recipe: Recipe, sources: Sequence[LayerSource]) -> tuple[str, int, int]:
@@ -38,6 +45,9 @@ def pin_calibration(recipe: Recipe, sources: Sequence[LayerSource]) -> tuple[str
         what = "`fit: ridge` needs a text, and there is neither `layout.calibration` nor a file in `train.data`."
         raise RecipeError(Problem(recipe.locate(("layout",)), what, "Add `calibration: {path: FILE}` to `layout`."))
     where = recipe.locate(("layout", "calibration"))
+    entry = None if recipe.layout.calibration is not None else _first_source(recipe)
+    if entry is not None and entry.generate is not None:  # by what it is made from: it is written by a build
+        return content_hash({"generated": entry.generate.identity}), found.tokens, found.window
     try:
         files = find_files(found.path, recipe.folder)
     except HybridizerError as error:
@@ -100,4 +110,4 @@ def _refuse(recipe: Recipe, target: Target, host: Donor, sources: Sequence[Layer
 
 
 def _line(recipe: Recipe, source: LayerSource) -> str:
-    return recipe.locate(("layout", "slices", source.slice or 0))
+    return locate_slice(recipe, source.slice)

@@ -16,6 +16,8 @@ from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.data.hub import pin_dataset
 from hybridizer.donors.donor import Donor
 from hybridizer.families.structure import Structure
+from hybridizer.families.targets import TARGETS
+from hybridizer.plan.default_stages import add_default_stages
 from hybridizer.plan.freeze import REST, FreezeChoice, choose_frozen, with_adapters
 from hybridizer.plan.generated import describe_generation, place_generated
 from hybridizer.plan.identity import freeze_originals
@@ -40,13 +42,22 @@ _ELSEWHERE = {
 }  # fmt: skip
 
 
-def settle_training(recipe: Recipe, donors: Mapping[str, Donor]) -> Recipe:
-    """The recipe with all that hub and donors decide about its training, whatever its layers will be.
+def pin_texts(recipe: Recipe, donors: Mapping[str, Donor]) -> Recipe:
+    """The recipe with its texts known by content: hub datasets get their commits, what donors write its identity.
 
-    Hub datasets get their commits, texts that donors write their identity, `freeze: originals` its layers. Raises what
-    `pin_datasets`, `place_generated` and `freeze_originals` raise.
+    Raises what `pin_datasets` and `place_generated` raise.
     """
-    return freeze_originals(place_generated(pin_datasets(recipe), donors), donors)
+    return place_generated(pin_datasets(recipe), donors)
+
+
+def settle_training(recipe: Recipe, donors: Mapping[str, Donor]) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with all that its layers decide about its training, and sentences about what was chosen.
+
+    Swapped and new layers get stages where it names none, `freeze: originals` its layers. The layout is resolved.
+    Raises what `freeze_originals` raises.
+    """
+    staged, reasons = add_default_stages(recipe, donors)
+    return freeze_originals(staged, donors), reasons
 
 
 def pin_datasets(recipe: Recipe) -> Recipe:
@@ -116,7 +127,7 @@ def plan_training(
     train = recipe.train
     if train is None:
         return plan
-    problems = [*_long_rows(recipe, train, host), *_missing_packages(recipe, train)]
+    problems = [*_cannot_train(recipe, plan), *_long_rows(recipe, train, host), *_missing_packages(recipe, train)]
     boundary = _boundary(recipe, plan)
     stages: list[StagePlan] = []
     for index, (name, settings) in enumerate(zip(train.stage_names or ("",), train.as_stages(), strict=True)):
@@ -224,6 +235,16 @@ def check_packages(recipe: Recipe) -> None:
     """Return if every package that the training of `recipe` needs is installed; RecipeError names all that are not."""
     if recipe.train is not None and (problems := list(_missing_packages(recipe, recipe.train))):
         raise RecipeError(*problems)
+
+
+def _cannot_train(recipe: Recipe, plan: Plan) -> Iterator[Problem]:
+    target = TARGETS.get(plan.config.get("model_type", ""))
+    names = [tensor.name for tensor in plan.tensors if target is not None and tensor.name.endswith(target.renamed)]
+    if target is not None and target.renamed and names:
+        what = f"the model is of the family {target.family} and cannot be trained here: transformers saves "
+        what += f"'{names[0]}' under another name than it reads."
+        fix = "Delete `train`, or take donors that another family holds: `hybridize plan` names the family."
+        yield Problem(recipe.locate(("train",)), what, fix)
 
 
 def _long_rows(recipe: Recipe, train: Train, host: Structure) -> Iterator[Problem]:

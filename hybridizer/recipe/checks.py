@@ -11,11 +11,17 @@ from typing import Any
 from hybridizer.core.errors import DidYouMean, RecipeError
 from hybridizer.recipe.fields import read_name
 from hybridizer.recipe.layers import MAX_LAYERS, count, read_ranges, warn_of_pair
+from hybridizer.recipe.mixer import EVIDENCE_PLACES, MEASURED_PLACES, Swap
 from hybridizer.recipe.models import AUTO, HUB_KEYS, ORIGINALS, Recipe
 from hybridizer.recipe.train import FILE_KEYS
 from hybridizer.recipe.tree import Finding, KeyPath, Tree, clip, locate, name_of, show
 
 _DIAL = ("deep", "shallow", "boundary")
+_WHOLE = {  # ways to give all layers, and what each says of other keys beside it
+    "candidates": "leaves every layer to a scan, and other keys choose layers too",
+    "slices": "gives the layout in full, and other keys give it too",
+    "swap": "takes all layers of one donor, and other keys choose layers too",
+}
 
 
 def check(tree: Tree, default_name: str) -> Iterator[Finding]:
@@ -32,6 +38,7 @@ def check(tree: Tree, default_name: str) -> Iterator[Finding]:
             yield from _check_slice(path, piece)
         yield from _check_total(pieces)
         yield from _check_sizes(layout, pieces)
+        yield from _check_swap(layout)
     yield from _check_training(tree.values)
     yield from _check_writers(_section(tree.values, "train"), donors)
 
@@ -80,6 +87,7 @@ def _walk_names(
 ) -> Iterator[tuple[KeyPath, Any]]:
     for key in ("host", "deep", "shallow"):
         yield ("layout", key), layout.get(key)
+    yield ("layout", "swap", "donor"), _section(layout, "swap").get("donor")
     for path, piece in pieces:
         yield (*path, "donor"), piece.get("donor")
         yield (*path, "blend", "base"), _section(piece, "blend").get("base")
@@ -110,24 +118,36 @@ def _check_names(
 
 def _check_dial(layout: Mapping[str, Any], tree: Tree) -> Iterator[Finding]:
     dial = [key for key in _DIAL if key in layout]
-    if "candidates" in layout:
-        others = ", ".join(f"`{key}`" for key in (*dial, *(["slices"] if "slices" in layout else [])))
+    way = next((way for way in _WHOLE if way in layout), None)
+    if way is not None:
+        others = [key for key in (*dial, *_WHOLE) if key in layout and key != way]
         if others:
-            what = f"`candidates` leaves every layer to a scan, and other keys choose layers too: {others}."
-            yield Finding(("layout", "candidates"), what, f"Keep one way: delete `candidates`, or delete {others}.")
-    elif "slices" in layout and dial:
-        places = ", ".join(f"`{key}` at {locate(tree.places, ('layout', key))}" for key in dial)
-        fix = f"Keep one way: delete `slices`, or delete {' and '.join(f'`{key}`' for key in dial)}."
-        what = f"`slices` gives the layout in full, and other keys give it too: {places}."
-        yield Finding(("layout", "slices"), what, fix)
-    elif "slices" not in layout:
-        missing = [key for key in ("deep", "shallow") if key not in layout]
-        if len(missing) == 2:
-            fix = "Add `deep` and `shallow`, each with a donor's name, or list the layers in full under `slices`."
-            yield Finding(("layout",), "`layout` does not assign donors to layers.", fix)
-        elif missing:
-            what = f"`layout` has `{dial[0]}` and no `{missing[0]}`."
-            yield Finding(("layout",), what, f"Add `{missing[0]}` with a donor's name; it may be the same donor.")
+            places = ", ".join(f"`{key}` at {locate(tree.places, ('layout', key))}" for key in others)
+            fix = f"Keep one way: delete `{way}`, or delete {' and '.join(f'`{key}`' for key in others)}."
+            yield Finding(("layout", way), f"`{way}` {_WHOLE[way]}: {places}.", fix)
+        return
+    missing = [key for key in ("deep", "shallow") if key not in layout]
+    if len(missing) == 2:
+        fix = "Add `deep` and `shallow`, each with a donor's name, or list the layers in full under `slices`."
+        yield Finding(("layout",), "`layout` does not assign donors to layers.", fix)
+    elif missing:
+        what = f"`layout` has `{dial[0]}` and no `{missing[0]}`."
+        yield Finding(("layout",), what, f"Add `{missing[0]}` with a donor's name; it may be the same donor.")
+
+
+def _check_swap(layout: Mapping[str, Any]) -> Iterator[Finding]:
+    swap = _section(layout, "swap")
+    mixer = _section(swap, "mixer")
+    place, fitted = swap.get("place", Swap.place), mixer.get("fit") == "ridge"
+    if place in MEASURED_PLACES and not fitted:
+        what = f"`place` is {place}, which scores fitted mixers, and the mixer is not fitted."
+        yield Finding(("layout", "swap", "place"), what, "Add `fit: ridge` to the mixer, or choose another `place`.")
+    if place in EVIDENCE_PLACES and mixer.get("parallel") is True:
+        what = f"`place` is {place}, which says where attention can be missed, and a parallel mixer leaves it there."
+        yield Finding(("layout", "swap", "place"), what, "Take uniform, shallow, deep or random.")
+    if swap.get("zero_output") is True and fitted:
+        what = "`swap` has `zero_output`, and the fit gives the output projection other values."
+        yield Finding(("layout", "swap", "zero_output"), what, "Delete it, or delete `fit`.")
 
 
 def _check_slice(path: KeyPath, piece: Mapping[str, Any]) -> Iterator[Finding]:
@@ -201,10 +221,15 @@ def _check_total(pieces: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Findi
 
 
 def _check_sizes(layout: Mapping[str, Any], pieces: list[tuple[KeyPath, dict[str, Any]]]) -> Iterator[Finding]:
-    if "mixer_sizes" in layout and not any({"fresh", "mixer"} & piece.keys() for _, piece in pieces):
+    mixers = [_section(piece, "mixer") for _, piece in pieces] + [_section(_section(layout, "swap"), "mixer")]
+    if (
+        "mixer_sizes" in layout
+        and "swap" not in layout
+        and not any({"fresh", "mixer"} & piece.keys() for _, piece in pieces)
+    ):
         what = "`mixer_sizes` are those of new mixers, and no slice has `fresh` or `mixer`."
         yield Finding(("layout", "mixer_sizes"), what, "Delete it, or add `mixer` to a slice.")
-    if "calibration" in layout and not any(_section(piece, "mixer").get("fit") == "ridge" for _, piece in pieces):
+    if "calibration" in layout and not any(mixer.get("fit") == "ridge" for mixer in mixers):
         what = "`calibration` is what mixers are fitted on, and no mixer has `fit: ridge`."
         yield Finding(("layout", "calibration"), what, "Delete it, or add `fit: ridge` to a mixer.")
 
@@ -242,17 +267,20 @@ def _check_training(values: Mapping[str, Any]) -> Iterator[Finding]:
 def _check_frozen(train: Mapping[str, Any], layout: Mapping[str, Any]) -> Iterator[Finding]:
     """What `freeze` asks for, in `train` and in its stages, that the layout does not have."""
     stages = _stages(train)
-    if train and "slices" in layout and not (stages and all("freeze" in stage for _, stage in stages)):
-        yield from _check_sides(("train",), train)
-    if "slices" in layout:
+    listed = next((way for way in ("slices", "swap") if way in layout), None)
+    if train and listed and not (stages and all("freeze" in stage for _, stage in stages)):
+        yield from _check_sides(("train",), train, listed)
+    if listed:
         for path, stage in stages:
             if "freeze" in stage:
-                yield from _check_sides(path, stage)
-    grown = any(piece.get("as") == "identity" for _, piece in _walk_slices(layout))
+                yield from _check_sides(path, stage, listed)
+    grown = "swap" in layout or any(
+        piece.get("as") == "identity" or {"fresh", "mixer"} & piece.keys() for _, piece in _walk_slices(layout)
+    )
     for path, section in [(("train",), train), *stages]:
         if section.get("freeze") == ORIGINALS and not grown:
-            what = "`freeze` is originals, which trains identity layers alone, and the layout has none."
-            yield Finding((*path, "freeze"), what, "Add `as: identity` to the slices that are to train.")
+            what = "`freeze` is originals, which trains layers with something new alone, and the layout has none."
+            yield Finding((*path, "freeze"), what, "Add `as: identity`, `mixer` or `fresh` to a slice.")
 
 
 def _stages(train: Mapping[str, Any]) -> list[tuple[KeyPath, Mapping[str, Any]]]:
@@ -262,11 +290,11 @@ def _stages(train: Mapping[str, Any]) -> list[tuple[KeyPath, Mapping[str, Any]]]
     return [(("train", "stages", index), stage) for index, stage in numbered if isinstance(stage, dict)]
 
 
-def _check_sides(path: KeyPath, section: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_sides(path: KeyPath, section: Mapping[str, Any], way: str) -> Iterator[Finding]:
     side = section.get("freeze", "deep")
     if side in ("deep", "shallow"):
         found = f"`freeze` is {side}" if "freeze" in section else "`freeze` is left out, which means deep"
-        what = f"{found}, and a layout by `slices` has no boundary to choose those layers by."
+        what = f"{found}, and a layout by `{way}` has no boundary to choose those layers by."
         yield Finding((*path, "freeze") if "freeze" in section else path, what, "List the layers: freeze: 15..29.")
 
 

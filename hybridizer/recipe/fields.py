@@ -40,7 +40,7 @@ AUTO = "auto"
 STRATEGIES = (AUTO, "knee", "midpoint", "s-maximal", "task-particle")
 SIDES = ("deep", "shallow", "none")
 LAYER_DECAY = "layer_decay"  # a key of `lr_scale`
-ORIGINALS = "originals"  # frozen: everything except identity layers
+ORIGINALS = "originals"  # frozen: every layer that is a donor's as it is
 _FROZEN = (*SIDES, ORIGINALS)
 PLACES = ("boundary", "last")
 MAX_LEARNING_RATE = 0.1  # five times the size of a weight: one step replaces what was learned
@@ -114,6 +114,17 @@ def read_boundary(value: object) -> Boundary:
         raise refusal(f"a boundary at layer {value} leaves the shallow donor no layer.", fix)
     if value >= MAX_LAYERS:
         raise refusal(f"a boundary at layer {value}; the limit is layer {MAX_LAYERS - 1}.", fix)
+    return value
+
+
+def _read_layer_count(value: object) -> int | float:
+    fix = "Write a share of the depth such as 0.5, or a number of layers such as 15."
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise refusal(f"must be a share of the depth or a number of layers; got {show(value)}.", fix)
+    if isinstance(value, float) and not 0 < value < 1:
+        raise refusal(f"must be a share between 0 and 1; got {show(value)}.", f"{fix} A number has no decimal point.")
+    if isinstance(value, int) and not 1 <= value < MAX_LAYERS:
+        raise refusal(f"must be a number of layers from 1 to {MAX_LAYERS - 1}; got {show(value)}.", fix)
     return value
 
 
@@ -277,6 +288,11 @@ BoundaryValue: TypeAlias = Annotated[
     Boundary,
     PlainValidator(as_validator(read_boundary)),
     _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": 9999}, {"enum": list(STRATEGIES)}),
+]
+LayerCount: TypeAlias = Annotated[
+    int | float,
+    PlainValidator(as_validator(_read_layer_count)),
+    _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": MAX_LAYERS - 1}),
 ]
 Size: TypeAlias = Annotated[
     int, PlainValidator(as_validator(parse_size)), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)

@@ -7,12 +7,16 @@ from typing import Literal, TypeAlias
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from hybridizer.recipe.fields import AtLeastTwo, Count, PositiveInt, Switch, Text
+from hybridizer.recipe.fields import AtLeastTwo, Count, LayerCount, PositiveInt, Seed, Switch, Text
 
 MixerKind: TypeAlias = Literal["mamba2", "gated_delta_net", "short_conv"]
 TargetFamily: TypeAlias = Literal[
     "granitemoehybrid", "lfm2", "qwen3_5_text", "qwen3_next", "olmo_hybrid", "falcon_h1"
 ]  # those of hybridizer.families.targets, which a test compares
+# Which layers are swapped, by the names of hybridizer.mixers.choice.
+SwapPlace: TypeAlias = Literal["uniform", "shallow", "deep", "random", "trace", "leave-one-out", "kl"]
+MEASURED_PLACES = ("leave-one-out", "kl")  # each layer is swapped alone and scored
+EVIDENCE_PLACES = ("trace", *MEASURED_PLACES)  # the model is run before the layers are known
 
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
 
@@ -31,6 +35,41 @@ class Mixer:
         default="none",
         description="ridge fits its output projection to what the attention gives on a text, in closed form",
     )
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Swap:
+    """All layers of one donor in their order, another mixer in the place of attention in some of them.
+
+    It stands for `slices`, which planning writes out. An int `count` is a number of layers, a float a share.
+    """
+
+    mixer: Mixer = Field(
+        description="what replaces the attention of the layers that are swapped",
+        examples=[{"kind": "mamba2", "init": "attention", "fit": "ridge"}],
+    )
+    donor: Text | None = Field(
+        default=None, description="the name of a donor; the host if left out", examples=["instruct"]
+    )
+    count: LayerCount = Field(
+        default=0.5, description="how many layers are swapped: a share of the depth such as 0.5, or a number such as 15"
+    )
+    place: SwapPlace = Field(
+        default="uniform",
+        description="which layers are swapped: uniform, spread evenly; shallow or deep, those at that end; random, by "
+        "`seed`; or by evidence those that lose least: trace, which a disturbance moves least; leave-one-out or kl, "
+        "each swapped alone and scored in bits per token or by its divergence from the donor",
+    )
+    seed: Seed = Field(default=0, description="the seed of random, and of what the evidence draws")
+    score_tokens: Count = Field(
+        default=512, description="tokens that leave-one-out and kl score on, behind those of the fit"
+    )
+    zero_output: Switch = Field(default=False, description="output projections of the new mixers start at zero")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether fitted mixers are scored to choose the layers."""
+        return self.place in MEASURED_PLACES
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -48,7 +48,7 @@ from hybridizer.recipe.fields import (
     Tracker,
     WrittenAs,
 )
-from hybridizer.recipe.mixer import Calibration, Mixer, MixerKind, MixerSizes, TargetFamily
+from hybridizer.recipe.mixer import Calibration, Mixer, MixerKind, MixerSizes, Swap, TargetFamily
 from hybridizer.recipe.sections import fill_in, plain
 from hybridizer.recipe.train import HUB_KEYS, DataEntry, Lora, Stage, Train
 from hybridizer.recipe.tree import KeyPath, locate
@@ -79,6 +79,7 @@ __all__ = [
     "Recipe",
     "Slice",
     "Stage",
+    "Swap",
     "TextEntry",
     "Trace",
     "Tracker",
@@ -195,27 +196,24 @@ class Slice:
         return () if self.mixer or self.fresh else ("zero_output",)
 
 
-_DIAL_OR_SLICES: JsonDict = {
-    "oneOf": [
-        {"required": ["deep", "shallow"], "not": {"anyOf": [{"required": ["slices"]}, {"required": ["candidates"]}]}},
-        {
-            "required": ["slices"],
-            "not": {"anyOf": [{"required": ["deep"]}, {"required": ["shallow"]}, {"required": ["boundary"]}]},
-        },
-        {
-            "required": ["candidates"],
-            "not": {"anyOf": [{"required": [key]} for key in ("deep", "shallow", "boundary", "slices")]},
-        },
-    ]
-}
+_WAYS = ("candidates", "swap", "slices")  # beside the dial; each stands alone
 
 
-@dataclass(frozen=True, config=ConfigDict(**_CONFIG, json_schema_extra=_DIAL_OR_SLICES))
+def _alone(way: str) -> JsonDict:
+    others = [other for other in _WAYS if other != way]
+    return {"required": [way], **_without("deep", "shallow", "boundary", *others)}
+
+
+_ONE_WAY: JsonDict = {"oneOf": [{"required": ["deep", "shallow"], **_without(*_WAYS)}, *(_alone(way) for way in _WAYS)]}
+
+
+@dataclass(frozen=True, config=ConfigDict(**_CONFIG, json_schema_extra=_ONE_WAY))
 class Layout:
-    """Which donor gives which layer: by the dial (deep, shallow, boundary), in full (slices) or by a scan (candidates).
+    """Which donor gives which layer: by the dial (deep, shallow, boundary), in full (slices), by a scan (candidates) or
+    one donor with new mixers in some layers (swap).
 
     A float boundary is a share of the depth, above 0 and below 1; an int one is the first layer of the deep side, at
-    least 1. With slices the boundary has no effect.
+    least 1. With slices and swap the boundary has no effect.
     """
 
     host: Text = Field(
@@ -244,6 +242,11 @@ class Layout:
         description="the output layers from shallow to deep, in full",
         examples=[EXAMPLE_SLICES],
     )
+    swap: Swap | None = Field(
+        default=None,
+        description="the layers of one donor, some of them with another mixer in the place of attention",
+        examples=[{"mixer": {"kind": "mamba2", "init": "attention", "fit": "ridge"}, "count": 0.5}],
+    )
     mixer_sizes: MixerSizes | None = Field(
         default=None,
         description="sizes of the new mixers; those that the donor suggests if left out",
@@ -261,9 +264,13 @@ class Layout:
     @property
     def unused_keys(self) -> tuple[str, ...]:
         """The keys that have no effect beside the others."""
-        if self.candidates is not None:
-            return ("deep", "shallow", "boundary", "slices")
-        return ("deep", "shallow", "boundary") if self.slices else ("slices",)
+        ways = self.candidates is not None or self.swap is not None or self.slices is not None
+        return ("deep", "shallow", "boundary") if ways else ()
+
+    @property
+    def has_boundary(self) -> bool:
+        """Whether the layout has a deep and a shallow side."""
+        return self.slices is None and self.swap is None
 
     @property
     def needs_trace(self) -> bool:

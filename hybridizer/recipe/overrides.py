@@ -33,6 +33,7 @@ def apply(tree: Tree, override: str) -> None:
         raise RecipeError(*value_tree.problems, Problem(where, f"{name_of(path)} is given no value.", _FORM))
     _forget(tree, path)
     holder[path[-1]] = value
+    _replace_rival(tree, path)
     tree.places |= value_tree.places
     tree.problems += value_tree.problems
     tree.refused |= value_tree.refused
@@ -63,6 +64,25 @@ def _key(holder: object, step: str, path: KeyPath, where: str) -> str | int:
     entries = f"entries 0..{len(holder) - 1}" if holder else "no entries"
     what = f"{name_of(path)} is a list with {entries}, found '{clip(step)}'."
     raise RecipeError(Problem(where, what, "Take the position of an entry, or set the list as a whole."))
+
+
+def _replace_rival(tree: Tree, path: KeyPath) -> None:
+    """`train.objective.align` takes the place of the recipe's `distill`, and the other way round.
+
+    One that another override gave stays, so that both at once are an error.
+    """
+    for depth, step in enumerate(path[:-1]):
+        rival = {"align": "distill", "distill": "align"}.get(str(path[depth + 1]))
+        if step != "objective" or rival is None:
+            continue
+        other = (*path[: depth + 1], rival)
+        if any(tree.places.get(other[:end], "").startswith("--set ") for end in range(depth + 1, len(other) + 1)):
+            continue
+        above: Any = tree.values
+        for key in other[:-1]:
+            above = above[key]
+        if above.pop(rival, None) is not None:
+            _forget(tree, other)
 
 
 def _forget(tree: Tree, path: KeyPath) -> None:

@@ -142,8 +142,8 @@ class TrainSettings:
     )
     freeze: Freeze = Field(
         default="deep",
-        description="what is frozen: deep, shallow, none, originals (everything except identity layers), or a list of "
-        "layers such as [0, 15..29]",
+        description="what is frozen: deep, shallow, none, originals (all but identity layers, new layers and "
+        "those with a new mixer), or a list of layers such as [0, 15..29]",
     )
     embedding: Part = Field(default="side", description="train or freeze it; side: as the first layer")
     final_norm: Part = Field(default="side", description="train or freeze it; side: as the last layer")

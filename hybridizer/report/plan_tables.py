@@ -91,6 +91,25 @@ def training_lines(plan: Plan) -> list[str]:
     return lines + [f"{one_line(stage.name, 30)}: {note}" for stage in plan.train.stages for note in stage.notes]
 
 
+def swap_table(swap: Mapping[str, Any]) -> Group | None:
+    """The evidence of each layer for keeping its attention, of `Evidence.swap`; None where a rule chose the layers."""
+    if not swap["evidence"]:
+        return None
+    kept, scores = set(swap["kept"]), {score["layer"]: score for score in swap["scores"]}
+    columns = ("bits", "bits_dropped", "kl", "kl_dropped", "explained") if scores else (swap["figure"],)
+    table = TextTable()
+    for title in ("layer", "attention", *(column.replace("_", " ") for column in columns)):
+        table.add_column(title, justify="left" if title == "attention" else "right")
+    for layer, evidence in enumerate(swap["evidence"]):
+        values = [scores[layer][column] for column in columns] if scores else [evidence]
+        table.add_row(str(layer), "kept" if layer in kept else "swapped", *(f"{value:.4f}" for value in values))
+    about = "per layer by a trace: a disturbance moves the kept ones most"
+    if scores:
+        about = "each layer swapped alone: bits per token above the donor, and divergence from it in bits per token"
+        about += f", on {swap['tokens']} tokens; 'dropped' is with nothing in its place"
+    return under([about], table, [])
+
+
 def served_lines(plan: Plan) -> list[str]:
     """What runs the model, and under which condition; nothing for a model of its donors' own family."""
     return [f"served by {served.by}: {served.answer} ({served.how})" for served in plan.served_by]

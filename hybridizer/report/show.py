@@ -124,7 +124,14 @@ def plot_scan(record: Mapping[str, Any], path: Path) -> None:
 def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, every_layer: bool) -> None:
     """A plan with the amounts of its run, its cost and the measured time, where they are given, and its rankings."""
     from hybridizer.report.cost_tables import cost_table, expectation_lines, stages_table
-    from hybridizer.report.plan_tables import amount_lines, plan_table, served_lines, training_lines, unused_lines
+    from hybridizer.report.plan_tables import (
+        amount_lines,
+        plan_table,
+        served_lines,
+        swap_table,
+        training_lines,
+        unused_lines,
+    )
 
     for warning in (*made.warnings, *amounts["warnings"]):
         warn(warning)
@@ -139,6 +146,8 @@ def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, 
         _draw_ranking(made.evidence.ranking)
         if (shallow := made.evidence.ranking.get("shallow")) is not None:
             _draw_ranking(shallow)
+    if made.evidence.swap is not None and (table := swap_table(made.evidence.swap)) is not None:
+        draw(table)
     reasons = [*made.evidence.reasons, *served_lines(made)]
     for line in [*amount_lines(amounts), *reasons, *training_lines(made), *unused_lines(made)]:
         echo(line)

@@ -70,7 +70,7 @@ def fit_planned(plan: Plan, host: Donor, documents: Iterable[str], monitor: Moni
         int(place_of(tensor)[0]): t.init for tensor in fitted_tensors(plan) if isinstance(t := tensor.source, Fitted)
     }
     model, tokenizer = load_causal_lm(host.folder, torch.float32, trust_remote_code="remote_code" in host.allow)
-    windows = _read_windows(tokenizer, documents, source)
+    windows = read_windows(tokenizer, documents, max(2, source.tokens // source.window), source.window)
     parts = find_parts(model)
     shape, attention = mixer_shapes(plan)
     makers = {init: new_mixers(parts, source.mixer, init, shape, attention, source.seed) for init in inits.values()}
@@ -99,17 +99,21 @@ def place_of(tensor: PlannedTensor) -> tuple[str, str]:
     return number, suffix
 
 
-def _read_windows(tokenizer: Any, documents: Iterable[str], source: Fitted) -> Tensor:
-    """Windows of the first tokens of `documents`, one document after the other, int64 (windows, tokens)."""
+def read_windows(tokenizer: Any, documents: Iterable[str], num_windows: int, window: int) -> Tensor:
+    """The first `num_windows` windows of `documents`, one after the other, or as many as there are, int64 (windows,
+    tokens).
+
+    Raises InputError for a text that is shorter than two windows.
+    """
     import torch
 
-    wanted, ids = max(2, source.tokens // source.window) * source.window, list[int]()
+    ids = list[int]()
     for document in documents:
         ids += tokenizer(document, verbose=False)["input_ids"]
-        if len(ids) >= wanted:
+        if len(ids) >= num_windows * window:
             break
-    count = min(len(ids), wanted) // source.window
+    count = min(len(ids) // window, num_windows)
     if count < 2:
-        what = f"{len(ids)} tokens, and a fit needs two windows of {source.window}."
+        what = f"{len(ids)} tokens, and a fit needs two windows of {window}."
         raise InputError(Problem("calibration", what, "Give more text, or a smaller `calibration.window`."))
-    return torch.tensor(ids[: count * source.window]).view(count, source.window)
+    return torch.tensor(ids[: count * window]).view(count, window)

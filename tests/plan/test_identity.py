@@ -120,7 +120,7 @@ def test_other_uses_of_as_are_refused(bench, slices, message):
 
 
 def test_originals_without_an_identity_layer_is_refused(bench):
-    with pytest.raises(RecipeError, match="trains identity layers alone, and the layout has none"):
+    with pytest.raises(RecipeError, match="trains layers with something new alone, and the layout has none"):
         load_recipe(recipe_of(bench, SLICES[:1], train={}))
 
 

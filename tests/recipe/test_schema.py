@@ -243,19 +243,23 @@ def test_every_key_is_described(validator) -> None:
 def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
     dial = VALUES | {"layout": {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}}
     budget = VALUES | {"layout": {"host": "a", "candidates": 9}}
+    swap = {"mixer": {"kind": "mamba2", "init": "attention", "fit": "ridge"}, "donor": "a", "count": 0.5, "place": "kl"}
+    swap |= {"seed": 1, "score_tokens": 64, "zero_output": False}
+    swapped = VALUES | {"layout": {"host": "a", "swap": swap, "calibration": {"path": "x.txt"}}}
     timed = {key: value for key, value in VALUES["train"].items() if key != "max_minutes"}  # which a trial refuses
     tried = VALUES | {"train": timed, "trial": TRIAL}
     stage = {key: VALUES["train"][key] for key in keys_of(Stage) if key != "name"} | {"name": "first"}
     staged = VALUES | {"train": {"data": VALUES["train"]["data"], "stages": [stage]}}
     align = changed(VALUES, ("train", "objective"), {"align": {"teacher": "b", "at": 3, "loss": "mse", "weight": 1}})
     keys = {key for section in [validator.schema, *validator.schema["$defs"].values()] for key in section["properties"]}
-    loaded = (VALUES, dial, budget, tried, staged, align)
+    loaded = (VALUES, dial, budget, swapped, tried, staged, align)
     assert keys <= {step for values in loaded for path in paths(values) for step in path}
     num_loaded = 0
     starts = [
         *((VALUES, path) for path in paths(VALUES)),
         *((dial, path) for path in paths(dial) if path[0] == "layout"),
         *((budget, path) for path in paths(budget) if path[0] == "layout"),
+        *((swapped, path) for path in paths(swapped) if path[0] == "layout"),
         *((tried, path) for path in paths(tried) if path[0] == "trial"),
         *((staged, path) for path in paths(staged) if path[:2] == ("train", "stages")),
         *((align, path) for path in paths(align) if "objective" in path),

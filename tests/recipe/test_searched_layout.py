@@ -27,8 +27,8 @@ def test_a_budget_may_be_set_and_overridden():
 @pytest.mark.parametrize(
     ("layout", "says"),
     [
-        ({"candidates": 9, "deep": "a", "shallow": "a"}, "other keys choose layers too: `deep`, `shallow`"),
-        ({"candidates": 9, "slices": [{"donor": "a"}]}, "other keys choose layers too: `slices`"),
+        ({"candidates": 9, "deep": "a", "shallow": "a"}, "other keys choose layers too: `deep` at "),
+        ({"candidates": 9, "slices": [{"donor": "a"}]}, "other keys choose layers too: `slices` at "),
         ({"candidates": 0}, "candidates"),
         ("automatic", "layout"),
     ],

@@ -1,0 +1,23 @@
+"""The text that mixers of a recipe are fitted and scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hybridizer.data.documents import BadRecords, find_files, read_documents
+from hybridizer.plan.starts import find_calibration
+from hybridizer.recipe.models import Calibration, DataEntry, Recipe
+
+
+def calibration_of(recipe: Recipe) -> Calibration:
+    """Which text it is; planning has checked that there is one."""
+    text = find_calibration(recipe)
+    assert text is not None, "checked when it was planned"
+    return text
+
+
+def read_calibration(recipe: Recipe) -> Iterator[str]:
+    """The documents that mixers of `recipe` are fitted on; planning has checked that there are some."""
+    text = calibration_of(recipe)
+    for path in find_files(text.path, recipe.folder):
+        yield from read_documents(path, text.field, DataEntry.max_document_bytes, BadRecords())
