@@ -54,7 +54,7 @@ def begin_truncation(job: TrainJob, prepared: Prepared, context: RunContext) -> 
     found = Truncation(job.kept.top_k, outside, count, len(job.kept.sample()["places"]), whole, kept)
     context.monitor.note(
         f"teacher: {found.top_k} tokens are kept of each distribution, with {outside:.2%} of the probability outside "
-        f"them (mean over {count:,} tokens){_compare(whole, kept)}"
+        f"them (mean over {count:,} tokens); {_compare(whole, kept)}"
     )
     return found
 
@@ -67,14 +67,14 @@ def end_truncation(
         return None
     whole, kept = _measure(job, prepared, context)
     if whole is not None:
-        context.monitor.note(f"teacher: at the end{_compare(whole, kept)}")
+        context.monitor.note(f"teacher: at the end, {_compare(whole, kept)}")
     return replace(begun, last_divergence=whole, last_kept_divergence=kept)
 
 
 def _compare(whole: float | None, kept: float | None) -> str:
     if whole is None or kept is None:
-        return ""
-    return f"; divergence of a sample {whole:.4f} nats per token, {kept:.4f} of what is kept"
+        return "the divergence is not measured on a sharded model"
+    return f"divergence of a sample {whole:.4f} nats per token, {kept:.4f} of what is kept"
 
 
 @torch.no_grad()
