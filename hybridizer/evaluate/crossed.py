@@ -195,13 +195,14 @@ def _seed_weight(parts: Parts, level: Array) -> Array:
     """The weight of the seeds' t distribution (0..1) in p values about `level`: their part's ratio to the other's.
 
     The ratio is squared at 5% and above. Below, the power falls, with 2 or 3 seeds to 1, with more by less. Chance counts
-    in the seeds' part alone: what is known as badly as that part should not lower its weight.
+    in the seeds' part alone, as what is known as badly as that part should not lower its weight; not where the seeds'
+    part is below chance, which then limits the error.
     """
     scale = np.maximum(parts.by_seed, parts.by_group)
     scale = np.where(scale > 0, scale, 1.0)
-    seed, group = parts.by_seed / scale, parts.by_group / scale
+    seed, group, chance = parts.by_seed / scale, parts.by_group / scale, parts.by_chance / scale
     power = 2 - np.minimum(1.0, 2 / parts.of_seeds) * (1 - np.minimum(1.0, level / (1 - LEVEL)))
     ours = _FACTOR / parts.of_seeds * np.where(parts.of_seeds > 1, 1.0, _TWO_SEEDS) * seed**power
-    theirs = group ** (power - 1) * np.maximum(0.0, group - parts.by_chance / scale)
+    theirs = group ** (power - 1) * np.maximum(0.0, np.maximum(group - chance, chance - seed))
     either = ours + theirs
     return np.asarray(np.where(either > 0, ours / np.where(either > 0, either, 1.0), 0.0))
