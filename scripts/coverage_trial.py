@@ -1,7 +1,7 @@
 """How often a trial's intervals cover the true difference, and how often equal arms are told apart: simulated.
 
-    python scripts/coverage_trial.py [--trials 6000]      # about 7 minutes on one core
-    python scripts/coverage_trial.py --held-out           # other cases, which no choice was made by; 2 minutes
+    python scripts/coverage_trial.py [--trials 6000]      # about 3 minutes on one core
+    python scripts/coverage_trial.py --held-out           # other cases; 3 minutes
     python scripts/coverage_trial.py --only-detectable    # what more seeds and fewer arms would show; seconds
 
 Needs numpy alone. A simulated run is one number per document: how hard the document is, which all arms share; what the

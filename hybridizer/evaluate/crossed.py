@@ -11,7 +11,7 @@ they fall with the p value. [ours]
 
 The constants are those that come closest to the level for normal data, whatever the shares of both parts, with 2 to 5
 seeds; what they reach otherwise is in docs/trial.md, by scripts/coverage_trial.py. Percentiles of a bootstrap over seeds
-and documents cover 56 to 97% there.
+and documents cover 53 to 97% there.
 """
 
 from __future__ import annotations

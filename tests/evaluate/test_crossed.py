@@ -97,7 +97,7 @@ def test_one_long_document_counts_as_few():
     assert found.freedom == pytest.approx(26**2 / (15**2 + 11) - 1)
     even = measure_crossed(np.random.default_rng(0).normal(size=(3, 12)), np.full(12, 7.0))
     assert even.freedom == pytest.approx(11)
-    assert 0.03 <= rejected(3, 12, 0, 0, 0.05, sizes) <= 0.085  # 11% with 11 degrees of freedom and errors not corrected
+    assert rejected(3, 12, 0, 0, 0.05, np.geomspace(1, 20, 12)) <= 0.075  # 6.4%; 10% with 11 degrees of freedom
 
 
 def test_what_a_seed_changes_is_not_taken_for_chance_where_sizes_are_uneven():
