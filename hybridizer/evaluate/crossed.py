@@ -3,15 +3,15 @@
 Every run of a trial is scored on the same documents. A document that is hard is hard for every seed, so that seeds and
 documents are crossed, not nested: more seeds do not make up for few documents, nor more documents for few seeds.
 
-The error is the sum of both parts (two-way analysis of variance, documents weighted by their sizes). What is divided by
-it is not normal, as the part of the seeds is known from 2 degrees of freedom at 3 seeds. No test is exact here (the
-problem of Behrens and Fisher, with a third part). The p value is the mean of the t distributions of both parts, weighted
-by powers of their variances. Powers that fit at 5% give a weight too small far out, where Holm's correction looks; so
+The error is the sum of both parts (two-way analysis of variance, documents weighted by their sizes). What is divided
+by it is not normal, as the part of the seeds is known from 2 degrees of freedom at 3 seeds. No test is exact here (the
+problem of Behrens and Fisher, with a third part). The p value is the mean of the t distributions of both parts,
+weighted by powers of their variances. Powers that fit at 5% give a weight too small far out, where Holm's correction looks; so
 they fall with the p value. [ours]
 
 The constants are those that come closest to the level for normal data, whatever the shares of both parts, with 2 to 5
-seeds; what they reach otherwise is in docs/trial.md, by scripts/coverage_trial.py. Percentiles of a bootstrap over seeds
-and documents cover 53 to 97% there.
+seeds; what they reach otherwise is in docs/trial.md, by scripts/coverage_trial.py. Percentiles of a bootstrap over
+seeds and documents cover 53 to 97% there.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ def _mixed(tails: Array, parts: Parts, level: Array) -> Array:
 def _seed_weight(parts: Parts, level: Array) -> Array:
     """The weight of the seeds' t distribution (0..1) in p values about `level`: their part's ratio to the other's.
 
-    The ratio is squared at 5% and above. Below, the power falls, with 2 or 3 seeds to 1, with more by less. Chance counts
-    in the seeds' part alone, as what is known as badly as that part should not lower its weight; not where the seeds'
+    The ratio is squared at 5% and above. Below, the power falls, with 2 or 3 seeds to 1, with more by less. Chance
+    counts in the seeds' part alone, as what is known as badly as that part should not lower its weight; not where the seeds'
     part is below chance, which then limits the error.
     """
     scale = np.maximum(parts.by_seed, parts.by_group)
