@@ -39,7 +39,8 @@ class Case:
     """`by_seed` is in errors of the documents' mean, `by_chance` in standard deviations of a document's gain.
 
     `gains` is how a document's gain is distributed in each arm: a gamma distribution of order 2, a normal one,
-    Student's t with 3 degrees of freedom, or, one-sided, a log-normal one in the second arm and later ones, none in the first.
+    Student's t with 3 degrees of freedom, or, one-sided, a log-normal one in the second arm and later ones, none in
+    the first.
     `heavy_seeds`: what a seed changes has Student's t with 4. Sizes are evenly drawn from 3 to 9, or, `uneven`,
     log-normal with a deviation of 1. `rates` is among how many equal learning rates each arm in turn chooses by its
     first seed, on documents that are not reported.

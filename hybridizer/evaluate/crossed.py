@@ -6,8 +6,8 @@ documents are crossed, not nested: more seeds do not make up for few documents, 
 The error is the sum of both parts (two-way analysis of variance, documents weighted by their sizes). What is divided
 by it is not normal, as the part of the seeds is known from 2 degrees of freedom at 3 seeds. No test is exact here (the
 problem of Behrens and Fisher, with a third part). The p value is the mean of the t distributions of both parts,
-weighted by powers of their variances. Powers that fit at 5% give a weight too small far out, where Holm's correction looks; so
-they fall with the p value. [ours]
+weighted by powers of their variances. Powers that fit at 5% give a weight too small far out, where Holm's correction
+looks; so they fall with the p value. [ours]
 
 The constants are those that come closest to the level for normal data, whatever the shares of both parts, with 2 to 5
 seeds; what they reach otherwise is in docs/trial.md, by scripts/coverage_trial.py. Percentiles of a bootstrap over
@@ -91,8 +91,9 @@ def measure_crossed(values: Array, sizes: Array) -> Crossed:
     num_seeds, num_groups = values.shape
     assert num_seeds > 1 and sizes.shape == (num_groups,), (values.shape, sizes.shape)
     value, parts = measure_parts(values, sizes)
-    errors = (float(part) for part in (parts.by_seed, parts.by_group, parts.by_chance))
-    return Crossed(float(value), *errors, num_seeds, num_groups, float(parts.of_groups))
+    by_seed, by_group, by_chance = (float(part) for part in (parts.by_seed, parts.by_group, parts.by_chance))
+    freedom = float(parts.of_groups)
+    return Crossed(float(value), by_seed, by_group, by_chance, num_seeds, num_groups, freedom)
 
 
 def measure_parts(values: Array, sizes: Array) -> tuple[Array, Parts]:
@@ -195,8 +196,8 @@ def _seed_weight(parts: Parts, level: Array) -> Array:
     """The weight of the seeds' t distribution (0..1) in p values about `level`: their part's ratio to the other's.
 
     The ratio is squared at 5% and above. Below, the power falls, with 2 or 3 seeds to 1, with more by less. Chance
-    counts in the seeds' part alone, as what is known as badly as that part should not lower its weight; not where the seeds'
-    part is below chance, which then limits the error.
+    counts in the seeds' part alone, as what is known as badly as that part should not lower its weight; not
+    where the seeds' part is below chance, which then limits the error.
     """
     scale = np.maximum(parts.by_seed, parts.by_group)
     scale = np.where(scale > 0, scale, 1.0)

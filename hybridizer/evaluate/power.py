@@ -107,8 +107,11 @@ def detectable(
         (spread.by_group**2 / num_groups + chance, of_groups),
         (chance, (num_seeds - 1) * of_groups),
     )
-    drawn = [mean * generator.chisquare(degrees, _NUM_DRAWS) / degrees for mean, degrees in squared]
-    parts = Parts(*drawn, np.full(_NUM_DRAWS, num_seeds - 1.0), np.full(_NUM_DRAWS, float(of_groups)))
+    by_seed, by_group, by_chance = (
+        mean * generator.chisquare(degrees, _NUM_DRAWS) / degrees for mean, degrees in squared
+    )
+    freedoms = np.full(_NUM_DRAWS, num_seeds - 1.0), np.full(_NUM_DRAWS, float(of_groups))
+    parts = Parts(by_seed, by_group, by_chance, *freedoms)
     error = math.sqrt(squared[0][0] + squared[1][0] - chance)
     tails = (1 - LEVEL) / num_pairs
     reach = critical_distances(parts, tails) * np.sqrt(parts.squared_error)
