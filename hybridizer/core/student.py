@@ -1,17 +1,15 @@
-"""Student's t with any positive number of degrees of freedom, whole or not: tails and quantiles.
-
-For spreads known from a few runs, where the expansion in `core.bootstrap.t_quantile` is too small.
-"""
+"""Student's t with any positive number of degrees of freedom, whole or not: tails and quantiles."""
 
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from hybridizer.core.bootstrap import Array
-
+Array: TypeAlias = NDArray[np.float64]
 _TERMS = 400  # of the continued fraction: from 0.5 to 1e6 degrees it has converged after fewer
 
 
@@ -31,6 +29,7 @@ def student_tails(distance: ArrayLike, degrees: ArrayLike) -> Array:
     return np.asarray(np.where(near, direct, 1 - direct))
 
 
+@cache
 def student_quantile(degrees: float, tails: float = 0.05) -> float:
     """The distance that |t| exceeds with probability `tails` (0..1, not 0): the 97.5% quantile by default."""
     low, high = 0.0, 1.0

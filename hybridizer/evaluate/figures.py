@@ -13,8 +13,9 @@ from itertools import combinations
 
 import numpy as np
 
-from hybridizer.core.bootstrap import Array, Interval, Z, interval, t_quantile, weight_blocks, wilson_interval
+from hybridizer.core.bootstrap import Array, Interval, Z, interval, weight_blocks, wilson_interval
 from hybridizer.core.errors import InputError, Problem
+from hybridizer.core.student import student_quantile
 from hybridizer.evaluate.compare import FEW_DOCUMENTS, LEAST_DOCUMENTS, NUM_RESAMPLES
 from hybridizer.evaluate.scores import Scores
 
@@ -117,7 +118,7 @@ def estimate(figure: Figure, seed: int = 0) -> Estimate:
     sums = sum_groups(figure)
     count = sums.shape[1]
     if figure.is_share:
-        z = t_quantile(count - 1) if count > 1 else Z
+        z = student_quantile(count - 1) if count > 1 else Z
         spread: Interval | None = wilson_interval(figure.value, _effective_number(figure.value, sums), z)
     else:
         spread = _group_interval(sums, seed)
@@ -197,7 +198,7 @@ def _group_interval(sums: Array, seed: int) -> Interval | None:
     if count < 2:
         return None
     value = float(sums[0].sum() / sums[1].sum())
-    factor = t_quantile(count - 1) / Z * math.sqrt(count / (count - 1))
+    factor = student_quantile(count - 1) / Z * math.sqrt(count / (count - 1))
     low, high = interval(_ratio_samples(sums, seed))
     return value + factor * (low - value), value + factor * (high - value)
 

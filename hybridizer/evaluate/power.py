@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hybridizer.core.bootstrap import LEVEL
-from hybridizer.evaluate.crossed import Crossed, critical_distances, squared_errors
+from hybridizer.evaluate.crossed import Crossed, Parts, critical_distances
 
 POWER = 0.8
 _NUM_DRAWS, _SEED = 4000, 0  # the difference found has an error of 2%
@@ -79,7 +79,8 @@ def detectable_after(pairs: Sequence[Crossed]) -> Detectable | None:
     num_seeds, num_groups = min(pair.num_seeds for pair in pairs), min(pair.num_groups for pair in pairs)
     if num_groups < 2:
         return None
-    return detectable(Spread(*means), num_seeds, num_groups, len(pairs), assumed=False)
+    freedom = min(pair.freedom for pair in pairs)
+    return detectable(Spread(*means), num_seeds, num_groups, len(pairs), assumed=False, freedom=freedom)
 
 
 def measured_spread(found: Crossed) -> Spread:
@@ -90,21 +91,29 @@ def measured_spread(found: Crossed) -> Spread:
     return Spread(math.sqrt(by_seed), math.sqrt(by_group), math.sqrt(by_chance))
 
 
-def detectable(spread: Spread, num_seeds: int, num_groups: int, num_pairs: int, assumed: bool) -> Detectable:
-    """By simulating the test itself: errors drawn as analysis of variance draws them from normal data."""
+def detectable(
+    spread: Spread, num_seeds: int, num_groups: int, num_pairs: int, assumed: bool, freedom: float | None = None
+) -> Detectable:
+    """By simulating the test itself: errors drawn as analysis of variance draws them from normal data.
+
+    `freedom` is the groups' degrees of freedom; None for groups of one size.
+    """
     generator = np.random.default_rng(_SEED)
     both = num_seeds * num_groups
     chance = spread.by_chance**2 / both
+    of_groups = num_groups - 1 if freedom is None else freedom
     squared = (
         (spread.by_seed**2 / num_seeds + chance, num_seeds - 1),
-        (spread.by_group**2 / num_groups + chance, num_groups - 1),
-        (chance, (num_seeds - 1) * (num_groups - 1)),
+        (spread.by_group**2 / num_groups + chance, of_groups),
+        (chance, (num_seeds - 1) * of_groups),
     )
-    parts = [mean * generator.chisquare(degrees, _NUM_DRAWS) / degrees for mean, degrees in squared]
+    by_seed, by_group, by_chance = (
+        mean * generator.chisquare(degrees, _NUM_DRAWS) / degrees for mean, degrees in squared
+    )
+    freedoms = np.full(_NUM_DRAWS, num_seeds - 1.0), np.full(_NUM_DRAWS, float(of_groups))
+    parts = Parts(by_seed, by_group, by_chance, *freedoms)
     error = math.sqrt(squared[0][0] + squared[1][0] - chance)
     tails = (1 - LEVEL) / num_pairs
-    by_seed, by_group, by_chance = parts
-    reach = critical_distances(by_seed, by_group, by_chance, num_seeds, num_groups, tails)
-    reach = reach * np.sqrt(squared_errors(by_seed, by_group, by_chance))
+    reach = critical_distances(parts, tails) * np.sqrt(parts.squared_error)
     difference = float(np.quantile(reach - error * generator.normal(size=_NUM_DRAWS), POWER)) if error else 0.0
     return Detectable(difference, POWER, tails, num_seeds, num_groups, num_pairs, spread, assumed)

@@ -26,7 +26,7 @@ from hybridizer.evaluate.crossed import (
 from hybridizer.evaluate.figures import A_BETTER, B_BETTER, UNTOLD, Figure, check_same_items, sum_groups
 from hybridizer.evaluate.power import Detectable, Spread, detectable_after
 
-LEAST_SEEDS = 3  # with 2, five equal arms are called different in up to 15% of trials, not 5%
+LEAST_SEEDS = 3  # with 2, five equal arms are called different in up to 7% of trials, not 5%
 Name = tuple[str, str]
 
 

@@ -18,9 +18,9 @@ from hybridizer.core.bootstrap import (
     resampling_weights,
     standard_errors,
     symmetric_intervals,
-    t_quantile,
     weight_blocks,
 )
+from hybridizer.core.student import student_quantile
 from hybridizer.trace.sensitivity import boundary_scores
 
 
@@ -171,11 +171,6 @@ def test_a_debiased_absolute_value_is_right_on_average_wherever_the_mean_is():
     assert debiased_abs(np.array([-7.0, 0.0]), np.array([1.0, 0.0])).tolist() == [7.0, 0.0]
 
 
-@pytest.mark.parametrize(("degrees", "value"), [(5, 2.571), (10, 2.228), (39, 2.023), (1000, 1.962)])
-def test_students_quantile_is_that_of_the_tables(degrees, value):
-    assert t_quantile(degrees) == pytest.approx(value, abs=0.01)
-
-
 def test_intervals_of_a_search_hold_for_all_columns_at_once():
     generator = np.random.default_rng(0)
     missed = {"one": 0, "all": 0}
@@ -184,7 +179,7 @@ def test_intervals_of_a_search_hold_for_all_columns_at_once():
         samples = estimate + generator.normal(size=(400, 20))
         missed["one"] += (np.abs(estimate) > critical_value(samples[:, :1], 1000)).any()
         missed["all"] += (np.abs(estimate) > critical_value(samples, 1000)).any()
-    assert critical_value(samples[:, :0], 1000) == t_quantile(999)
+    assert critical_value(samples[:, :0], 1000) == student_quantile(999)
     assert missed["one"] / 400 > 0.5 and 0.02 <= missed["all"] / 400 <= 0.09
 
 

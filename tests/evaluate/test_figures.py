@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hybridizer.core.bootstrap import t_quantile, wilson_interval
+from hybridizer.core.bootstrap import wilson_interval
 from hybridizer.core.errors import InputError
 from hybridizer.evaluate.figures import (
     A_BETTER,
@@ -70,11 +70,6 @@ def test_intervals_cover_the_truth_in_about_95_of_100_cases(count):
         low, high = estimate(bits_figure(bits.tolist(), sizes.tolist())).value_ci
         hits += low <= 1 <= high
     assert 0.917 <= hits / 400 <= 0.983  # 0.95 +- 3 standard errors of 400 cases
-
-
-def test_the_quantile_of_students_t_is_the_tabulated_one():
-    for freedom, expected in ((5, 2.5706), (9, 2.2622), (19, 2.0930), (100, 1.9840)):
-        assert t_quantile(freedom) == pytest.approx(expected, rel=2e-3)
 
 
 def test_pairs_find_a_difference_that_is_small_beside_the_spread_of_documents():
