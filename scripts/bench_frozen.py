@@ -1,6 +1,6 @@
 """What `frozen_dtype` costs and saves: loss, time and memory of each kind beside frozen layers as they are stored.
 
-    python scripts/bench_frozen.py --workdir /tmp/bench                 # SmolLM2-135M, 1 x 128, 12 steps, 3 seeds
+    python scripts/bench_frozen.py --workdir /tmp/bench                 # SmolLM2-135M, 1 x 128, 4 steps, 3 seeds
 
 One process for each kind; they take their steps in turns on the same tokens, so that other work on the machine hits all
 alike. A seed is an order of the data. The loss is that of held-out rows after the last step, in nats per token, with
@@ -27,7 +27,7 @@ from bench_train import SHAPES, Turn, _frozen_model, _model_shape, _next_figures
 from smollm2 import smollm2_folder
 
 KINDS = ("keep", "int8", "fp8", "nf4")
-HELDOUT_ROWS = 16
+HELDOUT_ROWS = 8
 
 
 def main() -> None:
@@ -189,7 +189,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--threads", type=int, default=1)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 _STATUS = Path("/proc/self/status")
-_MADV_PAGEOUT = 21  # since Linux 5.4; older ones refuse it, and the pages stay
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -72,18 +71,24 @@ def trimmed_heap(layers: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
-def page_out(tensor: Tensor) -> None:
-    """Let the pages of `tensor` on the host leave memory until they are read again; on Linux, elsewhere they stay.
+def page_out(tensors: Sequence[Tensor]) -> None:
+    """Let pages of `tensors` that are mapped from a file leave this process until they are read again; on Linux.
 
-    Pages of a mapped file are read from it again. Values never change: without swap other pages stay.
+    Only of mappings without a page that the process has changed: such a page would be lost. All others stay.
     """
-    if not sys.platform.startswith("linux") or tensor.device.type != "cpu":
+    smaps, size = _STATUS.with_name("smaps"), mmap.PAGESIZE
+    if not smaps.exists():
         return
-    size = mmap.PAGESIZE
-    begin = -(-tensor.data_ptr() // size) * size
-    end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // size * size
-    if end > begin:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_PAGEOUT)
+    pattern = r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ [1-9]\d* .*?^Anonymous: +0 kB$"
+    unchanged = []
+    for part in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", smaps.read_text()):
+        if found := re.match(pattern, part, re.MULTILINE | re.DOTALL):
+            unchanged.append((int(found[1], 16), int(found[2], 16)))
+    for tensor in tensors:
+        start = tensor.data_ptr()
+        begin, end = -(-start // size) * size, (start + tensor.nbytes) // size * size
+        if begin < end and any(low <= begin and end <= high for low, high in unchanged):
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 @cache

@@ -59,10 +59,10 @@ def kept_low(
             weight = module.weight
             values, scales = encode(weight.data, kind)
             kept[weight], before[module] = weight.data.cpu(), type(module)
-            page_out(kept[weight])
             weight.data = values
             module.scales = scales
             module.__class__ = LowLinear
+        page_out(list(kept.values()))
         _refuse_wrong(model, expected, kind, vocab_size)
         yield len(before)
     finally:

@@ -1,11 +1,16 @@
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hybridizer.core.errors import InputError, RecipeError
+from hybridizer.models.memory import page_out
 from hybridizer.models.parts import find_parts
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.models import Lora
@@ -214,3 +219,16 @@ def test_a_sharded_model_with_frozen_layers_in_few_bits_is_refused(tmp_path, mon
     recipe = write_recipe(tmp_path / "x.yaml", donors={"a": "a"}, layout=layout, train=train)
     with pytest.raises(RecipeError, match="not kept in 8 or 4 bits in a model that FSDP2 shards"):
         join_processes(load_recipe(recipe, ()), tmp_path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are those of Linux")
+def test_pages_of_a_file_leave_memory_and_what_is_in_no_file_stays(tmp_path):
+    own = torch.randn(2**20)
+    save_file({"a": torch.randn(2**20)}, tmp_path / "x.safetensors")
+    mapped = load_file(tmp_path / "x.safetensors")["a"]
+    sums = [float(tensor.sum()) for tensor in (own, mapped)]
+    status = Path("/proc/self/status")
+    before = int(re.search(r"RssFile:\s+(\d+)", status.read_text())[1])
+    page_out([own, mapped])
+    assert before - int(re.search(r"RssFile:\s+(\d+)", status.read_text())[1]) > 3500  # kB
+    assert [float(tensor.sum()) for tensor in (own, mapped)] == sums
