@@ -155,7 +155,7 @@ class BoundaryFigure:
     """S(b): mean delta_js of layers 0..b-1 minus that of layers b..L-1; b is the first deep layer.
 
     `s` is the paper's plain figure, made of absolute values, which noise makes too large; its `s_ci` covers the true
-    value in 0 to 97% of simulated traces. `s_debiased` estimates the same without that bias but for 0.15 errors of a
+    value in 0 to 97% of simulated traces. `s_debiased` estimates the same without that bias except 0.15 errors of a
     layer, which its interval allows for: it covers the true value in about 95% (scripts/coverage.py). deep_stability:
     1 - mean delta_js of layers b..L-1, debiased too.
     """

@@ -152,7 +152,7 @@ def test_each_rung_but_the_last_leaves_half(count, sizes):
 
 
 def test_a_rung_looks_at_what_the_one_before_left_and_judges_by_all_items_so_far():
-    """The second rung speaks against layer 2, the best of the first by a little: so layer 0 passes and it does not."""
+    """The second rung lowers the rank of layer 2, the best of the first by a little: layer 0 passes."""
     first = Known(loss_of([1, 9, 0, 9, 9, 9, 9, 2]))
     second = Known(loss_of([1, 0, 5, 0, 0, 0, 0, 2]))
     full, space = Known(len), Space({"a": 8}, span=1)
