@@ -49,6 +49,18 @@ def find_target(family: str, kinds: frozenset[str], asked: str | None) -> tuple[
     return None, what, _nearest(family, kinds, fitting)
 
 
+def nearest_hybrids(family: str) -> str:
+    """What a model of layers of `family` and layers of another mixer could be, in a sentence; empty for none."""
+    ways = [
+        f"{' or '.join(sorted(target.mixers))} ({target.family})"
+        for target in TARGETS.values()
+        if family in target.donors and target.no_swap is None and target.branch is None
+    ]
+    if not ways:
+        return ""
+    return f"The nearest native layout: layers of {family} with some of their attention replaced, by {', '.join(ways)}."
+
+
 def _nearest(family: str, kinds: frozenset[str], fitting: list[Target]) -> str:
     if fitting:
         return f"Leave `target` out, or name {' or '.join(target.family for target in fitting)}."

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from hybridizer.core.errors import Problem
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.vocabulary import compare_vocabularies, has_tokenizer
 from hybridizer.families.compatibility import check_compatible
 from hybridizer.families.structure import Source
+from hybridizer.families.targets import nearest_hybrids
 
 
 def find_incompatibilities(
@@ -37,6 +39,8 @@ def find_incompatibilities(
         foreign = check_compatible(host.structure, [Source(guest.structure, layer) for layer in layers])
         problems += [Problem(place, f"donor {problem.where}: {problem.what}", problem.fix) for problem in foreign]
         if guest.structure.text_family != host.structure.text_family:
+            ways = _native_ways(host, guest)
+            problems = [replace(p, fix=f"{p.fix} {ways}") if ways and p.where == place else p for p in problems]
             continue
         side = _compare_embedding_side(host, guest)
         if has_tokenizer(host) and not has_tokenizer(guest):
@@ -52,6 +56,14 @@ def find_incompatibilities(
             what = f"donor '{guest.name}' holds {guest.main_dtype}, the host '{host.name}' {host.main_dtype}."
             problems.append(Problem(place, what, "Set `output: {dtype: bfloat16}`, or another dtype, to convert both."))
     return problems, warnings
+
+
+def _native_ways(host: Donor, guest: Donor) -> str:
+    """Where one of the donors is a hybrid: what is nearest to its layers beside those of the other, if anything is."""
+    for one, other in ((host, guest), (guest, host)):
+        if {"linear_attention", "mamba"} & set(other.structure.traits.get("attention", ())):
+            return nearest_hybrids(one.structure.text_family)
+    return ""
 
 
 def _compare_embedding_side(host: Donor, guest: Donor) -> list[str]:

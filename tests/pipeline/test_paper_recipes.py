@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from support.lines import hybridize, hybridize_json
-from support.tiny import tiny_tokenizer
+from hybridizer.core.errors import PlanError
+from hybridizer.core.progress import SilentMonitor
+from hybridizer.pipeline.plan import plan_from_configs
+from support.lines import hybridize, hybridize_json, write_recipe
+from support.tiny import make_tiny, tiny_tokenizer
 
 PAPER = Path(__file__).parents[2] / "recipes/paper"
 # A stand-in for the config.json of Qwen/Qwen3-0.6B-Base, from public copies of it: the hub was not asked.
@@ -36,7 +39,7 @@ def donor(tmp_path, monkeypatch):
     return f"donors.base.source={tiny_tokenizer(tmp_path / 'qwen')}"
 
 
-@pytest.mark.parametrize("name", ["midpoint", "boundaries"])
+@pytest.mark.parametrize("name", ["midpoint", "boundaries", "nemotron-qwen3", "qwen3-nemotron"])
 def test_the_recipes_are_checked_without_the_donor(donor, name):
     assert "no problem found" in hybridize("check", PAPER / f"{name}.yaml").output
 
@@ -68,3 +71,29 @@ def test_the_boundaries_are_at_a_third_a_half_and_two_thirds_of_the_depth(donor)
     assert {arm["name"]: arm["trained_parameters"] / LAYER for arm in arms} == {
         "boundary-33": 9, "boundary-50": 14, "boundary-66": 18,
     }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "swapped"), [("nemotron-qwen3", range(14)), ("qwen3-nemotron", range(14, 28))])
+def test_the_pair_is_planned_as_the_nearest_native_layout(donor, name, swapped):
+    plan = plan_of(name, donor.replace("donors.base", "donors.qwen3"))
+    assert plan["config"]["model_type"] == "qwen3_5_text"
+    assert [row["layer"] for row in plan["layers"] if "gated_delta_net" in row["method"]] == list(swapped)
+    assert [stage["name"] for stage in plan["train"]["stages"]] == ["align", "distill", "next-token"]
+    assert [arm["name"] for arm in plan["trial"]["arms"]][2] == "uniform"
+
+
+def test_the_pair_itself_is_refused_with_the_nearest_native_layout(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for family in ("qwen3", "nemotron_h"):
+        make_tiny(family, tmp_path / family)
+        tiny_tokenizer(tmp_path / family)
+    slices = [{"donor": "nemotron", "layers": "0..1"}, {"donor": "qwen3", "layers": "2..3"}]
+    recipe = write_recipe(
+        tmp_path / "x.yaml",
+        donors={"qwen3": "qwen3", "nemotron": "nemotron_h"},
+        layout={"host": "qwen3", "slices": slices},
+    )
+    with pytest.raises(PlanError, match=r"nearest native layout: layers of qwen3 .*gated_delta_net \(qwen3_5_text\)"):
+        plan_from_configs(recipe, (), SilentMonitor())
