@@ -26,7 +26,7 @@ from hybridizer.models.parts import find_parts
 from hybridizer.models.quiet import without_bars
 
 LEAST_WINDOWS: Final = 2  # llama-perplexity refuses less
-_ESTIMATE: Final = re.compile(r"^Final estimate: PPL = (\S+)", re.MULTILINE)
+_ESTIMATE: Final = re.compile(r"Final estimate: PPL = (\S+)")
 _CHUNKS: Final = re.compile(r"over (\d+) chunks")
 
 

@@ -18,7 +18,8 @@ def spell_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """`config` as the converter understands it; the model that it describes is the same.
 
     A granitemoehybrid gets the older names of its layers, for others are read as state spaces. With state-space layers
-    and rotary positions it also gets Bamba's architecture: the converter switches rotary positions off for any other.
+    and rotary positions it also gets Bamba's architecture: the converter switches rotary positions off for any other. A
+    falcon_h1 gets the size of its heads, which the converter reads without asking whether it is there.
     """
     spelled = dict(config)
     if config.get("model_type") == GRANITE_HYBRID:
@@ -26,6 +27,8 @@ def spell_config(config: Mapping[str, Any]) -> dict[str, Any]:
         spelled["layer_types"] = layers
         if "mamba" in layers and config.get("position_embedding_type") == "rope":
             spelled["architectures"] = ["BambaForCausalLM"]
+    if config.get("model_type") == "falcon_h1" and config.get("head_dim") is None:
+        spelled["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
     return spelled
 
 

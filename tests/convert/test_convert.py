@@ -210,6 +210,8 @@ def test_a_hybrid_with_rotary_positions_is_spelled_as_the_converter_keeps_them()
     without = spell_config({**named, "position_embedding_type": "nope"})
     assert without["architectures"] == spell_config({**hybrid, "layer_types": ["attention"]})["architectures"] == ["X"]
     assert spell_config({"model_type": "llama"}) == {"model_type": "llama"}
+    falcon = {"model_type": "falcon_h1", "hidden_size": 64, "num_attention_heads": 4}
+    assert spell_config(falcon)["head_dim"] == 16 and spell_config({**falcon, "head_dim": 8})["head_dim"] == 8
     assert converter_options({"model_type": "qwen3_5_text"}) == ("--no-mtp",) and not converter_options(hybrid)
 
 

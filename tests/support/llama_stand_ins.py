@@ -29,8 +29,8 @@ if plan.get("perplexity") == "dies":
     os.kill(os.getpid(), signal.SIGABRT)
 chunks = plan.get("chunks") or words[words.index("--chunks") + 1]
 assert Path(words[words.index("--file") + 1]).read_text()
-print(f"perplexity: calculating perplexity over {chunks} chunks, n_ctx=512")
-print(f"Final estimate: PPL = {plan['figures'][kind]} +/- 0.10000")
+print(f"0.01.234.567 I perplexity: calculating perplexity over {chunks} chunks, n_ctx=512")
+print(f"0.02.345.678 I Final estimate: PPL = {plan['figures'][kind]} +/- 0.10000")
 """
 QUANTIZE = """
 import json, sys
