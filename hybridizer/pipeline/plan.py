@@ -225,7 +225,9 @@ def _objectives(planned: Planned) -> Iterator[ObjectiveShape | None]:
     before: list[TrainPlan] = []
     for stage, staged, teacher in planned.stages():
         before.append(staged)
-        shared = count_shared(planned.plan, before, teacher) if teacher is not None else 0
+        shared = 0
+        if teacher is not None and stage.frozen_dtype == "keep":
+            shared = count_shared(planned.plan, before, teacher)
         yield objective_shape(stage, staged.settings, teacher, shared)
 
 

@@ -268,11 +268,6 @@ class Layout:
         return ("deep", "shallow", "boundary") if ways else ()
 
     @property
-    def has_boundary(self) -> bool:
-        """Whether the layout has a deep and a shallow side."""
-        return self.slices is None and self.swap is None
-
-    @property
     def needs_trace(self) -> bool:
         """Whether donors must be traced before the layout is known."""
         return AUTO in (self.deep, self.shallow) or (isinstance(self.boundary, str) and self.boundary != "midpoint")

@@ -303,7 +303,8 @@ def make_job(
     put_masters_(model, masters)
     freeze_plan = _freeze(plan, settings, model, parts, spliced, runtime)
     num_shared = 0
-    if taught_by is not None and teacher is not None and not runtime.is_fsdp:  # it replaces parameters by shards
+    # FSDP2 replaces parameters by shards, and `frozen_dtype` their values by those of fewer bits.
+    if taught_by is not None and teacher is not None and not runtime.is_fsdp and settings.frozen_dtype == "keep":
         kept = freeze_plan.frozen.keys() - masters.keys()
         num_shared = share_tensors_(taught_by.model, model, find_twins(plan, spliced, teacher, kept))
     with runtime.main_first():

@@ -216,6 +216,25 @@ def test_a_build_holds_the_frozen_tensors_of_its_teacher_once_and_proves_them(re
 
 
 @pytest.mark.slow
+def test_a_teacher_shares_nothing_with_a_frozen_side_in_fewer_bits(recipe, monkeypatch):
+    jobs = []
+    real = run.run_job
+    monkeypatch.setattr(run, "run_job", lambda job, *rest: jobs.append(job) or real(job, *rest))
+    teachers = []
+    for kind in ("keep", "int8"):
+        path = recipe("distill", max_steps=2, frozen_dtype=kind)
+        hybridize("plan", path, "--runs", str(path.with_suffix("")))
+        cost = json.loads((path.with_suffix("") / path.stem / "cost.json").read_text())
+        teachers.append(cost["asked"]["memory"]["teacher"])
+    assert teachers[0] < teachers[1]
+    hybridize("build", path, "--runs", str(path.with_suffix("")))
+    (job,) = jobs
+    ours = {id(parameter) for parameter in job.model.parameters()}
+    assert not ours & {id(parameter) for parameter in job.teacher.model.parameters()}
+    assert "agree" in hybridize("verify", path.with_suffix("") / path.stem / "model").stdout
+
+
+@pytest.mark.slow
 def test_a_build_with_a_teacher_trains_resumes_its_plan_and_refuses_another_teacher(recipe, folder):
     make_donor(folder / "t", seed=9, **TIED)
     path = recipe({"distill": {"teacher": "./t", "weight": 0.5}}, max_steps=3)
