@@ -63,7 +63,7 @@ def _warn(choice: Choice) -> list[str]:
     if not choice.useless:
         return []
     layers = ", ".join(map(str, choice.useless))
-    return [f"swapped alone, the mixers of layers {layers} are no closer to the donor than nothing is"]
+    return [f"swapped alone, the mixers of layers {layers} do not come closer to the donor than nothing does"]
 
 
 def _by_trace(recipe: Recipe, donor: Donor, monitor: Monitor) -> tuple[dict[str, Any], tuple[float, ...]]:

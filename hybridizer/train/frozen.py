@@ -46,7 +46,7 @@ def kept_low(
 ) -> Iterator[int]:
     """Inside the block, the frozen linear layers of `model` that are in its layers are kept as `kind` says.
 
-    Yields how many there are. Weights whose rows are no multiple of 16 long, and those that other modules hold too,
+    Yields how many there are. Weights whose row length is not divisible by 16, and those of other modules as well,
     stay. The original weights wait in the host's memory: on a CPU as pages of the checkpoint's file, which leave memory
     where the system can read them again. Raises InputError where the model does not compute with the result, as code
     does that uses a weight without calling its module.
