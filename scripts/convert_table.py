@@ -114,10 +114,12 @@ def _measure(scales: dict[str, Tensor], name: str, _: nn.Module, __: object, fou
     scales[name] = found.pow(2).mean().sqrt().expand(64).clone()
 
 
-def make_model(name: str, case: Case, out: Path, texts: Path, donor: str | None) -> Path:
+def make_model(name: str, case: Case, out: Path, texts: Path, donor: Path | None) -> Path:
     """The folder of the run that holds the model; built once."""
     own = "-".join(name.removesuffix(SPOILED).replace(",", "").split())
-    source = donor or (REFERENCE if case.donor == "smollm2" else as_qwen3(out / "qwen3", texts))
+    source = (
+        str(donor.absolute()) if donor else (REFERENCE if case.donor == "smollm2" else as_qwen3(out / "qwen3", texts))
+    )
     recipe = {"name": own, "donors": {"a": {"source": source}}, "layout": {"host": "a", **case.layout}}
     write_file(out / f"{own}.yaml", json.dumps(recipe, indent=1))  # JSON is YAML
     build(out / f"{own}.yaml", (), out / "runs", SilentMonitor(), replace=True, deep=False, load=False)
@@ -159,7 +161,7 @@ def measure(run: Path, kind: str, case: Case, llama: Path | None) -> dict[str, A
 def line(name: str, kind: str, found: Mapping[str, Any]) -> str:
     """One row of the table in Markdown."""
     if "refused" in found:
-        return f"| {name} | {kind} | | | refused: {found['refused']} | |"
+        return f"| {name} | {kind} | | | no file: {found['refused']} | |"
     figures = f"{found['transformers']:.4f} | {found['perplexity']:.4f} | {found['difference']:+.5f}"
     return f"| {name} | {kind} | {figures} | {found['file'] / 1e6:.0f} |"
 
@@ -170,7 +172,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--texts", type=Path, default=Path("runs/texts"))
-    parser.add_argument("--donor", help="a reference as in a recipe, in the place of SmolLM2")
+    parser.add_argument("--donor", type=Path, help="a folder of a model, in the place of SmolLM2")
     parser.add_argument("--only", nargs="*", help="names of models")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
