@@ -17,14 +17,13 @@ import dataclasses
 import os
 import shutil
 import statistics
-import subprocess
 import sys
-from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench_train import SHAPES, Turn, _frozen_model, _model_shape, _next_figures, _reference_text, _settings
+from bench_train import SHAPES, _frozen_model, _model_shape, _reference_text, _settings
 from smollm2 import smollm2_folder
+from take_turns import Turn, take_turns
 
 KINDS = ("keep", "int8", "fp8", "nf4")
 HELDOUT_ROWS = 8
@@ -41,29 +40,8 @@ def main() -> None:
     if arguments.shape == "smollm2":
         smollm2_folder()  # dequantised once, and not by several processes
         _reference_text(folder)
-    _report(arguments, _take_turns(arguments))
-
-
-def _take_turns(arguments) -> dict[str, list[dict]]:
-    command = [sys.executable, __file__, *sys.argv[1:], "--child"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "PYTHONUNBUFFERED": "1"}
-    children = {
-        kind: subprocess.Popen(
-            [*command, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        for kind in KINDS
-    }
-    lines = defaultdict(list)
-    for _ in range(arguments.steps * arguments.seeds):
-        for kind, child in children.items():
-            child.stdin.write("go\n")
-            child.stdin.flush()
-            lines[kind].append(_next_figures(child))
-    for kind, child in children.items():
-        child.stdin.close()
-        lines[kind].append(_next_figures(child))
-        child.wait()
-    return lines
+    steps = arguments.steps * arguments.seeds
+    _report(arguments, take_turns(__file__, (), KINDS, steps, arguments.threads, summary=True))
 
 
 def _report(arguments, lines) -> None:

@@ -17,11 +17,12 @@ from typing import Any
 
 
 def take_turns(
-    script: str, options: Sequence[str], kinds: Sequence[str], steps: int, threads: int
+    script: str, options: Sequence[str], kinds: Sequence[str], steps: int, threads: int, *, summary: bool = False
 ) -> dict[str, list[dict]]:
     """The figures of every one of `steps` steps of each kind.
 
     Each kind is a process of its own, `script` with this process's arguments, `options`, and `--child` with the kind.
+    With `summary`, a child reports once more after its last step, and that comes last.
     """
     command = [sys.executable, script, *sys.argv[1:], *options, "--child"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
@@ -37,8 +38,10 @@ def take_turns(
             child.stdin.write("go\n")
             child.stdin.flush()
             lines[kind].append(_next_figures(child))
-    for child in children.values():
+    for kind, child in children.items():
         child.stdin.close()
+        if summary:
+            lines[kind].append(_next_figures(child))
         child.wait()
     return lines
 

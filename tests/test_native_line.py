@@ -65,7 +65,7 @@ def test_verify_and_inspect_know_every_tensor():
     assert spliced["made again"].startswith("24 tensors that are not copies")
     shown = hybridize("inspect", "runs/x", "--tensors").stdout
     assert "join of a:model.layers.0.mlp.gate_proj.weight + a:model.layers.0.mlp.up_proj.weight" in shown
-    assert "model.layers.2.mamba.out_proj.weight  F32 [64, 64]  fresh (zero, seed 0), trained" in shown
+    assert "model.layers.2.mamba.out_proj.weight  F32 [64, 128]  fresh (zero, seed 0), trained" in shown
     assert "fresh (granitemoehybrid, seed 0), trained" in shown
 
 

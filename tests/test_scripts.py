@@ -25,6 +25,8 @@ SMALL = {
                     "--layer-prompts", "1"),
     "bench_train": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
                     "--threads", "1"),
+    "bench_frozen": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
+                     "--seeds", "1"),
     "convert_table": ("out", "--donor", "donor", "--only", "identity"),
     "coverage": ("--trials", "1"),
     "coverage_trial": ("--trials", "1"),

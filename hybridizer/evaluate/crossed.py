@@ -153,7 +153,10 @@ def tail_values(distance: Array, parts: Parts) -> Array:
 
 
 def critical_distances(parts: Parts, tails: float) -> Array:
-    """The distance at which `tail_values` is `tails`, to 9 digits, by the Illinois method on the logarithm."""
+    """The distance at which `tail_values` is `tails`, to 9 digits, by the Illinois method on the logarithm.
+
+    Far out with one degree of freedom it may take more steps than it has; halvings of what is left end it.
+    """
     freedoms, level = _freedoms(parts), np.full_like(parts.by_seed, tails)
 
     def above(distance: Array) -> Array:
@@ -176,7 +179,11 @@ def critical_distances(parts: Parts, tails: float) -> Array:
         at_high = np.where(side < 0, found, np.where(repeated, at_high / 2, at_high))
         at_low = np.where(side > 0, found, np.where(repeated, at_low / 2, at_low))
         high, low, last = np.where(side < 0, middle, high), np.where(side > 0, middle, low), side
-    raise AssertionError(f"no critical distance: {parts}, {tails}")
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        beyond = above(middle) > 0
+        low, high = np.where(beyond, middle, low), np.where(beyond, high, middle)
+    return high
 
 
 def _freedoms(parts: Parts) -> Array:

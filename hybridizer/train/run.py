@@ -129,15 +129,22 @@ def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
     low = [index for index, stage in enumerate(recipe.train.as_stages()) if stage.frozen_dtype != "keep"]
     if runtime.is_fsdp and low:
         what = "frozen layers are not kept in 8 or 4 bits in a model that FSDP2 shards over processes."
-        own = ("train", "stages", low[0], "frozen_dtype")
-        where = own if own in recipe.places else ("train", "frozen_dtype")
-        raise RecipeError(Problem(recipe.locate(where), what, "Launch without FSDP, or delete `frozen_dtype`."))
+        raise RecipeError(_low_problem(recipe, low[0], what, "Launch without FSDP, or delete `frozen_dtype`."))
+    as_fp8 = [index for index in low if recipe.train.as_stages()[index].frozen_dtype == "fp8"]
+    if runtime.num_ranks > 1 and runtime.device.type != "cuda" and as_fp8:
+        what = f"fp8 cannot be sent between the {runtime.num_ranks} processes of a training on CPUs."
+        raise RecipeError(_low_problem(recipe, as_fp8[0], what, "Write int8, or start one process."))
     if runtime.is_fsdp and recipe.evaluate is not None and recipe.evaluate.every:
         what = "held-out curves are not measured on a model that FSDP2 shards over processes."
         raise RecipeError(
             Problem(recipe.locate(("evaluate", "every")), what, "Launch without FSDP, or delete `every`.")
         )
     return runtime
+
+
+def _low_problem(recipe: Recipe, stage: int, what: str, fix: str) -> Problem:
+    own: KeyPath = ("train", "stages", stage, "frozen_dtype")
+    return Problem(recipe.locate(own if own in recipe.places else ("train", "frozen_dtype")), what, fix)
 
 
 def open_runtime(recipe: Recipe, folder: Path) -> Runtime:

@@ -251,8 +251,9 @@ def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
     stage = {key: VALUES["train"][key] for key in keys_of(Stage) if key != "name"} | {"name": "first"}
     staged = VALUES | {"train": {"data": VALUES["train"]["data"], "stages": [stage]}}
     align = changed(VALUES, ("train", "objective"), {"align": {"teacher": "b", "at": 3, "loss": "mse", "weight": 1}})
+    kept = changed(VALUES, ("train", "objective"), {"distill": {"teacher": "b", "top_k": 8}})
     keys = {key for section in [validator.schema, *validator.schema["$defs"].values()] for key in section["properties"]}
-    loaded = (VALUES, dial, budget, swapped, tried, staged, align)
+    loaded = (VALUES, dial, budget, swapped, tried, staged, align, kept)
     assert keys <= {step for values in loaded for path in paths(values) for step in path}
     num_loaded = 0
     starts = [
@@ -263,6 +264,7 @@ def test_whatever_loads_is_valid(validator, tmp_path: Path) -> None:
         *((tried, path) for path in paths(tried) if path[0] == "trial"),
         *((staged, path) for path in paths(staged) if path[:2] == ("train", "stages")),
         *((align, path) for path in paths(align) if "objective" in path),
+        *((kept, path) for path in paths(kept) if "top_k" in path),
     ]
     for start, path in starts:
         for stranger in STRANGERS:

@@ -16,7 +16,7 @@ OTHERS = {
     "data": (DataEntry(path="other.jsonl"),), "freeze": "none", "embedding": "train", "final_norm": "train",
     "head": "train", "lora": Lora(), "optimizer": "adamw8bit", "betas": (0.8, 0.9), "schedule": "wsd",
     "precision": "bfloat16", "compile": True, "divergence": "off", "max_steps": 1, "max_minutes": 1.0,
-    "trackers": ("wandb",), "objective": Objective(distill=Distill()),
+    "trackers": ("wandb",), "objective": Objective(distill=Distill()), "frozen_dtype": "int8",
 }  # fmt: skip
 
 
