@@ -25,7 +25,7 @@ SMALL = {
                     "--layer-prompts", "1"),
     "bench_train": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
                     "--threads", "1"),
-    "bench_frozen": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
+    "bench_frozen": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "2",
                      "--seeds", "1"),
     "convert_table": ("out", "--donor", "donor", "--only", "identity"),
     "coverage": ("--trials", "1"),
