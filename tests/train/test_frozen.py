@@ -221,6 +221,23 @@ def test_a_sharded_model_with_frozen_layers_in_few_bits_is_refused(tmp_path, mon
         join_processes(load_recipe(recipe, ()), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "device", "refused"), [("fp8", "cpu", True), ("int8", "cpu", False), ("fp8", "cuda", False)]
+)
+def test_fp8_is_refused_where_processes_on_cpus_would_send_it(tmp_path, monkeypatch, kind, device, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    runtime = SimpleNamespace(is_fsdp=False, num_ranks=2, device=SimpleNamespace(type=device))
+    monkeypatch.setattr("hybridizer.train.run.open_runtime", lambda recipe, folder: runtime)
+    train = {"data": [{"path": "x.txt"}], "tokens": 100, "frozen_dtype": kind}
+    layout = {"host": "a", "deep": "a", "shallow": "a", "boundary": 2}
+    recipe = load_recipe(write_recipe(tmp_path / "x.yaml", donors={"a": "a"}, layout=layout, train=train), ())
+    if refused:
+        with pytest.raises(RecipeError, match="fp8 cannot be sent between the 2 processes"):
+            join_processes(recipe, tmp_path)
+    else:
+        assert join_processes(recipe, tmp_path) is runtime
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are those of Linux")
 def test_pages_of_a_file_leave_memory_and_what_is_in_no_file_stays(tmp_path):
     own = torch.randn(2**20)
