@@ -28,7 +28,8 @@ from hybridizer.core.files import write_file
 from hybridizer.evaluate.recall import make_recall
 from hybridizer.evaluate.rows import RowScorer, encode_row
 from hybridizer.families.mixer_shapes import AttentionShape, delta_net_shape, mamba2_shape, short_conv_shape
-from hybridizer.mixers.choose import MEASURED, SwapScore, choose_layers, score_swaps
+from hybridizer.mixers.choice import MEASURED, SwapScore, choose_layers
+from hybridizer.mixers.choose import score_swaps
 from hybridizer.mixers.fit import FitSettings, as_mixes, fit_mixers, new_mixers
 from hybridizer.mixers.stream import Mix, swapped
 from hybridizer.models.load import load_causal_lm

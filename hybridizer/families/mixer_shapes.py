@@ -50,8 +50,27 @@ class _Configured:
         return {key: getattr(self, name) for name, key in self.KEYS.items()}
 
 
+class _Headed(_Configured):
+    """What mixers with heads share; the values of a delta net are the x of Mamba-2, its keys and queries B and C."""
+
+    num_heads: int
+    head_dim: int
+    state_size: int
+    num_groups: int
+
+    @property
+    def inner_size(self) -> int:
+        """The channels of the values, of the gate, and of the input of out_proj."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def conv_size(self) -> int:
+        """The channels of the convolution: values, keys and queries."""
+        return self.inner_size + 2 * self.num_groups * self.state_size
+
+
 @dataclass(frozen=True)
-class Mamba2Shape(_Configured):
+class Mamba2Shape(_Headed):
     """The sizes of a Mamba-2 layer as granitemoehybrid has it.
 
     The inner width is num_heads * head_dim. Heads of one group, which are neighbours, share B and C of `state_size`,
@@ -76,16 +95,6 @@ class Mamba2Shape(_Configured):
         "state_size": "mamba_d_state", "kernel_size": "mamba_d_conv", "expand": "mamba_expand",
         "chunk_size": "mamba_chunk_size",
     })  # fmt: skip
-
-    @property
-    def inner_size(self) -> int:
-        """The channels of x, of the gate, and of the input of out_proj."""
-        return self.num_heads * self.head_dim
-
-    @property
-    def conv_size(self) -> int:
-        """The channels of the convolution: x, B and C."""
-        return self.inner_size + 2 * self.num_groups * self.state_size
 
     @property
     def expand(self) -> int:
@@ -130,7 +139,7 @@ class Mamba2Shape(_Configured):
 
 
 @dataclass(frozen=True)
-class DeltaNetShape(_Configured):
+class DeltaNetShape(_Headed):
     """The sizes of a gated delta net as qwen3_5_text has it.
 
     `num_heads` heads of `head_dim` values each; neighbours of one of `num_groups` groups share a query and a key of
@@ -154,16 +163,6 @@ class DeltaNetShape(_Configured):
         "head_dim": "linear_value_head_dim", "num_groups": "linear_num_key_heads",
         "num_heads": "linear_num_value_heads",
     })  # fmt: skip
-
-    @property
-    def inner_size(self) -> int:
-        """The channels of the values, of the gate, and of the input of out_proj."""
-        return self.num_heads * self.head_dim
-
-    @property
-    def conv_size(self) -> int:
-        """The channels of the convolution: queries, keys and values."""
-        return self.inner_size + 2 * self.num_groups * self.state_size
 
     def config(self) -> dict[str, Any]:
         """The keys of qwen3_5_text's config.json that these sizes decide."""

@@ -12,15 +12,13 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
-from hybridizer.mixers.choice import MEASURED, STRATEGIES, Choice, SwapScore, choose_layers
+from hybridizer.mixers.choice import SwapScore
 from hybridizer.mixers.control import bits, divergence, log2_probs
 from hybridizer.mixers.fit import DEFAULT, FitSettings, Make, fit_each
 from hybridizer.mixers.stream import Batch, Mix, read_batch, run_layer
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import Parts
 from hybridizer.models.residual import bare_outputs, replaced
-
-__all__ = ["MEASURED", "STRATEGIES", "Choice", "SwapScore", "choose_layers", "score_swaps"]
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ import torch
 
 from hybridizer.core.errors import InputError
 from hybridizer.families.mixer_shapes import AttentionShape, mamba2_shape
-from hybridizer.mixers.choose import SwapScore, choose_layers, score_swaps
+from hybridizer.mixers.choice import SwapScore, choose_layers
+from hybridizer.mixers.choose import score_swaps
 from hybridizer.mixers.control import score_hybrid
 from hybridizer.mixers.fit import as_mixes, fit_mixers, new_mixers
 from hybridizer.mixers.stream import find_attention, swapped

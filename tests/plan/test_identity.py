@@ -11,7 +11,7 @@ from hybridizer.pipeline.plan import plan_recipe
 from hybridizer.plan.origin import Copy, Fresh
 from hybridizer.recipe.load import load_recipe
 from hybridizer.recipe.sections import plain
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import bench_in, hybridize, hybridize_json, make_donor, write_recipe
 
 SLICES = [
     {"donor": "a", "layers": "0..1"},
@@ -24,11 +24,7 @@ TRAIN = {"data": [{"path": "t.txt"}], "tokens": 400, "seq_len": 32, "lr": 1e-3, 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """A tiny llama, a text, an own cache, and the working folder."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a")
-    (tmp_path / "t.txt").write_text("the cat sat on the mat " * 40)
-    return tmp_path
+    return bench_in(tmp_path, monkeypatch)
 
 
 def recipe_of(folder: Path, slices=SLICES, train=None, **sections) -> Path:

@@ -6,7 +6,7 @@ from hybridizer.core.errors import RecipeError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.pipeline.plan import check, plan_from_configs, plan_recipe
 from hybridizer.recipe.load import load_recipe
-from support.lines import make_donor, write_recipe
+from support.lines import bench_in, write_recipe
 from support.tiny import make_tiny, tiny_tokenizer
 
 SLICES = [
@@ -20,11 +20,7 @@ TRAIN = {"data": [{"path": "t.txt"}], "tokens": 640, "seq_len": 32}
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """A tiny llama of four layers, a text, an own cache, and the working folder."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a")
-    (tmp_path / "t.txt").write_text("the cat sat on the mat " * 40)
-    return tmp_path
+    return bench_in(tmp_path, monkeypatch)
 
 
 def recipe_of(folder, slices=SLICES, **sections):

@@ -8,7 +8,7 @@ from hybridizer.core.errors import PlanError, RecipeError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.pipeline.plan import check, plan_recipe
 from hybridizer.plan.stored import read_stored_plan
-from support.lines import hybridize, make_donor, write_recipe
+from support.lines import bench_in, hybridize, write_recipe
 from support.tiny import make_tiny
 
 RIDGE = {"kind": "mamba2", "init": "attention", "fit": "ridge"}
@@ -18,11 +18,7 @@ TEXT = {"path": "t.txt", "tokens": 256, "window": 32}
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """A tiny llama of four layers, a text, an own cache, and the working folder."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a")
-    (tmp_path / "t.txt").write_text("the cat sat on the mat and saw a dog " * 60)
-    return tmp_path
+    return bench_in(tmp_path, monkeypatch, "the cat sat on the mat and saw a dog " * 60)
 
 
 def recipe_of(folder, swap, donor="a", calibration=None, **sections):

@@ -33,3 +33,12 @@ def hybridize(*arguments, code: int = 0):
 def hybridize_json(*arguments, code: int = 0):
     """The JSON object that the command printed."""
     return json.loads(hybridize(*arguments, "--json", code=code).stdout)
+
+
+def bench_in(folder, monkeypatch, text="the cat sat on the mat " * 40):
+    """`folder` as the working folder, with a tiny llama "a", the text "t.txt", and an own cache."""
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+    make_donor(folder / "a")
+    (folder / "t.txt").write_text(text)
+    return folder
