@@ -223,7 +223,8 @@ def test_a_trial_that_is_killed_and_finished_arm_by_arm_has_the_bytes_of_one_tha
         kills += 1
     assert kills, f"never killed before it was over (seed {seed})"
     for arm in ARMS:
-        hybridize("trial", "t.yaml", "--arm", arm)
+        shown = hybridize("trial", "t.yaml", "--arm", arm).output
+        assert "next: hybridize trial t.yaml --gather" in shown
     hybridize("trial", "t.yaml", "--gather")
     straight, killed = finished[0] / "runs/t/trial.json", bench / "runs/t/trial.json"
     assert killed.read_bytes() == straight.read_bytes(), f"seed {seed}"
