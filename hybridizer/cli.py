@@ -41,11 +41,11 @@ def _monitor() -> Any:
     return ConsoleMonitor()
 
 
-def _next(*words: object, overrides: Sequence[str] = ()) -> str:
+def _next(*words: object, overrides: Sequence[str] = (), flag: str = "") -> str:
     """The command to run next, as it can be pasted into a shell."""
     settings = [word for override in overrides for word in ("--set", override)]
     paths = (f"./{word}" if str(word).startswith("-") else str(word) for word in words)
-    return f"next: {shlex.join(['hybridize', *paths, *settings])}"
+    return f"next: {shlex.join(['hybridize', *paths, *([flag] if flag else []), *settings])}"
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -363,7 +363,7 @@ def trial(
             _write_out(json_out, {"folder": done.folder, "arm": arm})
         else:
             echo(f"arm {arm} is finished; once all are:")
-            echo(_next("trial", recipe, "--gather", overrides=overrides))
+            echo(_next("trial", recipe, flag="--gather", overrides=overrides))
         return
     if plot is not None:
         plot_trial(done.record, plot, done.curves)

@@ -5,7 +5,8 @@
 python.jsonl   the reference topics that every CPython ships (pydoc_data.topics), one document per section: to learn
 news.jsonl     300 news stories of the Australian Broadcasting Corporation, 2000-2001 (M. D. Lee, B. Pincombe, M. Welsh,
                2005), from the tests of the package gensim: general text, to see what is forgotten
-library.jsonl  the docstrings of Python's standard library, one document per module: to learn, for recipes/healing
+library.jsonl  the docstrings of Python's standard library, one document per module: to learn, for recipes/healing and
+               recipes/hybrids
 """
 
 from __future__ import annotations

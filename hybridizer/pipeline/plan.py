@@ -162,7 +162,7 @@ def plan_from_configs(path: RecipeSource, overrides: tuple[str, ...], monitor: M
     if recipe.layout.needs_trace or recipe.layout.candidates is not None:
         warnings.append("the layout is assumed: choosing donors or the boundary takes traces, which need weights")
     swap = recipe.layout.swap
-    if swap is not None and swap.place in EVIDENCE_PLACES:
+    if swap is not None and swap.count and swap.place in EVIDENCE_PLACES:
         warnings.append(f"the swapped layers are assumed to be spread evenly: `place: {swap.place}` needs weights")
     assumed, reasons = settle_training(assumed, donors)
     evidence = Evidence(reasons, (*warnings, "this plan shows sizes and cost; it cannot be built"))

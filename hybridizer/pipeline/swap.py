@@ -44,7 +44,9 @@ def choose_swapped(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor
     depth = donors[name].structure.num_layers
     num_kept, facts = count_kept(recipe, depth), dict[str, Any]()
     assumed = assume_swap(recipe, {name: depth})
-    if swap.place == "trace":
+    if num_kept == depth:
+        choice = choose_by_rule(recipe, depth)
+    elif swap.place == "trace":
         make_plan(assumed, donors, Evidence())  # a fault is found before the donor runs
         facts, evidence = _by_trace(recipe, donors[name], monitor)
         choice = choose_layers(swap.place, depth, num_kept, evidence=evidence)

@@ -16,6 +16,7 @@ from hybridizer.core.records import read_json
 from hybridizer.evaluate.trial_scores import TrialScores, read_scores_of, write_scores
 from hybridizer.pipeline.build import build
 from hybridizer.pipeline.evaluate import content_of
+from hybridizer.pipeline.fit import ensure_fitted
 from hybridizer.pipeline.output import write_model
 from hybridizer.pipeline.plan import Planned
 from hybridizer.pipeline.run import RunFolder
@@ -167,6 +168,7 @@ class _ArmWork:
         shared = self._setup.folder.spliced / plan.hash.removeprefix("sha256:")[:16]
         if not _holds(shared, plan):
             own = self._setup.folder.arm(self._arm.name) / "spliced"  # of this process: no other one waits for it
+            ensure_fitted(planned, self._monitor)
             write_model(plan, planned.donors, own, self._monitor, replace=True, load=False)
             _link_files(own, shared)
             _remove(own)

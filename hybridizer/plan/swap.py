@@ -28,10 +28,12 @@ def swapped_donor(recipe: Recipe) -> str:
 def count_kept(recipe: Recipe, num_layers: int) -> int:
     """How many of the donor's `num_layers` keep their attention.
 
-    Raises RecipeError, at the line of `count`, where that leaves none, or none to swap.
+    All where `count` is 0. Raises RecipeError, at the line of `count`, where none is left, or a share swaps none.
     """
     swap = recipe.layout.swap
     assert swap is not None, "called for recipes with a swap"
+    if swap.count == 0:
+        return num_layers
     num_swapped = first_deep_layer(swap.count, num_layers)
     if not 0 < num_swapped < num_layers:
         name, where = swapped_donor(recipe), recipe.locate(("layout", "swap", "count"))
@@ -45,7 +47,10 @@ def choose_by_rule(recipe: Recipe, num_layers: int) -> Choice:
     swap = recipe.layout.swap
     assert swap is not None, "called for recipes with a swap"
     place = ASSUMED if swap.place in EVIDENCE_PLACES else swap.place
-    return choose_layers(place, num_layers, count_kept(recipe, num_layers), seed=swap.seed)
+    num_kept = count_kept(recipe, num_layers)
+    if num_kept == num_layers:
+        return Choice(place, tuple(range(num_layers)), ())
+    return choose_layers(place, num_layers, num_kept, seed=swap.seed)
 
 
 def as_slices(recipe: Recipe, choice: Choice) -> Recipe:
@@ -102,6 +107,8 @@ def _without_attention(structure: Structure) -> dict[int, str]:
 
 def describe_choice(swap: Swap, donor: str, choice: Choice) -> str:
     """Which layers were chosen and how, in one sentence."""
+    if not choice.swapped:
+        return f"No layer of '{donor}' is swapped: `count` is 0."
     total = len(choice.kept) + len(choice.swapped)
     found = f"{len(choice.swapped)} of {total} layers of '{donor}' get {swap.mixer.kind}"
     layers = f"{format_layers(choice.swapped)}; attention stays in {format_layers(choice.kept)}"

@@ -123,8 +123,8 @@ def _read_layer_count(value: object) -> int | float:
         raise refusal(f"must be a share of the depth or a number of layers; got {show(value)}.", fix)
     if isinstance(value, float) and not 0 < value < 1:
         raise refusal(f"must be a share between 0 and 1; got {show(value)}.", f"{fix} A number has no decimal point.")
-    if isinstance(value, int) and not 1 <= value < MAX_LAYERS:
-        raise refusal(f"must be a number of layers from 1 to {MAX_LAYERS - 1}; got {show(value)}.", fix)
+    if isinstance(value, int) and not 0 <= value < MAX_LAYERS:
+        raise refusal(f"must be a number of layers from 0 to {MAX_LAYERS - 1}; got {show(value)}.", fix)
     return value
 
 
@@ -292,7 +292,7 @@ BoundaryValue: TypeAlias = Annotated[
 LayerCount: TypeAlias = Annotated[
     int | float,
     PlainValidator(as_validator(_read_layer_count)),
-    _either(_SHARE, {"type": "integer", "minimum": 1, "maximum": MAX_LAYERS - 1}),
+    _either(_SHARE, {"type": "integer", "minimum": 0, "maximum": MAX_LAYERS - 1}),
 ]
 Size: TypeAlias = Annotated[
     int, PlainValidator(as_validator(parse_size)), _either({"type": "integer", "minimum": 1}, _SIZE_TEXT)

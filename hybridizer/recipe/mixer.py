@@ -52,7 +52,9 @@ class Swap:
         default=None, description="the name of a donor; the host if left out", examples=["instruct"]
     )
     count: LayerCount = Field(
-        default=0.5, description="how many layers are swapped: a share of the depth such as 0.5, or a number such as 15"
+        default=0.5,
+        description="how many layers are swapped: a share of the depth such as 0.5, or a number such as 15; 0: none, "
+        "the control of a trial",
     )
     place: SwapPlace = Field(
         default="uniform",

@@ -223,7 +223,8 @@ def test_a_trial_that_is_killed_and_finished_arm_by_arm_has_the_bytes_of_one_tha
         kills += 1
     assert kills, f"never killed before it was over (seed {seed})"
     for arm in ARMS:
-        hybridize("trial", "t.yaml", "--arm", arm)
+        shown = hybridize("trial", "t.yaml", "--arm", arm).output
+        assert "next: hybridize trial t.yaml --gather" in shown
     hybridize("trial", "t.yaml", "--gather")
     straight, killed = finished[0] / "runs/t/trial.json", bench / "runs/t/trial.json"
     assert killed.read_bytes() == straight.read_bytes(), f"seed {seed}"
@@ -306,3 +307,20 @@ def test_models_are_kept_where_the_recipe_says_so(bench):
     run(bench, "trial.arms={deep: {train.freeze: deep}, full: {train.freeze: none}}", "trial.seeds=[0]",
         "trial.lr=[1e-3]", "trial.keep=all")  # fmt: skip
     hybridize("verify", "runs/t/arms/deep/lr-0.001/seed-0")
+
+
+@pytest.mark.slow
+def test_arms_with_fitted_mixers_run_beside_a_control_in_which_nothing_is_swapped(bench):
+    arms = {"donor": {"layout.swap.count": 0}, "deep": {"layout.swap.place": "deep"}}
+    make_bench(bench, arms=arms, seeds=[0], lr=[1e-3])
+    recipe = yaml.safe_load((bench / "t.yaml").read_text())
+    recipe["layout"] = {
+        "swap": {"mixer": {"kind": "mamba2", "init": "attention", "fit": "ridge"}},
+        "calibration": {"path": "text.jsonl", "tokens": 256, "window": 32},
+    }
+    recipe["train"]["freeze"] = "none"
+    write_recipe(bench / "t.yaml", **recipe)
+    donor, swapped = hybridize_json("trial", "t.yaml")["arms"]
+    before = {arm["name"]: arm["figures"][0]["before"] for arm in (donor, swapped)}
+    assert before["donor"] != before["deep"] and donor["cost"]["tokens"] == swapped["cost"]["tokens"]
+    assert [figure["what"] for figure in swapped["figures"]] == ["text.jsonl", "news", "recall-4"]

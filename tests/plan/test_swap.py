@@ -62,6 +62,15 @@ def test_a_swap_is_the_slices_that_it_is_short_for(bench):
     assert made.hash != planned(bench, {"place": "shallow", "count": 1}).plan.hash
 
 
+@pytest.mark.parametrize("place", ["uniform", "trace", "kl"])
+def test_a_count_of_0_is_the_donor_itself_whatever_the_place(bench, place):
+    path = recipe_of(bench, {"count": 0, "place": place, "mixer": RIDGE}, calibration=TEXT)
+    made = plan_recipe(path, (), SilentMonitor()).plan
+    same = write_recipe(bench / "y.yaml", donors={"a": "a"}, layout={"slices": [{"donor": "a"}]})
+    assert made.hash == plan_recipe(same, (), SilentMonitor()).plan.hash
+    assert "No layer of 'a' is swapped: `count` is 0." in made.evidence.reasons
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["kl", "leave-one-out"])
 def test_layers_are_scored_once_and_those_that_lose_least_are_swapped(bench, place, monkeypatch):
@@ -94,7 +103,7 @@ def test_a_trace_keeps_the_layers_that_a_disturbance_moves_most(bench):
     [
         ({"count": 4}, {}, "4 layers to be swapped of donor 'a', which has 4: one keeps its attention."),
         ({"count": 1.5}, {}, "`layout.swap.count` must be a share between"),
-        ({"count": 0}, {}, "must be a number of layers from 1 to"),
+        ({"count": -1}, {}, "must be a number of layers from 0 to"),
         ({"donor": "b"}, {}, "names 'b', which is not a donor here"),
         ({"place": "kl"}, {}, "`place` is kl, which scores fitted mixers, and the mixer is not fitted."),
         ({"place": "kl", "mixer": RIDGE}, {}, "`fit: ridge` needs a text"),
