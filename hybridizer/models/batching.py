@@ -31,6 +31,7 @@ def make_batches(lengths: Sequence[int], batch_size: int, max_tokens: int = MAX_
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host `tensor` on `device`; for CUDA through pinned memory, from which the copy does not stop the host."""
-    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
-    return pinned.to(device, non_blocking=True)
+    """`tensor` on `device`; from a host to CUDA through pinned memory, from which the copy does not stop the host."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
