@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from hybridizer.core.progress import Monitor
 from hybridizer.data.documents import BadRecords, find_files, read_documents
-from hybridizer.plan.starts import find_calibration
+from hybridizer.donors.donor import Donor
+from hybridizer.pipeline.donor_texts import write_donor_text
+from hybridizer.plan.starts import find_calibration, first_source
 from hybridizer.recipe.models import Calibration, DataEntry, Recipe
 
 
@@ -14,6 +17,13 @@ def calibration_of(recipe: Recipe) -> Calibration:
     text = find_calibration(recipe)
     assert text is not None, "checked when it was planned"
     return text
+
+
+def write_calibration(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> None:
+    """Return when the text is on disk: a donor writes it where it is generated and not there yet."""
+    entry = first_source(recipe)
+    if recipe.layout.calibration is None and entry is not None:
+        write_donor_text(entry, donors, recipe.folder, monitor)
 
 
 def read_calibration(recipe: Recipe) -> Iterator[str]:

@@ -14,7 +14,7 @@ from hybridizer.core.records import content_hash, read_json, to_jsonable, write_
 from hybridizer.donors.donor import Donor
 from hybridizer.families.mixer_shapes import AttentionShape, MixerShape
 from hybridizer.mixers.choice import Choice, SwapScore, choose_layers
-from hybridizer.pipeline.calibration import read_calibration
+from hybridizer.pipeline.calibration import read_calibration, write_calibration
 from hybridizer.plan.make import make_plan
 from hybridizer.plan.origin import Fitted
 from hybridizer.plan.plan import Evidence, Plan
@@ -51,7 +51,7 @@ def choose_swapped(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor
         facts, evidence = _by_trace(recipe, donors[name], monitor)
         choice = choose_layers(swap.place, depth, num_kept, evidence=evidence)
     elif swap.is_measured:
-        facts, scores = _by_score(recipe, make_plan(assumed, donors, Evidence()), donors[name], monitor)
+        facts, scores = _by_score(recipe, make_plan(assumed, donors, Evidence()), donors, monitor)
         choice = choose_layers(swap.place, depth, num_kept, scores=scores)
     else:
         choice = choose_by_rule(recipe, depth)
@@ -82,13 +82,13 @@ def _by_trace(recipe: Recipe, donor: Donor, monitor: Monitor) -> tuple[dict[str,
 
 
 def _by_score(
-    recipe: Recipe, assumed: Plan, donor: Donor, monitor: Monitor
+    recipe: Recipe, assumed: Plan, donors: Mapping[str, Donor], monitor: Monitor
 ) -> tuple[dict[str, Any], tuple[SwapScore, ...]]:
     """Every layer swapped alone: fitted on the calibration text, scored behind it; from the cache where it is there.
 
     `assumed` is a plan of the same mixers in other layers.
     """
-    swap, source = recipe.layout.swap, fitted_tensors(assumed)[0].source
+    swap, source, donor = recipe.layout.swap, fitted_tensors(assumed)[0].source, donors[swapped_donor(recipe)]
     assert swap is not None and isinstance(source, Fitted), "checked when the recipe was loaded"
     facts = {"text": source.text, "fit_tokens": source.tokens, "window": source.window, "tokens": swap.score_tokens}
     shapes = mixer_shapes(assumed)
@@ -101,6 +101,7 @@ def _by_score(
             return facts, tuple(SwapScore(**score) for score in found["scores"])
     except (CheckpointError, KeyError, TypeError):
         monitor.note(f"scores of layers of '{donor.name}': damaged in the cache, measured again")
+    write_calibration(recipe, donors, monitor)
     scores = _score(recipe, swap, replace(source, seed=swap.seed), shapes, donor, monitor)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"scores": [asdict(score) for score in scores], **facts})

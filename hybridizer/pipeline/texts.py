@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hybridizer.core.progress import Monitor
 from hybridizer.data.counts import warn_of_epochs, write_count
 from hybridizer.pipeline.amounts import source_keys
+from hybridizer.pipeline.donor_texts import write_donor_text
 from hybridizer.pipeline.plan import Planned
-from hybridizer.plan.generated import generated_folder
 from hybridizer.recipe.models import DataEntry
 from hybridizer.train.run import open_texts
 
@@ -20,14 +18,7 @@ def generate_texts(planned: Planned, monitor: Monitor) -> None:
     """
     train, folder = planned.resolved.recipe.train, planned.resolved.recipe.folder
     for entry in train.data if train is not None else ():
-        if entry.generate is None or entry.path is None or Path(entry.path).is_file():
-            continue
-        from hybridizer.data.sampling import Writer, read_prompts, write_texts
-
-        donor = planned.donors[entry.generate.from_]
-        writer = Writer(donor.name, donor.folder, "remote_code" in donor.allow)
-        prompts = read_prompts(entry.generate.prompts, folder)
-        write_texts(writer, prompts, entry.generate, generated_folder(entry.generate.identity), monitor)
+        write_donor_text(entry, planned.donors, folder, monitor)
 
 
 def tokenise_texts(planned: Planned, monitor: Monitor) -> None:

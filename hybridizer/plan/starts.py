@@ -23,11 +23,11 @@ def find_calibration(recipe: Recipe) -> Calibration | None:
     """The text of the fit: the recipe's `calibration`, or its first training source that is in files."""
     if recipe.layout.calibration is not None:
         return recipe.layout.calibration
-    found = _first_source(recipe)
+    found = first_source(recipe)
     return None if found is None else Calibration(found.path or found.name, found.field)
 
 
-def _first_source(recipe: Recipe) -> DataEntry | None:
+def first_source(recipe: Recipe) -> DataEntry | None:
     """The first training source that is in files, or will be once a donor has written it."""
     sources = recipe.train.data if recipe.train else ()
     return next((entry for entry in sources if entry.path is not None or entry.generate is not None), None)
@@ -45,7 +45,7 @@ def pin_calibration(recipe: Recipe, sources: Sequence[LayerSource]) -> tuple[str
         what = "`fit: ridge` needs a text, and there is neither `layout.calibration` nor a file in `train.data`."
         raise RecipeError(Problem(recipe.locate(("layout",)), what, "Add `calibration: {path: FILE}` to `layout`."))
     where = recipe.locate(("layout", "calibration"))
-    entry = None if recipe.layout.calibration is not None else _first_source(recipe)
+    entry = None if recipe.layout.calibration is not None else first_source(recipe)
     if entry is not None and entry.generate is not None:  # by what it is made from: it is written by a build
         return content_hash({"generated": entry.generate.identity}), found.tokens, found.window
     try:

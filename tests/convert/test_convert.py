@@ -3,10 +3,15 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
-from hybridizer.convert.perplexity import cut_text, score_transformers
+from hybridizer.convert.perplexity import Windows, cut_text, score_transformers
 from hybridizer.convert.spelling import converter_options, spell_config
 from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
@@ -54,7 +59,7 @@ def left(folder):
     return sorted(path.name for path in (folder / "out").iterdir())
 
 
-def test_a_file_that_agrees_is_written_with_the_figures_of_both_engines(line, built):
+def test_a_file_that_agrees_is_written_with_the_figures_of_both_engines(line):
     words, folder, found = line
     stand_in(folder, figures={"f16": found})
     record = hybridize_json(*words)
@@ -63,7 +68,7 @@ def test_a_file_that_agrees_is_written_with_the_figures_of_both_engines(line, bu
     assert record["schema"] == "hybridizer.convert/1" and record["tokens_scored"] == 4 * 15
     assert checked["perplexity"] == pytest.approx(record["perplexity"]) == pytest.approx(found)
     assert abs(checked["difference"]) < 1e-9 and record["num_bytes"] == (folder / "out/x.gguf").stat().st_size
-    assert record["bits_per_byte"] == pytest.approx(built[1].bits_per_byte(found))
+    assert record["bits_per_byte"] == pytest.approx(math.log2(found))  # of a tokenizer with one token per byte
 
 
 def test_the_perplexity_by_transformers_is_that_of_the_second_half_of_each_window(built):
@@ -75,6 +80,15 @@ def test_the_perplexity_by_transformers_is_that_of_the_second_half_of_each_windo
     logits = model(ids).logits.log_softmax(-1)
     nats = [-logits[row, t - 1, ids[row, t]].item() for row in range(4) for t in range(17, 32)]
     assert math.exp(sum(nats) / len(nats)) == pytest.approx(found, rel=1e-5)
+
+
+def test_bits_per_byte_are_bits_of_a_token_by_the_bytes_that_a_token_has(tmp_path):
+    assert Windows("", np.zeros((2, 4)), 0.25).bits_per_byte(8.0) == 0.75  # 3 bits for 4 bytes
+    words = Tokenizer(WordLevel({"<unk>": 0, "the": 1, "cät": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path)
+    windows = cut_text(tmp_path, "the cät " * 8, "text", 4, 2)  # 16 tokens in 72 bytes
+    assert windows.bits_per_byte(2.0**9) == pytest.approx(2.0) and windows.ids.tolist() == [[1, 2, 1, 2]] * 2
 
 
 @pytest.mark.parametrize("figure", ["nan", "inf"])
@@ -94,13 +108,13 @@ def test_a_file_that_computes_something_else_is_never_given_its_name(line, facto
     assert left(folder) == []
 
 
-def test_a_quantised_file_is_made_from_one_that_agreed_and_its_loss_is_reported(line, built):
+def test_a_quantised_file_is_made_from_one_that_agreed_and_its_loss_is_reported(line):
     words, folder, found = line
     lossy = found * 1.01
     stand_in(folder, figures={"f32": found, "q8_0": lossy})
     first, second = hybridize_json(*words, "--type", "q8_0")["checked"]
     assert (first["type"], second["type"]) == ("f32", "q8_0")
-    assert second["difference"] == pytest.approx(built[1].bits_per_byte(lossy) - built[1].bits_per_byte(found))
+    assert second["difference"] == pytest.approx(math.log2(1.01))  # of a tokenizer with one token per byte
     assert json.loads((folder / "out/x.gguf").read_text())["type"] == "q8_0" and left(folder) == ["x.gguf"]
 
 

@@ -91,6 +91,15 @@ def test_layers_are_scored_once_and_those_that_lose_least_are_swapped(bench, pla
 
 
 @pytest.mark.slow
+def test_text_that_a_donor_writes_is_written_before_layers_are_scored_on_it(bench):
+    generate = {"from": "a", "prompts": ["the cat "], "tokens": 400, "max_new_tokens": 80}
+    train = {"data": [{"generate": generate}], "tokens": 300, "freeze": "none", "seq_len": 32}
+    swap = {"place": "kl", "mixer": RIDGE, "score_tokens": 256}
+    record = planned(bench, swap, train=train).plan.evidence.swap
+    assert len(record["scores"]) == 4 and list((bench / "cache/generated").glob("*/texts.jsonl"))
+
+
+@pytest.mark.slow
 def test_a_trace_keeps_the_layers_that_a_disturbance_moves_most(bench):
     made = planned(bench, {"place": "trace", "count": 1}, trace={"perturb": "layer", "probes": "antonyms-en"}).plan
     record = made.evidence.swap
