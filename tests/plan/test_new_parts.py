@@ -114,26 +114,20 @@ def test_a_training_without_new_layers_or_of_few_steps_has_no_stages_of_its_own(
     assert kinds == [] and "576 tokens are fewer than ten steps of 64" in said[0]
 
 
-def test_a_family_that_cannot_be_trained_is_refused_before_anything_is_spliced(bench):
-    make_tiny("olmo2", bench / "olmo")
+def train_olmo(bench, family, *slices):
+    """A recipe that trains all of a model with `slices` behind the layers of a donor of that family."""
+    make_tiny(family, bench / "olmo")
     tiny_tokenizer(bench / "olmo")
-    path = write_recipe(
-        bench / "x.yaml",
-        donors={"a": "olmo"},
-        layout={"slices": [{"donor": "a"}, {"fresh": "gated_delta_net"}]},
-        train={**TRAIN, "freeze": "none"},
-    )
+    layout = {"slices": [{"donor": "a"}, *slices]}
+    return write_recipe(bench / "x.yaml", donors={"a": "olmo"}, layout=layout, train={**TRAIN, "freeze": "none"})
+
+
+def test_a_family_that_cannot_be_trained_is_refused_before_anything_is_spliced(bench):
+    path = train_olmo(bench, "olmo2", {"fresh": "gated_delta_net"})
     with pytest.raises(RecipeError, match="the model is of the family olmo_hybrid and cannot be trained here"):
         check(path, (), SilentMonitor(), deep=False)
 
 
 def test_a_model_of_donors_of_that_family_trains_with_the_names_that_transformers_saves(bench):
-    make_tiny("olmo_hybrid", bench / "olmo")
-    tiny_tokenizer(bench / "olmo")
-    path = write_recipe(
-        bench / "x.yaml",
-        donors={"a": "olmo"},
-        layout={"slices": [{"donor": "a"}]},
-        train={**TRAIN, "freeze": "none"},
-    )
+    path = train_olmo(bench, "olmo_hybrid")
     assert check(path, (), SilentMonitor(), deep=False).plan.train is not None
