@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from hybridizer.cli import main
+from hybridizer.cli.program import run_reported
 from hybridizer.core.errors import InputError, RunError, from_os_error
-from hybridizer.report.program import run_reported
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
 HOSTILE = "x\x1b[31m\x9b2J\u202e[bold]y\n\x07[red]"

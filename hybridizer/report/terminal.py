@@ -10,16 +10,18 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hybridizer.core.errors import printable, printable_line
-from hybridizer.core.records import to_jsonable
+from hybridizer.core.records import to_jsonable, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -48,6 +50,22 @@ def print_json(value: Any) -> None:
     """Print one JSON document. What is not printable is escaped as \\uXXXX, which a JSON parser reads back exactly."""
     text = json.dumps(to_jsonable(value), indent=2, ensure_ascii=False)
     _write("".join(sign if sign.isprintable() or sign == "\n" else json.dumps(sign)[1:-1] for sign in text))
+
+
+def write_out(path: Path | None, value: Any) -> bool:
+    """Write `value` where --json asks for it, - being standard output; whether that is left for what people read."""
+    if str(path) == "-":
+        print_json(value)
+    elif path is not None:
+        write_json(path, value)
+    return str(path) != "-"
+
+
+def next_command(*words: object, overrides: Sequence[str] = ()) -> str:
+    """The command to run next, as it can be pasted into a shell."""
+    settings = [word for override in overrides for word in ("--set", override)]
+    paths = (f"./{word}" if str(word).startswith("-") else str(word) for word in words)
+    return f"next: {shlex.join(['hybridize', *paths, *settings])}"
 
 
 def draw(*renderables: RenderableType) -> None:
