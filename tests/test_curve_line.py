@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from hybridizer.train.folder import read_curve
-from hybridizer.train.run import is_complete, join_processes
+from hybridizer.train.run import join_processes
 from hybridizer.train.runtime import Runtime
+from hybridizer.train.training_record import is_complete
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 from support.sections import train_section
 

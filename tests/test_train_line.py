@@ -24,8 +24,9 @@ from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.pipeline import build
 from hybridizer.plan.stored import read_stored_plan
 from hybridizer.recipe.models import Tracker
-from hybridizer.train.run import is_complete, open_runtime
+from hybridizer.train.run import open_runtime
 from hybridizer.train.runtime import Runtime
+from hybridizer.train.training_record import is_complete
 from support.hub import COMMIT, serve_repository
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 from support.sections import train_section

@@ -29,16 +29,9 @@ from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.recipe.models import Recipe
 from hybridizer.splice.verify import Proof, verify
 from hybridizer.train.folder import TRAINED, has_progress, read_curve, read_log
-from hybridizer.train.run import (
-    Training,
-    TrainRecord,
-    is_complete,
-    join_processes,
-    open_runtime,
-    read_training,
-    train,
-)
+from hybridizer.train.run import Training, join_processes, open_runtime, train
 from hybridizer.train.stages import train_in_stages
+from hybridizer.train.training_record import TrainRecord, is_complete, read_training
 
 if TYPE_CHECKING:
     from hybridizer.pipeline.evaluate import BeforeAfter

@@ -36,16 +36,8 @@ from hybridizer.train.folder import (
     join_logs,
     stage_folder,
 )
-from hybridizer.train.run import (
-    SCHEMA,
-    SourceUse,
-    Training,
-    TrainRecord,
-    make_job,
-    make_record,
-    room_in,
-    run_job,
-)
+from hybridizer.train.run import Training, make_job, room_in, run_job
+from hybridizer.train.training_record import SCHEMA, SourceUse, TrainRecord, make_record
 
 if TYPE_CHECKING:
     from hybridizer.train.job import TrainJob
