@@ -14,7 +14,7 @@ from hybridizer.recipe.models import Trace
 from hybridizer.trace.boundary import STRATEGIES
 from hybridizer.trace.probes import read_probes
 from hybridizer.trace.runs import TraceRequest
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donor, make_donors, write_recipe
 from support.marks import slow_except
 
 PROBES = [{"prompt": f"the opposite of {word} is ", "target": "abcd"[i % 4]} for i, word in enumerate(
@@ -22,13 +22,10 @@ PROBES = [{"prompt": f"the opposite of {word} is ", "target": "abcd"[i % 4]} for
 
 
 @pytest.fixture(autouse=True)
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(Path("a"), seed=1)
-    make_donor(Path("b"), seed=2)
+def bench(bench):
+    make_donors(bench)
     Path("p.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in PROBES))
-    return tmp_path
+    return bench
 
 
 def trace(*arguments):

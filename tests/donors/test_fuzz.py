@@ -21,11 +21,9 @@ CASES = 100
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    return tmp_path
+def bench(bench):
+    make_donor(bench / "a", seed=1)
+    return bench
 
 
 def donor(bench, text="a", allow=("pickle",)):

@@ -17,13 +17,6 @@ from hybridizer.donors.reference import parse_reference
 from support.gguf_files import HEADS, HIDDEN, LAYERS, tiny_tensors, write_gguf
 
 
-@pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def donor(bench, text="x.gguf", *, fetch=True):
     access = Access(fetch=fetch, fingerprint=True)
     return open_donor("a", parse_reference(text, bench, "r.yaml:2"), access, "r.yaml:2", SilentMonitor())

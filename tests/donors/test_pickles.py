@@ -17,11 +17,9 @@ from support.lines import make_donor
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    return tmp_path
+def bench(bench):
+    make_donor(bench / "a", seed=1)
+    return bench
 
 
 def tensors_of(bench):

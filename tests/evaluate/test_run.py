@@ -31,9 +31,8 @@ class Heard(SilentMonitor):
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    return [tiny_tokenizer(make_tiny("llama", tmp_path / f"m{seed}", seed=seed)) for seed in range(2)]
+def folders(bench):
+    return [tiny_tokenizer(make_tiny("llama", bench / f"m{seed}", seed=seed)) for seed in range(2)]
 
 
 @pytest.fixture
