@@ -66,8 +66,7 @@ def check(recipe: Path, overrides: tuple[str, ...], deep: bool, as_json: bool) -
         print_json({"recipe": str(recipe), "ok": True, "layers": layers, "waiting": checked.waiting})
         return
     after = next_command("plan", recipe, overrides=overrides)
-    for warning in checked.warnings:
-        warn(warning)
+    warn(*checked.warnings)
     if checked.plan is None:
         names = ", ".join(checked.waiting)
         echo(f"{recipe}: no problem found; not checked yet, because `hybridize plan` fetches them: {names}")

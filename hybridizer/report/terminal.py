@@ -30,9 +30,10 @@ PIPE_COLUMNS = 120  # without a terminal and without COLUMNS
 MIN_COLUMNS = 40
 
 
-def echo(line: str, *, err: bool = False) -> None:
-    """Print one line on standard output, or with `err` on standard error."""
-    _write(printable_line(line), err=err)
+def echo(*lines: str, err: bool = False) -> None:
+    """Print lines on standard output, or with `err` on standard error."""
+    for line in lines:
+        _write(printable_line(line), err=err)
 
 
 def echo_block(text: str, *, err: bool = False) -> None:
@@ -40,10 +41,11 @@ def echo_block(text: str, *, err: bool = False) -> None:
     _write(printable(text), err=err)
 
 
-def warn(text: str) -> None:
-    """Print a warning on standard output, its first word in colour on a terminal."""
+def warn(*texts: str) -> None:
+    """Print warnings on standard output, their first word in colour on a terminal."""
     colour = False if os.environ.get("NO_COLOR") else None
-    _write(f"{click.style('warning:', fg='yellow', bold=True)} {printable_line(text)}", color=colour)
+    for text in texts:
+        _write(f"{click.style('warning:', fg='yellow', bold=True)} {printable_line(text)}", color=colour)
 
 
 def print_json(value: Any) -> None:
