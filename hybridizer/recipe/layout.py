@@ -176,6 +176,12 @@ class Layout:
         return ("deep", "shallow", "boundary") if ways else ()
 
     @property
+    def swap_section(self) -> Swap:
+        """`swap`, of a layout that has one."""
+        assert self.swap is not None, "asked of layouts with a swap"
+        return self.swap
+
+    @property
     def needs_trace(self) -> bool:
         """Whether donors must be traced before the layout is known."""
         return AUTO in (self.deep, self.shallow) or (isinstance(self.boundary, str) and self.boundary != "midpoint")

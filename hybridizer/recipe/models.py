@@ -249,6 +249,12 @@ class Recipe:
         """The folder of the recipe file, from which relative paths in the recipe count."""
         return self.path.parent
 
+    @property
+    def train_section(self) -> Train:
+        """`train`, of a recipe that trains."""
+        assert self.train is not None, "asked of recipes that train"
+        return self.train
+
     def donor(self, name: str) -> DonorEntry:
         """The donor called `name`, which every name inside a loaded recipe is."""
         return next(entry for entry in self.donors if entry.name == name)

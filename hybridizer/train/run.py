@@ -86,8 +86,7 @@ def open_runtime(recipe: Recipe, folder: Path) -> Runtime:
     """Devices and trackers for the training of `recipe`, whose run is in `folder`."""
     from hybridizer.train.runtime import Runtime
 
-    assert recipe.train is not None, "called for recipes that train"
-    return Runtime(recipe.train.trackers, folder / "training")
+    return Runtime(recipe.train_section.trackers, folder / "training")
 
 
 def _check_ids(sources: Sequence[Source], curve: CurveRequest | None, embedding: Any) -> None:
@@ -204,13 +203,12 @@ def make_job(
     from hybridizer.train.teacher import find_twins, load_teacher, share_tensors_
 
     earlier = earlier or Earlier()
-    settings = recipe.train
-    assert settings is not None and plan.train is not None, "called for plans that train"
+    settings = recipe.train_section
     with without_bars():
         model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
         taught_by = None
         if settings.objective is not None and teacher is not None and not keeps_largest(settings):
-            taught_by = load_teacher(teacher, pairs_of(plan.train.settings))
+            taught_by = load_teacher(teacher, pairs_of(plan.train_plan.settings))
     parts = find_parts(model)
     masters = earlier.read_masters()
     put_masters_(model, masters)
@@ -257,8 +255,7 @@ def _recomputed(
 
     `num_shared` parameters of the teacher are the model's.
     """
-    assert plan.train is not None, "called for plans that train"
-    objective = objective_shape(settings, plan.train.settings, teacher, num_shared)
+    objective = objective_shape(settings, plan.train_plan.settings, teacher, num_shared)
     return recomputed_layers(_shape(plan), settings, freeze_plan.choice, runtime.device.type, objective)
 
 
@@ -277,9 +274,8 @@ def _freeze(plan: Plan, settings: Train, model: nn.Module, parts: Parts, spliced
     from hybridizer.train.freeze import plan_freeze, plan_lora_
     from hybridizer.train.result import check_storable
 
-    assert plan.train is not None, "called for plans that train"
-    freeze_plan = plan_freeze(model, parts, settings, plan.train.boundary)
-    assert freeze_plan.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
+    freeze_plan = plan_freeze(model, parts, settings, plan.train_plan.boundary)
+    assert freeze_plan.choice.frozen_layers == plan.train_plan.frozen_layers, "the model has the planned layers"
     check_storable(model, open_checkpoint(spliced).tensors.keys())
     if settings.lora is None:
         return freeze_plan
@@ -323,9 +319,8 @@ def _figures(plan: Plan, job: TrainJob, runtime: Runtime, teacher: Donor | None)
     settings = job.settings
     lengths = job.data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
-    assert plan.train is not None, "called for plans that train"
     rank = settings.lora.rank if settings.lora else 0
-    objective = None if keeps_largest(settings) else objective_shape(settings, plan.train.settings, teacher)
+    objective = None if keeps_largest(settings) else objective_shape(settings, plan.train_plan.settings, teacher)
     flops = model_token_flops(_shape(plan), job.freeze_plan.choice, context, rank, objective)
     dtype = choose_dtype(settings.precision, runtime.device)
     dtype = dtype if choose_compile(settings.compile, runtime.device.type) else matmul_dtype(dtype, runtime.device)

@@ -92,7 +92,6 @@ def make_record(
     """The record of a training of `plan` that has ended."""
     from hybridizer.train.truncation import as_values
 
-    assert plan.train is not None, "called for plans that train"
     return TrainRecord(
         plan_hash=plan.hash,
         steps=result.steps,
@@ -104,14 +103,14 @@ def make_record(
         dtype=result.dtype,
         device=str(runtime.device),
         num_processes=runtime.num_ranks,
-        boundary=plan.train.boundary,
-        frozen_layers=plan.train.frozen_layers,
-        frozen_parts=plan.train.frozen_parts,
+        boundary=plan.train_plan.boundary,
+        frozen_layers=plan.train_plan.frozen_layers,
+        frozen_parts=plan.train_plan.frozen_parts,
         trained=tensors.trained,
         frozen_sha256=tensors.frozen_sha256,
         unreached=result.unreached,
         changes=result.changes,
-        notes=tuple(dict.fromkeys((*job.freeze_plan.notes, *plan.train.notes))),
+        notes=tuple(dict.fromkeys((*job.freeze_plan.notes, *plan.train_plan.notes))),
         sources=_uses(sources, job.data),
         packing=job.data.packed.fill,
         tensors_sha256=tensors.sha256,
