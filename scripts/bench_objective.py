@@ -20,7 +20,7 @@ import statistics
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench_train import SHAPES, WARM, _data, _frozen_model, _model_shape, _settings
+from bench_train import WARM, _data, _frozen_model, _model_shape, _settings, make_parser
 from smollm2 import smollm2_folder
 from take_turns import Turn, take_turns
 
@@ -147,16 +147,7 @@ def _forward(job, device, turn: Turn, more) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--precision", choices=["float32", "bfloat16", "auto"], default="float32")
-    parser.add_argument("--stored", choices=["float32", "bfloat16"], default="float32", help="the checkpoint's dtype")
-    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser = make_parser(__doc__, rows=2, steps=3)
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     parser.set_defaults(freeze=["deep"], recompute=False, budget=None)
     return parser.parse_args()

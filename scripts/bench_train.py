@@ -322,21 +322,27 @@ def _model_shape(model):
     return planned_shape(model.config.to_dict(), tensors)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser(about: str, rows: int, steps: int) -> argparse.ArgumentParser:
+    """The options of both benches of steps."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--precision", choices=["float32", "bfloat16", "auto"], default="float32")
     parser.add_argument("--stored", choices=["float32", "bfloat16"], default="float32", help="the checkpoint's dtype")
     parser.add_argument("--shape", choices=list(SHAPES), default="smollm2")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--freeze", choices=["deep", "shallow", "none"], nargs="+", default=["deep"])
-    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=rows)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    return parser
+
+
+def _arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__, rows=4, steps=4)
+    parser.add_argument("--freeze", choices=["deep", "shallow", "none"], nargs="+", default=["deep"])
     parser.add_argument("--recompute", action="store_true", help="recompute layers; ours only")
     parser.add_argument("--budget", help="recompute as many layers as it takes to stay within it, such as 2GB")
     parser.add_argument("--only", choices=["ours"], help="leave the other trainer out")
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--child", choices=["ours", "trainer"], help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -36,6 +36,24 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """The working folder of a test that runs commands: empty, with a cache of its own."""
+    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """The tiny tokenizer, as transformers loads it."""
+    from transformers import AutoTokenizer
+
+    from support.tiny import tiny_tokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path))
+
+
 @pytest.fixture(params=[True, False], ids=["bfloat16-cpu", "float32-cpu"])
 def bfloat16_cpu(request, monkeypatch):
     """Both kinds of CPU in turn: whether it is said to multiply bfloat16 in hardware. Subprocesses see the true one.

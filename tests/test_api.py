@@ -21,12 +21,10 @@ WITH_SUBPACKAGE = ("evaluate", "plan", "scan", "trace")
 
 
 @pytest.fixture
-def workshop(tmp_path, monkeypatch):
+def workshop(bench):
     """The working folder of the examples, with a cache of its own."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_workshop(tmp_path)
-    return tmp_path
+    make_workshop(bench)
+    return bench
 
 
 def run_python(program):

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from hybridizer.cli import main
+from hybridizer.cli.program import run_reported
 from hybridizer.core.errors import InputError, RunError, from_os_error
-from hybridizer.report.program import run_reported
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donor, write_documents, write_recipe
 
 HOSTILE = "x\x1b[31m\x9b2J\u202e[bold]y\n\x07[red]"
 DIAL = {"host": "a", "deep": "a", "shallow": "a", "boundary": 0.5}
@@ -22,15 +22,13 @@ PROBES = [{"prompt": f"the opposite of {word} is ", "target": "abcd"[i % 4]} for
 
 
 @pytest.fixture(autouse=True)
-def bench(tmp_path, monkeypatch):
+def bench(bench, monkeypatch):
     """The working folder, with a donor `a`, a recipe x.yaml, probes and a cache of its own."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.chdir(tmp_path)
     make_donor(Path("a"), seed=1)
     write_recipe(Path("x.yaml"), donors={"a": "a"}, layout=DIAL)
     Path("p.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in PROBES))
-    return tmp_path
+    return bench
 
 
 def assert_harmless(result):
@@ -326,8 +324,7 @@ def test_the_next_command_keeps_overrides_and_runs():
 
 
 def test_a_plan_that_trains_shows_steps_epochs_and_disk():
-    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(40)]
-    Path("t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_documents(Path("t.jsonl"), 40)
     train = {"data": [{"path": "t.jsonl"}], "tokens": 2000, "seq_len": 64, "global_batch_size": 4, "heldout_ratio": 0.1}
     write_recipe(Path("t.yaml"), donors={"a": "a"}, layout=DIAL, train=train)
     shown = hybridize("plan", "t.yaml").stdout

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from hybridizer.cli import main
 from support.fuzz import try_all
-from support.lines import make_donor
+from support.lines import make_donors
 
 CASES = 300
 GOOD = {
@@ -131,8 +131,7 @@ def arguments(chance):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
-    make_donor(folder / "a", seed=1)
-    make_donor(folder / "b", seed=2)
+    make_donors(folder)
     texts = [{"text": f"document {i} says that the cat sat on the mat"} for i in range(40)]
     (folder / "t.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     return folder

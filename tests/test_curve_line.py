@@ -10,9 +10,10 @@ import pytest
 from safetensors.torch import load_file
 
 from hybridizer.train.folder import read_curve
-from hybridizer.train.run import is_complete, join_processes
+from hybridizer.train.run import join_processes
 from hybridizer.train.runtime import Runtime
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from hybridizer.train.training_record import is_complete
+from support.lines import hybridize, hybridize_json, make_donors, write_recipe
 from support.sections import train_section
 
 TRAIN = {
@@ -26,16 +27,13 @@ NEWS = {"bits_per_byte": [{"name": "news", "path": "news.jsonl"}]}
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
+def bench(bench):
     """Two tiny llamas, a text to train on, another one that is forgotten, an own cache, and the working folder."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    make_donor(tmp_path / "b", seed=2)
+    make_donors(bench)
     for name, words in (("text", "the cat sat on the mat "), ("news", "ZYX WVU TSR QPO ")):
         texts = [f"{name} {i} says " + words * (i % 7 + 1) for i in range(100)]
         Path(f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return tmp_path
+    return bench
 
 
 def recipe_of(name="x", train=None, **evaluate):

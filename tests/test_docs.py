@@ -195,10 +195,8 @@ def test_every_recipe_loads(page, tmp_path):
 @pytest.mark.parametrize(
     "page", [page for page in LIVING if any(blocks(page, "python", "pycon"))], ids=name
 )  # fmt: skip
-def test_every_python_example_runs(page, tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_workshop(tmp_path)
+def test_every_python_example_runs(page, bench):
+    make_workshop(bench)
     runner, namespace = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), {}
     for number, block in enumerate(blocks(page, "python", "pycon")):
         if ">>>" in block:

@@ -35,13 +35,11 @@ def write_lines(path, records):
 
 
 @pytest.fixture(autouse=True)
-def bench(tmp_path, monkeypatch):
+def bench(bench, monkeypatch):
     """The working folder: models `a` and `b`, `c` with another tokenizer and a chat template, texts, items, chats."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.chdir(tmp_path)
     for seed, name in enumerate("abc"):
-        make_donor(tmp_path / name, seed=seed)
+        make_donor(bench / name, seed=seed)
     tokenizer = AutoTokenizer.from_pretrained("c")
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained("c")
@@ -49,7 +47,7 @@ def bench(tmp_path, monkeypatch):
     write_lines("mine.jsonl", ITEMS)
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     write_lines("talk.jsonl", [{"messages": talk}] * 2)
-    return tmp_path
+    return bench
 
 
 ALL = ("--text", "news=news.jsonl", "--items", "mine=mine.jsonl", "--recall", "2", "--chat", "talk=talk.jsonl")

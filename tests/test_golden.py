@@ -81,10 +81,9 @@ def tensor_hashes(folder: Path) -> dict[str, str]:
 
 def training() -> dict[str, Any]:
     """Losses of 20 steps (nats per token) of b's layers 0 and 1 under a's frozen ones; a hash of what was trained."""
-    from support.lines import hybridize, write_recipe
+    from support.lines import hybridize, write_documents, write_recipe
 
-    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(200)]
-    Path("text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    write_documents(Path("text.jsonl"), 200)
     hybridize("build", write_recipe(Path("x.yaml"), donors=DONORS, layout=LAYOUT, train=TRAIN))
     lines = [json.loads(line) for line in Path("runs/x/training/log.jsonl").read_text().splitlines()]
     hashes = tensor_hashes(Path("runs/x/model"))

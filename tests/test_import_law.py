@@ -41,7 +41,7 @@ HOMES = {  # the one place, or the few, that may import a library
     "gguf": {"donors.gguf"},
     "bitsandbytes": {"train.optimizer"},
     "matplotlib": {"report"},
-    "rich": {"report", "core.progress", "cli"},
+    "rich": {"report", "core.progress"},
 }
 
 

@@ -16,17 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from hybridizer.plan.stored import read_stored_plan
 from hybridizer.splice import copy, executors
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donor, make_donors, write_recipe
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
+def bench(bench):
     """Two tiny llamas, `a` and `b`, of four layers each, an own cache, and the working folder."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    make_donor(tmp_path / "b", seed=2)
-    return tmp_path
+    return make_donors(bench)
 
 
 def recipe_of(bench, layout, name="x", donors=("a", "b"), **sections):

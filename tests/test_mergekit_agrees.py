@@ -7,15 +7,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from support.lines import hybridize, make_donor, write_recipe
+from support.lines import hybridize, make_donors, write_recipe
 
 
 @pytest.fixture(autouse=True)
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(Path("a"), "llama", seed=1)
-    make_donor(Path("b"), "llama", seed=2)
+def bench(bench):
+    make_donors(bench)
 
 
 def merge(config):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from support.lines import hybridize, hybridize_json, write_recipe
+from support.lines import hybridize, hybridize_json, working_in, write_recipe
 from support.workshop import make_workshop
 
 TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 2000, "seq_len": 64, "lr": 1e-3, "heldout_ratio": 0.2}
@@ -16,9 +16,7 @@ SLICES += [{"fresh": "mamba2", "zero_output": True}, {"donor": "a", "layers": "2
 def line(tmp_path_factory):
     """The folder of a run whose new mixers and layer trained, everything else frozen."""
     folder = tmp_path_factory.mktemp("line")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYBRIDIZER_CACHE", str(folder / "cache"))
-        patch.chdir(folder)
+    with working_in(folder):
         make_workshop(folder)
         write_recipe(
             folder / "x.yaml",
@@ -70,14 +68,12 @@ def test_verify_and_inspect_know_every_tensor():
 
 
 @pytest.mark.slow
-def test_a_model_with_new_layers_alone_is_traced_itself_before_training(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_workshop(tmp_path)
+def test_a_model_with_new_layers_alone_is_traced_itself_before_training(bench):
+    make_workshop(bench)
     new = {"fresh": "mamba2", "zero_output": True}
     slices = [{"donor": "a", "layers": "0..1"}, new, {"donor": "a", "layers": "2..3"}]
     write_recipe(
-        tmp_path / "x.yaml",
+        bench / "x.yaml",
         donors={"a": "donors/instruct"},
         layout={"slices": slices},
         train={**TRAIN, "max_steps": 1, "freeze": [0, 1, 3, 4], "precision": "float32"},

@@ -13,23 +13,20 @@ from hybridizer.pipeline.scan_layers import check_fit, name_donors
 from hybridizer.scan.request import ScanRequest
 from hybridizer.trace.probes import read_probes
 from support.gguf_files import write_gguf
-from support.lines import hybridize, hybridize_json, make_donor
+from support.lines import hybridize, hybridize_json, make_donor, make_donors
 
 PAIRS = [("hot", "a"), ("cold", "b"), ("up", "c"), ("down", "d")]
 SMALL = ("--documents", "12", "--document-tokens", "24", "--prompts", "12", "--probes", "p.jsonl", "--span", "2")
 
 
 @pytest.fixture(autouse=True)
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(Path("a"), seed=1)
-    make_donor(Path("b"), seed=2)
+def bench(bench):
+    make_donors(bench)
     probes = [
         {"prompt": f"{i} the opposite of {word} is ", "target": target} for i in range(3) for word, target in PAIRS
     ]
     Path("p.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in probes))
-    return tmp_path
+    return bench
 
 
 def scan(*arguments, donors=("a",), **options):

@@ -15,12 +15,7 @@ from transformers import AutoModelForCausalLM
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 from support.marks import slow_except
 
-
-@pytest.fixture(autouse=True)
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("bench")
 
 
 def two_donors(family="llama", **overrides):

@@ -12,7 +12,7 @@ from hybridizer.pipeline.run import RunFolder
 from hybridizer.plan.stored import is_stored_plan, read_stored_plan
 from hybridizer.recipe.models import Trace
 from hybridizer.trace.probes import read_probes
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donor, make_donors, write_documents, write_recipe
 
 TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 2000, "seq_len": 64, "lr": 1e-3, "heldout_ratio": 0.2}
 BLEND = {
@@ -27,23 +27,15 @@ SLICES = [{"donor": "b", "layers": "0"}, {"blend": BLEND}, {"donor": "a", "layer
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
+def bench(bench):
     """Two tiny llamas, `a` and `b`, of four layers each, a recipe x.yaml, an own cache, and the working folder."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    make_donor(tmp_path / "b", seed=2)
-    write(tmp_path, {"host": "a", "slices": SLICES}, output={"dtype": "bfloat16"})
-    return tmp_path
+    make_donors(bench)
+    write(bench, {"host": "a", "slices": SLICES}, output={"dtype": "bfloat16"})
+    return bench
 
 
 def write(bench, layout, **sections):
     return write_recipe(bench / "x.yaml", **{"donors": {"a": "a", "b": "b"}, "layout": layout, **sections})
-
-
-def write_text(path):
-    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(200)]
-    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -85,7 +77,7 @@ def test_a_plan_that_was_taken_out_of_its_run_makes_a_run_of_its_own(bench):
 @pytest.mark.slow
 def test_what_the_plan_chose_by_a_trace_is_neither_traced_nor_chosen_again(bench, monkeypatch):
     (bench / "probes.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in PROBES))
-    write_text(bench / "text.jsonl")
+    write_documents(bench / "text.jsonl", 200)
     layout = {"host": "a", "deep": "auto", "shallow": "b", "boundary": "auto"}
     donors = {name: {"source": name, "allow": ["incompetent"]} for name in "ab"}  # random ones
     write(bench, layout, trace={"probes": "probes.jsonl"}, train=TRAIN, name="t", donors=donors)
@@ -105,7 +97,7 @@ def test_what_the_plan_chose_by_a_trace_is_neither_traced_nor_chosen_again(bench
 def test_a_trace_that_only_the_boundary_asked_for_is_asked_for_again_after_training(bench, monkeypatch):
     (bench / "probes.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in PROBES))
     monkeypatch.setattr("hybridizer.trace.runs.load_probes", lambda _: read_probes(bench / "probes.jsonl"))
-    write_text(bench / "text.jsonl")
+    write_documents(bench / "text.jsonl", 200)
     write(bench, {"host": "a", "deep": "a", "shallow": "a", "boundary": "knee"}, train=TRAIN)
     hybridize("plan", "x.yaml")
     assert read_stored_plan(bench / "runs/x/plan.json").recipe.trace == Trace()
@@ -114,7 +106,7 @@ def test_a_trace_that_only_the_boundary_asked_for_is_asked_for_again_after_train
 
 @pytest.mark.slow
 def test_a_trained_model_comes_out_of_the_stored_plan_with_the_same_weights(bench):
-    write_text(bench / "text.jsonl")
+    write_documents(bench / "text.jsonl", 200)
     write(bench, {"host": "a", "deep": "a", "shallow": "b", "boundary": 2}, train=TRAIN)
     hybridize("build", "x.yaml", "--no-load")
     hybridize("build", "runs/x/plan.json", "--runs", "again", "--no-load")
@@ -126,7 +118,7 @@ def test_a_trained_model_comes_out_of_the_stored_plan_with_the_same_weights(benc
 
 
 def test_a_text_that_changed_after_planning_is_refused_before_training(bench):
-    write_text(bench / "text.jsonl")
+    write_documents(bench / "text.jsonl", 200)
     write(bench, {"host": "a", "deep": "a", "shallow": "b", "boundary": 2}, train=TRAIN)
     hybridize("plan", "x.yaml")
     with (bench / "text.jsonl").open("a") as file:
@@ -252,7 +244,7 @@ def _plan_hash(value):
 
 
 def test_missing_packages_are_found_before_anything_is_built(bench, monkeypatch):
-    write_text(bench / "text.jsonl")
+    write_documents(bench / "text.jsonl", 200)
     write(bench, {"host": "a", "deep": "a", "shallow": "b", "boundary": 2}, train={**TRAIN, "lora": {"rank": 2}})
     hybridize("plan", "x.yaml")
     monkeypatch.setattr("hybridizer.plan.training.find_spec", lambda name: None)

@@ -14,7 +14,7 @@ from hybridizer.recipe.models import Trace
 from hybridizer.trace.boundary import STRATEGIES
 from hybridizer.trace.probes import read_probes
 from hybridizer.trace.runs import TraceRequest
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donor, make_donors, write_recipe
 from support.marks import slow_except
 
 PROBES = [{"prompt": f"the opposite of {word} is ", "target": "abcd"[i % 4]} for i, word in enumerate(
@@ -22,13 +22,10 @@ PROBES = [{"prompt": f"the opposite of {word} is ", "target": "abcd"[i % 4]} for
 
 
 @pytest.fixture(autouse=True)
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(Path("a"), seed=1)
-    make_donor(Path("b"), seed=2)
+def bench(bench):
+    make_donors(bench)
     Path("p.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in PROBES))
-    return tmp_path
+    return bench
 
 
 def trace(*arguments):
@@ -111,16 +108,7 @@ def test_a_damaged_entry_of_the_cache_is_traced_again(bench, name, content):
     assert "unchanged, from the cache" in hybridize("trace", "a", "--probes", "p.jsonl").stderr
 
 
-def test_readings_cut_short_in_the_cache_are_traced_again(bench):
-    first = trace()
-    (path,) = (bench / "cache" / "traces").glob("*/readings.npz")
-    path.write_bytes(path.read_bytes()[:-300])
-    again = hybridize("trace", "a", "--probes", "p.jsonl", "--json", "again.json")
-    assert "damaged in the cache, traced again" in again.stderr
-    assert json.loads(Path("again.json").read_text()) == first
-
-
-@pytest.mark.parametrize("damage", ["compression", "missing", "other"])
+@pytest.mark.parametrize("damage", ["cut", "compression", "missing", "other"])
 def test_readings_that_do_not_hold_what_the_record_says_are_traced_again(bench, damage):
     first = trace()
     (path,) = (bench / "cache" / "traces").glob("*/readings.npz")

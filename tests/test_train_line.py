@@ -24,10 +24,11 @@ from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.pipeline import build
 from hybridizer.plan.stored import read_stored_plan
 from hybridizer.recipe.models import Tracker
-from hybridizer.train.run import is_complete, open_runtime
+from hybridizer.train.run import open_runtime
 from hybridizer.train.runtime import Runtime
+from hybridizer.train.training_record import is_complete
 from support.hub import COMMIT, serve_repository
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donor, make_donors, write_documents, write_recipe
 from support.sections import train_section
 
 TRAIN = {
@@ -39,15 +40,11 @@ SHALLOW = ("model.embed_tokens.", "model.layers.0.", "model.layers.1.")
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
+def bench(bench):
     """Two tiny llamas of four layers, a text of 300 documents, an own cache, and the working folder."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    make_donor(tmp_path / "b", seed=2)
-    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(300)]
-    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return tmp_path
+    make_donors(bench)
+    write_documents(bench / "text.jsonl", 300)
+    return bench
 
 
 def recipe_of(bench, name="x", layout=DIAL, donors=("a", "b"), train=None, **sections):

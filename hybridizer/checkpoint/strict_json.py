@@ -34,14 +34,14 @@ def parse_object(data: bytes, where: str, fix: str, *, infinities: bool = False)
     return value
 
 
-def shorten(value: object, limit: int = 80) -> str:
-    """`value` as it would be typed in Python, cut to about `limit` characters: safe to print."""
+def shorten(value: object) -> str:
+    """`value` as it would be typed in Python, cut to about 80 characters: safe to print."""
     if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print integers beyond 4300 digits
         return f"an integer of {value.bit_length()} bits"
     reader = reprlib.Repr()
-    reader.maxstring = reader.maxother = limit
+    reader.maxstring = reader.maxother = 80
     text = reader.repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -76,12 +76,12 @@ def _command(program: Path | None) -> tuple[str, ...]:
     return (sys.executable, str(program)) if program.suffix == ".py" else (str(program),)
 
 
-def run_tool(command: Sequence[str], what: str, folder: Path, extra: Mapping[str, str] | None = None) -> str:
+def run_tool(command: Sequence[str], what: str, folder: Path) -> str:
     """Run a program in `folder` without a network of model files; what it printed on both streams.
 
     `what` names the step in errors. Raises RunError, with the last lines, for a program that fails or is killed.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **(extra or {})}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         list(command), cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", check=False,

@@ -119,11 +119,6 @@ def mean_samples(values: Array, weights: Array) -> Array:
     return (weights[:, known] @ values[known]) / np.where(mass > 0, mass, np.nan)
 
 
-def mean_interval(values: Array, weights: Array) -> Interval | None:
-    """A 95% interval for the mean of `values` (n,), NaN entries left out; None for fewer than two entries."""
-    return drawn_interval(mean_samples(values, weights)) if (~np.isnan(values)).sum() > 1 else None
-
-
 def drawn_interval(samples: Array) -> Interval:
     """`interval` of what `mean_samples` gives, and of what is computed from it: NaN left out."""
     return interval(samples[~np.isnan(samples)])
@@ -251,17 +246,3 @@ def wilson_interval(share: float, size: float, z: float = Z) -> Interval:
     centre = (share + z**2 / (2 * size)) / (1 + z**2 / size)
     reach = z / (1 + z**2 / size) * math.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
     return max(0.0, centre - reach), min(1.0, centre + reach)
-
-
-def paired_interval(
-    first: Array, second: Array, num_resamples: int, seed: int, clusters: Clusters | None = None
-) -> Interval | None:
-    """A 95% interval for the mean of `first` - `second` (n,), two models on the same items; NaN in either left out.
-
-    Contains 0 where the two are tied. None for fewer than two items in both.
-    """
-    difference = first - second
-    if (~np.isnan(difference)).sum() < 2:
-        return None
-    blocks = weight_blocks(len(difference), num_resamples, seed, clusters=clusters)
-    return drawn_interval(np.concatenate([mean_samples(difference, weights) for weights in blocks]))

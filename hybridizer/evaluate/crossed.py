@@ -130,9 +130,9 @@ def p_value(found: Crossed, away: float = 0.0) -> float:
     return float(tail_values(np.array(distance / error), found.parts))
 
 
-def critical_distance(found: Crossed, tails: float = 1 - LEVEL) -> float:
-    """How many standard errors an interval reaches to each side that misses the truth with probability `tails`."""
-    return float(critical_distances(found.parts, tails))
+def critical_distance(found: Crossed) -> float:
+    """How many standard errors a 95% interval reaches to each side."""
+    return float(critical_distances(found.parts, 1 - LEVEL))
 
 
 def crossed_interval(found: Crossed) -> Interval:

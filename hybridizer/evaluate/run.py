@@ -33,8 +33,11 @@ def evaluate(
     `identity` is a hash of the model's content: equal models on equal texts are scored once. A damaged cache entry is
     replaced. Raises DonorError for a folder that cannot be loaded, and whatever `score_model` raises.
     """
-    from hybridizer.evaluate.model import compute_dtype, default_device
+    from hybridizer.evaluate.model import compute_dtype, default_device, score_model
     from hybridizer.evaluate.scores import read_scores
+    from hybridizer.models.load import load_causal_lm
+    from hybridizer.models.parts import find_parts
+    from hybridizer.models.quiet import without_bars
 
     named = [(text.name, text.role, text.documents_trained, text.identity) for text in texts]
     place = (default_device().type, compute_dtype())
@@ -49,7 +52,10 @@ def evaluate(
         else:
             monitor.note(f"scores of {folder.name}: unchanged, from the cache")
             return scores
-    scores = _score(folder, identity, texts, settings, monitor, remote_code)
+    with without_bars():
+        model, tokenizer = load_causal_lm(folder, compute_dtype(), trust_remote_code=remote_code)
+    model = model.to(default_device())
+    scores = score_model(model, tokenizer, find_parts(model), identity, texts, settings, monitor)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, scores.to_json())
     return scores
@@ -60,22 +66,3 @@ def compare_runs(before: Scores, after: Scores, *, seed: int) -> dict[str, Any]:
     from hybridizer.evaluate.compare import compare_scores
 
     return compare_scores(before, after, seed)
-
-
-def _score(
-    folder: Path,
-    identity: str,
-    texts: Sequence[TextSet],
-    settings: Evaluate,
-    monitor: Monitor,
-    remote_code: bool,
-) -> Scores:
-    from hybridizer.evaluate.model import compute_dtype, default_device, score_model
-    from hybridizer.models.load import load_causal_lm
-    from hybridizer.models.parts import find_parts
-    from hybridizer.models.quiet import without_bars
-
-    with without_bars():
-        model, tokenizer = load_causal_lm(folder, compute_dtype(), trust_remote_code=remote_code)
-    model = model.to(default_device())
-    return score_model(model, tokenizer, find_parts(model), identity, texts, settings, monitor)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hybridizer.core.bootstrap import Interval
-from hybridizer.core.records import read_record, to_jsonable
+from hybridizer.core.records import to_jsonable
 
 SCHEMA = "hybridizer.trial/1"
 TIMES_SCHEMA = "hybridizer.trial_times/1"
@@ -131,7 +130,7 @@ class TrialRecord:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values from which `read_trial` makes this record again."""
+        """The record as plain JSON values."""
         return {"schema": SCHEMA, **to_jsonable(self)}
 
 
@@ -154,15 +153,5 @@ class TrialTimes:
     runs: tuple[RunTimes, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values from which `read_times` makes this record again."""
+        """The times as plain JSON values."""
         return {"schema": TIMES_SCHEMA, **to_jsonable(self)}
-
-
-def read_trial(source: Path | Mapping[str, Any], where: str) -> TrialRecord:
-    """The record that `to_json` gave, from a file or as values. Raises CheckpointError at `where` for anything else."""
-    return read_record(source, TrialRecord, SCHEMA, where, "Run `hybridize trial RECIPE --gather` again.")
-
-
-def read_times(source: Path | Mapping[str, Any], where: str) -> TrialTimes:
-    """The times that `to_json` gave, from a file or as values. Raises CheckpointError at `where` for anything else."""
-    return read_record(source, TrialTimes, TIMES_SCHEMA, where, "Run `hybridize trial RECIPE --gather` again.")

@@ -114,15 +114,6 @@ def compose(models: Mapping[str, Loaded], host: str, layers: LayerList) -> Loade
     return Composer(models, host).compose(layers)
 
 
-def can_compose(models: Mapping[str, Loaded], host: str, layers: LayerList) -> bool:
-    """Whether `compose` gives a model: the donors are of one shape and family, which can have the layers so."""
-    try:
-        compose(models, host, layers)
-    except PlanError:
-        return False
-    return True
-
-
 def _structure(name: str, model: nn.Module) -> Structure:
     """What families know of a checkpoint, of a loaded model: its config as this transformers writes it."""
     state = {key: tensor.to("meta") for key, tensor in model.state_dict().items()}

@@ -78,38 +78,6 @@ def loss_chunk_bytes(device: torch.device) -> int:
     return CUDA_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
 
 
-def cross_entropy_sum(
-    hidden: Float[Tensor, "tokens width"],
-    head: Head,
-    parameters: Sequence[Tensor],
-    targets: Int64[Tensor, "tokens"],
-    chunk_bytes: int = CHUNK_BYTES,
-) -> Float32[Tensor, ""]:
-    """Sum over tokens of -ln p(target), a float32 scalar in nats; tokens whose target is -100 are ignored.
-
-    `head` maps `hidden` to logits (tokens, vocabulary): a bare `nn.Linear` takes a faster path, a head with biases,
-    scales or soft-caps is differentiated chunk by chunk by autograd. `parameters` are those of the head; they get
-    gradients if they require them. Softmax and sum are in float32 for inputs of any precision. The same input gives the
-    same bits. At most `chunk_bytes` of float32 logits exist at once.
-    """
-    return cross_entropy_terms(hidden, head, parameters, targets, chunk_bytes)[0]
-
-
-def cross_entropy_terms(
-    hidden: Float[Tensor, "tokens width"],
-    head: Head,
-    parameters: Sequence[Tensor],
-    targets: Int64[Tensor, "tokens"],
-    chunk_bytes: int = CHUNK_BYTES,
-) -> tuple[Float32[Tensor, ""], Float32[Tensor, "tokens"]]:
-    """The sum of `cross_entropy_sum`, and what it sums: -ln p(target) of each token, 0 where the target is ignored.
-
-    Gradients flow through the sum only.
-    """
-    loss, terms = chunked_loss(hidden, head, parameters, NextToken(targets), chunk_bytes)
-    return loss, terms[0]
-
-
 def chunked_loss(
     hidden: Float[Tensor, "tokens width"],
     head: Head,
@@ -117,9 +85,12 @@ def chunked_loss(
     criterion: Criterion,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Float32[Tensor, ""], Float32[Tensor, "terms tokens"]]:
-    """The sum of `criterion` over all tokens, and its terms for each; the rest is as in `cross_entropy_sum`.
+    """The sum of `criterion` over all tokens, and its terms for each, through which no gradients flow.
 
-    Gradients flow through the sum only.
+    `head` maps `hidden` to logits (tokens, vocabulary): a bare `nn.Linear` takes a faster path, a head with biases,
+    scales or soft-caps is differentiated chunk by chunk by autograd. `parameters` are those of the head; they get
+    gradients if they require them. Softmax and sum are in float32 for inputs of any precision. The same input gives the
+    same bits. At most `chunk_bytes` of float32 logits exist at once.
     """
     assert hidden.ndim == 2 and criterion.targets.shape == hidden.shape[:1], (hidden.shape, criterion.targets.shape)
     if isinstance(head, nn.Linear) and head.bias is None:
@@ -138,7 +109,7 @@ def token_losses(
     targets: Int64[Tensor, "tokens"],
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Float32[Tensor, "tokens"]:
-    """-ln p(target) of each token in nats: what `cross_entropy_sum` sums, without gradients.
+    """-ln p(target) of each token in nats: what `NextToken` sums, without gradients.
 
     At most `chunk_bytes` of float32 logits exist at once.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Int, Int64
@@ -168,20 +168,27 @@ class CausalLMLoss(nn.Module):
         return torch.equal(logits, head(probe))
 
 
+class Student(NamedTuple):
+    """The model that a loss is of; its text has `num_sources` sources, and `chunk_bytes` of logits exist at a time."""
+
+    model: nn.Module
+    parts: TrainableParts
+    num_sources: int
+    chunk_bytes: int = CHUNK_BYTES
+
+
 class LossBySource(CausalLMLoss):
-    """The same sum, and beside it the sums of each of `num_sources` sources of text, which carry no gradients.
+    """The same sum, and beside it the sums of each source of text, which carry no gradients.
 
     Objectives of more than one term have `term_names`: a sum of each follows those of the sources.
     """
 
     term_names: tuple[str, ...] = ()
 
-    def __init__(
-        self, model: nn.Module, parts: TrainableParts, num_sources: int, chunk_bytes: int = CHUNK_BYTES
-    ) -> None:
+    def __init__(self, student: Student) -> None:
         """Raises InputError as `CausalLMLoss` does."""
-        super().__init__(model, parts, chunk_bytes)
-        self._num_sources = num_sources
+        super().__init__(student.model, student.parts, student.chunk_bytes)
+        self._num_sources = student.num_sources
 
     def forward(  # type: ignore[override]
         self,

@@ -7,14 +7,14 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Float16, Float32, Int, Int32, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.distill import Distillation, Divergence
 from hybridizer.models.largest import Largest, LargestOnly
-from hybridizer.models.loss import CHUNK_BYTES, IGNORED, NextToken
-from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts, chosen
+from hybridizer.models.loss import IGNORED, NextToken
+from hybridizer.models.objective import CausalLMLoss, LossBySource, Student, chosen
 from hybridizer.models.residual import layer_states
 
 Terms = tuple[Float32[Tensor, ""], Float32[Tensor, "terms tokens"]]
@@ -23,16 +23,9 @@ Terms = tuple[Float32[Tensor, ""], Float32[Tensor, "terms tokens"]]
 class TaughtLoss(LossBySource):
     """A loss that needs `teacher`, held outside this module: it is neither trained, sharded nor put to train."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        parts: TrainableParts,
-        num_sources: int,
-        teacher: CausalLMLoss,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> None:
+    def __init__(self, student: Student, teacher: CausalLMLoss) -> None:
         """Raises InputError as `CausalLMLoss` does."""
-        super().__init__(model, parts, num_sources, chunk_bytes)
+        super().__init__(student)
         self._taught_by = (teacher,)
 
     @property
@@ -46,17 +39,9 @@ class DistillLoss(TaughtLoss):
 
     term_names = ("next_token", "divergence")
 
-    def __init__(
-        self,
-        model: nn.Module,
-        parts: TrainableParts,
-        num_sources: int,
-        teacher: CausalLMLoss,
-        divergence: Divergence,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> None:
+    def __init__(self, student: Student, teacher: CausalLMLoss, divergence: Divergence) -> None:
         """Raises InputError as `CausalLMLoss` does, and for a teacher that gives another number of logits."""
-        super().__init__(model, parts, num_sources, teacher, chunk_bytes)
+        super().__init__(student, teacher)
         self._divergence = divergence
         counts = [objective.count_logits() for objective in (teacher, self)]
         if counts[0] != counts[1]:
@@ -77,16 +62,9 @@ class LargestOnlyLoss(LossBySource):
 
     term_names = DistillLoss.term_names
 
-    def __init__(
-        self,
-        model: nn.Module,
-        parts: TrainableParts,
-        num_sources: int,
-        divergence: Divergence,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> None:
+    def __init__(self, student: Student, divergence: Divergence) -> None:
         """Raises InputError as `CausalLMLoss` does."""
-        super().__init__(model, parts, num_sources, chunk_bytes)
+        super().__init__(student)
         self._divergence = divergence
 
     def forward(  # type: ignore[override]
@@ -136,17 +114,14 @@ class AlignLoss(TaughtLoss):
 
     def __init__(
         self,
-        model: nn.Module,
-        parts: TrainableParts,
-        num_sources: int,
+        student: Student,
         teacher: CausalLMLoss,
         pairs: Sequence[tuple[int, int]],
         kind: Literal["mse", "cosine"] = "mse",
         weight: float = 1.0,
-        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         """Raises InputError as `CausalLMLoss` does."""
-        super().__init__(model, parts, num_sources, teacher, chunk_bytes)
+        super().__init__(student, teacher)
         self._pairs, self._kind, self._weight = tuple(sorted(pairs)), kind, weight
         self.term_names = ("alignment",) if weight == 1 else ("next_token", "alignment")
 

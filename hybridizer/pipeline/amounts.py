@@ -107,8 +107,7 @@ def _curve(evaluate: Evaluate | None, train: Train, cost: Cost) -> CurveAmount |
 
 def training_bytes(plan: Plan, cost: Cost, spliced_bytes: int, evaluate: Evaluate | None) -> int:
     """The bytes that training writes at its peak, beside the spliced model of `spliced_bytes` that it starts from."""
-    assert plan.train is not None, "called for plans that train"
-    merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train.frozen_layers)
+    merged = sum(row.parameters for row in plan.layers if row.layer not in plan.train_plan.frozen_layers)
     keeps_best = evaluate is not None and evaluate.keep == BEST
     if cost.stages:  # each leaves its masters, and only the one that runs has checkpoints
         counts = [stage.trained_parameters for stage in cost.stages]
@@ -119,13 +118,12 @@ def training_bytes(plan: Plan, cost: Cost, spliced_bytes: int, evaluate: Evaluat
 
 def source_keys(recipe: Recipe, plan: Plan) -> list[str]:
     """The names under which the token counts of the training sources of a pinned `plan` are kept."""
-    assert recipe.train is not None and plan.train is not None, "called for plans that train"
     keys = []
-    for entry, pin in zip(recipe.train.data, plan.train.data, strict=True):
+    for entry, pin in zip(recipe.train_section.data, plan.train_plan.data, strict=True):
         files = find_files(entry.path, recipe.folder) if entry.path and not entry.generate else ()
         kinds = [file_kind(path) for path in files]
         settings = {name: value for name, value in pin.settings.items() if name != "weight"}
-        keys.append(count_key(plan.tokenizer_files, [settings, pin.files, kinds], recipe.train.heldout_ratio))
+        keys.append(count_key(plan.tokenizer_files, [settings, pin.files, kinds], recipe.train_section.heldout_ratio))
     return keys
 
 

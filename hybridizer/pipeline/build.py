@@ -29,16 +29,9 @@ from hybridizer.recipe.load import RecipeSource, load_recipe
 from hybridizer.recipe.models import Recipe
 from hybridizer.splice.verify import Proof, verify
 from hybridizer.train.folder import TRAINED, has_progress, read_curve, read_log
-from hybridizer.train.run import (
-    Training,
-    TrainRecord,
-    is_complete,
-    join_processes,
-    open_runtime,
-    read_training,
-    train,
-)
+from hybridizer.train.run import Training, join_processes, open_runtime, train
 from hybridizer.train.stages import train_in_stages
+from hybridizer.train.training_record import TrainRecord, is_complete, read_training
 
 if TYPE_CHECKING:
     from hybridizer.pipeline.evaluate import BeforeAfter
@@ -228,10 +221,8 @@ def _splice_for_training(planned: Planned, run: RunFolder, monitor: Monitor, *, 
 
 def _finished_training(planned: Planned, run: RunFolder) -> TrainRecord | None:
     """The record of this plan's training, if it went as far as the recipe asks; None while there is more to train."""
-    train = planned.resolved.recipe.train
-    assert train is not None, "called for plans that train"
-    record = read_training(run.training, planned.plan)
-    complete = record is not None and is_complete(record.values(), train, planned.resolved.recipe.evaluate)
+    recipe, record = planned.resolved.recipe, read_training(run.training, planned.plan)
+    complete = record is not None and is_complete(record.values(), recipe.train_section, recipe.evaluate)
     return record if complete else None
 
 
@@ -255,7 +246,7 @@ def _train(
     with runtime.main_first():
         curve = _open_curve(planned, run, monitor)
     training = Training(planned.plan, recipe, run.spliced, run.training, runtime, monitor, planned.teachers, curve)
-    if recipe.train is not None and recipe.train.stages is not None:
+    if recipe.train_section.stages is not None:
         return train_in_stages(training, accept_changes=accept_changes, replace_finished=replace_finished)
     return train(training, accept_changes=accept_changes)
 
@@ -269,7 +260,7 @@ def _open_curve(planned: Planned, run: RunFolder, monitor: Monitor) -> CurveRequ
 
 def _check_room(planned: Planned, run: RunFolder) -> None:
     plan, cost = planned.plan, estimate_training_cost(planned, "cpu")
-    assert cost is not None and plan.train is not None, "called for plans that train"
+    assert cost is not None, "called for plans that train"
     spliced = sum(entry.num_bytes for entry in open_checkpoint(run.spliced).tensors.values())
     check_free_space(run.path, training_bytes(plan, cost, spliced, planned.resolved.recipe.evaluate))
 

@@ -59,9 +59,8 @@ def few_documents(request: CurveRequest) -> list[str]:
 def _refuse_nothing(recipe: Recipe, settings: Evaluate, roles: Sequence[str]) -> None:
     if IN_DOMAIN in roles or (roles and settings.keep != BEST):
         return
-    assert recipe.train is not None, "called for recipes that train"
-    key = "keep" if settings.keep == BEST else "every"
-    what = f"no document is held out at {recipe.train.heldout_ratio:g}, so that there is nothing to measure in domain."
+    key, ratio = "keep" if settings.keep == BEST else "every", recipe.train_section.heldout_ratio
+    what = f"no document is held out at {ratio:g}, so that there is nothing to measure in domain."
     fix = "Raise train.heldout_ratio, or split the text into more documents."
     raise RecipeError(Problem(recipe.locate(("evaluate", key)), what, fix))
 

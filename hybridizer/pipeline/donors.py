@@ -250,7 +250,9 @@ def measure_sides(
     from hybridizer.trace.runs import load_traced
 
     probes = _thin(request.probes)
-    path = _cached_sides(donors, host, boundaries, request, documents)
+    about = [[name, donor.fingerprint, boundaries[name]] for name, donor in donors.items()]
+    parts = [about, host, request.probes.sha256, request.settings.dtype, list(documents), __version__, 2]
+    path = cache_folder() / "sides" / f"{content_hash(parts).removeprefix('sha256:')}.npz"
     found = read_transplants(path) if path.is_file() else None
     if found is None or not found.fits(donors, len(probes.probes), len(documents)):
         if path.is_file():
@@ -290,16 +292,3 @@ def _prepare(tokenizer: Any, probes: ProbeSet, documents: tuple[str, ...], reque
 
     text = encode_text("text", tokenizer, documents)
     return prepare_items(tokenizer, probes, [text], batch_size=request.settings.batch_size)
-
-
-def _cached_sides(
-    donors: Mapping[str, Donor],
-    host: str,
-    boundaries: Mapping[str, int],
-    request: TraceRequest,
-    documents: tuple[str, ...],
-) -> Path:
-    """Where the sides are kept: named by what they depend on."""
-    about = [[name, donor.fingerprint, boundaries[name]] for name, donor in donors.items()]
-    parts = [about, host, request.probes.sha256, request.settings.dtype, list(documents), __version__, 2]
-    return cache_folder() / "sides" / f"{content_hash(parts).removeprefix('sha256:')}.npz"

@@ -113,8 +113,7 @@ def open_sets(recipe: Recipe, request: Evaluate, model: Path, remote_code: bool,
     from hybridizer.data.tokenizer import load_encoder
     from hybridizer.evaluate.texts import general_text, heldout_texts, trained_keys
 
-    train = recipe.train
-    assert train is not None, "called for recipes that train"
+    train = recipe.train_section
     encoder = load_encoder(model, remote_code)
     sources = open_texts(train.data, recipe.folder, encoder, monitor)
     sets = list(heldout_texts(sources, train.heldout_ratio, monitor, request.max_tokens))
@@ -129,7 +128,6 @@ def _compare_profiles(planned: Planned, run: RunFolder, monitor: Monitor) -> dic
     from hybridizer.trace.profile import compare_profiles
 
     plan = planned.plan
-    assert plan.train is not None, "called for plans that train"
     # An identity splice is its donor, of which the plan may have a trace; in another family its layers are others.
     same = plan.identity_of if plan.executor == "copy" else None
     before = next((traced for traced in planned.resolved.traces if traced.donor == same), None)
@@ -137,7 +135,7 @@ def _compare_profiles(planned: Planned, run: RunFolder, monitor: Monitor) -> dic
         before = trace(planned.donors[same], _request(planned), monitor)
     before = before or _trace(planned, run.spliced, "before training", monitor)
     after = _trace(planned, run.model, "after training", monitor)
-    return compare_profiles(before, after, plan.train.boundary).to_json()
+    return compare_profiles(before, after, plan.train_plan.boundary).to_json()
 
 
 def _trace(planned: Planned, folder: Path, name: str, monitor: Monitor) -> TraceRun:

@@ -19,7 +19,7 @@ from hybridizer.splice.executors import find_executor
 from hybridizer.splice.export import export
 from hybridizer.splice.finite import check_finite
 from hybridizer.splice.verify import Proof, verify
-from hybridizer.train.run import TrainRecord
+from hybridizer.train.training_record import TrainRecord
 
 
 def write_model(

@@ -38,8 +38,7 @@ def choose_swapped(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor
     the cache. Raises RecipeError for a count that the donor does not have and a text that is too short, PlanError for
     what no family holds, and what a trace raises.
     """
-    swap = recipe.layout.swap
-    assert swap is not None, "called for recipes with a swap"
+    swap = recipe.layout.swap_section
     name = swapped_donor(recipe)
     depth = donors[name].structure.num_layers
     num_kept, facts = count_kept(recipe, depth), dict[str, Any]()
@@ -72,8 +71,7 @@ def _by_trace(recipe: Recipe, donor: Donor, monitor: Monitor) -> tuple[dict[str,
     """What LayerTracer reads of every layer of `donor`: how far a disturbance moves the distributions there."""
     from hybridizer.trace.runs import request_from_section, trace
 
-    swap = recipe.layout.swap
-    assert swap is not None, "called for recipes with a swap"
+    swap = recipe.layout.swap_section
     request = request_from_section(recipe.trace, swap.seed, recipe.folder)
     layers = trace(donor, request, monitor).record.layers
     figure = {"context": "delta_js", "layer": "js", "both": "layer_js"}[request.settings.perturb]
@@ -88,8 +86,8 @@ def _by_score(
 
     `assumed` is a plan of the same mixers in other layers.
     """
-    swap, source, donor = recipe.layout.swap, fitted_tensors(assumed)[0].source, donors[swapped_donor(recipe)]
-    assert swap is not None and isinstance(source, Fitted), "checked when the recipe was loaded"
+    swap, source, donor = recipe.layout.swap_section, fitted_tensors(assumed)[0].source, donors[swapped_donor(recipe)]
+    assert isinstance(source, Fitted), "checked when the recipe was loaded"
     facts = {"text": source.text, "fit_tokens": source.tokens, "window": source.window, "tokens": swap.score_tokens}
     shapes = mixer_shapes(assumed)
     made = [swap.mixer.kind, swap.mixer.init, swap.seed, to_jsonable(shapes)]

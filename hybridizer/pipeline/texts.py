@@ -32,8 +32,7 @@ def tokenise_texts(planned: Planned, monitor: Monitor) -> None:
     from hybridizer.data.tokenizer import load_encoder
 
     recipe, plan = planned.resolved.recipe, planned.plan
-    train, host = recipe.train, planned.donors[plan.host]
-    assert train is not None, "called for recipes that train"
+    train, host = recipe.train_section, planned.donors[plan.host]
     encoder = load_encoder(host.folder, "remote_code" in host.allow)
     sources = open_texts(train.data, recipe.folder, encoder, monitor)
     total_weight = sum(source.weight for source in sources)

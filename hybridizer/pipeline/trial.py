@@ -175,8 +175,7 @@ def _arm(
 ) -> TrialArm:
     first = setup.trial.seeds[0]
     plans = [setup.planned(arm, scores.lr, seed, monitor).plan for seed in setup.trial.seeds]
-    trained = plans[0].train
-    assert trained is not None, "a trial trains"
+    trained = plans[0].train_plan
     rates = tuple(
         RateScore(lr, selection_score(found), lr == choose_rate(scores.selection))
         for lr, found in scores.selection.items()

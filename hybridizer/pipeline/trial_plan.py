@@ -134,13 +134,12 @@ def _arm(setup: TrialSetup, arm: TrialArmSetup, monitor: Monitor, device: str, p
     asked = cost.asked
     tokens = runs * setup.steps * setup.train.seq_len * setup.train.global_batch_size
     timing = estimate_time(planned, device) if probe else None
-    assert planned.plan.train is not None, "a trial trains"
     return ArmForecast(
         name=arm.name,
         rates=tuple(arm.rates),
         runs=runs,
         trained_parameters=asked.trained_parameters,
-        frozen_parts=planned.plan.train.frozen_parts,
+        frozen_parts=planned.plan.train_plan.frozen_parts,
         tokens=tokens,
         flop=tokens * cost.mean_token_flops,
         peak_bytes=asked.peak_bytes,

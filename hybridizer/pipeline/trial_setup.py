@@ -94,8 +94,7 @@ class TrialSetup:
     @property
     def train(self) -> Train:
         """The settings that all arms share, and those that they change."""
-        assert self.recipe.train is not None, "checked when the recipe was loaded"
-        return self.recipe.train
+        return self.recipe.train_section
 
     def arm(self, name: str) -> TrialArmSetup:
         """The arm called `name`. Raises InputError where there is none."""
@@ -161,8 +160,7 @@ def set_up_trial(
         fix = "Add `trial: {seeds: [0, 1, 2]}`, or give --set trial.seeds=[0,1,2]."
         raise RecipeError(Problem(str(recipe.path), "this recipe has no `trial` section.", fix))
     base = base or planner(source, overrides, monitor)
-    train, trial = recipe.train, recipe.trial
-    assert train is not None, "checked when the recipe was loaded"
+    train, trial = recipe.train_section, recipe.trial
     if not recipe.trial.arms:
         trial = fill_in(trial, arms=_default_arms(recipe, len(base.plan.layers)))
     with_arms = fill_in(recipe, trial=trial)
@@ -214,8 +212,7 @@ def _check_arms(setup: TrialSetup, monitor: Monitor) -> None:
     for arm in setup.arms:
         planned = setup.planned(arm, next(iter(arm.rates)), seed, monitor)
         plan, where = planned.plan, setup.recipe.locate(("trial", "arms", arm.name))
-        train = planned.resolved.recipe.train
-        assert train is not None, "a trial trains"
+        train = planned.resolved.recipe.train_section
         if difference := _unshared(train, setup.train):
             fix = "Give the stages of every arm the same tokens in sum, and such keys in the recipe alone."
             raise RecipeError(Problem(where, f"arm '{arm.name}' {difference}", fix))

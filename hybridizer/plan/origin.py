@@ -31,17 +31,21 @@ class BlendUse:
 
 
 @dataclass(frozen=True)
-class Copy:
-    """A donor's tensor, byte for byte."""
-
+class _OneTensor:
     donor: str
     tensor: str
-    kind: Literal["copy"] = "copy"
 
     @property
     def origins(self) -> tuple[Origin, ...]:
-        """The tensor that is copied."""
+        """The one tensor that is read."""
         return (Origin(self.donor, self.tensor),)
+
+
+@dataclass(frozen=True)
+class Copy(_OneTensor):
+    """A donor's tensor, byte for byte."""
+
+    kind: Literal["copy"] = "copy"
 
     def describe(self, blends: Sequence[BlendUse]) -> str:
         """How the tensor is made."""
@@ -49,17 +53,10 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Convert:
+class Convert(_OneTensor):
     """A donor's tensor, rounded to another dtype."""
 
-    donor: str
-    tensor: str
     kind: Literal["convert"] = "convert"
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        """The tensor that is converted."""
-        return (Origin(self.donor, self.tensor),)
 
     def describe(self, blends: Sequence[BlendUse]) -> str:
         """How the tensor is made."""
@@ -80,19 +77,12 @@ class Join:
 
 
 @dataclass(frozen=True)
-class Affine:
+class Affine(_OneTensor):
     """A donor's tensor times `factor` plus `shift`, computed in float32 and rounded to the output's dtype."""
 
-    donor: str
-    tensor: str
     factor: float
     shift: float
     kind: Literal["affine"] = "affine"
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        """The tensor that is scaled and shifted."""
-        return (Origin(self.donor, self.tensor),)
 
     def describe(self, blends: Sequence[BlendUse]) -> str:
         """How the tensor is made."""
@@ -102,18 +92,11 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Spread(_OneTensor):
     """A donor's tensor with `rows` rows of zeros after every `rows` of its rows."""
 
-    donor: str
-    tensor: str
     rows: int
     kind: Literal["spread"] = "spread"
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        """The tensor that is spread."""
-        return (Origin(self.donor, self.tensor),)
 
     def describe(self, blends: Sequence[BlendUse]) -> str:
         """How the tensor is made."""

@@ -101,6 +101,12 @@ class Plan:
         """The plan that ends after the first `num_stages` stages of a training that has stages."""
         return replace(self, train=self.train.up_to(num_stages)) if self.train and num_stages else self.spliced
 
+    @property
+    def train_plan(self) -> TrainPlan:
+        """`train`, of a plan that trains."""
+        assert self.train is not None, "asked of plans that train"
+        return self.train
+
     @cached_property
     def hash(self) -> str:
         """`sha256:<hex>` over all but names a user may change freely: equal for equal recipes and donors, anywhere."""

@@ -21,8 +21,7 @@ ASSUMED = "uniform"  # the place of a check, where evidence decides later
 
 def swapped_donor(recipe: Recipe) -> str:
     """The name of the donor whose layers `layout.swap` takes."""
-    assert recipe.layout.swap is not None, "called for recipes with a swap"
-    return recipe.layout.swap.donor or recipe.layout.host
+    return recipe.layout.swap_section.donor or recipe.layout.host
 
 
 def count_kept(recipe: Recipe, num_layers: int) -> int:
@@ -30,8 +29,7 @@ def count_kept(recipe: Recipe, num_layers: int) -> int:
 
     All where `count` is 0. Raises RecipeError, at the line of `count`, where none is left, or a share swaps none.
     """
-    swap = recipe.layout.swap
-    assert swap is not None, "called for recipes with a swap"
+    swap = recipe.layout.swap_section
     if swap.count == 0:
         return num_layers
     num_swapped = first_deep_layer(swap.count, num_layers)
@@ -44,8 +42,7 @@ def count_kept(recipe: Recipe, num_layers: int) -> int:
 
 def choose_by_rule(recipe: Recipe, num_layers: int) -> Choice:
     """The layers by a rule that needs no evidence; where the recipe asks for evidence, spread evenly."""
-    swap = recipe.layout.swap
-    assert swap is not None, "called for recipes with a swap"
+    swap = recipe.layout.swap_section
     place = ASSUMED if swap.place in EVIDENCE_PLACES else swap.place
     num_kept = count_kept(recipe, num_layers)
     if num_kept == num_layers:
@@ -55,8 +52,7 @@ def choose_by_rule(recipe: Recipe, num_layers: int) -> Choice:
 
 def as_slices(recipe: Recipe, choice: Choice) -> Recipe:
     """`recipe` with the layers of its swap written out."""
-    swap, donor, swapped = recipe.layout.swap, swapped_donor(recipe), set(choice.swapped)
-    assert swap is not None, "called for recipes with a swap"
+    swap, donor, swapped = recipe.layout.swap_section, swapped_donor(recipe), set(choice.swapped)
     layers = sorted({*choice.kept, *choice.swapped})
     slices = tuple(
         _slice(swap, donor, tuple(run), mixed) for mixed, run in groupby(layers, key=lambda layer: layer in swapped)

@@ -88,12 +88,11 @@ def pin_datasets(recipe: Recipe) -> Recipe:
 
 def check_texts(recipe: Recipe, plan: Plan) -> None:
     """Return if the texts have the content that was planned. Raises InputError naming the first that has not."""
-    assert recipe.train is not None and plan.train is not None, "called for plans that train"
     problems: list[Problem] = []
-    found = _pin_data(recipe, recipe.train, True, problems)
+    found = _pin_data(recipe, recipe.train_section, True, problems)
     if problems:
         raise InputError(*problems)
-    for entry, pin, planned in zip(recipe.train.data, found, plan.train.data, strict=True):
+    for entry, pin, planned in zip(recipe.train_section.data, found, plan.train_plan.data, strict=True):
         if pin != planned:
             what = "its content changed after planning."
             raise InputError(
@@ -150,8 +149,7 @@ def plan_training(
 def _locate_in_stage(recipe: Recipe, index: int, where: str) -> str:
     """The line of `train.<key>`, or of `train.<key>.<key>`, that holds for the stage `index`."""
     # The last key of `lr_scale` may have dots of its own.
-    train, keys = recipe.train, where.split(".", 2)[1:] if "lr_scale" in where else where.split(".")[1:]
-    assert train is not None, "called for recipes that train"
+    train, keys = recipe.train_section, where.split(".", 2)[1:] if "lr_scale" in where else where.split(".")[1:]
     own = train.stages is not None and (
         keys[0] in train.stages[index].changes or ("train", keys[0]) not in recipe.places
     )

@@ -140,22 +140,22 @@ def _is_below_one(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
-def _read_freeze(value: object) -> str | tuple[int, ...]:
+def _read_word_or_layers(value: object, words: tuple[str, ...]) -> str | tuple[int, ...]:
     if isinstance(value, str) and value[:1].isalpha():
-        if value not in _FROZEN:
-            what = f"must be {', '.join(_FROZEN)} or a list of layers; got {show(value)}."
-            raise refusal(what, DidYouMean(value, _FROZEN))
+        if value not in words:
+            what = f"must be {', '.join(words)} or a list of layers; got {show(value)}."
+            raise refusal(what, DidYouMean(value, words))
         return value
     return _read_layers(value)
 
 
+def _read_freeze(value: object) -> str | tuple[int, ...]:
+    return _read_word_or_layers(value, _FROZEN)
+
+
 def _read_places(value: object) -> str | tuple[int, ...]:
-    if isinstance(value, str) and value[:1].isalpha():
-        if value not in PLACES:
-            what = f"must be {', '.join(PLACES)} or a list of layers; got {show(value)}."
-            raise refusal(what, DidYouMean(value, PLACES))
-        return value
-    return tuple(sorted(set(_read_layers(value))))
+    found = _read_word_or_layers(value, PLACES)
+    return found if isinstance(found, str) else tuple(sorted(set(found)))
 
 
 def _read_layers(value: object) -> tuple[int, ...]:
@@ -228,6 +228,7 @@ def _either(*kinds: dict[str, Any]) -> WithJsonSchema:
 
 _LAYER = {"type": "integer", "minimum": 0, "maximum": MAX_LAYERS - 1}
 _LAYERS_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\s*\.\.\s*[0-9]+)?(\s*,\s*[0-9]+(\s*\.\.\s*[0-9]+)?)*\s*$"}
+_LAYER_LISTS = (_LAYER, _LAYERS_TEXT, {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}})
 _SIZE_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT][iI]?)?[bB]\s*$"}
 _COUNT_TEXT = {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*[kKmMgGbBtT]\s*$"}
 _BELOW_ONE = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
@@ -282,7 +283,7 @@ Fingerprint: TypeAlias = Annotated[
 Layers: TypeAlias = Annotated[
     tuple[int, ...],
     PlainValidator(as_validator(_read_layers)),
-    _either(_LAYER, _LAYERS_TEXT, {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}}),
+    _either(*_LAYER_LISTS),
 ]
 BoundaryValue: TypeAlias = Annotated[
     Boundary,
@@ -308,12 +309,7 @@ Pair: TypeAlias = Annotated[
 Freeze: TypeAlias = Annotated[
     str | tuple[int, ...],
     PlainValidator(as_validator(_read_freeze)),
-    _either(
-        {"enum": list(_FROZEN)},
-        _LAYER,
-        _LAYERS_TEXT,
-        {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}},
-    ),
+    _either({"enum": list(_FROZEN)}, *_LAYER_LISTS),
 ]
 
 LrScale: TypeAlias = Annotated[
@@ -325,12 +321,7 @@ LrScale: TypeAlias = Annotated[
 Places: TypeAlias = Annotated[
     str | tuple[int, ...],
     PlainValidator(as_validator(_read_places)),
-    _either(
-        {"enum": list(PLACES)},
-        _LAYER,
-        _LAYERS_TEXT,
-        {"type": "array", "minItems": 1, "items": {"anyOf": [_LAYER, _LAYERS_TEXT]}},
-    ),
+    _either({"enum": list(PLACES)}, *_LAYER_LISTS),
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.recipe.tree import clip, show
@@ -25,7 +24,7 @@ def parse_size(value: object, where: str = "size") -> int:
     """
     fix = "Write a number of bytes, or one with its unit: 500MB, 5GB, 2GiB."
     if isinstance(value, str) and (parts := _SIZE.fullmatch(value.strip())) and parts[2].lower() != "ib":
-        size = int(Fraction(parts[1]) * (_UNITS | _BINARY_UNITS)[parts[2].lower()])
+        size, _ = _times(parts[1], (_UNITS | _BINARY_UNITS)[parts[2].lower()])
     elif isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
@@ -42,16 +41,26 @@ def parse_count(value: object, where: str = "count") -> int:
     """
     fix = "Write a whole number, or one with k, M or B: 500k, 2M, 1.5B."
     if isinstance(value, str) and (parts := _COUNT.fullmatch(value.strip())):
-        number = Fraction(parts[1]) * _THOUSANDS[parts[2].lower()]
+        number, rest = _times(parts[1], _THOUSANDS[parts[2].lower()])
     elif isinstance(value, int) and not isinstance(value, bool):
-        number = Fraction(value)
+        number, rest = value, 0
     else:
         raise RecipeError(Problem(where, f"must be a whole number, at least 1; got {show(value)}.", fix))
-    if not 1 <= number <= MAX_BYTES or number.denominator != 1:
+    if not 1 <= number <= MAX_BYTES or rest:
         raise RecipeError(
             Problem(where, f"must be a whole number, at least 1 and below 10^18; got {clip(str(value))}.", fix)
         )
-    return int(number)
+    return number
+
+
+def _times(text: str, factor: int) -> tuple[int, int]:
+    """The decimal number `text` times `factor`, rounded down, and more than 0 where that left something out.
+
+    Without `fractions`, whose import takes 2 of the 67 ms of `--help`.
+    """
+    whole, _, decimals = text.partition(".")
+    parts: int = 10 ** len(decimals)
+    return divmod(int(whole + decimals) * factor, parts)
 
 
 def format_size(size: int) -> str:

@@ -20,8 +20,7 @@ def cost_table(cost: Mapping[str, Any]) -> Group:
     arms = [cost["asked"], *cost["arms"]]
     table = TextTable()
     table.add_column("", min_width=11)  # the longest single word below
-    for name in ("this recipe", *(f"freeze {arm['name']}" for arm in cost["arms"])):
-        table.add_column(name, justify="right")
+    table.add_columns("this recipe", *(f"freeze {arm['name']}" for arm in cost["arms"]), justify="right")
     table.add_row("layers that train", *(arm["trained_layers"] for arm in arms))
     table.add_row("trained parameters", *(readable(arm["trained_parameters"]) for arm in arms))
     table.add_row("frozen parameters", *(readable(arm["frozen_parameters"]) for arm in arms))

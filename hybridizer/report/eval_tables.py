@@ -19,11 +19,10 @@ _NAME = 44
 def figures_table(record: Record) -> Group:
     """One row per figure and model: the value, its 95% interval, chance, and how many items in how many groups."""
     table = TextTable()
-    for header, options in (
-        ("what", {}), ("figure", {}), ("model", {}), ("value", {"justify": "right"}), ("95%", {"no_wrap": True}),
-        ("chance", {"justify": "right"}), ("items", {"justify": "right"}),
-    ):  # fmt: skip
-        table.add_column(header, **options)
+    table.add_columns("what", "figure", "model")
+    table.add_column("value", justify="right")
+    table.add_column("95%", no_wrap=True)
+    table.add_columns("chance", "items", justify="right")
     rows: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for model in record["models"]:
         for row in _figures(model):
@@ -39,10 +38,10 @@ def figures_table(record: Record) -> Group:
 def pairs_table(record: Record) -> Group:
     """One row per figure and pair of models: the difference b - a on the same items, its interval and the verdict."""
     table = TextTable()
-    for header, options in (
-        ("what", {}), ("figure", {}), ("b - a", {"justify": "right"}), ("95%", {"no_wrap": True}), ("verdict", {}),
-    ):  # fmt: skip
-        table.add_column(header, **options)
+    table.add_columns("what", "figure")
+    table.add_column("b - a", justify="right")
+    table.add_column("95%", no_wrap=True)
+    table.add_column("verdict")
     for pair in record["pairs"]:
         form = _FORMS.get(pair["metric"], ".3f").replace("+", "")
         cells = (f"{pair['difference']:+{form}}", _spread(pair["difference_ci"], f"+{form}"), _verdict(pair))

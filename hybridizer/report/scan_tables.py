@@ -29,8 +29,7 @@ def _winner_rows(record: Record, intervals: bool) -> TextTable:
     figures = [name for name in FORMS if any(winner[f"{name}_change"] for winner in record["winners"])]
     table = TextTable()
     table.add_column("change")
-    for name in ("layers", "in the search", *(NAMES[figure] for figure in figures)):
-        table.add_column(name, justify="right")
+    table.add_columns("layers", "in the search", *(NAMES[figure] for figure in figures), justify="right")
     table.add_column("verdict")
     for winner in record["winners"]:
         row = winner["row"]

@@ -23,8 +23,7 @@ def bits_table(record: Record) -> Group:
     """
     table = TextTable(leading=1)
     table.add_column("text")
-    for name in _FIGURES:
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_columns(*_FIGURES, justify="right", no_wrap=True)
     table.add_column("verdict")
     for row in record["sets"]:
         figures = (_figure(row[name], row[f"{name}_ci"], form, "\n") for name, form in _FIGURES.items())

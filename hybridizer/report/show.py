@@ -40,12 +40,10 @@ def _show_trace(traced: TraceRun) -> None:
     draw(trace_table(record, boundary.layer if boundary else None, _verdict_of(boundary)))
     if boundary is not None:
         about = to_jsonable(boundary)
-        for line in boundary_lines(about):
-            echo(line)
+        echo(*boundary_lines(about))
         if (table := licence_table(about)) is not None:
             draw(table)
-    for line in settings_lines(record):
-        echo(line)
+    echo(*settings_lines(record))
     if traced.baselines:
         draw(baseline_table(traced.baselines))
 
@@ -78,8 +76,7 @@ def plot_traces(traces: Sequence[TraceRun], path: Path) -> None:
 
 def show_ranking(ranking: Mapping[str, Any]) -> None:
     """Its warnings, the whole ranking with its boundaries and their licences, and the settings of the traces."""
-    for warning in ranking["warnings"]:
-        warn(warning)
+    warn(*ranking["warnings"])
     for boundary in ranking["boundaries"].values():
         if boundary["warning"]:
             warn(boundary["warning"])
@@ -93,20 +90,17 @@ def _draw_ranking(ranking: Mapping[str, Any]) -> None:
     for donor, boundary in ranking["boundaries"].items():
         if (table := licence_table(boundary, donor)) is not None:
             draw(table)
-    for line in settings_lines(ranking):
-        echo(line)
+    echo(*settings_lines(ranking))
 
 
 def show_scan(record: Mapping[str, Any], out: Path | None) -> None:
     """A scan: what was tried, the best tested again, what chance would find, and the result in a sentence."""
     from hybridizer.report.scan_tables import chance_lines, setting_lines, winners_table
 
-    for line in setting_lines(record):
-        echo(line)
+    echo(*setting_lines(record))
     if record["winners"]:
         draw(winners_table(record))
-    for line in chance_lines(record):
-        echo(line)
+    echo(*chance_lines(record))
     echo(record["sentence"])
     if out is not None:
         echo(f"wrote {len(record['winners'])} recipes into {out}")
@@ -133,8 +127,7 @@ def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, 
         unused_lines,
     )
 
-    for warning in (*made.warnings, *amounts["warnings"]):
-        warn(warning)
+    warn(*made.warnings, *amounts["warnings"])
     draw(plan_table(made, every_layer=every_layer))
     if cost is not None and cost.stages:
         draw(stages_table(cost.to_json()))
@@ -149,8 +142,7 @@ def show_plan(made: Plan, amounts: Mapping[str, Any], cost: Any, expected: Any, 
     if made.evidence.swap is not None and (table := swap_table(made.evidence.swap)) is not None:
         draw(table)
     reasons = [*made.evidence.reasons, *served_lines(made)]
-    for line in [*amount_lines(amounts), *reasons, *training_lines(made), *unused_lines(made)]:
-        echo(line)
+    echo(*amount_lines(amounts), *reasons, *training_lines(made), *unused_lines(made))
 
 
 def show_evaluation(record: Mapping[str, Any], gate: Sequence[str]) -> None:
@@ -160,8 +152,7 @@ def show_evaluation(record: Mapping[str, Any], gate: Sequence[str]) -> None:
     draw(figures_table(record))
     if record["pairs"]:
         draw(pairs_table(record))
-    for line in (*overlap_lines(record), *gate):
-        echo(line)
+    echo(*overlap_lines(record), *gate)
 
 
 def show_trial_plan(plan: Mapping[str, Any]) -> None:
@@ -178,8 +169,7 @@ def show_trial(record: TrialRecord, times: TrialTimes, curves: RunCurves) -> Non
     from hybridizer.report.trial_tables import trial_pairs_table, trial_table
 
     plain = record.to_json()
-    for line in arm_lines(plain):
-        echo(line)
+    echo(*arm_lines(plain))
     budgets = budgets_table(plain, [RunCurve(*curve) for curve in curves])
     draw(trial_table(plain, times.to_json()), *([budgets] if budgets else []), trial_pairs_table(plain))
 
@@ -198,8 +188,7 @@ def show_build(built: Any) -> None:
     """A finished run: where its layers come from, what was verified, what training did."""
     from hybridizer.report.plan_tables import origins_table, proofs_table
 
-    for warning in built.plan.warnings:
-        warn(warning)
+    warn(*built.plan.warnings)
     draw(origins_table(built.manifest), proofs_table(built.proofs))
     if built.outcome is not None:
         _show_outcome(built)
@@ -210,13 +199,11 @@ def _show_outcome(built: Any) -> None:
     from hybridizer.report.score_tables import bits_table, samples_text
     from hybridizer.report.trace_tables import profile_table
 
-    for line in trained_lines(built.manifest.training, built.plan.train.loss_of):
-        echo(line)
+    echo(*trained_lines(built.manifest.training, built.plan.train.loss_of))
     if built.outcome.scores["sets"]:
         draw(bits_table(built.outcome.scores))
     if built.outcome.scores["samples"]:
         draw(samples_text(built.outcome.scores))
     if built.outcome.profile is not None:
         draw(profile_table(built.outcome.profile))
-    for result in built.outcome.gate:
-        echo(str(result))
+    echo(*map(str, built.outcome.gate))

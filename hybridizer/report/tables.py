@@ -27,6 +27,11 @@ class TextTable(Table):
         """Add a column that folds long cells, unless `options` say otherwise."""
         super().add_column(_plain(header), *arguments, **{"overflow": "fold", **options})
 
+    def add_columns(self, *headers: str, **options: Any) -> None:
+        """Add columns that have the same options."""
+        for header in headers:
+            self.add_column(header, **options)
+
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         """Add a row of plain texts."""
         super().add_row(*(_plain(cell) for cell in cells), **options)

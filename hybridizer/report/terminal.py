@@ -10,16 +10,18 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hybridizer.core.errors import printable, printable_line
-from hybridizer.core.records import to_jsonable
+from hybridizer.core.records import to_jsonable, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -28,9 +30,10 @@ PIPE_COLUMNS = 120  # without a terminal and without COLUMNS
 MIN_COLUMNS = 40
 
 
-def echo(line: str, *, err: bool = False) -> None:
-    """Print one line on standard output, or with `err` on standard error."""
-    _write(printable_line(line), err=err)
+def echo(*lines: str, err: bool = False) -> None:
+    """Print lines on standard output, or with `err` on standard error."""
+    for line in lines:
+        _write(printable_line(line), err=err)
 
 
 def echo_block(text: str, *, err: bool = False) -> None:
@@ -38,16 +41,33 @@ def echo_block(text: str, *, err: bool = False) -> None:
     _write(printable(text), err=err)
 
 
-def warn(text: str) -> None:
-    """Print a warning on standard output, its first word in colour on a terminal."""
+def warn(*texts: str) -> None:
+    """Print warnings on standard output, their first word in colour on a terminal."""
     colour = False if os.environ.get("NO_COLOR") else None
-    _write(f"{click.style('warning:', fg='yellow', bold=True)} {printable_line(text)}", color=colour)
+    for text in texts:
+        _write(f"{click.style('warning:', fg='yellow', bold=True)} {printable_line(text)}", color=colour)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document. What is not printable is escaped as \\uXXXX, which a JSON parser reads back exactly."""
     text = json.dumps(to_jsonable(value), indent=2, ensure_ascii=False)
     _write("".join(sign if sign.isprintable() or sign == "\n" else json.dumps(sign)[1:-1] for sign in text))
+
+
+def write_out(path: Path | None, value: Any) -> bool:
+    """Write `value` where --json asks for it, - being standard output; whether that is left for what people read."""
+    if str(path) == "-":
+        print_json(value)
+    elif path is not None:
+        write_json(path, value)
+    return str(path) != "-"
+
+
+def next_command(*words: object, overrides: Sequence[str] = (), flag: str = "") -> str:
+    """The command to run next, with its `flag`, as it can be pasted into a shell."""
+    settings = [word for override in overrides for word in ("--set", override)]
+    paths = (f"./{word}" if str(word).startswith("-") else str(word) for word in words)
+    return f"next: {shlex.join(['hybridize', *paths, *([flag] if flag else []), *settings])}"
 
 
 def draw(*renderables: RenderableType) -> None:

@@ -46,8 +46,7 @@ def trace_table(record: Record, boundary: int | None = None, verdict: str | None
 
 def _layer_rows(record: Record, boundary: int | None, intervals: bool) -> TextTable:
     table = TextTable()
-    for name in ("layer", "target", "JS", "dJS", "S(layer)"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_columns("layer", "target", "JS", "dJS", "S(layer)", justify="right", no_wrap=True)
     table.add_column("particles", no_wrap=True)
     scores = {row["b"]: row for row in record["boundary"]}
     most = max(1, *(row["task_particles"] for row in record["layers"]))
@@ -83,10 +82,8 @@ def licence_table(boundary: Mapping[str, Any], donor: str | None = None) -> Grou
     chosen = [row for row in known if agreed or row["says"] != ABOVE]
     shown = chosen[: LEAST_SETTINGS if agreed else MAX_SETTINGS]
     table = TextTable()
-    for name in ("mask", "lens", "template"):
-        table.add_column(name)
-    for name in ("n", "clusters", f"S({b})", "95% interval"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_columns("mask", "lens", "template")
+    table.add_columns("n", "clusters", f"S({b})", "95% interval", justify="right", no_wrap=True)
     for row in shown:
         band = row["s_ci"]
         template = "all" if row["template"] is None else one_line(repr(row["template"]), 60)
@@ -134,8 +131,7 @@ def profile_table(profile: Mapping[str, Any]) -> Group:
 
 def _profile_rows(profile: Mapping[str, Any], intervals: bool) -> TextTable:
     table = TextTable()
-    for name in ("layer", "dJS", "change", "target", "change"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_columns("layer", "dJS", "change", "target", "change", justify="right", no_wrap=True)
     for row in profile["layers"]:
         bands = (row["delta_js_change_ci"], row["target_prob_change_ci"]) if intervals else (None, None)
         table.add_row(
@@ -156,8 +152,14 @@ def ranking_table(ranking: Mapping[str, Any]) -> Group:
     """
     table, between = TextTable(leading=1), "\n"
     table.add_column("donor")
-    for name in ("score\nbits per byte", "stability", "competence", "accuracy\ntarget probability\nselection half"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_columns(
+        "score\nbits per byte",
+        "stability",
+        "competence",
+        "accuracy\ntarget probability\nselection half",
+        justify="right",
+        no_wrap=True,
+    )
     for row in ranking["ranking"]:
         table.add_row(
             "\n".join(_donor_lines(row)),
@@ -238,8 +240,7 @@ def baseline_table(baselines: Sequence[LayerScores]) -> Group:
 def _baseline_rows(baselines: Sequence[LayerScores], intervals: bool) -> TextTable:
     table = TextTable()
     table.add_column("layer", justify="right")
-    for scores in baselines:
-        table.add_column(scores.name, justify="right", no_wrap=True)
+    table.add_columns(*(scores.name for scores in baselines), justify="right", no_wrap=True)
     for layer in range(len(baselines[0].values)):
         bands = (scores.intervals[layer] if intervals else None for scores in baselines)
         values = (scores.values[layer] for scores in baselines)

@@ -18,8 +18,9 @@ def trial_plan_table(plan: Mapping[str, Any]) -> Group:
     timed = all(arm["seconds"] is not None for arm in arms)
     table = TextTable()
     table.add_column("arm")
-    for name in ("learning rates", "trainings", "trained", "beside layers", "tokens", "FLOP", "peak memory"):
-        table.add_column(name, justify="right")
+    table.add_columns(
+        "learning rates", "trainings", "trained", "beside layers", "tokens", "FLOP", "peak memory", justify="right"
+    )
     if timed:
         table.add_column("time", justify="right")
     for arm in arms:

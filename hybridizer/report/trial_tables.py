@@ -28,8 +28,7 @@ def trial_table(record: Record, times: Record) -> Group:
     table = TextTable(leading=1)
     table.add_column("")
     table.add_column("before", justify="right")
-    for arm in record["arms"]:
-        table.add_column(one_line(arm["name"], _NAME), justify="right")
+    table.add_columns(*(one_line(arm["name"], _NAME) for arm in record["arms"]), justify="right")
     for outcome in sorted(record["outcomes"], key=lambda found: ROLES.index(found["role"])):
         table.add_row(*_outcome_row(record, outcome))
     for name, cells in _cost_rows(record, times):
@@ -45,11 +44,11 @@ def trial_table(record: Record, times: Record) -> Group:
 def trial_pairs_table(record: Record) -> Group:
     """One row per outcome and pair of arms, the primary outcome first: b - a, its interval, p after Holm, verdict."""
     table = TextTable()
-    for header, options in (
-        ("outcome", {}), ("arms, b - a", {}), ("difference", {"justify": "right"}), ("95%", {"no_wrap": True}),
-        ("p, Holm", {"justify": "right"}), ("verdict", {}),
-    ):  # fmt: skip
-        table.add_column(header, **options)
+    table.add_columns("outcome", "arms, b - a")
+    table.add_column("difference", justify="right")
+    table.add_column("95%", no_wrap=True)
+    table.add_column("p, Holm", justify="right")
+    table.add_column("verdict")
     first, others = split_pairs(record)
     for pair in (*first, *others):
         table.add_row(*_pair_row(pair))

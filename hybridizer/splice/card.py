@@ -56,9 +56,8 @@ def _front_matter(plan: Plan, licenses: Mapping[str, str | None]) -> str:
 
 
 def _training_lines(plan: Plan, training: Mapping[str, Any]) -> str:
-    assert plan.train is not None, "a trained model has a plan for it"
-    frozen = [f"layers {format_layers(plan.train.frozen_layers)}"] if plan.train.frozen_layers else []
-    parts = ", ".join([*frozen, *plan.train.frozen_parts]) or "nothing"
+    frozen = [f"layers {format_layers(plan.train_plan.frozen_layers)}"] if plan.train_plan.frozen_layers else []
+    parts = ", ".join([*frozen, *plan.train_plan.frozen_parts]) or "nothing"
     sources = ", ".join(f"`{Path(use['name']).name}` ({use['tokens_taken']:,})" for use in training["sources"])
     losses = f"{training['first_loss']:.3f} at the start, {training['last_loss']:.3f} at the end"
     kept = training.get("kept_step")
@@ -68,7 +67,7 @@ def _training_lines(plan: Plan, training: Mapping[str, Any]) -> str:
         + (f" of {len(training['stages'])} stages" if training.get("stages") else "")
         + f", {parts} frozen.",
         *best,
-        f"The loss was {losses}, {plan.train.loss_of}. Tokens by source: {sources}.",
+        f"The loss was {losses}, {plan.train_plan.loss_of}. Tokens by source: {sources}.",
         "The frozen tensors hash as they did before training (`manifest.json`).",
     ]
     return "\n".join(lines) + "\n\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from hybridizer.checkpoint.dtypes import DTYPE_BITS, FLOATING
+from hybridizer.checkpoint.hashing import read_tensor_chunks
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import OutputTensor, required_bytes
 from hybridizer.checkpoint.layout import Source as Bytes
@@ -106,11 +107,16 @@ def find_entries(tensor: PlannedTensor, donors: Mapping[str, Donor]) -> list[Ten
 
 def in_dtype(entry: TensorEntry, dtype: str) -> TensorEntry | Callable[[], Iterable[memoryview]]:
     """The bytes of a tensor as they are, or rounded to another dtype."""
+    return entry if entry.dtype == dtype else lambda: chunks_in_dtype(entry, dtype)
+
+
+def chunks_in_dtype(entry: TensorEntry, dtype: str) -> Iterator[memoryview]:
+    """The same, piece by piece."""
     if entry.dtype == dtype:
-        return entry
+        return read_tensor_chunks(entry)
     from hybridizer.models.tensors import converted_chunks
 
-    return lambda: converted_chunks(entry, dtype)
+    return converted_chunks(entry, dtype)
 
 
 def _zeros(num_bytes: int) -> Iterator[memoryview]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hybridizer.checkpoint.hashing import hash_chunks, hash_file, read_tensor_chunks
+from hybridizer.checkpoint.hashing import hash_chunks, hash_file
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.writer import WrittenCheckpoint
 from hybridizer.core.errors import Problem, RunError
@@ -21,6 +21,7 @@ from hybridizer.plan.manifest import FILE_NAME, Manifest, make_manifest
 from hybridizer.plan.origin import Convert, Copy, Join
 from hybridizer.plan.plan import Plan
 from hybridizer.splice.card import write_card
+from hybridizer.splice.copy import chunks_in_dtype
 
 _TOOLS = ("hybridizer", "torch", "transformers", "safetensors", "mergekit", "gguf")
 
@@ -99,15 +100,7 @@ def _count_as_in_donors(plan: Plan, donors: Mapping[str, Donor], frozen_sha256: 
 
 
 def _hash_as(entries: Sequence[TensorEntry], dtype: str) -> str:
-    return f"sha256:{hash_chunks(chunk for entry in entries for chunk in _chunks(entry, dtype))}"
-
-
-def _chunks(entry: TensorEntry, dtype: str) -> Iterator[memoryview]:
-    if entry.dtype == dtype:
-        return read_tensor_chunks(entry)
-    from hybridizer.models.tensors import converted_chunks
-
-    return converted_chunks(entry, dtype)
+    return f"sha256:{hash_chunks(chunk for entry in entries for chunk in chunks_in_dtype(entry, dtype))}"
 
 
 def tool_versions() -> dict[str, str]:

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridizer.checkpoint.hashing import read_tensor_chunks
 from hybridizer.checkpoint.header import TensorEntry
 from hybridizer.checkpoint.layout import Source as Bytes
 from hybridizer.checkpoint.writer import WrittenCheckpoint
@@ -17,7 +16,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.origin import ZERO, Affine, Derived, Fitted, Fresh, Join, Spread
 from hybridizer.plan.plan import Plan, PlannedTensor
-from hybridizer.splice.copy import Make, find_entries, in_dtype, make_copied, write_planned
+from hybridizer.splice.copy import Make, chunks_in_dtype, find_entries, in_dtype, make_copied, write_planned
 from hybridizer.splice.fitted import mixer_shapes, place_of, read_fitted
 
 if TYPE_CHECKING:
@@ -81,9 +80,7 @@ def _read_fitted(plan: Plan) -> Mapping[str, TensorEntry]:
 def _joined(entries: Sequence[TensorEntry], dtype: str) -> tuple[TensorEntry, ...] | Callable[[], Iterable[memoryview]]:
     if all(entry.dtype == dtype for entry in entries):
         return tuple(entries)
-    from hybridizer.models.tensors import converted_chunks
-
-    return lambda: (chunk for entry in entries for chunk in converted_chunks(entry, dtype))
+    return lambda: (chunk for entry in entries for chunk in chunks_in_dtype(entry, dtype))
 
 
 def affine_chunks(entry: TensorEntry, dtype: str, factor: float, shift: float) -> Iterator[memoryview]:
@@ -99,15 +96,11 @@ def affine_chunks(entry: TensorEntry, dtype: str, factor: float, shift: float) -
 
 def _spread(entry: TensorEntry, tensor: PlannedTensor, rows: int) -> Iterator[memoryview]:
     """The bytes of `entry`, each group of `rows` rows followed by as many bytes of zeros."""
-    from hybridizer.models.tensors import converted_chunks
-
     group = entry.num_bytes // entry.shape[0] * rows
     for begin in range(entry.begin, entry.end, group):
         shape = (rows, *entry.shape[1:])
         piece = replace(entry, shape=shape, begin=begin, end=begin + group)
-        whole = b"".join(
-            read_tensor_chunks(piece) if entry.dtype == tensor.dtype else converted_chunks(piece, tensor.dtype)
-        )
+        whole = b"".join(chunks_in_dtype(piece, tensor.dtype))
         yield memoryview(whole)
         yield memoryview(bytes(len(whole)))
 

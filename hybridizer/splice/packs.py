@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -28,6 +28,7 @@ from hybridizer.core.progress import Monitor
 from hybridizer.core.records import read_record, to_jsonable, write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.manifest import FILE_NAME, read_manifest
+from hybridizer.splice.copy import in_dtype
 
 SCHEMA = "hybridizer.pack/1"
 RECORD_NAME, TENSORS_NAME, HEADERS, FILES = "pack.json", "pack.safetensors", "headers", "files"
@@ -216,10 +217,9 @@ def _locate(
     found, problems = [], []
     for name, wanted in header.items():
         entry = packed.get(name) or base.checkpoint.tensors.get(name)
-        if entry is not None and (entry.dtype, entry.shape) == (wanted.dtype, wanted.shape):
-            found.append(OutputTensor(name, wanted.dtype, wanted.shape, entry))
-        elif entry is not None and name not in packed and _converts(entry, wanted):
-            found.append(OutputTensor(name, wanted.dtype, wanted.shape, _converted(entry, wanted.dtype)))
+        is_same = entry is not None and (entry.dtype, entry.shape) == (wanted.dtype, wanted.shape)
+        if entry is not None and (is_same or (name not in packed and _converts(entry, wanted))):
+            found.append(OutputTensor(name, wanted.dtype, wanted.shape, in_dtype(entry, wanted.dtype)))
         else:
             have = "nothing of that name" if entry is None else f"{entry.dtype} of shape {list(entry.shape)}"
             what = f"the model has {wanted.dtype} of shape {list(wanted.shape)}, pack and base have {have}."
@@ -227,12 +227,6 @@ def _locate(
     if problems:
         raise InputError(*problems[:20])
     return found
-
-
-def _converted(entry: TensorEntry, dtype: str) -> Callable[[], Iterable[memoryview]]:
-    from hybridizer.models.tensors import converted_chunks
-
-    return lambda: converted_chunks(entry, dtype)
 
 
 def _write_weights(path: Path, header: bytes, tensors: list[OutputTensor], advance: Callable[[int], None]) -> None:

@@ -100,11 +100,6 @@ class TargetCheck:
     num_several: int
     num_unknown: int
 
-    @property
-    def num_single(self) -> int:
-        """How many targets are exactly one token: the n of every accuracy."""
-        return sum(token is not None for token in self.token_ids)
-
 
 def load_probes(reference: str) -> ProbeSet:
     """The built-in set of that name, else the probe file at that path."""

@@ -15,7 +15,7 @@ from hybridizer.models.document_attention import document_attention
 from hybridizer.models.hardware import choose_compile
 from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
 from hybridizer.models.memory import trimmed_heap
-from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts
+from hybridizer.models.objective import CausalLMLoss, LossBySource, Student, TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.wrapping import compiled, recomputing
 from hybridizer.train.freeze import FreezePlan
@@ -102,13 +102,14 @@ def _models(job: TrainJob, device: torch.device) -> list[_Model]:
 
 def _losses(job: TrainJob) -> tuple[CausalLMLoss, ...]:
     """What is minimised, and the teacher as a module, if there is one."""
-    num_sources, objective = len(job.data.drawn), job.settings.objective
+    student = Student(job.model, job.parts, len(job.data.drawn), job.loss_chunk_bytes)
+    objective = job.settings.objective
     if objective is None:
-        return (LossBySource(job.model, job.parts, num_sources, job.loss_chunk_bytes),)
+        return (LossBySource(student),)
     if job.kept is not None:
-        return (largest_loss(objective, job.model, job.parts, num_sources, job.loss_chunk_bytes),)
+        return (largest_loss(objective, student),)
     assert job.teacher is not None, "an objective has a teacher"
-    return taught_loss(objective, job.teacher, job.model, job.parts, num_sources, job.loss_chunk_bytes)
+    return taught_loss(objective, job.teacher, student)
 
 
 @contextmanager

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.checkpoint.publish import to_output_error
 from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.core.cache import cache_folder
 from hybridizer.core.errors import InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor, SilentMonitor
-from hybridizer.core.records import read_json, read_record, write_json
-from hybridizer.data.documents import MAX_LISTED
+from hybridizer.core.records import write_json
 from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.cost import recomputed_layers
@@ -25,10 +22,11 @@ from hybridizer.plan.memory import ModelShape, model_token_flops
 from hybridizer.plan.objective import keeps_largest, objective_shape, pairs_of
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
-from hybridizer.recipe.models import DataEntry, Evaluate, Recipe, Train
+from hybridizer.recipe.models import DataEntry, Recipe, Train
 from hybridizer.recipe.tree import KeyPath
-from hybridizer.train.curve import STOP, CurveRequest, CurveSummary, Forgetting
-from hybridizer.train.folder import MASTERS, RECORD, TRAINED
+from hybridizer.train.curve import CurveRequest
+from hybridizer.train.folder import MASTERS, RECORD
+from hybridizer.train.training_record import SCHEMA, TrainRecord, make_record
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,70 +38,7 @@ if TYPE_CHECKING:
     from hybridizer.train.freeze import FreezePlan
     from hybridizer.train.job import DeviceFigures, Earlier, TrainJob
     from hybridizer.train.loop import TrainResult
-    from hybridizer.train.result import StoredResult
     from hybridizer.train.runtime import Runtime
-
-SCHEMA = "hybridizer.training/1"
-
-
-@dataclass(frozen=True)
-class SourceUse:
-    """What was used of one source: its tokens for training, tokens taken, epochs, and records left out by reason.
-
-    `left_out_at` gives the places of the first ones per reason; the token cache has more.
-    """
-
-    name: str
-    tokens: int
-    tokens_taken: int
-    epochs: float
-    left_out: Mapping[str, int]
-    left_out_at: Mapping[str, Sequence[str]]
-
-
-@dataclass(frozen=True)
-class TrainRecord:
-    """A finished training. `trained` names tensors of the output, `frozen_sha256` maps the others to their hashes.
-
-    Losses are in nats per token, `stopped_by` is tokens, steps, minutes or forgetting. Hashes are of bytes in memory
-    after the last step, in the precision of the checkpoint; they were compared with those before the first. `changes`
-    are settings that changed between two starts. `measuring_seconds` went into held-out curves, beside the `seconds` of
-    training; `curve` has the best measured step and the last. The tensors are those after `kept_step` steps, None in
-    records of earlier versions: the last. `stages` has a summary of each stage of a training that has stages.
-    `truncation` is what keeping a part of a teacher's tokens loses; of several stages, of the last.
-    """
-
-    plan_hash: str
-    steps: int
-    tokens: int
-    seconds: float
-    first_loss: float
-    last_loss: float
-    stopped_by: str
-    dtype: str
-    device: str
-    num_processes: int
-    boundary: int
-    frozen_layers: tuple[int, ...]
-    frozen_parts: tuple[str, ...]
-    trained: tuple[str, ...]
-    frozen_sha256: Mapping[str, str]
-    unreached: tuple[str, ...]
-    changes: tuple[Mapping[str, Any], ...]
-    notes: tuple[str, ...]
-    sources: tuple[SourceUse, ...]
-    packing: float
-    tensors_sha256: str
-    kept_step: int | None = None
-    measuring_seconds: float = 0.0
-    curve: CurveSummary | None = None
-    forgetting: Forgetting | None = None
-    stages: tuple[Mapping[str, Any], ...] = ()
-    truncation: Mapping[str, Any] | None = None
-
-    def values(self) -> dict[str, Any]:
-        """The fields as plain values, without those that have no value in records of earlier versions."""
-        return {key: value for key, value in asdict(self).items() if key not in ("stages", "truncation") or value}
 
 
 def join_processes(recipe: Recipe, runs: Path) -> Runtime | None:
@@ -151,37 +86,7 @@ def open_runtime(recipe: Recipe, folder: Path) -> Runtime:
     """Devices and trackers for the training of `recipe`, whose run is in `folder`."""
     from hybridizer.train.runtime import Runtime
 
-    assert recipe.train is not None, "called for recipes that train"
-    return Runtime(recipe.train.trackers, folder / "training")
-
-
-def read_training(folder: Path, plan: Plan) -> TrainRecord | None:
-    """The record in `folder` of a training that `plan` asks for; None when there is none, or of other tensors."""
-    if not (folder / RECORD).is_file() or not (folder / TRAINED).is_file():
-        return None
-    value = read_json(folder / RECORD)
-    found = (value.get("schema"), value.get("plan_hash")) if isinstance(value, dict) else None
-    if found != (SCHEMA, plan.hash):
-        return None
-    fix = "Delete it; the training resumes from its last checkpoint."
-    record = read_record({"stages": [], "truncation": None, **value}, TrainRecord, SCHEMA, str(folder / RECORD), fix)
-    return record if record.tensors_sha256 == hash_file(folder / TRAINED) else None
-
-
-def is_complete(record: Mapping[str, Any], settings: Train, evaluate: Evaluate | None = None) -> bool:
-    """Whether the training of `record`, a TrainRecord's values, went as far as the two sections let it go.
-
-    It did not where it was stopped by a limit that has been raised since. One that went further than `max_steps` did
-    not either: the training itself refuses that.
-    """
-    if settings.max_steps is not None and settings.max_steps <= record["steps"]:
-        return settings.max_steps == int(record["steps"])
-    if record["stopped_by"] == "minutes":
-        return settings.max_minutes is not None and record["seconds"] >= 60 * settings.max_minutes
-    if record["stopped_by"] == "forgetting":
-        limit = evaluate.retention if evaluate is not None and evaluate.on_forgetting == STOP else None
-        return limit is not None and record["forgetting"]["rise_ci"][0] > limit
-    return bool(record["stopped_by"] == "tokens")
+    return Runtime(recipe.train_section.trackers, folder / "training")
 
 
 def _check_ids(sources: Sequence[Source], curve: CurveRequest | None, embedding: Any) -> None:
@@ -298,13 +203,12 @@ def make_job(
     from hybridizer.train.teacher import find_twins, load_teacher, share_tensors_
 
     earlier = earlier or Earlier()
-    settings = recipe.train
-    assert settings is not None and plan.train is not None, "called for plans that train"
+    settings = recipe.train_section
     with without_bars():
         model, tokenizer = load_causal_lm(spliced, trust_remote_code=any(spliced.glob("*.py")))
         taught_by = None
         if settings.objective is not None and teacher is not None and not keeps_largest(settings):
-            taught_by = load_teacher(teacher, pairs_of(plan.train.settings))
+            taught_by = load_teacher(teacher, pairs_of(plan.train_plan.settings))
     parts = find_parts(model)
     masters = earlier.read_masters()
     put_masters_(model, masters)
@@ -351,8 +255,7 @@ def _recomputed(
 
     `num_shared` parameters of the teacher are the model's.
     """
-    assert plan.train is not None, "called for plans that train"
-    objective = objective_shape(settings, plan.train.settings, teacher, num_shared)
+    objective = objective_shape(settings, plan.train_plan.settings, teacher, num_shared)
     return recomputed_layers(_shape(plan), settings, freeze_plan.choice, runtime.device.type, objective)
 
 
@@ -371,9 +274,8 @@ def _freeze(plan: Plan, settings: Train, model: nn.Module, parts: Parts, spliced
     from hybridizer.train.freeze import plan_freeze, plan_lora_
     from hybridizer.train.result import check_storable
 
-    assert plan.train is not None, "called for plans that train"
-    freeze_plan = plan_freeze(model, parts, settings, plan.train.boundary)
-    assert freeze_plan.choice.frozen_layers == plan.train.frozen_layers, "the model has the planned layers"
+    freeze_plan = plan_freeze(model, parts, settings, plan.train_plan.boundary)
+    assert freeze_plan.choice.frozen_layers == plan.train_plan.frozen_layers, "the model has the planned layers"
     check_storable(model, open_checkpoint(spliced).tensors.keys())
     if settings.lora is None:
         return freeze_plan
@@ -417,61 +319,10 @@ def _figures(plan: Plan, job: TrainJob, runtime: Runtime, teacher: Donor | None)
     settings = job.settings
     lengths = job.data.packed.pieces[:, 1]
     context = float((lengths * lengths).sum() / lengths.sum() / 2)
-    assert plan.train is not None, "called for plans that train"
     rank = settings.lora.rank if settings.lora else 0
-    objective = None if keeps_largest(settings) else objective_shape(settings, plan.train.settings, teacher)
+    objective = None if keeps_largest(settings) else objective_shape(settings, plan.train_plan.settings, teacher)
     flops = model_token_flops(_shape(plan), job.freeze_plan.choice, context, rank, objective)
     dtype = choose_dtype(settings.precision, runtime.device)
     dtype = dtype if choose_compile(settings.compile, runtime.device.type) else matmul_dtype(dtype, runtime.device)
     device, name = str(runtime.device), str(dtype).removeprefix("torch.")
     return DeviceFigures(flops, measure_peak(device, name), datasheet_flops(device_name(device), name))
-
-
-def make_record(
-    plan: Plan, job: TrainJob, runtime: Runtime, result: TrainResult, sources: tuple[Source, ...], tensors: StoredResult
-) -> TrainRecord:
-    """The record of a training of `plan` that has ended."""
-    from hybridizer.train.truncation import as_values
-
-    assert plan.train is not None, "called for plans that train"
-    return TrainRecord(
-        plan_hash=plan.hash,
-        steps=result.steps,
-        tokens=result.tokens,
-        seconds=result.seconds,
-        first_loss=result.first_loss,
-        last_loss=result.last_loss,
-        stopped_by=result.stopped_by,
-        dtype=result.dtype,
-        device=str(runtime.device),
-        num_processes=runtime.num_ranks,
-        boundary=plan.train.boundary,
-        frozen_layers=plan.train.frozen_layers,
-        frozen_parts=plan.train.frozen_parts,
-        trained=tensors.trained,
-        frozen_sha256=tensors.frozen_sha256,
-        unreached=result.unreached,
-        changes=result.changes,
-        notes=tuple(dict.fromkeys((*job.freeze_plan.notes, *plan.train.notes))),
-        sources=_uses(sources, job.data),
-        packing=job.data.packed.fill,
-        tensors_sha256=tensors.sha256,
-        kept_step=result.kept_step,
-        measuring_seconds=result.measuring_seconds,
-        curve=result.curve,
-        forgetting=result.forgetting,
-        truncation=as_values(result.truncation),
-    )
-
-
-def _uses(sources: tuple[Source, ...], data: TrainingData) -> tuple[SourceUse, ...]:
-    uses = []
-    for source, drawn in zip(sources, data.drawn, strict=True):
-        left_out: Counter[str] = Counter()
-        places: dict[str, list[str]] = {}
-        for token_file in source.token_files:
-            left_out.update(token_file.bad.counts)
-            for reason, listed in token_file.bad.listed.items():
-                places[reason] = [*places.get(reason, []), *listed][:MAX_LISTED]
-        uses.append(SourceUse(drawn.name, drawn.tokens, drawn.tokens_taken, drawn.epochs, dict(left_out), places))
-    return tuple(uses)

@@ -36,16 +36,8 @@ from hybridizer.train.folder import (
     join_logs,
     stage_folder,
 )
-from hybridizer.train.run import (
-    SCHEMA,
-    SourceUse,
-    Training,
-    TrainRecord,
-    make_job,
-    make_record,
-    room_in,
-    run_job,
-)
+from hybridizer.train.run import Training, make_job, room_in, run_job
+from hybridizer.train.training_record import SCHEMA, SourceUse, TrainRecord, make_record
 
 if TYPE_CHECKING:
     from hybridizer.train.job import TrainJob
@@ -96,10 +88,8 @@ class _Stages:
     """The stages of one training, in one of its processes."""
 
     def __init__(self, training: Training) -> None:
-        whole, plan = training.recipe.train, training.plan.train
-        assert whole is not None and plan is not None, "called for plans that train"
-        self._of, self._whole, self._train_plan = training, whole, plan
-        self.settings, self._names = whole.as_stages(), whole.stage_names
+        self._of, self._whole, self._train_plan = training, training.recipe.train_section, training.plan.train_plan
+        self.settings, self._names = self._whole.as_stages(), self._whole.stage_names
 
     def run(self, accept_changes: bool, replace_finished: bool) -> tuple[list[StageRecord], str]:
         """The records of all stages up to the one where a limit was reached, and what ended the training."""
@@ -308,7 +298,6 @@ def _never_trained(done: Sequence[StageRecord], names: Mapping[str, str]) -> dic
 
 def _join_records(plan: Plan, done: Sequence[StageRecord], tensors: StoredResult, stopped_by: str) -> TrainRecord:
     """The record of the whole training: sums, the losses at its two ends, and a summary of each stage."""
-    assert plan.train is not None, "called for plans that train"
     runs = [record.training for record in done]
     first, last = runs[0], runs[-1]
     steps = [sum(run.steps for run in runs[:index]) for index in range(len(runs))]
@@ -324,8 +313,8 @@ def _join_records(plan: Plan, done: Sequence[StageRecord], tensors: StoredResult
         forgetting=last.forgetting and replace(last.forgetting, step=steps[-1] + last.forgetting.step),
         first_loss=first.first_loss,
         stopped_by=stopped_by,
-        frozen_layers=plan.train.frozen_layers,
-        frozen_parts=plan.train.frozen_parts,
+        frozen_layers=plan.train_plan.frozen_layers,
+        frozen_parts=plan.train_plan.frozen_parts,
         trained=tensors.trained,
         frozen_sha256=tensors.frozen_sha256,
         unreached=tuple(dict.fromkeys(name for run in runs for name in run.unreached)),

@@ -13,7 +13,7 @@ from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.donors.donor import Donor
 from hybridizer.models.distill import Divergence
 from hybridizer.models.load import load_model
-from hybridizer.models.objective import CausalLMLoss, LossBySource, TrainableParts
+from hybridizer.models.objective import CausalLMLoss, LossBySource, Student, TrainableParts
 from hybridizer.models.parts import find_parts
 from hybridizer.models.taught import AlignLoss, DistillLoss, LargestOnlyLoss
 from hybridizer.plan.freeze import FreezeChoice
@@ -84,30 +84,20 @@ def share_tensors_(teacher: nn.Module, model: nn.Module, twins: Mapping[str, str
     return sum(parameter.numel() for parameter in held.values())
 
 
-def taught_loss(
-    objective: Objective,
-    teacher: Teacher,
-    model: nn.Module,
-    parts: TrainableParts,
-    num_sources: int,
-    chunk_bytes: int,
-) -> tuple[LossBySource, CausalLMLoss]:
-    """The loss of `objective` for `model`, and its teacher as a module that runs it. Raises InputError as they do."""
+def taught_loss(objective: Objective, teacher: Teacher, student: Student) -> tuple[LossBySource, CausalLMLoss]:
+    """The loss of `objective` for `student`, and its teacher as a module that runs it. Raises InputError as they do."""
     # In eval mode as a module too: what tests it for leaks restores the mode that it finds.
-    behind, chosen = CausalLMLoss(teacher.model, teacher.parts, chunk_bytes).eval(), objective.chosen
+    behind, chosen = CausalLMLoss(teacher.model, teacher.parts, student.chunk_bytes).eval(), objective.chosen
     if isinstance(chosen, Distill):
-        return DistillLoss(model, parts, num_sources, behind, _divergence(chosen), chunk_bytes), behind
+        return DistillLoss(student, behind, _divergence(chosen)), behind
     assert teacher.pairs, "alignment has layers that correspond"
-    loss = AlignLoss(model, parts, num_sources, behind, teacher.pairs, chosen.loss, chosen.weight, chunk_bytes)
-    return loss, behind
+    return AlignLoss(student, behind, teacher.pairs, chosen.loss, chosen.weight), behind
 
 
-def largest_loss(
-    objective: Objective, model: nn.Module, parts: TrainableParts, num_sources: int, chunk_bytes: int
-) -> LargestOnlyLoss:
-    """The loss of `objective` for `model` from a cache of its teacher. Raises InputError as the loss does."""
+def largest_loss(objective: Objective, student: Student) -> LargestOnlyLoss:
+    """The loss of `objective` for `student` from a cache of its teacher. Raises InputError as the loss does."""
     assert objective.distill is not None, "checked when the recipe was loaded"
-    return LargestOnlyLoss(model, parts, num_sources, _divergence(objective.distill), chunk_bytes)
+    return LargestOnlyLoss(student, _divergence(objective.distill))
 
 
 def _divergence(distill: Distill) -> Divergence:

@@ -16,7 +16,7 @@ from hybridizer.convert.spelling import converter_options, spell_config
 from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.pipeline import convert
-from support.lines import hybridize, hybridize_json
+from support.lines import hybridize, hybridize_json, working_in
 from support.llama_stand_ins import write_stand_ins
 from support.native import build_native
 from support.tiny import make_tiny
@@ -29,9 +29,7 @@ TEXT = "the cat sat on the mat and looked at the dog that lay beside it. " * 4
 def built(tmp_path_factory):
     """A run with a finished model, and its perplexity by transformers on 4 windows of 32 tokens of TEXT."""
     folder = tmp_path_factory.mktemp("built")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYBRIDIZER_CACHE", str(folder / "cache"))
-        patch.chdir(folder)
+    with working_in(folder):
         make_workshop(folder)
         hybridize("build", "recipe.yaml", "--no-load")
     (folder / "text.txt").write_text(TEXT)

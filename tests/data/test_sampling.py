@@ -133,15 +133,13 @@ def test_a_prompt_that_leaves_no_room_is_refused(donor, tmp_path):
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
+def bench(bench):
     """A host, a teacher that gives no layer, a text, and a recipe that trains on both."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    make_donor(tmp_path / "teacher", "qwen3", seed=2)
-    (tmp_path / "prompts.txt").write_text("the cat\na dog\n")
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": f"the cat {i} sat on"}) + "\n" for i in range(60)))
-    return tmp_path
+    make_donor(bench / "a", seed=1)
+    make_donor(bench / "teacher", "qwen3", seed=2)
+    (bench / "prompts.txt").write_text("the cat\na dog\n")
+    (bench / "t.jsonl").write_text("".join(json.dumps({"text": f"the cat {i} sat on"}) + "\n" for i in range(60)))
+    return bench
 
 
 def recipe_of(bench, more=None, **generate):

@@ -6,15 +6,8 @@ from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.sources import open_sources
 from hybridizer.recipe.models import DataEntry
+from support.monitors import Notes
 from support.token_texts import ByteEncoder
-
-
-class NotingMonitor(SilentMonitor):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def open_all(folder, *entries, monitor=None):
@@ -41,7 +34,7 @@ def test_a_glob_becomes_one_source(tmp_path):
 
 def test_records_left_out_are_noted(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\nbroken\n{"text": ""}\nbroken')
-    monitor = NotingMonitor()
+    monitor = Notes()
     open_all(tmp_path, DataEntry(path="a.jsonl"), monitor=monitor)
     assert monitor.notes == [f"{tmp_path}/a.jsonl: left out 2 not JSON, 1 empty"]
 

@@ -1,14 +1,4 @@
-import pytest
-
 from hybridizer.data.tokenizer import TokenizerEncoder
-from support.tiny import tiny_tokenizer
-
-
-@pytest.fixture
-def tokenizer(tmp_path):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path))
 
 
 def test_documents_get_the_tokenizers_ids_and_end_with_its_end_token(tokenizer):

@@ -17,11 +17,7 @@ from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 from support.marks import slow_except
 from support.tiny import FAMILIES, make_tiny
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("bench")
 
 
 def strip_weights(folder: Path) -> None:

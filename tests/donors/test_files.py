@@ -10,25 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hybridizer.core.errors import CheckpointError, DonorError, VerificationError
-from hybridizer.core.progress import SilentMonitor
-from hybridizer.donors.open import Access, open_donor
-from hybridizer.donors.reference import parse_reference
 from hybridizer.models.check import generate_text
 from hybridizer.models.load import load_tokenizer, random_causal_lm
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.opened import donor
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    return tmp_path
-
-
-def donor(bench, text="a", *, allow=()):
-    access = Access(fetch=True, fingerprint=True, allow=allow)
-    return open_donor("a", parse_reference(text, bench, "r.yaml:2"), access, "r.yaml:2", SilentMonitor())
+def bench(bench):
+    make_donor(bench / "a", seed=1)
+    return bench
 
 
 def refusal(bench, **options):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,28 +10,23 @@ import torch
 from safetensors.torch import load_file
 
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.donors.open import Access, open_donor
-from hybridizer.donors.reference import parse_reference
 from hybridizer.models.load import load_tokenizer
 from hybridizer.pipeline.plan import check
 from support.fuzz import damage_bytes, damage_json, try_all
 from support.gguf_files import write_gguf
 from support.lines import make_donor, write_recipe
+from support.opened import donor as opened
 
 CASES = 100
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    return tmp_path
+def bench(bench):
+    make_donor(bench / "a", seed=1)
+    return bench
 
 
-def donor(bench, text="a", allow=("pickle",)):
-    access = Access(fetch=True, fingerprint=True, allow=allow)
-    return open_donor("a", parse_reference(text, bench), access, "r.yaml:2", SilentMonitor())
+donor = partial(opened, allow=("pickle",))
 
 
 FAMILIES = ("llama", "qwen3", "gpt2", "gpt_neo", "nemotron_h", "gemma3_text", "deepseek_v3")

@@ -1,6 +1,7 @@
 """The conversion of a GGUF file holds what the file holds: nothing invented, nothing lost, or it is refused."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,23 +11,12 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from hybridizer.core.errors import CheckpointError
-from hybridizer.core.progress import SilentMonitor
 from hybridizer.donors import converted
-from hybridizer.donors.open import Access, NotFetched, open_donor
-from hybridizer.donors.reference import parse_reference
+from hybridizer.donors.open import NotFetched
 from support.gguf_files import HEADS, HIDDEN, LAYERS, tiny_tensors, write_gguf
+from support.opened import donor as opened
 
-
-@pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def donor(bench, text="x.gguf", *, fetch=True):
-    access = Access(fetch=fetch, fingerprint=True)
-    return open_donor("a", parse_reference(text, bench, "r.yaml:2"), access, "r.yaml:2", SilentMonitor())
+donor = partial(opened, text="x.gguf")
 
 
 def test_every_number_of_the_file_is_in_the_conversion(bench):
@@ -141,7 +131,7 @@ def test_files_beside_a_gguf_file_are_not_read(bench):
         json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", None]}, "eos_token": "a"})
     )
     (bench / "y/chat_template.jinja").write_text("stray")
-    stray = donor(bench, "y/x.gguf").folder
+    stray = donor(bench, text="y/x.gguf").folder
     assert (stray / "tokenizer_config.json").read_bytes() == clean and not (stray / "chat_template.jinja").exists()
 
 

@@ -138,11 +138,10 @@ def test_a_cache_that_cannot_be_written_is_an_error_with_its_reason(repository, 
     assert "could not be fetched: " in what and fix == "Check permissions and the disk."
 
 
-def test_a_plan_from_configs_fetches_no_weights(tmp_path, monkeypatch, repository):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+def test_a_plan_from_configs_fetches_no_weights(bench, monkeypatch, repository):
     make_donor(repository)
     layout = {"host": "a", "deep": "a", "shallow": "a"}
-    recipe = write_recipe(tmp_path / "x.yaml", donors={"a": "org/tiny@v1"}, layout=layout)
+    recipe = write_recipe(bench / "x.yaml", donors={"a": "org/tiny@v1"}, layout=layout)
     with online(monkeypatch, repository) as requested:
         planned = plan_from_configs(recipe, (), SilentMonitor())
     assert not [path for path in requested if path.endswith(".safetensors")]

@@ -12,25 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from hybridizer.core.errors import CheckpointError, DonorError
-from hybridizer.core.progress import SilentMonitor
-from hybridizer.donors.open import Access, NotFetched, open_donor
-from hybridizer.donors.reference import parse_reference
+from hybridizer.donors.open import NotFetched
 from support.gguf_files import tiny_tensors, write_gguf
 from support.hub import COMMIT, serve_repository
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.opened import donor
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    return tmp_path
-
-
-def donor(bench, text="a", *, fetch=True, allow=()):
-    access = Access(fetch=fetch, fingerprint=True, allow=allow)
-    return open_donor("a", parse_reference(text, bench, "r.yaml:2"), access, "r.yaml:2", SilentMonitor())
+def bench(bench):
+    make_donor(bench / "a", seed=1)
+    return bench
 
 
 def edit_config(folder, **changes):

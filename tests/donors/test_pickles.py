@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from hybridizer.core.errors import CheckpointError, DonorError
-from hybridizer.core.progress import SilentMonitor
-from hybridizer.donors.open import Access, open_donor
-from hybridizer.donors.reference import parse_reference
 from support.lines import make_donor
+from support.opened import donor as opened
+
+donor = partial(opened, allow=("pickle",))
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    return tmp_path
+def bench(bench):
+    make_donor(bench / "a", seed=1)
+    return bench
 
 
 def tensors_of(bench):
@@ -31,11 +30,6 @@ def tensors_of(bench):
 def save(bench, tensors, name="pytorch_model.bin", **options):
     torch.save(tensors, bench / "a" / name, **options)
     (bench / "a/model.safetensors").unlink(missing_ok=True)
-
-
-def donor(bench, allow=("pickle",)):
-    access = Access(fetch=True, fingerprint=True, allow=allow)
-    return open_donor("a", parse_reference("a", bench, "r.yaml:2"), access, "r.yaml:2", SilentMonitor())
 
 
 def edit(path, **changes):

@@ -21,13 +21,11 @@ GENERATE = {
 
 
 @pytest.fixture(autouse=True)
-def bench(tmp_path, monkeypatch):
+def bench(bench, monkeypatch):
     """The working folder, with a tiny model `a`, and a folder `own` with a group of two generation tasks."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(bench / "datasets"))
     make_donor(Path("a"))
-    own = tmp_path / "own"
+    own = bench / "own"
     own.mkdir()
     (own / "sums.jsonl").write_text(
         "".join(json.dumps({"question": f"{n} + 1 =", "answer": n + 1}) + "\n" for n in range(6))
@@ -35,7 +33,7 @@ def bench(tmp_path, monkeypatch):
     for name in ("one", "two"):
         (own / f"{name}.yaml").write_text(json.dumps({"task": name, **GENERATE}))
     (own / "both.yaml").write_text(json.dumps({"group": "both", "task": ["one", "two"]}))
-    return tmp_path
+    return bench
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -12,18 +12,17 @@ from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.evaluate.run import compare_runs, evaluate
 from hybridizer.evaluate.texts import general_text, heldout_texts, trained_keys
 from hybridizer.recipe.models import Evaluate
+from support.monitors import Notes
 from support.tiny import make_tiny, tiny_tokenizer
 from support.token_texts import token_file_of
 
 SETTINGS = Evaluate(context=32, prompts=("the day and",), new_tokens=5)
 
 
-class Heard(SilentMonitor):
+class Heard(Notes):
     def __init__(self):
-        self.notes, self.tasks = [], []
-
-    def note(self, text):
-        self.notes.append(text)
+        super().__init__()
+        self.tasks = []
 
     def task(self, label, total, unit):
         self.tasks.append((label, total, unit))
@@ -31,9 +30,8 @@ class Heard(SilentMonitor):
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    return [tiny_tokenizer(make_tiny("llama", tmp_path / f"m{seed}", seed=seed)) for seed in range(2)]
+def folders(bench):
+    return [tiny_tokenizer(make_tiny("llama", bench / f"m{seed}", seed=seed)) for seed in range(2)]
 
 
 @pytest.fixture

@@ -9,18 +9,11 @@ from hybridizer.core.errors import InputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import Source, TrainingData
 from hybridizer.evaluate.texts import Document, TextSet, general_text, heldout_texts, trained_keys
+from support.monitors import Notes
 from support.sections import train_section
 from support.token_texts import END, ByteEncoder, token_file_of
 
 TEXTS = [f"{i:03d} " + "x" * (i % 23) for i in range(200)]
-
-
-class Notes(SilentMonitor):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def source_of(texts, folder, name="a"):

@@ -42,9 +42,7 @@ FAMILIES = """
 """
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("bench")
 
 
 def check(first: Path, second: Path, refused: set[str], folder: Path) -> None:

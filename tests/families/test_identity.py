@@ -37,9 +37,7 @@ GROWN = _GROWN.split()
 IDS = torch.randint(3, 250, (2, 24), generator=torch.Generator().manual_seed(7))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("bench")
 
 
 def zero_outputs_(folder: Path) -> Structure:

@@ -3,16 +3,9 @@
 import pytest
 
 from hybridizer.models.encode import added_tokens, encode_prompts
-from support.tiny import post_process, tiny_tokenizer
+from support.tiny import post_process
 
 TEMPLATES = ("$A", "<s> $A", "$A </s>", "<s> $A </s>", "<s> <unk> $A </s> <unk>")
-
-
-@pytest.fixture
-def tokenizer(tmp_path):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path))
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hybridizer.models.loss import cross_entropy_sum
+from hybridizer.models.loss import NextToken, chunked_loss
 from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
@@ -45,7 +45,7 @@ def test_every_product_of_the_loss_stays_in_bfloat16_only_where_that_runs_in_har
     model = tiny_model("llama").bfloat16().eval()
     hidden, ids = low(24, 64), torch.arange(24) + 3
     with Recorder() as seen:
-        cross_entropy_sum(hidden, model.lm_head, list(model.lm_head.parameters()), ids).backward()
+        chunked_loss(hidden, model.lm_head, list(model.lm_head.parameters()), NextToken(ids))[0].backward()
     assert seen.taken == {torch.bfloat16 if bfloat16_cpu else torch.float32}
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from hybridizer.core.errors import InputError
 from hybridizer.models.loss import IGNORED
-from hybridizer.models.objective import CausalLMLoss, LossBySource
+from hybridizer.models.objective import CausalLMLoss, LossBySource, Student
 from hybridizer.models.parts import find_parts, run_model
 from support.train_models import tiny_model
 
@@ -50,7 +50,7 @@ def test_the_sums_of_sources_are_the_losses_of_their_tokens_alone(model_type, pa
     if padded:
         targets[:, 12:] = IGNORED
     sources = (torch.arange(ids.numel()) % 3).view(ids.shape)
-    by_source = LossBySource(objective.model, find_parts(objective.model), 4, chunk_bytes=4 * 256 * 8)
+    by_source = LossBySource(Student(objective.model, find_parts(objective.model), 4, 4 * 256 * 8))
     total, sums = by_source(ids, positions, targets, sources)
     assert torch.equal(total, objective(ids, positions, targets))
     assert not sums.requires_grad and sums[3] == 0

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import nn
 
-from hybridizer.models.loss import cross_entropy_sum, token_losses
+from hybridizer.models.loss import NextToken, token_losses
 from hybridizer.models.ridge import ridge_map
 from hybridizer.trace.divergence import js_divergence, kl_divergence
 from hybridizer.trace.readings import Readings
@@ -21,7 +21,7 @@ STATES = np.zeros((3, 5))
 PROMPTS = np.zeros(3)
 WRONG = {
     "more targets than tokens": lambda: token_losses(torch.zeros(3, 4), HEAD, torch.zeros(2, dtype=torch.int64)),
-    "targets of 32 bits": lambda: cross_entropy_sum(torch.zeros(3, 4), HEAD, [], torch.zeros(3, dtype=torch.int32)),
+    "targets of 32 bits": lambda: NextToken(torch.zeros(3, dtype=torch.int32)),
     "two vocabularies": lambda: js_divergence(torch.zeros(3, 7), torch.zeros(3, 8)),
     "an axis too few": lambda: kl_divergence(torch.zeros(3, 7), torch.zeros(3, 7)),
     "rows without partners": lambda: ridge_map(torch.zeros(5, 2), torch.zeros(4, 2), 0.1),

@@ -7,7 +7,7 @@ from torch.nn import functional
 from hybridizer.core.errors import InputError
 from hybridizer.models.distill import Divergence
 from hybridizer.models.loss import IGNORED
-from hybridizer.models.objective import CausalLMLoss, predicted_places
+from hybridizer.models.objective import CausalLMLoss, Student, predicted_places
 from hybridizer.models.parts import find_parts
 from hybridizer.models.taught import AlignLoss, DistillLoss, state_errors
 from support.train_models import tiny_model
@@ -33,11 +33,11 @@ def behind(teacher):
 
 
 def distill(student, teacher, divergence):
-    return DistillLoss(student, find_parts(student), 3, behind(teacher), divergence, CHUNK)
+    return DistillLoss(Student(student, find_parts(student), 3, CHUNK), behind(teacher), divergence)
 
 
 def align(student, teacher, pairs, kind="mse", weight=1.0):
-    return AlignLoss(student, find_parts(student), 3, behind(teacher), pairs, kind, weight, CHUNK)
+    return AlignLoss(Student(student, find_parts(student), 3, CHUNK), behind(teacher), pairs, kind, weight)
 
 
 def check_gradients(found, expected, model):

@@ -1,6 +1,5 @@
 """A build finds what is wrong with texts before it splices, names what the system refuses, and leaves no debris."""
 
-import json
 import re
 import resource
 import shutil
@@ -13,7 +12,7 @@ from hybridizer.checkpoint import publish
 from hybridizer.checkpoint.publish import lock
 from hybridizer.data import sources
 from hybridizer.pipeline import build, evaluate
-from support.lines import hybridize, make_donor, write_recipe
+from support.lines import hybridize, make_donors, write_documents, write_recipe
 
 TRAIN = {
     "data": [{"path": "text.jsonl"}], "tokens": 2000, "seq_len": 64, "lr": 1e-3, "heldout_ratio": 0.2,
@@ -23,15 +22,11 @@ DIAL = {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
+def bench(bench):
     """Two tiny llamas, a text, an own cache, and the working folder."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a", seed=1)
-    make_donor(tmp_path / "b", seed=2)
-    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(100)]
-    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return tmp_path
+    make_donors(bench)
+    write_documents(bench / "text.jsonl", 100)
+    return bench
 
 
 def recipe_of(bench, train=None, **sections):

@@ -28,15 +28,13 @@ TABLE = 151936 * 1024
 
 
 @pytest.fixture
-def donor(tmp_path, monkeypatch):
+def donor(bench, monkeypatch):
     """An own cache, no network, and the option that puts the stand-in in the donor's place."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(bench / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "qwen").mkdir()
-    (tmp_path / "qwen/config.json").write_text(json.dumps(CONFIG))
-    return f"donors.base.source={tiny_tokenizer(tmp_path / 'qwen')}"
+    (bench / "qwen").mkdir()
+    (bench / "qwen/config.json").write_text(json.dumps(CONFIG))
+    return f"donors.base.source={tiny_tokenizer(bench / 'qwen')}"
 
 
 @pytest.mark.parametrize("name", ["midpoint", "boundaries", "nemotron-qwen3", "qwen3-nemotron"])
@@ -83,15 +81,13 @@ def test_the_pair_is_planned_as_the_nearest_native_layout(donor, name, swapped):
     assert [arm["name"] for arm in plan["trial"]["arms"]][2] == "uniform"
 
 
-def test_the_pair_itself_is_refused_with_the_nearest_native_layout(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+def test_the_pair_itself_is_refused_with_the_nearest_native_layout(bench):
     for family in ("qwen3", "nemotron_h"):
-        make_tiny(family, tmp_path / family)
-        tiny_tokenizer(tmp_path / family)
+        make_tiny(family, bench / family)
+        tiny_tokenizer(bench / family)
     slices = [{"donor": "nemotron", "layers": "0..1"}, {"donor": "qwen3", "layers": "2..3"}]
     recipe = write_recipe(
-        tmp_path / "x.yaml",
+        bench / "x.yaml",
         donors={"qwen3": "qwen3", "nemotron": "nemotron_h"},
         layout={"host": "qwen3", "slices": slices},
     )

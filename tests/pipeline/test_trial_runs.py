@@ -17,10 +17,9 @@ import yaml
 from hybridizer.checkpoint.publish import lock
 from hybridizer.core.errors import InputError, OutputError, RecipeError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.evaluate.trial_record import read_times, read_trial
 from hybridizer.pipeline.plan import plan_recipe
 from hybridizer.pipeline.trial import run_trial
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donor, working_in, write_documents, write_recipe
 
 ROOT = Path(__file__).parents[2]
 ARMS = {
@@ -37,8 +36,7 @@ TRAIN = {
 def make_bench(folder: Path, **trial: object) -> Path:
     """A tiny donor, a text to train on, another one, and the recipe of a trial."""
     make_donor(folder / "a", seed=1)
-    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(120)]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_documents(folder / "text.jsonl", 120)
     news = [f"news {i}: " + "dogs run far " * (i % 5 + 1) for i in range(20)]
     (folder / "news.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in news))
     return write_recipe(
@@ -55,22 +53,18 @@ def make_bench(folder: Path, **trial: object) -> Path:
 def finished(tmp_path_factory):
     """A finished trial of three arms: its working folder and the record that was printed."""
     folder = tmp_path_factory.mktemp("trial")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYBRIDIZER_CACHE", str(folder / "cache"))
-        patch.chdir(folder)
+    with working_in(folder) as patch:
         patch.setattr("hybridizer.train.timing.measure_peak", lambda device, dtype: 1e9)  # half a second for each run
         make_bench(folder)
         yield folder, hybridize_json("trial", "t.yaml")
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
+def bench(bench, monkeypatch):
     """A working folder with a recipe that nothing was run of."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hybridizer.train.timing.measure_peak", lambda device, dtype: 1e9)
-    make_bench(tmp_path)
-    return tmp_path
+    make_bench(bench)
+    return bench
 
 
 def losses(folder, arm, lr, seed):
@@ -84,7 +78,7 @@ pytest.importorskip("peft")
 
 def test_every_arm_has_every_outcome_with_the_mean_of_its_seeds_and_every_pair_is_compared(finished):
     folder, record = finished
-    assert record == read_trial(folder / "runs/t/trial.json", "").to_json()
+    assert record == json.loads((folder / "runs/t/trial.json").read_text())
     outcomes = [(o["what"], o["metric"], o["role"]) for o in record["outcomes"]]
     assert outcomes == [
         ("text.jsonl", "bits_per_byte", "in-domain"), ("news", "bits_per_byte", "retention"),
@@ -138,8 +132,8 @@ def test_records_stay_and_weights_go(finished):
     assert not (folder / "runs/t/spliced").exists() and list((folder / "runs").rglob(".*.partial")) == []
     run = folder / "runs/t/arms/deep/lr-0.001/seed-0"
     assert {"plan.json", "manifest.json", "selection.json"} <= {path.name for path in run.iterdir()}
-    times = read_times(folder / "runs/t/trial_times.json", "")
-    assert len(times.runs) == 3 * 3 + 2 and all(run.seconds > 0 and run.peak_bytes > 0 for run in times.runs)
+    runs = json.loads((folder / "runs/t/trial_times.json").read_text())["runs"]
+    assert len(runs) == 3 * 3 + 2 and all(run["seconds"] > 0 and run["peak_bytes"] > 0 for run in runs)
 
 
 def test_a_finished_trial_is_gathered_again_with_the_same_bytes_and_trains_nothing(finished, monkeypatch):

@@ -14,13 +14,6 @@ from support.lines import hybridize, make_donor, write_recipe
 from support.tiny import FAMILIES, make_tiny
 
 
-@pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def structure_of(folder):
     config = json.loads((folder / "config.json").read_text())
     shapes = {name: entry.shape for name, entry in open_checkpoint(folder).tensors.items()}

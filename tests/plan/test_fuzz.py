@@ -14,12 +14,10 @@ CASES = 100
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+def bench(bench):
     for seed, name in enumerate("ab"):
-        make_donor(tmp_path / name, seed=seed)
-    return tmp_path
+        make_donor(bench / name, seed=seed)
+    return bench
 
 
 @pytest.mark.slow

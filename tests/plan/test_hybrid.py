@@ -12,16 +12,13 @@ SWAP = [{"donor": "a", "layers": "0..2"}, {"donor": "a", "layers": 3, "mixer": {
 
 
 @pytest.fixture
-def plan(tmp_path, monkeypatch):
+def plan(bench):
     """Plans a recipe with slices of the donor a, a tiny model of a family."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
 
     def make(family="llama", slices=SWAP, donor=(), **layout):
-        folder = make_tiny(family, tmp_path / family, **dict(donor))
+        folder = make_tiny(family, bench / family, **dict(donor))
         entry = {"source": str(folder), "allow": ["no_tokenizer"]}
-        recipe = write_recipe(
-            tmp_path / "x.yaml", donors={"a": entry}, layout={"host": "a", "slices": slices, **layout}
-        )
+        recipe = write_recipe(bench / "x.yaml", donors={"a": entry}, layout={"host": "a", "slices": slices, **layout})
         return check(recipe, (), SilentMonitor(), deep=False).plan
 
     return make

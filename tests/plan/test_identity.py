@@ -22,9 +22,9 @@ TRAIN = {"data": [{"path": "t.txt"}], "tokens": 400, "seq_len": 32, "lr": 1e-3, 
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
+def bench(bench):
     """A tiny llama, a text, an own cache, and the working folder."""
-    return bench_in(tmp_path, monkeypatch)
+    return bench_in(bench)
 
 
 def recipe_of(folder: Path, slices=SLICES, train=None, **sections) -> Path:

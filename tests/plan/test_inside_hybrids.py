@@ -26,17 +26,15 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def plan(tmp_path):
+def plan(bench):
     """Plans a splice of two tiny donors of one hybrid family, a below and b above, with `more` slices on top."""
 
     def make(family, *more, below=({"donor": "a", "layers": "0..1"}, {"donor": "b", "layers": "2..3"})):
         for name in "ab":
-            make_tiny(family, tmp_path / name)
-        donors = {name: {"source": str(tmp_path / name), "allow": ["no_tokenizer"]} for name in "ab"}
+            make_tiny(family, bench / name)
+        donors = {name: {"source": str(bench / name), "allow": ["no_tokenizer"]} for name in "ab"}
         layout = {"host": "a", "slices": [*below, *more]}
-        return check(
-            write_recipe(tmp_path / "x.yaml", donors=donors, layout=layout), (), SilentMonitor(), deep=False
-        ).plan
+        return check(write_recipe(bench / "x.yaml", donors=donors, layout=layout), (), SilentMonitor(), deep=False).plan
 
     return make
 

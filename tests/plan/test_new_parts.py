@@ -18,9 +18,9 @@ TRAIN = {"data": [{"path": "t.txt"}], "tokens": 640, "seq_len": 32}
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
+def bench(bench):
     """A tiny llama of four layers, a text, an own cache, and the working folder."""
-    return bench_in(tmp_path, monkeypatch)
+    return bench_in(bench)
 
 
 def recipe_of(folder, slices=SLICES, **sections):

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from hybridizer.train import run, teacher_pass
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donor, write_documents, write_recipe
 
 TRAIN = {
     "data": [{"path": "text.jsonl"}],
@@ -42,8 +42,7 @@ def folder(tmp_path_factory):
     first, second = sorted(vocabulary)[40:42]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     path.write_text(json.dumps(tokenizer))
-    lines = [{"text": f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1)} for i in range(60)]
-    (folder / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_documents(folder / "text.jsonl", 60)
     return folder
 
 

@@ -9,7 +9,7 @@ from hybridizer.core.errors import RecipeError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.pipeline.plan import estimate_training_cost, plan_recipe
 from hybridizer.plan.plan import read_plan
-from support.lines import hybridize, make_donor, write_recipe
+from support.lines import hybridize, make_donors, write_recipe
 
 FIRST, SECOND = {"tokens": 1000, "freeze": "deep", "name": "first"}, {"tokens": 500, "freeze": "shallow", "lr": 1e-5}
 TRAIN = {"data": [{"path": "text.jsonl"}], "seq_len": 64, "global_batch_size": 2, "lr": 1e-4, "precision": "bfloat16"}
@@ -19,8 +19,7 @@ TRAIN = {"data": [{"path": "text.jsonl"}], "seq_len": 64, "global_batch_size": 2
 def workshop(tmp_path_factory):
     """Two tiny llamas of four layers and a text."""
     folder = tmp_path_factory.mktemp("plans")
-    make_donor(folder / "a", seed=1)
-    make_donor(folder / "b", seed=2)
+    make_donors(folder)
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(50)))
     return folder
 

@@ -16,9 +16,9 @@ TEXT = {"path": "t.txt", "tokens": 256, "window": 32}
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
+def bench(bench):
     """A tiny llama of four layers, a text, an own cache, and the working folder."""
-    return bench_in(tmp_path, monkeypatch, "the cat sat on the mat and saw a dog " * 60)
+    return bench_in(bench, "the cat sat on the mat and saw a dog " * 60)
 
 
 def recipe_of(folder, swap, donor="a", calibration=None, **sections):

@@ -6,7 +6,7 @@ import warnings
 import click
 from click.testing import CliRunner
 
-from hybridizer.report.program import Program
+from hybridizer.cli.program import Program
 
 HOSTILE = "file \x1b[31mred\x1b[0m\rover\nnext"
 SHOWN = "file \\x1b[31mred\\x1b[0m\\rover\nnext"
@@ -36,7 +36,7 @@ def test_warnings_of_libraries_reach_the_terminal_without_control_sequences():
     # In a process of its own: pytest replaces what shows warnings.
     program = f"""if True:
         import warnings, click
-        from hybridizer.report.program import Program
+        from hybridizer.cli.program import Program
         main = Program("main")
         main.add_command(click.Command("warn", callback=lambda: warnings.warn({HOSTILE!r})))
         main(["warn"])

@@ -24,14 +24,12 @@ BRIDGE = Bridge("a", "b", "ridge", 0, "sha256:ab")
 
 
 @pytest.fixture
-def planned(tmp_path, monkeypatch):
+def planned(bench):
     """The plan of a tiny llama spliced with itself, its middle layers blended, and its donors."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    make_donor(tmp_path / "a")
+    make_donor(bench / "a")
     sides = [{"donor": "a", "layers": layers, "parameters": {"weight": 0.5}} for layers in ("1..2", "2..3")]
     slices = [{"donor": "a", "layers": 0}, {"blend": {"method": "linear", "sources": sides}}]
-    path = write_recipe(tmp_path / "x.yaml", donors={"a": "a"}, layout={"host": "a", "slices": slices})
+    path = write_recipe(bench / "x.yaml", donors={"a": "a"}, layout={"host": "a", "slices": slices})
     return plan_recipe(path, (), SilentMonitor())
 
 

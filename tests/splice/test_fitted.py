@@ -29,11 +29,10 @@ TEXT = [f"document {i} says " + "the cat sat on the mat " * (i % 5 + 1) for i in
 
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch):
+def recipe(bench):
     """Writes a recipe of a tiny llama, mixers in its layers 1 and 3, and a text beside it."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    make_donor(tmp_path / "a")
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXT))
+    make_donor(bench / "a")
+    (bench / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXT))
 
     def write(first=FIT, second=FIT, slices=None, **layout):
         slices = slices or [
@@ -44,7 +43,7 @@ def recipe(tmp_path, monkeypatch):
         ]
         layout = {"calibration": {"path": "text.jsonl", "tokens": 600, "window": 64}, **layout}
         layout = {key: value for key, value in layout.items() if value is not None}
-        return write_recipe(tmp_path / "x.yaml", donors={"a": "a"}, layout={"slices": slices, **layout})
+        return write_recipe(bench / "x.yaml", donors={"a": "a"}, layout={"slices": slices, **layout})
 
     return write
 

@@ -27,10 +27,9 @@ SWAP += [{"donor": "a", "layers": 3}]
 
 
 @pytest.fixture
-def donor(tmp_path, monkeypatch):
+def donor(bench):
     """A tiny llama of four layers."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    return make_case("llama", tmp_path)
+    return make_case("llama", bench)
 
 
 def with_new_parts(target, kind):
@@ -49,13 +48,12 @@ def test_there_is_a_case_for_every_donor_family_of_every_target():
 
 
 @pytest.mark.parametrize("name", slow_except(CASES, "llama"))
-def test_a_model_without_a_new_layer_gives_its_donors_logits_bit_for_bit(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    donor, target = make_case(name, tmp_path), CASES[name][0]
+def test_a_model_without_a_new_layer_gives_its_donors_logits_bit_for_bit(name, bench):
+    donor, target = make_case(name, bench), CASES[name][0]
     slices = [{"donor": "a"}]
     if TARGETS[target].no_swap:  # the family needs a layer of each kind
         slices.append({"fresh": CASES[name][1], "zero_output": True})
-    built = build_native(tmp_path, donor, slices, target=target)
+    built = build_native(bench, donor, slices, target=target)
     assert built.plan.executor == "native" and built.plan.identity_of == "a"
     assert torch.equal(logits_of(load(built.folder / "model")), logits_of(load(donor)))
     ours, theirs = (logits_of(load_in(f, torch.bfloat16), torch.bfloat16) for f in (built.folder / "model", donor))
@@ -67,11 +65,10 @@ def test_a_model_without_a_new_layer_gives_its_donors_logits_bit_for_bit(name, t
 
 
 @pytest.mark.parametrize("name", slow_except(CASES, "llama"))
-def test_a_swapped_model_gives_the_logits_of_its_parts_assembled_by_hand(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    donor, kind = make_case(name, tmp_path), CASES[name][1]
+def test_a_swapped_model_gives_the_logits_of_its_parts_assembled_by_hand(name, bench):
+    donor, kind = make_case(name, bench), CASES[name][1]
     slices, how = with_new_parts(CASES[name][0], kind)
-    built = build_native(tmp_path, donor, slices, target=CASES[name][0])
+    built = build_native(bench, donor, slices, target=CASES[name][0])
     written = load(built.folder / "model")
     by_hand = assemble_by_hand(donor, written, [1, 2], how)
     assert not torch.equal(logits_of(by_hand), logits_of(load(donor)))
@@ -164,10 +161,9 @@ def test_verify_makes_every_tensor_again_and_names_one_that_differs(donor, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["olmo2", "llama and branches", "qwen3 and next"])
-def test_verify_knows_families_whose_mixers_cannot_be_fitted(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+def test_verify_knows_families_whose_mixers_cannot_be_fitted(name, bench):
     slices, _ = with_new_parts(*CASES[name][:2])
-    built = build_native(tmp_path, make_case(name, tmp_path), slices, target=CASES[name][0])
+    built = build_native(bench, make_case(name, bench), slices, target=CASES[name][0])
     _, proofs = verify_folder(built.folder, SilentMonitor(), load=True)
     (made,) = (proof.found for proof in proofs if proof.check == "made again")
     assert made.endswith("tensors that are not copies are what the plan makes, byte for byte")
@@ -201,16 +197,15 @@ HYBRIDS = {
 
 
 @pytest.mark.parametrize("family", slow_except(HYBRIDS, "granitemoehybrid"))
-def test_a_hybrid_gets_new_layers_of_its_own(family, tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
+def test_a_hybrid_gets_new_layers_of_its_own(family, bench):
     kind, overrides = HYBRIDS[family]
-    donor = make_tiny(family, tmp_path / "donor", **overrides)
+    donor = make_tiny(family, bench / "donor", **overrides)
     slices = [{"donor": "a", "layers": "0..1"}, {"fresh": kind, "zero_output": True}, {"donor": "a", "layers": "2..3"}]
-    built = build_native(tmp_path, donor, slices)
+    built = build_native(bench, donor, slices)
     assert built.plan.executor == "native" and built.plan.identity_of == "a" and built.plan.served_by == ()
     assert built.plan.layers[2].method == f"fresh {kind}" and built.plan.layers[2].kind == built.plan.layers[0].kind
     assert torch.equal(logits_of(load(built.folder / "model")), logits_of(load(donor)))
-    other = build_native(tmp_path, donor, [slices[0], {"fresh": kind}, slices[2]], name="y")
+    other = build_native(bench, donor, [slices[0], {"fresh": kind}, slices[2]], name="y")
     assert other.plan.identity_of is None
     assert not torch.equal(logits_of(load(other.folder / "model")), logits_of(load(donor)))
 

@@ -14,7 +14,7 @@ from hybridizer.donors.reference import parse_reference
 from hybridizer.models.load import load_causal_lm
 from hybridizer.splice.packs import read_pack
 from hybridizer.splice.shared import load_grafts
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donor, working_in, write_recipe
 
 TRAIN = {"data": [{"path": "text.jsonl"}], "tokens": 1000, "seq_len": 64, "lr": 1e-3, "heldout_ratio": 0.2,
          "micro_batch_size": 4, "global_batch_size": 4}  # fmt: skip
@@ -25,9 +25,7 @@ SHARDS = {"max_shard_bytes": 40_000}
 def made(tmp_path_factory):
     """A tiny base, two models trained from its shallow half with two seeds, the second in bfloat16, and their packs."""
     folder = tmp_path_factory.mktemp("packs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYBRIDIZER_CACHE", str(folder / "cache"))
-        patch.chdir(folder)
+    with working_in(folder):
         make_donor(folder / "base", seed=1)
         lines = [json.dumps({"text": f"{number} words of a text to train on " * 4}) for number in range(60)]
         (folder / "text.jsonl").write_text("\n".join(lines))
@@ -44,13 +42,11 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def bench(made, tmp_path, monkeypatch):
+def bench(made, bench):
     """A copy of base and packs, to be damaged; the models are in `made`."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
     for name in ("base", "pack1", "pack2"):
-        shutil.copytree(made / name, tmp_path / name)
-    return tmp_path
+        shutil.copytree(made / name, bench / name)
+    return bench
 
 
 def files_of(folder):

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from support.lines import hybridize, hybridize_json, make_donor, write_recipe
+from support.lines import hybridize, hybridize_json, make_donors, working_in, write_recipe
 
 HASH = "sha256:" + "0" * 64
 
@@ -17,11 +17,8 @@ HASH = "sha256:" + "0" * 64
 def built(tmp_path_factory):
     """A run with a model of two donors."""
     folder = tmp_path_factory.mktemp("built")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYBRIDIZER_CACHE", str(folder / "cache"))
-        patch.chdir(folder)
-        make_donor(folder / "a", seed=1)
-        make_donor(folder / "b", seed=2)
+    with working_in(folder):
+        make_donors(folder)
         layout = {"host": "a", "deep": "a", "shallow": "b", "boundary": 0.5}
         write_recipe(folder / "x.yaml", donors={"a": "a", "b": "b"}, layout=layout)
         hybridize("build", "x.yaml", "--no-load")
@@ -29,13 +26,11 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture
-def bench(built, tmp_path, monkeypatch):
+def bench(built, bench):
     """A copy of it that a test may damage; its resolved recipe still names the donors of the original by path."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    shutil.copytree(built / "runs", tmp_path / "runs")
-    shutil.copy(built / "x.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    shutil.copytree(built / "runs", bench / "runs")
+    shutil.copy(built / "x.yaml", bench)
+    return bench
 
 
 def edit_manifest(bench, change):

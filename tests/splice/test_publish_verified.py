@@ -14,12 +14,10 @@ from support.lines import hybridize, hybridize_json, make_donor, write_recipe
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+def bench(bench, monkeypatch):
     monkeypatch.setattr(finite, "SMALL_TENSOR_BYTES", 1024)  # matrices are large, as in a real model
-    make_donor(tmp_path / "a", seed=1)
-    return tmp_path
+    make_donor(bench / "a", seed=1)
+    return bench
 
 
 def recipe_of(bench, donor="a"):

@@ -1,8 +1,10 @@
 """What tests of the whole line share: tiny donors in a folder, recipes beside them, and the command line in-process."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import yaml
 from click.testing import CliRunner
 
@@ -15,6 +17,19 @@ def make_donor(folder: Path, model_type: str = "llama", seed: int = 0, **overrid
     make_tiny(model_type, folder, seed=seed, **overrides)
     tiny_tokenizer(folder)
     return folder
+
+
+def make_donors(folder: Path) -> Path:
+    """Two tiny llamas of four layers in `folder`, `a` and `b`; the folder."""
+    for seed, name in enumerate("ab", 1):
+        make_donor(folder / name, seed=seed)
+    return folder
+
+
+def write_documents(path: Path, number: int) -> None:
+    """`number` short documents as JSON Lines."""
+    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(number)]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
 
 
 def write_recipe(path: Path, **content) -> Path:
@@ -35,10 +50,17 @@ def hybridize_json(*arguments, code: int = 0):
     return json.loads(hybridize(*arguments, "--json", code=code).stdout)
 
 
-def bench_in(folder, monkeypatch, text="the cat sat on the mat " * 40):
-    """`folder` as the working folder, with a tiny llama "a", the text "t.txt", and an own cache."""
-    monkeypatch.setenv("HYBRIDIZER_CACHE", str(folder / "cache"))
-    monkeypatch.chdir(folder)
+@contextmanager
+def working_in(folder: Path):
+    """`folder` as the working folder, with a cache of its own, inside the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYBRIDIZER_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        yield patch
+
+
+def bench_in(folder, text="the cat sat on the mat " * 40):
+    """`folder`, with a tiny llama "a" and the text "t.txt" in it."""
     make_donor(folder / "a")
     (folder / "t.txt").write_text(text)
     return folder

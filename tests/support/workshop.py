@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from support.lines import make_donor, write_recipe
+from support.lines import make_donor, write_documents, write_recipe
 
 DONORS = {"instruct": "donors/instruct", "domain": "donors/domain"}
 DIAL = {"host": "instruct", "deep": "instruct", "shallow": "domain", "boundary": 0.5}
@@ -13,8 +13,7 @@ def make_workshop(folder: Path) -> None:
     """Two tiny donors of four layers, recipe.yaml (splice only), train.yaml, text.jsonl and probes.jsonl."""
     make_donor(folder / "donors/instruct", seed=1)
     make_donor(folder / "donors/domain", seed=2)
-    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(120)]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_documents(folder / "text.jsonl", 120)
     # Targets of one token, different ones: the tiny tokenizer has one token per byte.
     probes = [{"prompt": f"the cat {i} is ", "target": "abcd"[i % 4]} for i in range(12)]
     (folder / "probes.jsonl").write_text("".join(json.dumps(probe) + "\n" for probe in probes))

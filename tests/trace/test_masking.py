@@ -6,14 +6,6 @@ from hypothesis import strategies as st
 
 from hybridizer.core.errors import InputError
 from hybridizer.trace.masking import choose_mask_token, draw_positions, mask, read_positions
-from support.tiny import tiny_tokenizer
-
-
-@pytest.fixture
-def tokenizer(tmp_path):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path))
 
 
 @given(

@@ -1,20 +1,14 @@
 """What a donor is run on does not depend on what its tokenizer puts behind a text."""
 
 import pytest
-from transformers import AutoTokenizer
 
 from hybridizer.recipe.models import Trace
 from hybridizer.trace.masking import choose_mask_token
 from hybridizer.trace.prompts import prepare_prompts
-from support.tiny import post_process, tiny_tokenizer
+from support.tiny import post_process
 from support.traced_donors import PROBES
 
 BEHIND = {"EOS": "$A </s>", "BOS and EOS": "<s> $A </s>", "BOS and SEP": "<s> $A <unk>"}
-
-
-@pytest.fixture
-def tokenizer(tmp_path):
-    return AutoTokenizer.from_pretrained(tiny_tokenizer(tmp_path))
 
 
 def prompts_of(tokenizer, share):

@@ -1,4 +1,3 @@
-import json
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -9,16 +8,13 @@ from hybridizer.core.errors import InputError, RunError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.data.batches import Source, TrainingData
 from hybridizer.models.matmul import UpcastMatmul
+from hybridizer.train.folder import read_log
 from hybridizer.train.freeze import plan_freeze, tensor_sha256
 from support.marks import slow_except
 from support.sections import train_section
 from support.token_texts import token_file_of
 from support.train_models import plain_model, tiny_model
 from support.train_runs import SETTINGS, TEXTS, bytes_of, data_in, run, run_model
-
-
-def lines_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_training_lowers_the_loss_moves_the_shallow_side_and_nothing_else(tmp_path):
@@ -40,8 +36,8 @@ def test_stopped_and_resumed_equals_run_through_bit_for_bit(tmp_path, precision,
     run(tmp_path / "b", replace(settings, max_steps=stop))
     resumed, result = run(tmp_path / "b", settings)
     assert bytes_of(resumed) == bytes_of(straight)
-    assert [line["step"] for line in lines_of(tmp_path / "b")] == list(range(result.steps))
-    assert [x["loss"] for x in lines_of(tmp_path / "a")] == [x["loss"] for x in lines_of(tmp_path / "b")]
+    assert [line["step"] for line in read_log(tmp_path / "b")] == list(range(result.steps))
+    assert [x["loss"] for x in read_log(tmp_path / "a")] == [x["loss"] for x in read_log(tmp_path / "b")]
 
 
 @pytest.mark.slow
@@ -107,7 +103,7 @@ def test_stop_conditions_say_which_one_it_was(tmp_path):
 
 def test_every_step_leaves_a_line_with_all_its_figures(tmp_path):
     _, result = run(tmp_path)
-    lines = lines_of(tmp_path)
+    lines = read_log(tmp_path)
     assert len(lines) == result.steps
     assert set(lines[0]) == {
         "step", "loss", "lr", "tokens", "tokens_per_second", "flops_per_second", "share_of_peak",
@@ -123,7 +119,7 @@ def test_a_line_has_the_loss_of_each_source_where_there_are_several(tmp_path):
     settings = train_section(seq_len=64, global_batch_size=4)
     data = TrainingData([Source(f"{place}.txt", (file,)) for place, file in zip("ab", files, strict=True)], settings)
     run(tmp_path, data=data)
-    for step, line in enumerate(lines_of(tmp_path)):
+    for step, line in enumerate(read_log(tmp_path)):
         counts = dict(zip(("loss_a.txt", "loss_b.txt"), data.num_source_targets(step), strict=True))
         assert {name for name in line if name.startswith("loss_")} == {name for name, count in counts.items() if count}
         whole = sum(count * line.get(name, 0.0) for name, count in counts.items()) / data.num_targets(step)
@@ -177,7 +173,7 @@ def test_a_stop_by_the_guard_loses_no_step_and_can_be_overruled(tmp_path):
     assert kept.name == "step-00000006.bad"
     kept.rename(kept.with_suffix(""))
     _, result = run(tmp_path, replace(settings, divergence="warn"))
-    assert result.stopped_by == "tokens" and [line["step"] for line in lines_of(tmp_path)] == list(range(result.steps))
+    assert result.stopped_by == "tokens" and [line["step"] for line in read_log(tmp_path)] == list(range(result.steps))
 
 
 @pytest.mark.parametrize("divergence", ["warn", "off"])
@@ -228,7 +224,7 @@ def test_a_step_reports_its_figures_in_words(tmp_path):
 
     monitor.task = task
     run(tmp_path, replace(SETTINGS, max_steps=2), monitor=monitor)
-    line = lines_of(tmp_path)[1]
+    line = read_log(tmp_path)[1]
     assert statuses[0] == "" and len(statuses) == 3
     rate = f"{line['tokens_per_second']:,.0f} tokens/s"
     memory = f"{line['memory_bytes'] / 1e9:.1f} GB"
@@ -245,7 +241,7 @@ def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tm
     changes = ({"step": 3, "setting": "train.optimizer.lr", "before": 0.01, "now": 0.001},)
     assert (result.steps, result.changes) == (5, changes)
     assert (
-        max(line["lr"] for line in lines_of(tmp_path)[3:]) <= 1e-3 < min(line["lr"] for line in lines_of(tmp_path)[:3])
+        max(line["lr"] for line in read_log(tmp_path)[3:]) <= 1e-3 < min(line["lr"] for line in read_log(tmp_path)[:3])
     )
     assert run(tmp_path, replace(slower, max_steps=6), data)[1].changes == changes
     done = replace(slower, lr=1e-4, max_steps=6)

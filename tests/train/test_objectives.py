@@ -1,6 +1,5 @@
 """Whole training runs with a teacher: what they log, that they resume, and what they leave alone."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from hybridizer.core.errors import InputError, RunError
 from hybridizer.recipe.models import Lora
 from hybridizer.recipe.objective import Align, Distill, Objective
+from hybridizer.train.folder import read_log
 from hybridizer.train.freeze import plan_freeze, plan_lora_
 from hybridizer.train.step import OptimizerStep
 from hybridizer.train.teacher import Teacher, share_tensors_
@@ -30,14 +30,10 @@ def train(folder, objective, seed=0, **options):
     return model, run_model(folder, model, parts, plan, settings, teacher=teacher), teacher
 
 
-def lines_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_distillation_lowers_the_divergence_and_logs_both_terms(tmp_path, precision):
     _, _, teacher = train(tmp_path, DISTILL, precision=precision)
-    lines = lines_of(tmp_path)
+    lines = read_log(tmp_path)
     for line in lines:
         mixed = 0.6 * 4 * line["loss_divergence"] + 0.4 * line["loss_next_token"]
         assert line["loss"] == pytest.approx(mixed, rel=1e-5)
@@ -48,7 +44,7 @@ def test_distillation_lowers_the_divergence_and_logs_both_terms(tmp_path, precis
 
 def test_alignment_brings_the_state_at_the_boundary_to_the_teachers(tmp_path):
     train(tmp_path, ALIGN)
-    lines = lines_of(tmp_path)
+    lines = read_log(tmp_path)
     assert all(line["loss"] == line["loss_alignment"] for line in lines)
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
 
@@ -80,7 +76,7 @@ def test_stopped_and_resumed_equals_run_through_bit_for_bit(tmp_path, objective)
     train(tmp_path / "b", objective, max_steps=2)
     resumed, _, _ = train(tmp_path / "b", objective, max_steps=4)
     assert bytes_of(resumed) == bytes_of(straight)
-    assert [x["loss"] for x in lines_of(tmp_path / "a")] == [x["loss"] for x in lines_of(tmp_path / "b")]
+    assert [x["loss"] for x in read_log(tmp_path / "a")] == [x["loss"] for x in read_log(tmp_path / "b")]
 
 
 def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
@@ -131,7 +127,7 @@ def test_frozen_tensors_that_are_the_teachers_are_in_memory_once_and_give_the_sa
         shared = {name for name in twins if theirs[name].data_ptr() == ours[name].data_ptr()}
         assert shared == (twins.keys() if shares else set())
         assert bytes_of(teacher.model) == bytes_of(plain_model(seed=1)[0])
-        found.append((bytes_of(model), [line["loss"] for line in lines_of(tmp_path / str(shares))]))
+        found.append((bytes_of(model), [line["loss"] for line in read_log(tmp_path / str(shares))]))
     assert found[0] == found[1]
 
 

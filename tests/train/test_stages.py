@@ -25,7 +25,7 @@ from hybridizer.train.job import Earlier, RunContext, TrainJob
 from hybridizer.train.loop import train
 from hybridizer.train.run import open_texts, put_masters_
 from hybridizer.train.runtime import Runtime
-from support.lines import hybridize, make_donor, write_recipe
+from support.lines import hybridize, make_donors, working_in, write_documents, write_recipe
 from support.sections import train_section
 from support.train_models import plain_model
 from support.train_runs import FIGURES, SETTINGS, data_in
@@ -48,10 +48,8 @@ TRAIN = {
 def workshop(tmp_path_factory):
     """Two tiny float32 llamas of four layers, a text and a cache."""
     folder = tmp_path_factory.mktemp("stages")
-    make_donor(folder / "a", seed=1)
-    make_donor(folder / "b", seed=2)
-    texts = [f"document {i} says " + "the cat sat on the mat " * (i % 7 + 1) for i in range(100)]
-    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    make_donors(folder)
+    write_documents(folder / "text.jsonl", 100)
     return folder
 
 
@@ -88,9 +86,7 @@ def equal(left, right):
 def straight(workshop, tmp_path_factory):
     """The run of STAGES that nothing interrupted."""
     folder = tmp_path_factory.mktemp("straight")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYBRIDIZER_CACHE", str(workshop / "cache"))
-        patch.chdir(workshop)
+    with working_in(workshop):
         build(folder)
     return folder
 

@@ -1,6 +1,5 @@
 """Trainings that know a teacher by its largest tokens on disk: as with the teacher, killed anywhere, with a record."""
 
-import json
 import weakref
 from dataclasses import replace
 
@@ -10,10 +9,12 @@ from hybridizer.core.errors import InputError, OutputError
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.recipe.objective import Distill
 from hybridizer.train import loop, teacher_cache, teacher_pass
+from hybridizer.train.folder import read_log
 from hybridizer.train.job import RunContext
 from hybridizer.train.runtime import Runtime
 from hybridizer.train.teacher_pass import open_cache
 from support.kept_runs import a_job, a_teacher, cached, train_cached
+from support.monitors import Notes
 from support.train_models import plain_model
 from support.train_ranks import start_ranks
 from support.train_runs import FIGURES, bytes_of, data_in
@@ -22,27 +23,15 @@ VOCABULARY = 257
 RUNTIME = Runtime(cpu=True)
 
 
-class Notes(SilentMonitor):
-    def __init__(self):
-        self.lines = []
-
-    def note(self, text):
-        self.lines.append(text)
-
-
 def trained(job, folder, monitor=None):
     result = loop.train(job, RunContext(folder, RUNTIME, monitor or SilentMonitor(), FIGURES))
-    return result, lines_of(folder)
-
-
-def lines_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return result, read_log(folder)
 
 
 def from_cache(tmp_path, top_k, name="kept", monitor=None, **changes):
     job = a_job(tmp_path, Distill(temperature=2.0, weight=0.6, top_k=top_k), **changes)
     job, result = train_cached(job, tmp_path / name, monitor=monitor)
-    return job, result, lines_of(tmp_path / name)
+    return job, result, read_log(tmp_path / name)
 
 
 @pytest.mark.slow
@@ -69,8 +58,8 @@ def test_what_is_kept_lowers_the_divergence_and_what_it_leaves_out_is_in_the_res
     assert found.first_divergence > found.first_kept_divergence + 0.01
     assert found.last_divergence < found.first_divergence
     assert 0 <= found.last_kept_divergence < found.last_divergence
-    assert f"{found.mass_outside:.2%} of the probability outside" in monitor.lines[0]
-    assert f"{found.last_divergence:.4f} nats per token" in monitor.lines[-1]
+    assert f"{found.mass_outside:.2%} of the probability outside" in monitor.notes[0]
+    assert f"{found.last_divergence:.4f} nats per token" in monitor.notes[-1]
 
 
 def test_the_sampled_divergence_of_the_whole_vocabulary_is_that_of_both_models(tmp_path):
@@ -184,6 +173,6 @@ def test_two_processes_share_the_pass_out_and_give_the_files_and_the_losses_of_o
     (folder,) = (tmp_path / "two" / "cache").iterdir()
     assert folder.name == job.kept.folder.name
     assert {path.name: path.read_bytes() for path in sorted(folder.iterdir())} == files_of(job.kept)
-    losses = [[line["loss"] for line in lines_of(tmp_path / name / "run")] for name in ("one", "two")]
+    losses = [[line["loss"] for line in read_log(tmp_path / name / "run")] for name in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert result.truncation.sample_tokens > 10

@@ -40,8 +40,6 @@ class Verb(click.Command):
 class Program(click.Group):
     """A group of commands whose errors are reported in one place."""
 
-    command_class = Verb
-
     def main(  # type: ignore[override]
         self,
         args: Sequence[str] | None = None,

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from hybridizer.cli.program import OutputFile, Verb
 from hybridizer.recipe.sizes import MAX_SEED
-from hybridizer.report.program import OutputFile, Verb
 from hybridizer.scan.request import ScanRequest
 
 RECIPE = click.argument("recipe", type=click.Path(dir_okay=False, path_type=Path))
