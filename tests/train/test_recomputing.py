@@ -6,11 +6,11 @@ import pytest
 import torch
 from plan.test_cost import plan_of
 from safetensors.torch import load_file
-from train.test_loop import lines_of
 
 from hybridizer.models.parts import find_parts
 from hybridizer.plan.cost import estimate_cost, recomputed_layers
 from hybridizer.train import prepare as prepare_module
+from hybridizer.train.folder import read_log
 from hybridizer.train.freeze import plan_freeze
 from hybridizer.train.timing import expect_time
 from support.lines import hybridize, hybridize_json, make_donor, write_recipe
@@ -37,7 +37,7 @@ def test_losses_and_weights_are_the_same_bits_whatever_is_recomputed(tmp_path, f
         folder = tmp_path / ("layers" + "".join(map(str, layers)))
         settings = replace(SETTINGS, precision=precision, max_steps=4)
         run_model(folder, model, parts, plan, settings, recomputed_layers=layers)
-        found[layers] = [line["loss"] for line in lines_of(folder)], bytes_of(model)
+        found[layers] = [line["loss"] for line in read_log(folder)], bytes_of(model)
     assert all(other == found[()] for other in found.values())
     assert len(found[()][0]) == 4
 
