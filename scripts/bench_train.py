@@ -27,6 +27,7 @@ from smollm2 import smollm2_folder
 from take_turns import Turn, take_turns
 
 WARM = 1
+KINDS = ["trainer", "ours", "eager"]
 SHAPES = {  # transformers' family and sizes; None: the real checkpoint
     "smollm2": None,
     "qwen3-0.6b": (
@@ -50,10 +51,10 @@ def main() -> None:
     if arguments.shape == "smollm2":
         smollm2_folder()  # dequantised once, and not by two processes
     if arguments.child:
-        {"ours": _ours, "trainer": _trainer}[arguments.child](arguments, folder)
+        _trainer(arguments, folder) if arguments.child == "trainer" else _ours(arguments, folder)
         return
     for freeze in arguments.freeze:
-        kinds = ("ours",) if arguments.only else ("trainer", "ours")
+        kinds = arguments.kinds or ["trainer", "ours"]
         options = ("--freeze", freeze)
         lines = take_turns(__file__, options, kinds, arguments.steps + WARM, arguments.threads)
         _report(arguments, freeze, lines)
@@ -168,6 +169,7 @@ def _settings(arguments):
         precision=arguments.precision,
         checkpoint_minutes=1e9,
         gradient_checkpointing=parse_size(arguments.budget) if arguments.budget else arguments.recompute,
+        compile=False if arguments.child == "eager" else "auto",
     )
 
 
@@ -342,8 +344,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--freeze", choices=["deep", "shallow", "none"], nargs="+", default=["deep"])
     parser.add_argument("--recompute", action="store_true", help="recompute layers; ours only")
     parser.add_argument("--budget", help="recompute as many layers as it takes to stay within it, such as 2GB")
-    parser.add_argument("--only", choices=["ours"], help="leave the other trainer out")
-    parser.add_argument("--child", choices=["ours", "trainer"], help=argparse.SUPPRESS)
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", help="which to run; eager: ours without compilation")
+    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

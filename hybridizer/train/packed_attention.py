@@ -14,6 +14,8 @@ from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.train.isolation import in_eval, two_documents
 
 FLEX = "flex_attention"
+# Of a row: below it the mask is small, and the trial before the first step takes longer than flex attention wins back.
+MIN_FLEX_TOKENS = 2048
 _MIN_CAPABILITY = (8, 0)  # of the GPU: bfloat16, and enough shared memory for the kernel's blocks
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 # By how much the hidden states of both kernels may differ, of their norm: rounding over all layers. A document that
@@ -21,12 +23,15 @@ _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs
 _ROUNDING = {torch.bfloat16: 0.05, torch.float32: 1e-3}
 
 
-def choose_packed_attention(model: nn.Module, device: torch.device) -> str | None:
-    """transformers' name of the attention that packed rows should run with; None: what `model` has, with its mask.
+def choose_packed_attention(model: nn.Module, device: torch.device, row_tokens: int) -> str | None:
+    """transformers' name of the attention for packed rows of `row_tokens`; None: what `model` has, with its mask.
 
-    flex attention skips the blocks of pairs that no document has. It is chosen on CUDA devices that run it, for models
-    that support it, whose attention is torch's now and has no dropout, which flex attention lacks.
+    flex attention skips the blocks of pairs that no document has. It is chosen for rows of at least `MIN_FLEX_TOKENS`,
+    on CUDA devices that run it, for models that support it, whose attention is torch's now and has no dropout, which
+    flex attention lacks.
     """
+    if row_tokens < MIN_FLEX_TOKENS:
+        return None
     if device.type != "cuda" or find_spec("triton") is None:
         return None
     if torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:

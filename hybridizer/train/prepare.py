@@ -150,7 +150,8 @@ def _attention(
 ) -> AbstractContextManager[Any]:
     if documents is None or documents.num_modules:  # modules that run over documents separately take masks apart
         return nullcontext()
-    attention, tokens = choose_packed_attention(each.model, device), max(job.data.settings.seq_len, FEW_TOKENS)
+    row_tokens = job.data.settings.seq_len
+    attention, tokens = choose_packed_attention(each.model, device, row_tokens), max(row_tokens, FEW_TOKENS)
     return packed_attention(objective, attention, _vocabulary(each.parts), tokens)
 
 

@@ -10,14 +10,14 @@ from hybridizer.models.parts import find_parts
 from hybridizer.train import packed_attention as packed_module
 from hybridizer.train import prepare as prepare_module
 from hybridizer.train.isolation import documents_leak
-from hybridizer.train.packed_attention import FLEX, choose_packed_attention, packed_attention
+from hybridizer.train.packed_attention import FLEX, MIN_FLEX_TOKENS, choose_packed_attention, packed_attention
 from hybridizer.train.prepare import prepare
 from support.sections import train_section
 from support.train_models import tiny_model
 from support.train_runs import data_in
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
-TOKENS = 40
+TOKENS, LONG_ROW = 40, 4096
 # Of the code of torch and transformers.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
@@ -61,24 +61,30 @@ def packed_rows():
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text"])
 def test_flex_attention_is_chosen_on_cuda_for_families_that_support_it(gpu, model_type):
-    assert choose_packed_attention(tiny_model(model_type), CUDA) == FLEX
+    assert choose_packed_attention(tiny_model(model_type), CUDA, LONG_ROW) == FLEX
+
+
+def test_short_rows_keep_the_mask_that_costs_them_little(gpu):
+    model = tiny_model("llama")
+    assert choose_packed_attention(model, CUDA, MIN_FLEX_TOKENS - 1) is None
+    assert choose_packed_attention(model, CUDA, MIN_FLEX_TOKENS) == FLEX
 
 
 def test_the_dense_mask_stays_where_flex_attention_cannot_run(gpu, monkeypatch):
     model = tiny_model("llama")
-    assert choose_packed_attention(model, CPU) is None
-    assert choose_packed_attention(tiny_model("bloom"), CUDA) is None
-    assert choose_packed_attention(tiny_model("llama", attention_dropout=0.1), CUDA) is None
-    assert choose_packed_attention(torch.nn.Linear(2, 2), CUDA) is None
+    assert choose_packed_attention(model, CPU, LONG_ROW) is None
+    assert choose_packed_attention(tiny_model("bloom"), CUDA, LONG_ROW) is None
+    assert choose_packed_attention(tiny_model("llama", attention_dropout=0.1), CUDA, LONG_ROW) is None
+    assert choose_packed_attention(torch.nn.Linear(2, 2), CUDA, LONG_ROW) is None
     model.set_attn_implementation("eager")
-    assert choose_packed_attention(model, CUDA) is None
+    assert choose_packed_attention(model, CUDA, LONG_ROW) is None
     model.set_attn_implementation("sdpa")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert choose_packed_attention(model, CUDA) is None
+    assert choose_packed_attention(model, CUDA, LONG_ROW) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert choose_packed_attention(model, CUDA) == FLEX
+    assert choose_packed_attention(model, CUDA, LONG_ROW) == FLEX
     monkeypatch.setattr(packed_module, "find_spec", lambda name: None)
-    assert choose_packed_attention(model, CUDA) is None
+    assert choose_packed_attention(model, CUDA, LONG_ROW) is None
 
 
 @pytest.mark.slow
@@ -134,7 +140,9 @@ def test_attention_that_lets_documents_through_is_not_taken(flex_on_cpu, monkeyp
 ])  # fmt: skip
 def test_packed_rows_without_separate_modules_ask_for_it(tmp_path, monkeypatch, model_type, packed, asked):
     seen = []
-    monkeypatch.setattr(prepare_module, "choose_packed_attention", lambda model, device: seen.append(device))
+    monkeypatch.setattr(
+        prepare_module, "choose_packed_attention", lambda model, device, row_tokens: seen.append(device)
+    )
     section = train_section(precision="float32", packed=packed)
     job = replace(job_of(tmp_path, model_type, section), data=data_in(tmp_path / "rows", packed=packed))
     with prepare(job, CPU):
