@@ -70,7 +70,8 @@ def _child(arguments, folder: Path) -> None:
 
     from hybridizer.core.progress import SilentMonitor
     from hybridizer.models.loss import loss_chunk_bytes
-    from hybridizer.plan.memory import ObjectiveShape, model_token_flops
+    from hybridizer.plan.dimensions import ObjectiveShape
+    from hybridizer.plan.flops import model_token_flops
     from hybridizer.recipe.objective import Align, Distill, Objective
     from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
     from hybridizer.train.loop import train

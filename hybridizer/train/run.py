@@ -18,7 +18,8 @@ from hybridizer.core.records import write_json
 from hybridizer.data.tokenizer import TokenizerEncoder
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.cost import recomputed_layers
-from hybridizer.plan.memory import ModelShape, model_token_flops
+from hybridizer.plan.dimensions import ModelShape
+from hybridizer.plan.flops import model_token_flops
 from hybridizer.plan.objective import keeps_largest, objective_shape, pairs_of
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
