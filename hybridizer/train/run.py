@@ -16,6 +16,7 @@ from hybridizer.core.errors import InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.data.tokenizer import TokenizerEncoder
+from hybridizer.models.hardware import choose_compile, datasheet_flops, device_name
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.cost import recomputed_layers
 from hybridizer.plan.dimensions import ModelShape
@@ -311,7 +312,6 @@ def _data(
 
 def _figures(plan: Plan, job: TrainJob, runtime: Runtime, teacher: Donor | None) -> DeviceFigures:
     """The FLOP per token of `job`, and FLOP/s of the device: of its fastest matrix product and of its data sheet."""
-    from hybridizer.models.hardware import choose_compile, datasheet_flops, device_name
     from hybridizer.models.matmul import matmul_dtype
     from hybridizer.train.job import DeviceFigures
     from hybridizer.train.precision import choose_dtype
