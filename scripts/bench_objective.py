@@ -20,8 +20,7 @@ import statistics
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench_train import WARM, _data, _frozen_model, _model_shape, _settings, make_parser
-from smollm2 import smollm2_folder
+from bench_train import WARM, _data, _frozen_model, _model_shape, _settings, make_folder, make_parser
 from take_turns import Turn, take_turns
 
 KINDS = ("next-token", "forward", "distill", "align")
@@ -31,10 +30,7 @@ GOALS = {"distill": 1.1, "align": 0.6}
 def main() -> None:
     """Take the steps in turns and print the table."""
     arguments = _arguments()
-    folder = Path(arguments.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if arguments.shape == "smollm2":
-        smollm2_folder()  # dequantised once, and not by several processes
+    folder = make_folder(arguments)
     if arguments.child:
         _child(arguments, folder)
         return
