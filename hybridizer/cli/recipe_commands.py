@@ -243,7 +243,7 @@ def trial(
         if json_out is not None:
             write_out(json_out, {"folder": done.folder, "arm": arm})
         else:
-            echo(f"arm {arm} is finished; once all are:")
+            echo(f"arm {arm} is finished; when all arms are finished:")
             echo(next_command("trial", recipe, flag="--gather", overrides=overrides))
         return
     if plot is not None:

@@ -13,7 +13,7 @@ from hybridizer.recipe.models import DataEntry
 
 
 def write_donor_text(entry: DataEntry, donors: Mapping[str, Donor], folder: Path, monitor: Monitor) -> None:
-    """Return when the text of `entry` is there; a donor writes it where `generate` asks for it and the cache lacks it.
+    """Let a donor write the text of `entry`, where `generate` asks for it and the cache does not have it.
 
     Planning has given the entry its path; prompts count from `folder`. Raises what `write_texts` raises.
     """
