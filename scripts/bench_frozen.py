@@ -21,8 +21,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench_train import SHAPES, _frozen_model, _model_shape, _reference_text, _settings
-from smollm2 import smollm2_folder
+from bench_train import SHAPES, _frozen_model, _model_shape, _reference_text, _settings, make_folder
 from take_turns import Turn, take_turns
 
 KINDS = ("keep", "int8", "fp8", "nf4")
@@ -32,13 +31,11 @@ HELDOUT_ROWS = 8
 def main() -> None:
     """Let one process for each kind take its steps in turns, then print the table."""
     arguments = _arguments()
-    folder = Path(arguments.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(arguments)
     if arguments.child:
         _child(arguments, folder)
         return
     if arguments.shape == "smollm2":
-        smollm2_folder()  # dequantised once, and not by several processes
         _reference_text(folder)
     steps = arguments.steps * arguments.seeds
     _report(arguments, take_turns(__file__, (), KINDS, steps, arguments.threads, summary=True))

@@ -20,8 +20,7 @@ import statistics
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench_train import WARM, _data, _frozen_model, _model_shape, _settings, make_parser
-from smollm2 import smollm2_folder
+from bench_train import WARM, _data, _frozen_model, _model_shape, _settings, make_folder, make_parser
 from take_turns import Turn, take_turns
 
 KINDS = ("next-token", "forward", "distill", "align")
@@ -31,10 +30,7 @@ GOALS = {"distill": 1.1, "align": 0.6}
 def main() -> None:
     """Take the steps in turns and print the table."""
     arguments = _arguments()
-    folder = Path(arguments.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if arguments.shape == "smollm2":
-        smollm2_folder()  # dequantised once, and not by several processes
+    folder = make_folder(arguments)
     if arguments.child:
         _child(arguments, folder)
         return
@@ -70,7 +66,8 @@ def _child(arguments, folder: Path) -> None:
 
     from hybridizer.core.progress import SilentMonitor
     from hybridizer.models.loss import loss_chunk_bytes
-    from hybridizer.plan.memory import ObjectiveShape, model_token_flops
+    from hybridizer.plan.dimensions import ObjectiveShape
+    from hybridizer.plan.flops import model_token_flops
     from hybridizer.recipe.objective import Align, Distill, Objective
     from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
     from hybridizer.train.loop import train

@@ -43,13 +43,19 @@ SHAPES = {  # transformers' family and sizes; None: the real checkpoint
 }  # fmt: skip
 
 
-def main() -> None:
-    """Race both trainers for each freeze and print the tables."""
-    arguments = _arguments()
+def make_folder(arguments: argparse.Namespace) -> Path:
+    """The working folder, and the real checkpoint where it is asked for: dequantised once, before others start."""
     folder = Path(arguments.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.shape == "smollm2":
-        smollm2_folder()  # dequantised once, and not by two processes
+        smollm2_folder()
+    return folder
+
+
+def main() -> None:
+    """Race both trainers for each freeze and print the tables."""
+    arguments = _arguments()
+    folder = make_folder(arguments)
     if arguments.child:
         _trainer(arguments, folder) if arguments.child == "trainer" else _ours(arguments, folder)
         return

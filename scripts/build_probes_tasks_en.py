@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from build_probes_en import MIN_ANTONYM_SHARE, NO_ANTONYMS, read_vocabulary, select
 from probe_sources import (
@@ -23,13 +23,12 @@ from probe_sources import (
     Pair,
     Question,
     WordNet,
-    ask,
     in_turns,
     label,
     question,
     take_balanced,
     wordnet_license,
-    write_probes,
+    write_questions,
 )
 
 SEED = 20261126
@@ -121,12 +120,7 @@ def plurals(wordnet: WordNet, ranks: dict[str, int]) -> Iterator[Question]:
         *commonest((pair for pair in irregular if pair[0] not in banned), ranks),
         *commonest((pair for pair in regular if pair[0] not in banned and pair[1] not in named), ranks),
     ]
-    first, second, third = in_turns(take_balanced(pairs, lambda pair: label("plurals", *pair), NUM_WORDS), 3)
-    for template, group in zip(PLURAL_TEMPLATES, (first, second), strict=True):
-        for a, b in group:
-            yield question("plurals", template, label("plurals", a, b), a=a, b=b)
-    for a, b in third:
-        yield question("plurals", SINGULAR_TEMPLATE, label("plurals", a, b), a=b, b=a)
+    yield from forms_of("plurals", pairs, PLURAL_TEMPLATES, SINGULAR_TEMPLATE)
 
 
 def pasts(ranks: dict[str, int]) -> Iterator[Question]:
@@ -134,12 +128,17 @@ def pasts(ranks: dict[str, int]) -> Iterator[Question]:
     forms = {a: {form for form in found if not form.endswith("ing")} for a, found in read_exceptions("verb").items()}
     banned = set(NO_PASTS.split())
     pairs = commonest(((a, min(found)) for a, found in forms.items() if len(found) == 1 and a not in banned), ranks)
-    first, second, third = in_turns(take_balanced(pairs, lambda pair: label("past tense", *pair), NUM_WORDS), 3)
-    for template, group in zip(PAST_TEMPLATES, (first, second), strict=True):
+    yield from forms_of("past tense", pairs, PAST_TEMPLATES, PRESENT_TEMPLATE)
+
+
+def forms_of(kind: str, pairs: Sequence[Pair], templates: tuple[str, str], back: str) -> Iterator[Question]:
+    """Two thirds of the pairs asked for their second word by two templates, one third for the first by `back`."""
+    first, second, third = in_turns(take_balanced(pairs, lambda pair: label(kind, *pair), NUM_WORDS), 3)
+    for template, group in zip(templates, (first, second), strict=True):
         for a, b in group:
-            yield question("past tense", template, label("past tense", a, b), a=a, b=b)
+            yield question(kind, template, label(kind, a, b), a=a, b=b)
     for a, b in third:
-        yield question("past tense", PRESENT_TEMPLATE, label("past tense", a, b), a=b, b=a)
+        yield question(kind, back, label(kind, a, b), a=b, b=a)
 
 
 def arithmetic() -> Iterator[Question]:
@@ -183,10 +182,7 @@ def main() -> None:
     wordnet, ranks, generator = WordNet(), read_vocabulary(), random.Random(SEED)
     words = [*antonyms(wordnet, ranks), *capitals(wordnet, ranks), *plurals(wordnet, ranks), *pasts(ranks)]
     questions = [*words, *arithmetic()]
-    prompts = ask(questions, generator)
-    generator.shuffle(prompts)
-    write_probes("tasks-en", prompts, f"{MADE}\n{wordnet_license()}")
-    print(*dict.fromkeys(asked.cluster for asked in questions), sep="\n")
+    write_questions("tasks-en", questions, generator, f"{MADE}\n{wordnet_license()}")
 
 
 if __name__ == "__main__":

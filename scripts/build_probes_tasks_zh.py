@@ -25,7 +25,7 @@ from build_probes_zh import (
     read_vocabulary,
     select_antonyms,
 )
-from probe_sources import Pair, Question, WordNet, ask, in_turns, label, question, take_balanced, write_probes
+from probe_sources import Pair, Question, WordNet, in_turns, label, question, take_balanced, write_questions
 
 SEED = 20261127
 MADE = """tasks-zh.jsonl: antonyms and capitals chosen by hand, translations and characters selected, from CC-CEDICT
@@ -143,10 +143,7 @@ def main() -> None:
     wordnet, glosses, ranks, generator = WordNet(), read_glosses(), read_vocabulary(), random.Random(SEED)
     words = [*antonyms(wordnet, glosses, ranks), *capitals(glosses, ranks), *translations(wordnet, ranks)]
     questions = [*words, *simplified(ranks), *arithmetic()]
-    prompts = ask(questions, generator)
-    generator.shuffle(prompts)
-    write_probes("tasks-zh", prompts, f"{MADE}\n{read_license()}")
-    print(*dict.fromkeys(asked.cluster for asked in questions), sep="\n")
+    write_questions("tasks-zh", questions, generator, f"{MADE}\n{read_license()}")
 
 
 if __name__ == "__main__":

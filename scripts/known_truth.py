@@ -28,11 +28,12 @@ from known_truth_donors import (
     choose_prompts,
     damage,
     list_units,
+    make_parser,
     memorise,
     read,
 )
 from known_truth_donors import single_layers as single_layers_of
-from smollm2 import REFERENCE, checkpoint_folder
+from smollm2 import checkpoint_folder
 
 from hybridizer.core.bootstrap import Array, Interval, drawn_interval, proportion_interval, resampling_weights
 from hybridizer.models.load import load_causal_lm, load_tokenizer
@@ -364,10 +365,7 @@ def measure_all(folder: Path, units: Sequence[Unit], prompts: Sequence[Prompt], 
 
 def main() -> None:
     """Measure and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default=REFERENCE, help="another donor than SmolLM2-135M-Instruct, as in a recipe")
-    parser.add_argument("--probes", default="antonyms-en", help="a built-in set, or a file")
+    parser = make_parser(__doc__)
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--layer-prompts", type=int, default=4)
     parser.add_argument("--bytes", type=int, default=6000, help="bytes of text")

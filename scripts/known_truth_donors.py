@@ -5,6 +5,7 @@ Not a command; known_truth.py imports it.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import itertools
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from smollm2 import REFERENCE
 from torch import Tensor, nn
 
 from hybridizer.evaluate.bits import score_documents
@@ -245,3 +247,12 @@ def choose_prompts(tokenizer: object, whole: ProbeSet, count: int) -> tuple[list
 
 
 COMMON = {"The", "opposite", "of", "is", "means", "versus"}
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with what both experiments ask for: a folder of results, a model and probes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default=REFERENCE, help="another donor than SmolLM2-135M-Instruct, as in a recipe")
+    parser.add_argument("--probes", default="antonyms-en", help="a built-in set, or a file")
+    return parser

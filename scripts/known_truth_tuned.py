@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from known_truth import BOUNDARY_SHARE, NUM_RESAMPLES, Judge, Side, decide
-from known_truth_donors import Arrays, Bench, choose_prompts, read
-from smollm2 import REFERENCE, checkpoint_folder
+from known_truth_donors import Arrays, Bench, choose_prompts, make_parser, read
+from smollm2 import checkpoint_folder
 
 from hybridizer import build
 from hybridizer.core.bootstrap import drawn_interval, resampling_weights
@@ -162,10 +162,7 @@ def bits_table(runs: Mapping[str, Arrays], count: int) -> str:
 
 def main() -> None:
     """Train, measure and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default=REFERENCE, help="another donor than SmolLM2-135M-Instruct, as in a recipe")
-    parser.add_argument("--probes", default="antonyms-en", help="a built-in set, or a file")
+    parser = make_parser(__doc__)
     parser.add_argument("--texts", type=Path, default=Path("runs/texts"), help="what quickstart_texts.py wrote")
     parser.add_argument("--train-on", nargs="+", choices=TEXTS, default=TEXTS)
     parser.add_argument("--seeds", type=int, default=1)

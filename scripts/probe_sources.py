@@ -236,6 +236,14 @@ def wordnet_license() -> str:
     return "\n".join(line.removeprefix(" ").removeprefix(".") for line in stanza.rstrip().split("\n")) + "\n"
 
 
+def write_questions(name: str, questions: Sequence[Question], generator: random.Random, license_text: str) -> None:
+    """Write the questions as a shuffled probe set, and print their clusters in order."""
+    prompts = ask(questions, generator)
+    generator.shuffle(prompts)
+    write_probes(name, prompts, license_text)
+    print(*dict.fromkeys(asked.cluster for asked in questions), sep="\n")
+
+
 def write_probes(name: str, prompts: Iterable[Mapping[str, str]], license_text: str) -> None:
     """Write the probe set and its licence into the package's data folder."""
     lines = [json.dumps(prompt, ensure_ascii=False) + "\n" for prompt in prompts]

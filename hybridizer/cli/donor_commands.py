@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hybridizer.cli.options import (
     trace_section,
 )
 from hybridizer.cli.program import OutputFile
+from hybridizer.core.errors import RecipeError
 from hybridizer.core.progress import ConsoleMonitor
 from hybridizer.report.terminal import write_out
 from hybridizer.scan.request import BY, KINDS, ScanRequest
@@ -177,9 +179,6 @@ def _trace_request(options: dict[str, Any]) -> Any:
 
 
 def _read_boundary(text: str) -> float | int | str:
-    from dataclasses import replace
-
-    from hybridizer.core.errors import RecipeError
     from hybridizer.recipe.fields import read_boundary
     from hybridizer.recipe.yaml import read_word
 

@@ -9,6 +9,8 @@ import click
 
 from hybridizer.cli.options import DEEP, JSON, JSON_FILE, NO_LOAD, RECIPE, RUNS, SET, JsonFile
 from hybridizer.cli.program import OutputFile, Verb
+from hybridizer.core.errors import OutputError, Problem
+from hybridizer.core.files import write_file
 from hybridizer.core.progress import ConsoleMonitor
 from hybridizer.core.records import to_jsonable
 from hybridizer.report.terminal import echo, next_command, print_json, warn, write_out
@@ -19,8 +21,6 @@ from hybridizer.report.terminal import echo, next_command, print_json, warn, wri
 @JSON
 def init(target: Path, as_json: bool) -> None:
     """Write a commented starter recipe to TARGET (recipe.yaml)."""
-    from hybridizer.core.errors import OutputError, Problem
-    from hybridizer.core.files import write_file
     from hybridizer.recipe.template import starter
 
     if target.exists():
@@ -243,7 +243,7 @@ def trial(
         if json_out is not None:
             write_out(json_out, {"folder": done.folder, "arm": arm})
         else:
-            echo(f"arm {arm} is finished; once all are:")
+            echo(f"arm {arm} is finished; when all arms are finished:")
             echo(next_command("trial", recipe, flag="--gather", overrides=overrides))
         return
     if plot is not None:

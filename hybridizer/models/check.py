@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hybridizer.core.errors import DonorError, Problem, VerificationError
 from hybridizer.models.faults import library_faults
 from hybridizer.models.limits import call_within
-from hybridizer.models.parts import MODEL_FAULTS
+from hybridizer.models.parts import MODEL_FAULTS, find_parts, first_floating
 from hybridizer.models.quiet import without_bars
 
 LOAD_FAULTS = (OSError, MemoryError, *MODEL_FAULTS)
@@ -90,8 +92,6 @@ def compute_logits(model: Any, ids: Sequence[int], folder: Path) -> Any:
 
     Raises VerificationError, about `folder`, when the model does not run.
     """
-    import torch
-
     with reporting_faults(folder, "it does not compute", "Check its config.json."), torch.no_grad():
         return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
 
@@ -101,10 +101,6 @@ def input_gaps(model: Any, layers: Sequence[int], ids: Sequence[int], folder: Pa
 
     Raises VerificationError, about `folder`, when the layers are not found or the model does not run.
     """
-    import torch
-
-    from hybridizer.models.parts import find_parts, first_floating
-
     gaps: dict[int, float] = {}
 
     def compare(layer: int) -> Any:
@@ -135,8 +131,6 @@ def generate_text(folder: Path, model: Any, prompt: str, num_tokens: int, *, rem
     where the model takes fewer. Generation ends after a minute with the tokens that there are. Raises
     VerificationError when the tokenizer, its template or the generation config does not work.
     """
-    import torch
-
     from hybridizer.models.load import max_tokens
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
@@ -157,8 +151,6 @@ def generate_text(folder: Path, model: Any, prompt: str, num_tokens: int, *, rem
 
 def _encode_prompt(folder: Path, prompt: str, remote_code: bool) -> tuple[Any, dict[str, Any]]:
     """The tokenizer in `folder`, and `prompt` as its inputs, through the chat template where there is one."""
-    import torch
-
     from hybridizer.models.encode import encode_prompts
     from hybridizer.models.load import load_tokenizer
 

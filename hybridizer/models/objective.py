@@ -169,7 +169,7 @@ class CausalLMLoss(nn.Module):
 
 
 class Student(NamedTuple):
-    """The model that a loss is of; its text has `num_sources` sources, and `chunk_bytes` of logits exist at a time."""
+    """A model and how its loss is computed: by `num_sources` sources of text, `chunk_bytes` of logits at a time."""
 
     model: nn.Module
     parts: TrainableParts

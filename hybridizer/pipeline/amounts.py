@@ -11,7 +11,7 @@ from hybridizer.data.counts import count_key, read_count, warn_of_epochs
 from hybridizer.data.documents import TEXT_SUFFIXES, file_kind, find_files
 from hybridizer.pipeline.plan import Planned
 from hybridizer.plan.cost import Cost
-from hybridizer.plan.memory import kept_bytes
+from hybridizer.plan.dimensions import kept_bytes
 from hybridizer.plan.objective import keeps_largest
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.stage_cost import count_steps

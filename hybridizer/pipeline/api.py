@@ -10,12 +10,21 @@ of all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
-from hybridizer.core.errors import DidYouMean, InputError, Problem, RecipeError
+from hybridizer.core.errors import DidYouMean, InputError, Problem
+from hybridizer.pipeline.arguments import (
+    DonorsLike,
+    RecipeLike,
+    choose_monitor,
+    read_donors,
+    read_overrides,
+    read_recipe,
+    read_settings,
+    read_trace,
+)
 from hybridizer.pipeline.results import (
     BuildResult,
     CheckResult,
@@ -28,13 +37,6 @@ from hybridizer.pipeline.results import (
     TrialResult,
     VerifyResult,
 )
-
-if TYPE_CHECKING:
-    from hybridizer.core.progress import Monitor
-    from hybridizer.trace.runs import TraceRequest
-
-RecipeLike: TypeAlias = str | Path | Mapping[str, Any]
-DonorsLike: TypeAlias = str | Path | Sequence[str | Path]
 
 
 def check(
@@ -58,7 +60,7 @@ def check(
     """
     from hybridizer.pipeline.plan import check as check_recipe
 
-    checked = check_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress), deep=deep_check)
+    checked = check_recipe(read_recipe(recipe), read_overrides(overrides), choose_monitor(progress), deep=deep_check)
     if checked.plan is None:
         return CheckResult(None, None, checked.warnings, checked.waiting)
     return CheckResult(len(checked.plan.layers), checked.plan.num_parameters, checked.warnings, checked.waiting)
@@ -88,7 +90,7 @@ def plan(
     from hybridizer.pipeline.plan import estimate_time, estimate_training_cost, plan_recipe
     from hybridizer.pipeline.run import RunFolder, write_records
 
-    planned = plan_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress))
+    planned = plan_recipe(read_recipe(recipe), read_overrides(overrides), choose_monitor(progress))
     cost = estimate_training_cost(planned, device)
     if runs is not None:
         write_records(RunFolder(Path(runs) / planned.plan.name), planned, cost)
@@ -126,10 +128,10 @@ def build(
     from hybridizer.pipeline.build import build as build_recipe
 
     built = build_recipe(
-        _recipe(recipe),
-        _overrides(overrides),
+        read_recipe(recipe),
+        read_overrides(overrides),
         None if runs is None else Path(runs),
-        _monitor(progress),
+        choose_monitor(progress),
         replace=replace,
         deep=deep_check,
         load=load,
@@ -165,8 +167,8 @@ def trace(
     """
     from hybridizer.pipeline.donors import trace_donors
 
-    request = _request(settings, seed)
-    runs = trace_donors(_donors(donors), request, tuple(allow), _monitor(progress), baselines=baselines)
+    request = read_trace(settings, seed)
+    runs = trace_donors(read_donors(donors), request, tuple(allow), choose_monitor(progress), baselines=baselines)
     return tuple(TraceResult(run.donor, run.record.to_json(), run.readings, run.baselines) for run in runs)
 
 
@@ -195,9 +197,9 @@ def rank(
     """
     from hybridizer.pipeline.donors import rank_donors
 
-    request = _request(settings, seed)
+    request, monitor = read_trace(settings, seed), choose_monitor(progress)
     _, ranking = rank_donors(
-        _donors(donors), request, tuple(allow), _monitor(progress), boundary=boundary, by=by, host=host, side=side
+        read_donors(donors), request, tuple(allow), monitor, boundary=boundary, by=by, host=host, side=side
     )
     return RankResult(tuple(entry.donor for entry in ranking.ranking), ranking.to_json())
 
@@ -233,9 +235,9 @@ def scan(
     if unknown := [key for key in settings if key not in known]:
         raise TypeError(f"unknown scan setting '{unknown[0]}'. {DidYouMean(unknown[0], known)}")
     record = scan_donors(
-        _donors(donors),
+        read_donors(donors),
         ScanRequest(**settings),
-        _monitor(progress),
+        choose_monitor(progress),
         probes=str(probes),
         text=None if text is None else DataEntry(path=str(text), field=field),
         allow=tuple(allow),
@@ -270,7 +272,7 @@ def evaluate(
     from hybridizer.pipeline.run import RunFolder, hold
     from hybridizer.plan.manifest import FILE_NAME, read_manifest
 
-    planned = plan_recipe(_recipe(recipe), _overrides(overrides), _monitor(progress))
+    planned = plan_recipe(read_recipe(recipe), read_overrides(overrides), choose_monitor(progress))
     run = RunFolder(Path(runs) / planned.plan.name)
     if planned.plan.train is None:
         what = "the recipe has no `train` section, and an evaluation compares before and after training."
@@ -279,7 +281,7 @@ def evaluate(
     if not built:
         raise InputError(Problem(str(run.path), "this folder holds no model of this plan.", "Build the recipe first."))
     with reporting_os_errors(run.path), hold(run):
-        found = evaluate_run(planned, run, _monitor(progress))
+        found = evaluate_run(planned, run, choose_monitor(progress))
     return EvaluateResult(found.scores, found.profile)
 
 
@@ -311,11 +313,10 @@ def eval_models(
     from hybridizer.pipeline.eval_models import eval_models as evaluate_all
     from hybridizer.pipeline.eval_models import write_details
 
-    plain = {key: _plain(value, f"`{key}`") for key, value in settings.items()}
-    values = {**(read_request(Path(set_file)) if set_file is not None else {}), **plain}
-    names = _donors(models)
+    values = {**(read_request(Path(set_file)) if set_file is not None else {}), **read_settings(settings)}
+    names = read_donors(models)
     request = make_request(values, "eval_models")
-    found = evaluate_all(names, request, _monitor(progress), allow=tuple(allow), seed=seed)
+    found = evaluate_all(names, request, choose_monitor(progress), allow=tuple(allow), seed=seed)
     if out is not None:
         write_details(found, Path(out))
     return EvalModelsResult(names, found.to_json(), exit_code(found.gate))
@@ -343,8 +344,8 @@ def trial(
     """
     from hybridizer.pipeline.trial import run_trial
 
-    settings = _overrides(overrides)
-    done = run_trial(_recipe(recipe), settings, Path(runs), _monitor(progress), arm=arm, gather=gather)
+    settings = read_overrides(overrides)
+    done = run_trial(read_recipe(recipe), settings, Path(runs), choose_monitor(progress), arm=arm, gather=gather)
     record, times = (None if found is None else found.to_json() for found in (done.record, done.times))
     return TrialResult(done.folder, record, times)
 
@@ -362,56 +363,5 @@ def verify(model: str | Path, *, load: bool = True, progress: bool = False) -> V
     """
     from hybridizer.pipeline.verify import verify_folder
 
-    manifest, proofs = verify_folder(Path(model), _monitor(progress), load=load)
+    manifest, proofs = verify_folder(Path(model), choose_monitor(progress), load=load)
     return VerifyResult(manifest, proofs)
-
-
-def _recipe(recipe: RecipeLike) -> Path | dict[str, Any]:
-    if isinstance(recipe, Mapping):
-        return {str(key): _plain(value, f"`{key}`") for key, value in recipe.items()}
-    return Path(recipe)
-
-
-def _overrides(overrides: Mapping[str, Any] | None) -> tuple[str, ...]:
-    plain = {key: _plain(value, f"override `{key}`") for key, value in (overrides or {}).items()}
-    # Plain text stays as it is typed after --set; JSON quotes the rest in a way that YAML reads.
-    return tuple(
-        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for key, value in plain.items()
-    )
-
-
-def _plain(value: Any, where: str) -> Any:
-    """`value` as YAML may hold it: paths become text, tuples lists. Raises RecipeError for anything else."""
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}.{index}") for index, item in enumerate(value)]
-    if isinstance(value, (str, int, float)):
-        return value
-    what = f"{where} is of type {type(value).__name__}, which a recipe cannot hold."
-    raise RecipeError(Problem("the recipe", what, "Give text, a number, a boolean, a path, a list or a mapping."))
-
-
-def _donors(donors: DonorsLike) -> tuple[str, ...]:
-    return (str(donors),) if isinstance(donors, (str, Path)) else tuple(str(donor) for donor in donors)
-
-
-def _request(settings: Mapping[str, Any], seed: int) -> TraceRequest:
-    from hybridizer.recipe.messages import make_section
-    from hybridizer.recipe.models import Trace
-    from hybridizer.recipe.sections import keys_of
-    from hybridizer.trace.runs import request_from_section
-
-    if unknown := [key for key in settings if key not in keys_of(Trace)]:
-        raise TypeError(f"unknown trace setting '{unknown[0]}'. {DidYouMean(unknown[0], keys_of(Trace))}")
-    section = make_section(Trace, settings, "trace", lambda key: f"`{key}`")
-    return request_from_section(section, seed, Path.cwd())
-
-
-def _monitor(progress: bool) -> Monitor:
-    from hybridizer.core.progress import ConsoleMonitor, SilentMonitor
-
-    return ConsoleMonitor() if progress else SilentMonitor()

@@ -20,7 +20,7 @@ def calibration_of(recipe: Recipe) -> Calibration:
 
 
 def write_calibration(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor) -> None:
-    """Return when the text is on disk: a donor writes it where it is generated and not there yet."""
+    """Let a donor write the text, where it is generated and not on disk yet."""
     entry = first_source(recipe)
     if recipe.layout.calibration is None and entry is not None:
         write_donor_text(entry, donors, recipe.folder, monitor)

@@ -11,6 +11,7 @@ from typing import Any
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash
+from hybridizer.evaluate.compare import LEAST_DOCUMENTS
 from hybridizer.pipeline.evaluate import open_sets
 from hybridizer.recipe.models import Evaluate, Recipe
 from hybridizer.train.curve import BEST, GENERAL, IN_DOMAIN, CurveRequest, CurveText, TokenLosses
@@ -48,8 +49,6 @@ def curve_text(text: Any, context: int) -> CurveText:
 
 def few_documents(request: CurveRequest) -> list[str]:
     """The general texts with too few documents for the retention limit to be judged by them."""
-    from hybridizer.evaluate.compare import LEAST_DOCUMENTS
-
     if request.settings.retention is None:
         return []
     general = [text for text in request.texts if text.role == GENERAL]

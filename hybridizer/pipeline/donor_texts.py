@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hybridizer.core.progress import Monitor
+from hybridizer.data.sampling import Writer, read_prompts, write_texts
 from hybridizer.donors.donor import Donor
 from hybridizer.plan.generated import generated_folder
 from hybridizer.recipe.models import DataEntry
 
 
 def write_donor_text(entry: DataEntry, donors: Mapping[str, Donor], folder: Path, monitor: Monitor) -> None:
-    """Return when the text of `entry` is there; a donor writes it where `generate` asks for it and the cache lacks it.
+    """Let a donor write the text of `entry`, where `generate` asks for it and the cache does not have it.
 
     Planning has given the entry its path; prompts count from `folder`. Raises what `write_texts` raises.
     """
     if entry.generate is None or entry.path is None or Path(entry.path).is_file():
         return
-    from hybridizer.data.sampling import Writer, read_prompts, write_texts
-
     donor = donors[entry.generate.from_]
     writer = Writer(donor.name, donor.folder, "remote_code" in donor.allow)
     prompts = read_prompts(entry.generate.prompts, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.files import write_file
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import to_jsonable, write_json
+from hybridizer.data.documents import find_files
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
@@ -146,8 +148,6 @@ def write_details(evaluation: Evaluation, folder: Path) -> None:
 
 
 def _json_line(row: Mapping[str, Any]) -> str:
-    import json
-
     return json.dumps(to_jsonable(row), ensure_ascii=False) + "\n"
 
 
@@ -246,7 +246,6 @@ def _run_tasks(candidate: Candidate, request: EvalRequest, measure: Measure) -> 
 def _find_overlaps(request: EvalRequest, material: _Material, monitor: Monitor) -> tuple[Overlap, ...]:
     if not request.training_text:
         return ()
-    from hybridizer.data.documents import find_files
     from hybridizer.evaluate.overlap import find_overlaps
 
     sets = {text.name: [passage.text for passage in text.passages] for text in material.texts}

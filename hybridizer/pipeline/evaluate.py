@@ -10,6 +10,7 @@ from typing import Any
 from hybridizer.core.errors import Problem, RecipeError
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, write_json
+from hybridizer.data.tokenizer import load_encoder
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
@@ -110,7 +111,6 @@ def open_sets(recipe: Recipe, request: Evaluate, model: Path, remote_code: bool,
 
     `model` is a folder with the model's tokenizer. Raises InputError for a general text of which nothing is left.
     """
-    from hybridizer.data.tokenizer import load_encoder
     from hybridizer.evaluate.texts import general_text, heldout_texts, trained_keys
 
     train = recipe.train_section

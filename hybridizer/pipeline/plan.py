@@ -19,10 +19,10 @@ from hybridizer.pipeline.teacher import NAME as TEACHER
 from hybridizer.pipeline.teacher import check_same_teachers, lacks_teacher, open_teachers
 from hybridizer.pipeline.ways import WAYS, way_of
 from hybridizer.plan.cost import Cost, StepTiming
+from hybridizer.plan.dimensions import ObjectiveShape
 from hybridizer.plan.finite import scan_planned
 from hybridizer.plan.generated import place_generated
 from hybridizer.plan.layout import lay_out
-from hybridizer.plan.memory import ObjectiveShape
 from hybridizer.plan.objective import count_shared, objective_shape
 from hybridizer.plan.plan import Evidence, Plan, TrainPlan
 from hybridizer.plan.stage_cost import count_steps, estimate_stages

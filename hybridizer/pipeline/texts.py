@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hybridizer.core.progress import Monitor
 from hybridizer.data.counts import warn_of_epochs, write_count
+from hybridizer.data.tokenizer import load_encoder
 from hybridizer.pipeline.amounts import source_keys
 from hybridizer.pipeline.donor_texts import write_donor_text
 from hybridizer.pipeline.plan import Planned
@@ -29,7 +30,6 @@ def tokenise_texts(planned: Planned, monitor: Monitor) -> None:
     `open_texts` raises, and DonorError for a tokenizer that does not load.
     """
     from hybridizer.data.batches import num_training_tokens
-    from hybridizer.data.tokenizer import load_encoder
 
     recipe, plan = planned.resolved.recipe, planned.plan
     train, host = recipe.train_section, planned.donors[plan.host]

@@ -11,6 +11,7 @@ from hybridizer import __version__
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import content_hash, to_jsonable
+from hybridizer.data.tokenizer import load_encoder
 from hybridizer.evaluate.outcome import Outcome, cached_outcome
 from hybridizer.evaluate.trial_scores import SCHEMA
 from hybridizer.pipeline.eval_models import measure_items, read_exams
@@ -80,7 +81,6 @@ def open_trial_sets(setup: TrialSetup, monitor: Monitor) -> TrialSets:
 
     Raises InputError for files that cannot be read, and where a training source has no held-out document in one half.
     """
-    from hybridizer.data.tokenizer import load_encoder
     from hybridizer.evaluate.texts import general_text, heldout_texts, trained_keys
 
     recipe, train, base = setup.recipe, setup.train, setup.base

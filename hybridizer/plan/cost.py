@@ -9,20 +9,17 @@ from typing import Any
 from hybridizer.checkpoint.dtypes import DTYPE_BITS, FLOATING, SAFETENSORS_NAMES, TORCH_NAMES
 from hybridizer.core.records import to_jsonable
 from hybridizer.models.hardware import choose_compute_dtype, choose_matmul_dtype
-from hybridizer.plan.flops import TokenFlops
-from hybridizer.plan.freeze import FreezeChoice, choose_frozen, with_adapters
-from hybridizer.plan.memory import (
-    HEAP_SPREAD,
+from hybridizer.plan.dimensions import (
     LOSS_CHUNK_BYTES,
-    Estimate,
-    Memory,
     ModelShape,
     ObjectiveShape,
     RunShape,
-    estimate,
     kept_bytes,
     model_parameters,
 )
+from hybridizer.plan.flops import TokenFlops
+from hybridizer.plan.freeze import FreezeChoice, choose_frozen, with_adapters
+from hybridizer.plan.memory import HEAP_SPREAD, Estimate, Memory, estimate
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.recompute import memory_budget, repeated_flops, with_recomputing
 from hybridizer.plan.shapes import planned_shape

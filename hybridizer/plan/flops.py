@@ -7,8 +7,9 @@ everything 6N; attention over the context is added.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from hybridizer.plan.dimensions import ModelShape, ObjectiveShape
 from hybridizer.plan.freeze import FreezeChoice
 
 
@@ -52,6 +53,37 @@ def count_token_flops(
     beside = 0 if adapters is None else trained
     head = 0 if choice.frozen_head else 2 * head_parameters
     return TokenFlops(forward + beside, activation + beside, trained + head)
+
+
+def model_token_flops(
+    shape: ModelShape,
+    choice: FreezeChoice,
+    context: float,
+    adapter_rank: int = 0,
+    objective: ObjectiveShape | None = None,
+) -> TokenFlops:
+    """The cost of one token of this model under `choice`, which attends to `context` tokens on average.
+
+    With an `adapter_rank` above 0 only the adapters in the layers that train are trained. An `objective` adds its
+    teacher, and may leave out the last layers and the head.
+    """
+    layers, table = shape.layers, shape.width * shape.vocabulary
+    if objective is not None and objective.student_layers is not None:
+        end, table = objective.student_layers, 0
+        layers = layers[:end]
+        choice = replace(choice, num_layers=end, frozen_layers=tuple(n for n in choice.frozen_layers if n < end))
+    matrices = [layer.matrix_parameters for layer in layers]
+    attention = [layer.attention_width for layer in layers]
+    adapters = [adapter_rank * layer.adapter_width for layer in layers] if adapter_rank else None
+    found = count_token_flops(choice, matrices, table, attention, context, adapters)
+    return found if objective is None else replace(found, teacher=_teacher_flops(objective, context))
+
+
+def _teacher_flops(objective: ObjectiveShape, context: float) -> float:
+    teacher = objective.teacher
+    layers = teacher.layers[: objective.teacher_layers]
+    head = 2 * teacher.width * teacher.vocabulary if objective.teacher_head else 0
+    return sum(2 * layer.matrix_parameters + 4 * layer.attention_width * context for layer in layers) + head
 
 
 def full_training(choice: FreezeChoice) -> FreezeChoice:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from hybridizer.checkpoint.dtypes import DTYPE_BITS
 from hybridizer.checkpoint.strict_json import parse_object, shorten
 from hybridizer.core.errors import CheckpointError, Problem, VerificationError
@@ -163,8 +165,6 @@ class _TrainingRecord:
 
 def _find_faults(manifest: Manifest) -> Iterator[str]:
     """Contradictions inside a manifest, one sentence each."""
-    from pydantic import TypeAdapter, ValidationError  # slow to import
-
     for key, donor in (("host", manifest.host), ("identity_of", manifest.identity_of)):
         if donor is not None and donor not in manifest.donors:
             yield f"`{key}` is {shorten(donor)}, which is not one of the donors."

@@ -1,10 +1,11 @@
-"""Estimated cost of a training before it runs: parameters, operations per token, memory by part, from sizes alone."""
+"""Estimated memory of a training before it runs, by part, and what freezing saves of it and of the operations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hybridizer.plan.flops import TokenFlops, count_token_flops, full_training
+from hybridizer.plan.dimensions import LARGE_ELEMENTS, LayerShape, ModelShape, ObjectiveShape, RunShape
+from hybridizer.plan.flops import TokenFlops, full_training, model_token_flops
 from hybridizer.plan.freeze import FreezeChoice
 
 # What glibc's heap holds beyond the living tensors in it, as a share of those that come and go in a step: of
@@ -14,130 +15,10 @@ from hybridizer.plan.freeze import FreezeChoice
 HEAP_SPREAD = {"cpu": 0.25, "cuda": 0.0}
 ADAPTED_SPREAD = {"cpu": 0.45, "cuda": 0.0}  # adapters free a block beside each that is kept: 0.2 and 0.5 were measured
 GRADIENT_SPREAD = {"cpu": 0.8, "cuda": 0.0}
-BLOCK = 64  # 4-bit numbers with one scale, or as many as divide a row
-MIN_BLOCK = 16  # weights stay as stored where the row length is not divisible by it
-VALUE_BYTES = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5}
-SCALE_BYTES = 2
-LARGE_ELEMENTS = 2**23  # 32 MiB of float32: such a block is never in the heap, it is mapped
 PROCESS_BYTES = {"cpu": 410_000_000, "cuda": 0}  # python, torch 2.13, transformers 5.23 and a model's code
 # What tokenising, splicing and verifying leave behind in the process of a build: 65 to 130 MB was measured, 65 of them
 # with --no-load. A probe has a process of its own.
 BUILD_BYTES = {"cpu": 90_000_000, "cuda": 0}
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """One decoder layer: all its parameters, and those in matrices used per token (of experts, the chosen ones).
-
-    `kept_width` is how many numbers are kept per token for the backward pass, `trained_width` how many more when the
-    layer trains; `attention_width` is heads x head size, 0 without attention. `large_parameters` are those in tensors
-    of at least LARGE_ELEMENTS. A low-rank adapter of rank r on each of the `num_linears` linear modules has r times
-    `adapter_width` parameters, and the layer keeps `adapted_width` more numbers than a frozen one, and `dropout_width`
-    more again if the adapters have dropout. `largest_parameters` are those of its largest tensor. `low_parameters` are
-    those in linear modules that can be kept in 8 or 4 bits while they do not train, `low_rows` the rows of these, and
-    `low_blocks` their blocks with one scale in 4 bits.
-    """
-
-    parameters: int
-    matrix_parameters: int
-    kept_width: int
-    trained_width: int
-    attention_width: int
-    large_parameters: int = 0
-    num_linears: int = 0
-    adapter_width: int = 0
-    adapted_width: int = 0
-    dropout_width: int = 0
-    largest_parameters: int = 0
-    low_parameters: int = 0
-    low_rows: int = 0
-    low_blocks: int = 0
-
-    def low_bytes(self, kind: str) -> int:
-        """What `low_parameters` take in int8, fp8 or nf4, scales included."""
-        scales = self.low_blocks if kind == "nf4" else self.low_rows
-        return round(VALUE_BYTES[kind] * self.low_parameters) + SCALE_BYTES * scales
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """A causal language model in numbers; `stored_bytes` are those of a parameter in the checkpoint.
-
-    `stateful_layers` carry state along a row: the operations and memory of their scans depend on the kernels and are
-    not estimated here.
-    """
-
-    width: int
-    vocabulary: int
-    layers: tuple[LayerShape, ...]
-    tied: bool
-    stored_bytes: int
-    stateful_layers: tuple[int, ...] = ()
-
-
-# Of float32 logits in the loss, by device: what models.loss uses, which imports torch.
-LOSS_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 1024 * 2**20}
-
-
-@dataclass(frozen=True)
-class ObjectiveShape:
-    """What an objective other than next-token adds to a step, and what it leaves out.
-
-    `teacher_layers` layers of a frozen teacher run forwards, and its head with `teacher_head`. `student_layers` layers
-    of the student run, and neither the others nor its head; None: all do. `num_states` hidden states are compared.
-    `shared_parameters` of the teacher are frozen tensors of the student and in memory once. With `kept` above 0 the
-    teacher runs alone before the training, and so many of its tokens are kept on disk for each token.
-    """
-
-    teacher: ModelShape
-    teacher_layers: int
-    teacher_head: bool
-    student_layers: int | None = None
-    num_states: int = 0
-    shared_parameters: int = 0
-    kept: int = 0
-
-    @property
-    def teacher_bytes(self) -> int:
-        """The bytes of the teacher's weights that the student does not hold."""
-        beside = 0 if self.kept else model_parameters(self.teacher) - self.shared_parameters
-        return beside * self.teacher.stored_bytes
-
-
-@dataclass(frozen=True)
-class RunShape:
-    """How it will be trained: `batch_tokens` go through at a time, `context` is the mean number a token attends to.
-
-    `compute_bytes` is 4 for float32 and 2 for bfloat16; `product_bytes` is the same for matrix products, 4 where a CPU
-    multiplies bfloat16 in float32. `moment_bytes` is what the optimizer keeps per parameter (8, or 2 for 8-bit Adam),
-    `unpacked_bytes` what its update takes beside per parameter of the tensor that it is at.
-    `frozen_dtype` is that of frozen linear layers, "" for as stored; `pages_stay`: their stored bytes stay in memory
-    too, as on a CPU without Linux.
-    `recomputed_layers` keep their input only and run again in the backward pass. `accumulates`: a step has several
-    batches, whose gradients add up. `adapter_rank` is the rank of the low-rank adapters that train in place of whole
-    matrices, 0 for none; `adapter_dropout`: they have dropout.
-    """
-
-    batch_tokens: int
-    context: float
-    compute_bytes: int = 4
-    product_bytes: int = 4
-    moment_bytes: int = 8
-    unpacked_bytes: int = 0
-    recomputed_layers: tuple[int, ...] = ()
-    accumulates: bool = False
-    loss_chunk_bytes: int = LOSS_CHUNK_BYTES["cpu"]
-    device: str = "cpu"
-    adapter_rank: int = 0
-    adapter_dropout: bool = False
-    objective: ObjectiveShape | None = None
-    frozen_dtype: str = ""
-    pages_stay: bool = False
-
-    @property
-    def student_layers(self) -> int | None:
-        """How many layers of the student run, without its head; None: all, and the head."""
-        return None if self.objective is None else self.objective.student_layers
 
 
 @dataclass(frozen=True)
@@ -191,11 +72,6 @@ class Estimate:
         )
 
 
-def kept_bytes(tokens: int, top_k: int) -> int:
-    """The bytes on disk of a teacher's `top_k` tokens for each of `tokens` tokens: ids, and ln p with the others'."""
-    return tokens * (4 * top_k + 2 * (top_k + 1)) if top_k else 0
-
-
 def estimate(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Estimate:
     """What training under `choice` costs, from `freeze.with_adapters` where adapters train.
 
@@ -233,43 +109,6 @@ def _parameters(shape: ModelShape, choice: FreezeChoice, rank: int, large: bool 
         return rank * sum(shape.layers[layer].adapter_width for layer in choice.trained_layers), total
     frozen = sum(count for count, is_frozen in parts if is_frozen)
     return total - frozen, frozen
-
-
-def model_token_flops(
-    shape: ModelShape,
-    choice: FreezeChoice,
-    context: float,
-    adapter_rank: int = 0,
-    objective: ObjectiveShape | None = None,
-) -> TokenFlops:
-    """The cost of one token of this model under `choice`, which attends to `context` tokens on average.
-
-    With an `adapter_rank` above 0 only the adapters in the layers that train are trained. An `objective` adds its
-    teacher, and may leave out the last layers and the head.
-    """
-    layers, table = shape.layers, shape.width * shape.vocabulary
-    if objective is not None and objective.student_layers is not None:
-        end, table = objective.student_layers, 0
-        layers = layers[:end]
-        choice = replace(choice, num_layers=end, frozen_layers=tuple(n for n in choice.frozen_layers if n < end))
-    matrices = [layer.matrix_parameters for layer in layers]
-    attention = [layer.attention_width for layer in layers]
-    adapters = [adapter_rank * layer.adapter_width for layer in layers] if adapter_rank else None
-    found = count_token_flops(choice, matrices, table, attention, context, adapters)
-    return found if objective is None else replace(found, teacher=_teacher_flops(objective, context))
-
-
-def _teacher_flops(objective: ObjectiveShape, context: float) -> float:
-    teacher = objective.teacher
-    layers = teacher.layers[: objective.teacher_layers]
-    head = 2 * teacher.width * teacher.vocabulary if objective.teacher_head else 0
-    return sum(2 * layer.matrix_parameters + 4 * layer.attention_width * context for layer in layers) + head
-
-
-def model_parameters(shape: ModelShape) -> int:
-    """All parameters of a model, a tied tensor counted once."""
-    tables = (1 if shape.tied else 2) * shape.width * shape.vocabulary
-    return sum(layer.parameters for layer in shape.layers) + tables + shape.width
 
 
 def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:

@@ -11,8 +11,8 @@ from hybridizer.donors.donor import Donor
 from hybridizer.donors.vocabulary import compare_vocabularies
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
+from hybridizer.plan.dimensions import ObjectiveShape
 from hybridizer.plan.freeze import REST, FreezeChoice
-from hybridizer.plan.memory import ObjectiveShape
 from hybridizer.plan.origin import Copy
 from hybridizer.plan.plan import LayerRow, Plan, TrainPlan
 from hybridizer.plan.shapes import planned_shape

@@ -174,29 +174,4 @@ class Fitted:
         return f"{self.mixer} fitted on {of} ({self.init}, seed {self.seed})"
 
 
-@dataclass(frozen=True)
-class Bridge:
-    """A tensor of a linear map from the residual stream of `from_donor`'s layers into that of `to_donor`'s.
-
-    `init` names its initialisation ("ridge", "orthogonal"); `calibration` is the sha256 of the text it is fitted on,
-    None where it is not fitted; `seed` is that of the draw.
-    """
-
-    from_donor: str
-    to_donor: str
-    init: str
-    seed: int
-    calibration: str | None = None
-    kind: Literal["bridge"] = "bridge"
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        """No tensor: the donors are named, but the map comes from neither."""
-        return ()
-
-    def describe(self, blends: Sequence[BlendUse]) -> str:
-        """How the tensor is made."""
-        return f"bridge from '{self.from_donor}' to '{self.to_donor}' ({self.init}, seed {self.seed})"
-
-
-Source: TypeAlias = Copy | Convert | Join | Affine | Spread | Merge | Fresh | Derived | Fitted | Bridge
+Source: TypeAlias = Copy | Convert | Join | Affine | Spread | Merge | Fresh | Derived | Fitted

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hybridizer.models.hardware import device_bytes
+from hybridizer.plan.dimensions import ModelShape, RunShape
 from hybridizer.plan.freeze import FreezeChoice
-from hybridizer.plan.memory import ModelShape, RunShape, estimate, kept_widths
+from hybridizer.plan.memory import estimate, kept_widths
 from hybridizer.recipe.models import AUTO, Train
 
 # Of the device's memory, what `auto` plans for: the estimate is within 15%.

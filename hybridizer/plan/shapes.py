@@ -14,7 +14,7 @@ from hybridizer.families.keys import read_assumptions, unify
 from hybridizer.families.names import Shapes
 from hybridizer.families.reading import read_structure
 from hybridizer.families.structure import Structure
-from hybridizer.plan.memory import BLOCK, LARGE_ELEMENTS, MIN_BLOCK, LayerShape, ModelShape
+from hybridizer.plan.dimensions import BLOCK, LARGE_ELEMENTS, MIN_BLOCK, LayerShape, ModelShape
 
 # Kinds of layers that carry state along a row, alone or beside attention; kinds that score no pairs of tokens.
 STATEFUL = {"linear_attention", "mamba", "mamba2", "conv", "rwkv", "mlstm"}

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hybridizer.plan.cost import Cost, FreezeCost, StageCost, estimate_cost, run_shape
+from hybridizer.plan.dimensions import ObjectiveShape
 from hybridizer.plan.freeze import FreezeChoice, choose_frozen, trained_parts
-from hybridizer.plan.memory import ObjectiveShape, estimate
+from hybridizer.plan.memory import estimate
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
 from hybridizer.recipe.models import Train

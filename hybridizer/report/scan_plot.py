@@ -17,6 +17,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from hybridizer.recipe.layers import count, read_ranges
 from hybridizer.report.captions import one_line
 from hybridizer.report.panels import COLOURS, INK
 from hybridizer.report.plots import describe, plot_style
@@ -182,6 +183,4 @@ def _num_changed(row: Mapping[str, Any], host: Mapping[str, Any]) -> int:
     """Layers left out of the host, or taken from other donors."""
     if row["num_layers"] != host["num_layers"]:
         return int(host["num_layers"] - row["num_layers"])
-    from hybridizer.recipe.layers import count, read_ranges
-
     return sum(count(read_ranges(piece["layers"])) for piece in row["slices"] if piece["donor"] != host["name"])

@@ -55,7 +55,7 @@ def print_json(value: Any) -> None:
 
 
 def write_out(path: Path | None, value: Any) -> bool:
-    """Write `value` where --json asks for it, - being standard output; whether that is left for what people read."""
+    """Write `value` to the file of --json, - for standard output. True where standard output is free for tables."""
     if str(path) == "-":
         print_json(value)
     elif path is not None:

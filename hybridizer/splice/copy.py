@@ -111,7 +111,7 @@ def in_dtype(entry: TensorEntry, dtype: str) -> TensorEntry | Callable[[], Itera
 
 
 def chunks_in_dtype(entry: TensorEntry, dtype: str) -> Iterator[memoryview]:
-    """The same, piece by piece."""
+    """The bytes of a tensor, as they are or rounded to another dtype, piece by piece."""
     if entry.dtype == dtype:
         return read_tensor_chunks(entry)
     from hybridizer.models.tensors import converted_chunks

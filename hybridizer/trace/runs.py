@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hybridizer import __version__
+from hybridizer.core.bootstrap import number_clusters
 from hybridizer.core.cache import NPZ_DAMAGE, cache_folder
 from hybridizer.core.errors import CheckpointError, Problem
 from hybridizer.core.files import new_file
@@ -18,6 +21,7 @@ from hybridizer.core.records import content_hash, read_json, write_json
 from hybridizer.donors.donor import Donor
 from hybridizer.recipe.models import Trace
 from hybridizer.trace.probes import ProbeSet, load_probes
+from hybridizer.trace.readings import Readings
 from hybridizer.trace.record import SCHEMA, RecordedDonor, TraceRun, read_trace_record
 
 if TYPE_CHECKING:
@@ -111,8 +115,6 @@ def check_prompts(donor: Donor, request: TraceRequest) -> tuple[int | None, ...]
 
 def _write_run(folder: Path, run: TraceRun) -> None:
     """Write a trace into the existing `folder`; the record last, so that a trace is complete or absent."""
-    import numpy as np
-
     with new_file(folder / _READINGS) as partial, partial.open("wb") as file:
         np.savez(file, **{name: array for name, array in vars(run.readings).items() if array is not None})
     write_json(folder / _RECORD, run.record.to_json())
@@ -120,10 +122,6 @@ def _write_run(folder: Path, run: TraceRun) -> None:
 
 def _read_run(folder: Path, name: str, reference: str) -> TraceRun:
     """The trace in `folder` under the donor's present name and reference. Raises CheckpointError when it is damaged."""
-    import numpy as np
-
-    from hybridizer.trace.readings import Readings
-
     record = read_trace_record(folder / _RECORD)
     try:
         with (folder / _READINGS).open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -145,7 +143,6 @@ def _read_run(folder: Path, name: str, reference: str) -> TraceRun:
 
 def score_baselines(donor: Donor, request: TraceRequest, monitor: Monitor) -> tuple[LayerScores, ...]:
     """Measures of each layer of `donor` from other papers, on the weights and on the request's prompts, unmasked."""
-    from hybridizer.core.bootstrap import number_clusters
     from hybridizer.models.encode import encode_prompts
     from hybridizer.trace.baselines import score_activations, score_weights
 

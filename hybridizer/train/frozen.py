@@ -16,7 +16,7 @@ from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.memory import page_out
 from hybridizer.models.objective import TrainableParts
 from hybridizer.models.parts import MODEL_FAULTS
-from hybridizer.plan.memory import MIN_BLOCK
+from hybridizer.plan.dimensions import MIN_BLOCK
 from hybridizer.recipe.train import LowDtype
 from hybridizer.train.freeze import FreezePlan
 from hybridizer.train.isolation import FEW_TOKENS

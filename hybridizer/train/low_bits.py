@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hybridizer.plan.memory import BLOCK
+from hybridizer.plan.dimensions import BLOCK
 from hybridizer.recipe.train import LowDtype
 
 # The 16 numbers of NormalFloat: quantiles of a normal distribution, zero among them (arXiv 2305.14314, appendix E).

@@ -16,9 +16,11 @@ from hybridizer.core.errors import InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.data.tokenizer import TokenizerEncoder
+from hybridizer.models.hardware import choose_compile, datasheet_flops, device_name
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.cost import recomputed_layers
-from hybridizer.plan.memory import ModelShape, model_token_flops
+from hybridizer.plan.dimensions import ModelShape
+from hybridizer.plan.flops import model_token_flops
 from hybridizer.plan.objective import keeps_largest, objective_shape, pairs_of
 from hybridizer.plan.plan import Plan
 from hybridizer.plan.shapes import planned_shape
@@ -310,7 +312,6 @@ def _data(
 
 def _figures(plan: Plan, job: TrainJob, runtime: Runtime, teacher: Donor | None) -> DeviceFigures:
     """The FLOP per token of `job`, and FLOP/s of the device: of its fastest matrix product and of its data sheet."""
-    from hybridizer.models.hardware import choose_compile, datasheet_flops, device_name
     from hybridizer.models.matmul import matmul_dtype
     from hybridizer.train.job import DeviceFigures
     from hybridizer.train.precision import choose_dtype

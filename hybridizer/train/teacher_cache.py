@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hybridizer.data.batches import TrainingData
 from hybridizer.models.largest import Largest
-from hybridizer.plan.memory import kept_bytes
+from hybridizer.plan.dimensions import kept_bytes
 
 FILE_BYTES = 64 * 2**20  # roughly: what a kill may lose
 SAMPLE = "sample.safetensors"

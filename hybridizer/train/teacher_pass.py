@@ -21,7 +21,7 @@ from hybridizer.donors.donor import Donor
 from hybridizer.models.batching import to_device
 from hybridizer.models.largest import Largest, keep_largest
 from hybridizer.models.loss import IGNORED
-from hybridizer.plan.memory import kept_bytes
+from hybridizer.plan.dimensions import kept_bytes
 from hybridizer.recipe.objective import Distill
 from hybridizer.train.checkpoints import write_tensors
 from hybridizer.train.isolation import in_eval

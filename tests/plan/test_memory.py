@@ -6,19 +6,10 @@ import torch
 from hybridizer.models.loss import loss_chunk_bytes
 from hybridizer.models.objective import CausalLMLoss
 from hybridizer.models.parts import find_parts
+from hybridizer.plan.dimensions import LOSS_CHUNK_BYTES, LayerShape, ModelShape, RunShape
 from hybridizer.plan.flops import count_token_flops, full_training
 from hybridizer.plan.freeze import choose_frozen
-from hybridizer.plan.memory import (
-    BUILD_BYTES,
-    GRADIENT_SPREAD,
-    HEAP_SPREAD,
-    LOSS_CHUNK_BYTES,
-    PROCESS_BYTES,
-    LayerShape,
-    ModelShape,
-    RunShape,
-    estimate,
-)
+from hybridizer.plan.memory import BUILD_BYTES, GRADIENT_SPREAD, HEAP_SPREAD, PROCESS_BYTES, estimate
 from hybridizer.recipe.models import Lora
 from hybridizer.train.freeze import apply_freeze_, plan_freeze, plan_lora_
 from hybridizer.train.fused import fused

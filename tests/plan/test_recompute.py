@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 
 from hybridizer.plan import recompute as recompute_module
+from hybridizer.plan.dimensions import LayerShape, ModelShape, RunShape
 from hybridizer.plan.freeze import choose_frozen
-from hybridizer.plan.memory import LayerShape, ModelShape, RunShape, estimate
+from hybridizer.plan.memory import estimate
 from hybridizer.plan.recompute import memory_budget, recomputing_order, with_recomputing, within_budget
 from hybridizer.recipe.models import Lora
 from support.sections import train_section

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from rich.console import Console
@@ -12,7 +13,19 @@ from hybridizer.core.progress import SilentMonitor
 from hybridizer.core.records import to_jsonable
 from hybridizer.pipeline.plan import plan_recipe
 from hybridizer.plan.manifest import make_manifest
-from hybridizer.plan.origin import Bridge, Convert, Copy, Fresh, Merge, Origin
+from hybridizer.plan.origin import (
+    Affine,
+    Convert,
+    Copy,
+    Derived,
+    Fitted,
+    Fresh,
+    Join,
+    Merge,
+    Origin,
+    Source,
+    Spread,
+)
 from hybridizer.plan.plan import LayerRow, read_plan
 from hybridizer.report.plan_tables import origins_table, plan_table
 from hybridizer.splice.card import write_card
@@ -20,7 +33,13 @@ from hybridizer.splice.executors import EXECUTORS, find_executor
 from support.lines import hybridize, make_donor, write_recipe
 
 FRESH = Fresh("zero", 3)
-BRIDGE = Bridge("a", "b", "ridge", 0, "sha256:ab")
+READ = tuple(Origin("a", f"model.layers.0.self_attn.{name}_proj.weight") for name in "qkvo")
+FITTED = Fitted("mamba2", "attention", READ, 0, "sha256:0123456789", 1000, 64)
+SAYS_FITTED = "mamba2 fitted on 1,000 tokens of 01234567 (attention, seed 0)"
+SOURCES = (
+    Copy("a", "x"), Convert("a", "x"), Join(READ, True), Affine("a", "x", 2.0, -1.0), Spread("a", "x", 4),
+    Merge(0, READ), FRESH, Derived("mamba2", READ, 3), FITTED,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -48,7 +67,11 @@ def test_a_tensor_is_copied_converted_or_merged_as_the_recipe_asks(planned, tmp_
     assert {type(tensor.source) for tensor in rounded} == {Convert, Merge}
 
 
-@pytest.mark.parametrize("source", [FRESH, BRIDGE, Copy("a", "x"), Convert("a", "x"), Merge(0, (Origin("a", "x"),))])
+def test_the_sources_of_these_tests_are_of_every_kind():
+    assert tuple(type(source) for source in SOURCES) == get_args(Source)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.kind)
 def test_every_kind_of_source_comes_back_from_json_as_it_was(planned, source):
     plan = with_source(planned.plan, source)
     again = read_plan(json.loads(json.dumps(plan.to_json())), "plan.json")
@@ -64,7 +87,8 @@ def rendered(table):
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [(Fresh("normal", 3), "fresh (normal, seed 3)"), (BRIDGE, "bridge from 'a' to 'b' (ridge, seed 0)")],
+    [(Fresh("normal", 3), "fresh (normal, seed 3)"), (FITTED, SAYS_FITTED)],
+    ids=["fresh", "fitted"],
 )
 def test_copy_refuses_what_it_cannot_make_before_it_writes(planned, tmp_path, source, says):
     plan = with_source(planned.plan, source)
@@ -83,7 +107,11 @@ def test_a_plan_names_its_executor(planned):
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [(FRESH, "fresh (zero, seed 3)"), (BRIDGE, "bridge from 'a' to 'b' (ridge, seed 0)")],
+    [
+        (FRESH, "fresh (zero, seed 3)"),
+        (FITTED, f"{SAYS_FITTED} of " + " + ".join(f"a:{origin.tensor}" for origin in READ)),
+    ],
+    ids=["fresh", "fitted"],
 )
 def test_manifest_inspect_tables_and_card_print_any_source(planned, tmp_path, source, says):
     row = LayerRow(0, (), source.kind, "linear_attention", 10, "F32")

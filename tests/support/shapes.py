@@ -1,7 +1,7 @@
 """The shape of a loaded model, to compare planned shapes with."""
 
 from hybridizer.models.parts import ModelParts
-from hybridizer.plan.memory import ModelShape
+from hybridizer.plan.dimensions import ModelShape
 from hybridizer.plan.shapes import layer_shape
 
 
