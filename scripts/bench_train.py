@@ -175,7 +175,7 @@ def _settings(arguments):
         precision=arguments.precision,
         checkpoint_minutes=1e9,
         gradient_checkpointing=parse_size(arguments.budget) if arguments.budget else arguments.recompute,
-        compile=False if arguments.child == "eager" else "auto",
+        compile=arguments.device == "cuda" and arguments.child != "eager",
     )
 
 

@@ -27,6 +27,8 @@ DATASHEET_FLOPS = {
 }
 
 _BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # of x86 twice, and of ARM
+# Fewer end before compilation, about a minute on an H200, has won back its time (docs/log.md).
+MIN_COMPILED_STEPS = 300
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -58,14 +60,14 @@ def choose_matmul_dtype(dtype: str, device: str) -> str:
     return "float32" if emulated else dtype
 
 
-def choose_compile(requested: bool | str, device: str) -> bool:
-    """Whether a training on a device of that type compiles its layers: as requested; `auto` does on CUDA only.
+def choose_compile(requested: bool | str, device: str, num_steps: int) -> bool:
+    """Whether a training of `num_steps` on a device of that type compiles its layers.
 
-    On a CPU compiled layers do without the attention and the fused networks that are faster there. Without Triton,
-    torch has nothing to compile to on CUDA.
+    As requested; `auto` does on CUDA, for at least `MIN_COMPILED_STEPS`. On a CPU compiled layers do without the
+    attention and the fused networks that are faster there. Without Triton, torch has nothing to compile to on CUDA.
     """
     if requested == "auto":
-        return device == "cuda" and find_spec("triton") is not None
+        return device == "cuda" and num_steps >= MIN_COMPILED_STEPS and find_spec("triton") is not None
     return bool(requested)
 
 

@@ -193,7 +193,7 @@ class TrainSettings:
         "such as 8GB, or within the device's memory (auto): less memory, up to a third more compute",
     )
     compile: AutoSwitch = Field(
-        default=AUTO, description="compile the layers with torch.compile; auto: on CUDA, not on a CPU"
+        default=AUTO, description="compile the layers with torch.compile; auto: on CUDA, for 300 steps or more"
     )
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many steps", examples=[1000])
     max_minutes: Positive | None = Field(default=None, description="stop after this many minutes", examples=[60])

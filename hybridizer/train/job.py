@@ -93,6 +93,10 @@ class TrainJob:
         """The number of steps after which the run ends: those of the data, or fewer by `max_steps`."""
         return min(self.data.num_steps, self.settings.max_steps or self.data.num_steps)
 
+    def compiles(self, device: str) -> bool:
+        """Whether its layers are compiled on a device of that type."""
+        return choose_compile(self.settings.compile, device, self.data.num_steps)
+
     def first_state(self) -> dict[str, Tensor]:
         """What `Masters.load_` takes at the first step: the values that earlier stages gave to trained tensors."""
         masters = self.earlier.read_masters()
@@ -133,7 +137,7 @@ class TrainJob:
         values = {name: getattr(self.settings, name) for name in names}
         if values.pop("objective") is not None:
             values["objective"] = self._objective_facts()
-        values["compile"] = choose_compile(self.settings.compile, device)
+        values["compile"] = self.compiles(device)
         optimizer = {"name": values.pop("optimizer"), **{name: values.pop(name) for name in _OPTIMIZER}}
         if values["frozen_dtype"] == "keep":
             del values["frozen_dtype"]  # as in checkpoints of versions without it

@@ -12,7 +12,6 @@ from torch import nn
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.document_attention import document_attention
-from hybridizer.models.hardware import choose_compile
 from hybridizer.models.matmul import UpcastMatmul, matmul_dtype
 from hybridizer.models.memory import trimmed_heap
 from hybridizer.models.objective import CausalLMLoss, LossBySource, Student, TrainableParts
@@ -49,7 +48,7 @@ def prepare(job: TrainJob, device: torch.device) -> Iterator[Prepared]:
     model does not run in, for a head that the loss cannot use, and for packed rows whose documents cannot be isolated.
     """
     settings = job.settings
-    dtype, compiles = choose_dtype(settings.precision, device), choose_compile(settings.compile, device.type)
+    dtype, compiles = choose_dtype(settings.precision, device), job.compiles(device.type)
     with ExitStack() as stack:
         enter = stack.enter_context
         # First, and undone last: what follows runs modules on samples, in the dtype that they will compute in.

@@ -16,7 +16,7 @@ from hybridizer.core.errors import InputError, Problem, RecipeError
 from hybridizer.core.progress import Monitor, SilentMonitor
 from hybridizer.core.records import write_json
 from hybridizer.data.tokenizer import TokenizerEncoder
-from hybridizer.models.hardware import choose_compile, datasheet_flops, device_name
+from hybridizer.models.hardware import datasheet_flops, device_name
 from hybridizer.models.quiet import without_bars
 from hybridizer.plan.cost import recomputed_layers
 from hybridizer.plan.dimensions import ModelShape
@@ -324,6 +324,6 @@ def _figures(plan: Plan, job: TrainJob, runtime: Runtime, teacher: Donor | None)
     objective = None if keeps_largest(settings) else objective_shape(settings, plan.train_plan.settings, teacher)
     flops = model_token_flops(_shape(plan), job.freeze_plan.choice, context, rank, objective)
     dtype = choose_dtype(settings.precision, runtime.device)
-    dtype = dtype if choose_compile(settings.compile, runtime.device.type) else matmul_dtype(dtype, runtime.device)
+    dtype = dtype if job.compiles(runtime.device.type) else matmul_dtype(dtype, runtime.device)
     device, name = str(runtime.device), str(dtype).removeprefix("torch.")
     return DeviceFigures(flops, measure_peak(device, name), datasheet_flops(device_name(device), name))

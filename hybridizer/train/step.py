@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hybridizer.data.batches import Batch
 from hybridizer.models.batching import to_device
-from hybridizer.models.hardware import choose_compile
 from hybridizer.models.objective import predicted_places
 from hybridizer.train.freeze import FreezeProof, check_freeze
 from hybridizer.train.isolation import in_eval
@@ -88,7 +87,7 @@ class OptimizerStep:
         positions = torch.arange(ids.shape[1]).repeat(len(ids), 1)
         if documents is not None:
             documents.announce(positions, device)
-        compiles = choose_compile(self._job.settings.compile, device.type)
+        compiles = self._job.compiles(device.type)
         eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
         objective = self._prepared.objective
         with in_eval(objective), eager:

@@ -53,13 +53,19 @@ def test_a_cpu_has_no_name_in_the_table():
     assert hardware.device_name("cpu") == ""
 
 
-@pytest.mark.parametrize(("requested", "device", "triton", "compiles"), [
-    ("auto", "cpu", True, False), ("auto", "cuda", True, True), ("auto", "cuda", False, False),
-    ("auto", "mps", True, False), (True, "cpu", False, True), (False, "cuda", True, False),
+MANY, FEW = hardware.MIN_COMPILED_STEPS, hardware.MIN_COMPILED_STEPS - 1
+
+
+@pytest.mark.parametrize(("requested", "device", "steps", "triton", "compiles"), [
+    ("auto", "cpu", MANY, True, False), ("auto", "cuda", MANY, True, True), ("auto", "cuda", MANY, False, False),
+    ("auto", "cuda", FEW, True, False), ("auto", "mps", MANY, True, False), (True, "cpu", FEW, False, True),
+    (False, "cuda", MANY, True, False),
 ])  # fmt: skip
-def test_layers_are_compiled_as_requested_and_by_default_on_cuda(monkeypatch, requested, device, triton, compiles):
+def test_layers_are_compiled_as_requested_and_by_default_in_long_trainings_on_cuda(
+    monkeypatch, requested, device, steps, triton, compiles
+):
     monkeypatch.setattr(hardware, "find_spec", lambda name: name if triton else None)
-    assert hardware.choose_compile(requested, device) is compiles
+    assert hardware.choose_compile(requested, device, steps) is compiles
 
 
 def test_the_memory_of_a_device_is_that_of_the_gpu_or_of_this_machine(monkeypatch):
