@@ -149,6 +149,16 @@ def test_a_finished_trial_is_gathered_again_with_the_same_bytes_and_trains_nothi
     assert "arm full+table: train.freeze: none; beside layers embedding, head trains" in shown.stdout
 
 
+def test_the_primary_outcome_is_in_the_hash_and_a_trial_of_another_one_is_replaced_with_a_note(finished):
+    folder, record = finished
+    before = (folder / "runs/t/trial.json").read_bytes()
+    other = hybridize("trial", "t.yaml", "--gather", "--set", "trial.primary=news", "--json")
+    assert json.loads(other.stdout)["primary"]["what"] == "news" and json.loads(other.stdout)["hash"] != record["hash"]
+    assert "another declaration, whose primary outcome was text.jsonl bits_per_byte" in other.stderr
+    hybridize("trial", "t.yaml", "--gather")
+    assert (folder / "runs/t/trial.json").read_bytes() == before
+
+
 @pytest.mark.slow
 def test_a_plan_of_a_trial_plans_the_recipe_itself_once(bench, monkeypatch):
     planned = []
@@ -284,9 +294,11 @@ def test_an_arm_that_another_process_runs_is_refused(bench):
         run(bench, arm="deep")
 
 
-def test_a_half_without_documents_is_refused_before_anything_trains(bench):
+def test_a_half_without_documents_and_too_few_examples_are_refused_before_anything_trains(bench):
     with pytest.raises(InputError, match="none of its documents is in the half of the held-out ones that"):
         run(bench, "train.heldout_ratio=0.001")
+    with pytest.raises(InputError, match="64 examples are requested"):
+        run(bench, "trial.evaluate.items=[{name: exam-en, shots: 64}]")
     assert not (bench / "runs/t/arms").exists()
 
 
