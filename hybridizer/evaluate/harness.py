@@ -26,6 +26,7 @@ from hybridizer.models.faults import library_faults
 from hybridizer.models.parts import MODEL_FAULTS
 
 BATCH_ROWS = 32
+_ROWS = 2  # the version of what `_row` keeps of an item
 INSTALL = "pip install 'hybridizer[eval]'"
 
 
@@ -48,7 +49,15 @@ def task_settings(entry: TaskEntry, folder: Path) -> list[Any]:
     include = _include_path(entry, folder)
     found = sorted(path for path in include.rglob("*") if path.is_file())
     hashes = [(str(path.relative_to(include)), hash_file(path)) for path in found]
-    return [version("lm_eval"), to_jsonable(replace(entry, include_path=None)), hashes]
+    return [_ROWS, version("lm_eval"), to_jsonable(replace(entry, include_path=None)), hashes]
+
+
+def check_task(entry: TaskEntry, folder: Path) -> None:
+    """Return if lm-eval has the task of `entry`, as `run_task` finds it; InputError otherwise. No data is read."""
+    require_harness()
+    where, include = f"task '{entry.name}'", _include_path(entry, folder)
+    with contextlib.chdir(include), _reporting(where):
+        _open_tasks(entry.name, include, where)
 
 
 def run_task(candidate: Candidate, entry: TaskEntry, folder: Path) -> Outcome:
@@ -165,9 +174,19 @@ def _chance(samples: Sequence[Mapping[str, Any]]) -> float | None:
     return sum(1 / count for count in counts) / len(counts) if min(counts) > 1 else None
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a document of a task: its question, its choices, its answer."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
 def _row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "task": task, "doc_id": sample["doc_id"], "filter": sample["filter"], "target": str(sample["target"]),
         "responses": [str(response) for response in sample["filtered_resps"]],
+        "text": " ".join(_texts(sample["doc"])),
         **{metric: str(sample.get(metric)) for metric in sample["metrics"]},
     }  # fmt: skip

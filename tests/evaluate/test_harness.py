@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from support.lines import hybridize, hybridize_json, make_donor
 
@@ -65,8 +66,39 @@ def test_a_group_of_generation_tasks_runs_from_local_files():
     assert changed["models"][0]["tasks"][0]["n"] == 2
 
 
-def test_a_task_that_is_not_there_or_has_no_data_is_refused():
-    shown = hybridize("eval", "a", "--task", "bth", "--include-path", "own", code=2).stderr
+def test_overlap_of_a_task_is_that_of_its_items_without_examples():
+    words = " ".join(f"word{n}" for n in range(13))
+    items = [{"question": question, "answer": 2} for question in (words, "1 + 1 =")]
+    Path("own/sums.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    Path("train.txt").write_text(f"before {words} after")
+    arguments = ("--task", "both", "--include-path", "own", "--training-text", "train.txt")
+    (found,) = hybridize_json("eval", "a", *arguments)["overlaps"]
+    assert (found["what"], found["num_items"], found["num_found"], found["num_short"]) == ("both", 4, 2, 2)
+
+
+def test_rows_are_fewer_until_memory_holds_them(monkeypatch):
+    from lm_eval import evaluator
+
+    honest, sizes, room = evaluator.simple_evaluate, [], [8]
+
+    def limited(model, **options):
+        sizes.append(model.batch_size)
+        if model.batch_size > room[0]:
+            raise torch.OutOfMemoryError("no room")
+        return honest(model, **options)
+
+    monkeypatch.setattr(evaluator, "simple_evaluate", limited)
+    hybridize("eval", "a", "--task", "both", "--include-path", "own", "--limit", "2")
+    assert sizes == [32, 16, 8]
+    room[0] = 0
+    shown = hybridize("eval", "a", "--task", "one", "--include-path", "own", code=1).stderr
+    assert sizes[3:] == [32, 16, 8, 4, 2, 1] and "does not hold a single row" in shown
+
+
+def test_a_task_that_is_not_there_or_has_no_data_is_refused(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("hybridizer.evaluate.candidate.load_causal_lm", None)  # found before a model is loaded
+        shown = hybridize("eval", "a", "--task", "bth", "--include-path", "own", code=2).stderr
     assert "lm-eval has no task of this name" in shown and "Did you mean" in shown
     Path("own/sums.jsonl").unlink()
     assert "lm-eval cannot run it" in hybridize("eval", "a", "--task", "one", "--include-path", "own", code=2).stderr
