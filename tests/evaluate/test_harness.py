@@ -1,12 +1,14 @@
 """Tasks of lm-eval by its own backend, offline, where it is installed: our scorer gives the same accuracy."""
 
 import json
+import math
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from hybridizer.evaluate import harness
 from support.lines import hybridize, hybridize_json, make_donor
 
 pytestmark = [
@@ -44,8 +46,15 @@ def test_our_scorer_gives_the_accuracy_of_lm_eval(language, shots):
         pytest.skip("a prompt of two questions is longer than the tiny model takes")
     task, exam = f"hybridizer_exam_{language}", f"exam-{language}"
     shown = ("--shots", str(shots))
-    ours = hybridize_json("eval", "a", "--items", exam, *shown, "--out", "ours")["models"][0]["tasks"][0]
-    theirs = hybridize_json("eval", "a", "--task", task, *shown, "--out", "theirs")["models"][0]["tasks"][0]
+    (ours, *bits), (theirs, *their_bits) = (
+        hybridize_json("eval", "a", *asked, *shown)["models"][0]["tasks"]
+        for asked in (("--items", exam, "--out", "ours"), ("--task", task, "--out", "theirs"))
+    )
+    assert [figure["metric"] for figure in bits] == [figure["metric"] for figure in their_bits]
+    for one, other in zip(bits, their_bits, strict=True):
+        assert (one["chance"], one["lower_is_better"]) == (other["chance"], other["lower_is_better"])
+        assert other["value"] == pytest.approx(one["value"], abs=1e-5)
+        assert other["value_ci"] == pytest.approx(one["value_ci"], abs=1e-5)
     assert (ours["metric"], theirs["metric"]) == ("accuracy", "acc") and theirs["chance"] == ours["chance"] == 0.25
     assert (ours["n"], ours["groups"]) == (theirs["n"], theirs["groups"])
     assert ours["value"] == theirs["value"] and ours["value_ci"] == theirs["value_ci"]
@@ -53,6 +62,29 @@ def test_our_scorer_gives_the_accuracy_of_lm_eval(language, shots):
         Path(folder, "0-a", f"{name}.prompt.txt").read_text() for folder, name in (("ours", exam), ("theirs", task))
     ]
     assert prompts[0][:-1] == prompts[1][:-1]  # the last letter is the right answer here, and the first one there
+
+
+SCORES = [(-1.0, False), (-2.0, True)]
+ANSWERS = [("1 + 1 =", " one"), ("1 + 1 =", " two")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({"target": 1}, 1),
+        ({"target": "two"}, 1),
+        ({"target": "three"}, None),
+        ({"target": 2}, None),
+        ({"target": [0, 1]}, None),
+        ({"target": 1, "metrics": ["acc", "acc_mutual_info"]}, None),
+        ({"target": 0, "filtered_resps": SCORES[:1]}, None),
+        ({"target": 0, "filtered_resps": ["one", "two"]}, None),
+    ],
+)
+def test_only_items_with_one_right_answer_among_scored_ones_have_bits(changes, answer):
+    sample = {"filtered_resps": SCORES, "arguments": ANSWERS, "metrics": ["acc"], **changes}
+    found = harness._choice(sample)
+    assert found == (None if answer is None else ([1 / math.log(2), 2 / math.log(2)], answer))
 
 
 def test_a_group_of_generation_tasks_runs_from_local_files():
