@@ -155,7 +155,10 @@ def test_a_file_of_sets_is_the_same_as_options_and_its_paths_count_from_it(bench
         hybridize_json("eval", "a", "--set-file", "sets/eval.yaml", *short)["models"][0]["sets"][0]["num_bytes"] == 200
     )
     Path("sets/eval.yaml").write_text("bits_per_byt: []\n")
-    assert "sets/eval.yaml: " in hybridize("eval", "a", "--set-file", "sets/eval.yaml", code=2).stderr
+    assert (
+        "sets/eval.yaml: there is no key `bits_per_byt`."
+        in hybridize("eval", "a", "--set-file", "sets/eval.yaml", code=2).stderr
+    )
 
 
 def test_the_files_in_the_documents_are_read(bench):
