@@ -150,8 +150,15 @@ def test_a_file_of_sets_is_the_same_as_options_and_its_paths_count_from_it(bench
     one = hybridize_json("eval", "a", "--set-file", "sets/eval.yaml")
     other = hybridize_json("eval", "a", "--text", "news=sets/*.jsonl", "--recall", "2", "--items", "mine=mine.jsonl")
     assert one == other
+    short = ("--max-bytes", "200")
+    assert (
+        hybridize_json("eval", "a", "--set-file", "sets/eval.yaml", *short)["models"][0]["sets"][0]["num_bytes"] == 200
+    )
     Path("sets/eval.yaml").write_text("bits_per_byt: []\n")
-    assert "bits_per_byt" in hybridize("eval", "a", "--set-file", "sets/eval.yaml", code=2).stderr
+    assert (
+        "sets/eval.yaml: there is no key `bits_per_byt`."
+        in hybridize("eval", "a", "--set-file", "sets/eval.yaml", code=2).stderr
+    )
 
 
 def test_the_files_in_the_documents_are_read(bench):
@@ -187,6 +194,10 @@ def test_overlap_with_training_text_is_shown(bench):
     )
     shown = hybridize("eval", "a", "--text", "news=news.jsonl", "--training-text", "*n.jsonl").stdout
     assert "2 of 30 items" in shown and "are too short to tell" in shown
+    write_lines("train.jsonl", [{"content": json.loads(Path("train.jsonl").read_text().splitlines()[0])["text"]}])
+    Path("eval.yaml").write_text("training_text: [train.jsonl]\ntraining_field: content\n")
+    found = hybridize_json("eval", "a", "--text", "news=news.jsonl", "--set-file", "eval.yaml")["overlaps"]
+    assert [overlap["num_found"] for overlap in found] == [1]
 
 
 @pytest.mark.parametrize(
@@ -200,12 +211,43 @@ def test_overlap_with_training_text_is_shown(bench):
         (("a", "--recall", "2", "--recall", "2"), "is the name of two sets or tasks"),
         (("a", "--items", "exam-fr"), "there are no built-in items 'exam-fr'"),
         (("gone", "--recall", "2"), "does not exist as a path"),
-        (("a", "--recall", "2", "--max-bytes", "lots"), "max_bytes"),
+        (("a", "--text", "news=news.jsonl", "--max-bytes", "lots"), "max_bytes"),
         (("a", "--recall", "60"), "the model takes 512"),
+        (("a", "--recall", "2", "--max-bytes", "200"), "--max-bytes has no effect without --text."),
+        (("a", "--recall", "2", "--context", "64"), "--context has no effect without --text."),
+        (("a", "--recall", "2", "--training-text", "news.jsonl"), "nothing that could occur in the training text"),
+        (("a", "--recall", "2", "--limit", "5"), "--limit has no effect without --task."),
+        (("a", "--task", "x", "--style", "text"), "--style has no effect without --items."),
+        (("a", "--recall", "2", "--shots", "1"), "--shots has no effect without --items or --task."),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_words(arguments, words):
     assert words in hybridize("eval", *arguments, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--training-text", "gone.txt"), "no file in"),
+        (("--training-text", "mine.jsonl"), "`training_field` in an evaluation file (--set-file): question, A, B"),
+        (("--text", "other=mine.jsonl"), "`field` in an evaluation file (--set-file): question, A, B"),
+        (("--items", "mine=mine.jsonl", "--shots", "1"), "1 examples are requested, and there are 0"),
+        (("--gate", "limits.yaml"), "a limit compares two models or more."),
+        (("b", "--gate", "limits.yaml"), "'news' has no figure 'accuracy'."),
+        (("--out", "a/config.json/found"), "a/config.json/found: Not a directory."),
+    ],
+)
+def test_mistakes_are_found_before_a_model_is_loaded(monkeypatch, arguments, words):
+    monkeypatch.setattr(candidate_module, "load_causal_lm", None)
+    Path("limits.yaml").write_text("news: {accuracy: {max_loss: 0.01}}\n")
+    assert words in hybridize("eval", "a", "--text", "news=news.jsonl", *arguments, code=2).stderr
+
+
+def test_records_that_cannot_be_read_are_counted():
+    with Path("news.jsonl").open("a") as file:
+        file.write('{"text": \n{"title": "no text"}\n')
+    shown = hybridize("eval", "a", "--text", "news=news.jsonl").stderr
+    assert "news: left out 1 not JSON, 1 no text in field 'text'" in shown
 
 
 def test_a_run_is_named_by_its_folder():

@@ -43,14 +43,12 @@ def eval_(models: tuple[str, ...], out: Path | None, json_out: Path | None, **op
     """
     from hybridizer.evaluate.gate import exit_code
     from hybridizer.evaluate.request import gather_request
-    from hybridizer.pipeline.eval_models import eval_models, write_details
+    from hybridizer.pipeline.eval_models import eval_models
     from hybridizer.report.show import show_evaluation
 
     request = gather_request(options, click.get_current_context().command_path)
-    found = eval_models(models, request, ConsoleMonitor(), allow=options["allow"], seed=options["seed"])
+    found = eval_models(models, request, ConsoleMonitor(), allow=options["allow"], seed=options["seed"], out=out)
     record = found.to_json()
-    if out is not None:
-        write_details(found, out)
     if write_out(json_out, record):
         show_evaluation(record, [str(result) for result in found.gate])
     return exit_code(found.gate)

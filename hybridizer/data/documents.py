@@ -45,6 +45,9 @@ class BadRecords:
         if self.counts[reason] <= MAX_LISTED:
             self.listed.setdefault(reason, []).append(where)
 
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+
 
 def find_files(pattern: str, folder: Path) -> tuple[Path, ...]:
     """The files that `pattern` (a path or a glob with ** for any depth, relative to `folder`) names, sorted.
@@ -78,11 +81,13 @@ def locate_documents(path: Path, text_field: str, max_bytes: int, bad: BadRecord
             yield where, text
 
 
-def look_for_document(name: str, paths: Sequence[Path], text_field: str, max_bytes: int) -> Problem | None:
+def look_for_document(
+    name: str, paths: Sequence[Path], text_field: str, max_bytes: int, key: str = "`field`"
+) -> Problem | None:
     """None if the files hold a usable document; otherwise the problem, which names the fields of their records.
 
-    Reads up to the first document, or up to MAX_LOOKED_AT unusable records, after which the answer is None, too.
-    Raises InputError for a file that cannot be read.
+    `key` is where the field is named. Reads up to the first document, or up to MAX_LOOKED_AT unusable records, after
+    which the answer is None, too. Raises InputError for a file that cannot be read.
     """
     bad = BadRecords()
     for path in paths:
@@ -90,13 +95,17 @@ def look_for_document(name: str, paths: Sequence[Path], text_field: str, max_byt
             return None
         if sum(bad.counts.values()) > MAX_LOOKED_AT:
             return None
-    left_out = ", ".join(f"{count} {reason}" for reason, count in bad.counts.items()) or "nothing"
+    return no_document(name, bad, key)
+
+
+def no_document(name: str, bad: BadRecords, key: str = "`field`") -> Problem:
+    """The problem of files without a usable document; `key` is where the field with the text is named."""
     fix = "Look at the files."
     if set(bad.fields) & CHAT_FIELDS:
         fix = f"These are chat records ({', '.join(bad.fields)}): write each as one text, with the chat template."
     elif bad.fields:
-        fix = f"Name one of the fields of its records as `field`: {', '.join(bad.fields)}."
-    return Problem(name, f"no usable document; left out: {left_out}.", fix)
+        fix = f"Name one of the fields of its records as {key}: {', '.join(bad.fields)}."
+    return Problem(name, f"no usable document; left out: {str(bad) or 'nothing'}.", fix)
 
 
 def usable(text: str, where: str, max_bytes: int, bad: BadRecords) -> bool:

@@ -40,8 +40,7 @@ def open_sources(
         else:
             token_files = (_tokenise_stream(entry, encoder, cache, monitor),)
         for token_file in token_files:
-            if token_file.bad.counts:
-                left_out = ", ".join(f"{count} {reason}" for reason, count in token_file.bad.counts.items())
+            if left_out := str(token_file.bad):
                 monitor.note(f"{token_file.source}: left out {left_out}")
         if not any(token_file.num_documents for token_file in token_files):
             raise InputError(_no_document(entry.name, token_files))

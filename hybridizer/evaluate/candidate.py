@@ -174,12 +174,10 @@ def exam_outcome(
     """
     right, shares, margins, rows = [], [], [], []
     for question, of_item in zip(questions, bits, strict=True):
-        answer = of_item[question.answer]
-        wrong = [value for at, value in enumerate(of_item) if at != question.answer]
         chosen = min(range(len(of_item)), key=of_item.__getitem__)
         right.append(float(chosen == question.answer))
-        shares.append(_bits_among(of_item, question.answer))
-        margins.append(sum(wrong) / len(wrong) - answer)
+        shares.append(bits_among(of_item, question.answer))
+        margins.append(margin_bits(of_item, question.answer))
         rows.append({"subject": question.subject, "answer": question.answer, "chosen": chosen, "bits": list(of_item)})
     ones, groups = [1.0] * len(right), [question.subject for question in questions]
     guess = sum(math.log2(len(question.continuations)) for question in questions) / len(questions)
@@ -194,6 +192,13 @@ def exam_outcome(
     return Outcome(TASK, exam.name, figures, facts, first.prompt + first.continuations[first.answer], tuple(rows))
 
 
-def _bits_among(bits: Sequence[float], answer: int) -> float:
+def margin_bits(bits: Sequence[float], answer: int) -> float:
+    """What a wrong answer of an item takes more than the one at `answer`, on average over the wrong ones."""
+    wrong = [value for at, value in enumerate(bits) if at != answer]
+    return sum(wrong) / len(wrong) - bits[answer]
+
+
+def bits_among(bits: Sequence[float], answer: int) -> float:
+    """-log2 of the share that the answer at `answer` has of the probability of all answers of its item."""
     least = min(bits)
     return bits[answer] - least + math.log2(sum(2.0 ** (least - value) for value in bits))

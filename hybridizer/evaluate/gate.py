@@ -84,6 +84,28 @@ def _max_loss(value: Any) -> float | None:
     return float(number) if usable else None
 
 
+def check_gate(
+    limits: Sequence[Limit], metrics: Mapping[str, Sequence[str] | None], num_models: int, where: str
+) -> None:
+    """Return if `limits` can be judged, as far as is known before a model is scored; InputError with every mistake.
+
+    `metrics` has those of each set and task; None for a task of lm-eval, whose metrics its results say.
+    """
+    problems = []
+    if num_models < 2:
+        problems.append(Problem(where, "a limit compares two models or more.", "Name the model to compare with first."))
+    for limit in limits:
+        known = metrics.get(limit.what, ())
+        if limit.what not in metrics:
+            what = f"this evaluation has neither a set nor a task '{limit.what}'."
+            problems.append(Problem(where, what, f"It has: {', '.join(metrics)}."))
+        elif known is not None and limit.metric not in known:
+            what = f"'{limit.what}' has no figure '{limit.metric}'."
+            problems.append(Problem(where, what, DidYouMean(limit.metric, known)))
+    if problems:
+        raise InputError(*problems)
+
+
 def check_limits(limits: Sequence[Limit], figures: Sequence[tuple[str, Sequence[Figure]]], where: str) -> None:
     """Return if every limit is on a figure that the first and some other model have; InputError otherwise."""
     problems = []
@@ -94,8 +116,6 @@ def check_limits(limits: Sequence[Limit], figures: Sequence[tuple[str, Sequence[
                 what = f"'{name}' has no figure '{limit.metric}' of '{limit.what}'."
                 fix = DidYouMean(f"{limit.what} {limit.metric}", [" ".join(pair) for pair in pairs])
                 problems.append(Problem(where, what, fix))
-    if len(figures) < 2:
-        problems = [Problem(where, "a limit compares two models or more.", "Name the model to compare with first.")]
     if problems:
         raise InputError(*problems)
 

@@ -17,8 +17,8 @@ import torch
 from hybridizer.checkpoint.hashing import hash_file
 from hybridizer.core.errors import DidYouMean, InputError, Problem, RunError
 from hybridizer.core.records import content_hash, to_jsonable
-from hybridizer.evaluate.candidate import Candidate
-from hybridizer.evaluate.figures import Figure
+from hybridizer.evaluate.candidate import Candidate, bits_among, margin_bits
+from hybridizer.evaluate.figures import ANSWER_BITS, MARGIN_BITS, Figure, make_figure
 from hybridizer.evaluate.fitting import free_memory
 from hybridizer.evaluate.outcome import TASK, Outcome
 from hybridizer.evaluate.request import TaskEntry
@@ -26,6 +26,7 @@ from hybridizer.models.faults import library_faults
 from hybridizer.models.parts import MODEL_FAULTS
 
 BATCH_ROWS = 32
+_VERSION = 2  # of the figures and rows that are made of what lm-eval gives
 INSTALL = "pip install 'hybridizer[eval]'"
 
 
@@ -48,7 +49,15 @@ def task_settings(entry: TaskEntry, folder: Path) -> list[Any]:
     include = _include_path(entry, folder)
     found = sorted(path for path in include.rglob("*") if path.is_file())
     hashes = [(str(path.relative_to(include)), hash_file(path)) for path in found]
-    return [version("lm_eval"), to_jsonable(replace(entry, include_path=None)), hashes]
+    return [_VERSION, version("lm_eval"), to_jsonable(replace(entry, include_path=None)), hashes]
+
+
+def check_task(entry: TaskEntry, folder: Path) -> None:
+    """Return if lm-eval has the task of `entry`, as `run_task` finds it; InputError otherwise. No data is read."""
+    require_harness()
+    where, include = f"task '{entry.name}'", _include_path(entry, folder)
+    with contextlib.chdir(include), _reporting(where):
+        _open_tasks(entry.name, include, where)
 
 
 def run_task(candidate: Candidate, entry: TaskEntry, folder: Path) -> Outcome:
@@ -153,6 +162,42 @@ def _figures(
             lower = not results["higher_is_better"].get(chosen[0][0], {}).get(metric, True)
             guess = chance if metric.startswith("acc") else None
             yield Figure(name, shown, items, values, (1.0,) * len(values), groups, guess, lower)
+        if filter_name == "none":
+            yield from _choice_figures(name, [sample for _, sample in chosen], items, groups)
+
+
+def _choice_figures(
+    name: str, samples: Sequence[Mapping[str, Any]], items: str, groups: Sequence[str]
+) -> Iterator[Figure]:
+    """Bits of the right answer and its margin, as `exam_outcome` has them, where every item is a choice of answers."""
+    found = [_choice(sample) for sample in samples]
+    known = [choice for choice in found if choice is not None]
+    if len(known) < len(found):
+        return
+    ones, guess = [1.0] * len(known), sum(math.log2(len(bits)) for bits, _ in known) / len(known)
+    shares = [bits_among(bits, answer) for bits, answer in known]
+    margins = [margin_bits(bits, answer) for bits, answer in known]
+    yield make_figure(name, ANSWER_BITS, items, shares, ones, groups, guess)
+    yield make_figure(name, MARGIN_BITS, items, margins, ones, groups, 0.0)
+
+
+def _choice(sample: Mapping[str, Any]) -> tuple[list[float], int] | None:
+    """The bits of each answer of an item and the place of the right one; None for an item of another kind.
+
+    acc_mutual_info scores each answer a second time, alone: such items are none.
+    """
+    scores, target = sample["filtered_resps"], sample["target"]
+    if len(scores) < 2 or "acc_mutual_info" in sample["metrics"]:
+        return None
+    if not all(isinstance(score, list | tuple) and len(score) == 2 for score in scores):
+        return None
+    if isinstance(target, str):
+        answers = [str(arguments[1]).strip() for arguments in sample["arguments"]]
+        target = answers.index(target.strip()) if answers.count(target.strip()) == 1 else None
+    if not isinstance(target, int) or not 0 <= target < len(scores):
+        return None
+    bits = [-float(log_p) / math.log(2) for log_p, _ in scores]
+    return (bits, target) if all(map(math.isfinite, bits)) else None
 
 
 def _group(task: str, sample: Mapping[str, Any], num_tasks: int) -> str:
@@ -165,9 +210,19 @@ def _chance(samples: Sequence[Mapping[str, Any]]) -> float | None:
     return sum(1 / count for count in counts) / len(counts) if min(counts) > 1 else None
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a document of a task: its question, its choices, its answer."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
 def _row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "task": task, "doc_id": sample["doc_id"], "filter": sample["filter"], "target": str(sample["target"]),
         "responses": [str(response) for response in sample["filtered_resps"]],
+        "text": " ".join(_texts(sample["doc"])),
         **{metric: str(sample.get(metric)) for metric in sample["metrics"]},
     }  # fmt: skip

@@ -11,12 +11,13 @@ import numpy as np
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.records import content_hash
-from hybridizer.data.documents import BadRecords, find_files, locate_documents
+from hybridizer.data.documents import BadRecords, find_files, locate_documents, no_document
 from hybridizer.data.tokenize import Encoder
 from hybridizer.evaluate.texts import GENERAL, LEAST_TOKENS, Document, TextSet
 from hybridizer.recipe.models import TextEntry
 
 MAX_DOCUMENT_BYTES = 10_000_000
+FIELD = "`field` in an evaluation file (--set-file)"
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,16 @@ class Passage:
 
 @dataclass(frozen=True)
 class HeldoutText:
-    """Documents that are scored together, `passages`, taken of `documents_available`, which hold `bytes_available`."""
+    """Documents that are scored together, `passages`, taken of `documents_available`, which hold `bytes_available`.
+
+    `left_out` says how many records were unusable, and why; it is empty where none was.
+    """
 
     name: str
     passages: tuple[Passage, ...]
     documents_available: int
     bytes_available: int
+    left_out: str = ""
 
     @property
     def identity(self) -> str:
@@ -62,12 +67,10 @@ def read_heldout(entry: TextEntry, folder: Path, max_bytes: int, source: str | N
             key = hashlib.sha256(text.encode()).digest()[:8][::-1]
             found.setdefault(key, Passage(text, groups.get(where, key.hex())))
     if not found:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in bad.counts.items()) or "nothing"
-        what = f"no usable document in {entry.path}; left out: {left_out}."
-        raise InputError(Problem(f"text '{entry.name}'", what, "Check the files, and the name of the text's field."))
+        raise InputError(no_document(f"text '{entry.name}' in {entry.path}", bad, FIELD))
     ordered = [found[key] for key in sorted(found)]
     total = sum(passage.num_bytes for passage in ordered)
-    return HeldoutText(entry.name, tuple(_take(ordered, max_bytes)), len(ordered), total)
+    return HeldoutText(entry.name, tuple(_take(ordered, max_bytes)), len(ordered), total, str(bad))
 
 
 def encode_heldout(text: HeldoutText, encoder: Encoder) -> TextSet:

@@ -16,9 +16,14 @@ from hybridizer.recipe.measures import MAX_PAIRS, ItemsEntry, Shots
 from hybridizer.recipe.messages import make_section
 from hybridizer.recipe.models import TextEntry
 from hybridizer.recipe.tree import Tree
+from hybridizer.recipe.trial import ITEM_METRICS, RECALL_METRICS, TEXT_METRICS
 from hybridizer.recipe.yaml import read_yaml
 
 _CONFIG = ConfigDict(extra="forbid", defer_build=True)
+# Options that say how those of others are measured: without any of them they would change nothing.
+_USED_BY = {
+    "shots": ("items", "tasks"), "style": ("items",), "include_path": ("tasks",), "limit": ("tasks",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -60,6 +65,7 @@ class EvalRequest:
     max_bytes: Count = Field(default=400_000, description="the most bytes per text")
     context: AtLeastTwo = Field(default=1024, description="tokens per window")
     training_text: tuple[Text, ...] = Field(default=(), description="training text to look for overlaps in")
+    training_field: Text = Field(default="text", description="the JSONL field or Parquet column with that text")
     gate: Text | None = Field(default=None, description="a file of limits")
 
     @property
@@ -68,6 +74,16 @@ class EvalRequest:
         named = [[entry.name for entry in self.bits_per_byte], [entry.name for entry in self.chats]]
         named += [[entry.name for entry in self.items], [f"recall-{count}" for count in self.recall]]
         return tuple(name for names in (*named, [entry.name for entry in self.tasks]) for name in names)
+
+    @property
+    def metrics(self) -> dict[str, tuple[str, ...] | None]:
+        """The metrics of each set and task; None for a task of lm-eval, whose metrics only its results say."""
+        found: dict[str, tuple[str, ...] | None] = {}
+        found |= {entry.name: TEXT_METRICS for entry in self.bits_per_byte}
+        found |= {entry.name: TEXT_METRICS for entry in self.chats}
+        found |= {entry.name: ITEM_METRICS for entry in self.items}
+        found |= {f"recall-{count}": RECALL_METRICS for count in self.recall}
+        return found | {entry.name: None for entry in self.tasks}
 
 
 def read_request(path: Path) -> dict[str, Any]:
@@ -89,7 +105,7 @@ def read_request(path: Path) -> dict[str, Any]:
 
 def make_request(values: Mapping[str, Any], where: str) -> EvalRequest:
     """The request that `values` are. Raises InputError at `where` for values it does not take and names given twice."""
-    request: EvalRequest = make_section(EvalRequest, values, where, lambda key: f"`{key}`")
+    request = _check_section(values, where)
     if wrong := [count for count in request.recall if not 2 <= count <= MAX_PAIRS]:
         what = f"`recall` takes 2 to {MAX_PAIRS} pairs; got {wrong[0]}."
         raise InputError(Problem(where, what, "Give the number of keys with values in each prompt."))
@@ -100,15 +116,27 @@ def make_request(values: Mapping[str, Any], where: str) -> EvalRequest:
     if not request.names:
         fix = "Give --text NAME=PATH, --items exam-en, --recall 64, --chat NAME=PATH or --task NAME."
         raise InputError(Problem(where, "there is nothing to evaluate on.", fix))
+    if request.training_text and len(request.recall) == len(request.names):
+        what = "nothing that could occur in the training text is evaluated: recall probes are made up."
+        raise InputError(Problem(where, what, "Leave out `training_text`, or give texts, items, chats or tasks."))
+    return request
+
+
+def _check_section(values: Mapping[str, Any], where: str) -> EvalRequest:
+    request: EvalRequest = make_section(EvalRequest, values, where, lambda key: f"`{key}`")
     return request
 
 
 def gather_request(options: Mapping[str, Any], where: str) -> EvalRequest:
     """The request that the options of a command line make, added to the file of `set_file` if there is one.
 
-    Raises InputError as `make_request` does, and for a --text or --chat without a name.
+    Raises InputError as `make_request` does, for a --text or --chat without a name, and for an option without effect.
     """
-    values = read_request(options["set_file"]) if options.get("set_file") else {}
+    _refuse_unused(options, where)
+    values: dict[str, Any] = {}
+    if file := options.get("set_file"):
+        values = read_request(file)
+        _check_section(values, str(file))  # its own mistakes, before options are added
     shots = options.get("shots")
     texts = [_split(text, where) for text in options.get("texts", ())]
     chats = [_split(text, where) for text in options.get("chats", ())]
@@ -125,12 +153,31 @@ def gather_request(options: Mapping[str, Any], where: str) -> EvalRequest:
     for key, entries in more.items():
         if entries:
             values[key] = [*values.get(key, ()), *entries]
-    values |= _given(max_bytes=options.get("max_bytes"), context=options.get("context"), gate=options.get("gate"))
+    size = options.get("max_bytes")
+    size = int(size) if size is not None and size.isdecimal() else size
+    values |= _given(max_bytes=size, context=options.get("context"), gate=options.get("gate"))
+    if not values.get("bits_per_byte"):
+        for key, flag in (("max_bytes", "--max-bytes"), ("context", "--context")):
+            if options.get(key) is not None:
+                raise InputError(
+                    Problem(where, f"{flag} has no effect without --text.", "Leave it out, or give a text.")
+                )
     return make_request(values, where)
 
 
 def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _refuse_unused(options: Mapping[str, Any], where: str) -> None:
+    problems = []
+    for name, users in _USED_BY.items():
+        if options.get(name) is not None and not any(options.get(user) for user in users):
+            flags = [f"--{user.removesuffix('s') if user == 'tasks' else user}" for user in users]
+            what = f"--{name.replace('_', '-')} has no effect without {' or '.join(flags)}."
+            problems.append(Problem(where, what, "Leave it out; in a --set-file it is a key of the entry."))
+    if problems:
+        raise InputError(*problems)
 
 
 def _split(text: str, where: str) -> dict[str, str]:

@@ -311,14 +311,12 @@ def eval_models(
     from hybridizer.evaluate.gate import exit_code
     from hybridizer.evaluate.request import make_request, read_request
     from hybridizer.pipeline.eval_models import eval_models as evaluate_all
-    from hybridizer.pipeline.eval_models import write_details
 
     values = {**(read_request(Path(set_file)) if set_file is not None else {}), **read_settings(settings)}
     names = read_donors(models)
     request = make_request(values, "eval_models")
-    found = evaluate_all(names, request, choose_monitor(progress), allow=tuple(allow), seed=seed)
-    if out is not None:
-        write_details(found, Path(out))
+    folder = None if out is None else Path(out)
+    found = evaluate_all(names, request, choose_monitor(progress), allow=tuple(allow), seed=seed, out=folder)
     return EvalModelsResult(names, found.to_json(), exit_code(found.gate))
 
 

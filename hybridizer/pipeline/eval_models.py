@@ -14,12 +14,12 @@ from hybridizer.core.errors import InputError, Problem
 from hybridizer.core.files import write_file
 from hybridizer.core.progress import Monitor
 from hybridizer.core.records import to_jsonable, write_json
-from hybridizer.data.documents import find_files
+from hybridizer.data.documents import find_files, look_for_document
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
 from hybridizer.evaluate.figures import Difference, Figure, compare_pairs, estimate
-from hybridizer.evaluate.gate import GateResult, Limit, check_limits, judge, read_limits
+from hybridizer.evaluate.gate import GateResult, Limit, check_gate, check_limits, judge, read_limits
 from hybridizer.evaluate.outcome import SET, Outcome, cached_outcome
 from hybridizer.evaluate.request import EvalRequest
 from hybridizer.pipeline.faults import reporting_os_errors
@@ -102,27 +102,33 @@ class _Material:
     chats: tuple[Chats, ...]
     exams: tuple[Exam, ...]
     limits: tuple[Limit, ...]
+    training: tuple[Path, ...]
 
 
 @reporting_os_errors()
 def eval_models(
-    models: Sequence[str], request: EvalRequest, monitor: Monitor, *, allow: tuple[str, ...] = (), seed: int = 0
+    models: Sequence[str],
+    request: EvalRequest,
+    monitor: Monitor,
+    *,
+    allow: tuple[str, ...] = (),
+    seed: int = 0,
+    out: Path | None = None,
 ) -> Evaluation:
     """Evaluate `models`, which are named as donors are, or by the folder of a run, on everything in `request`.
 
     All files are read and all models opened before the first is scored. Every outcome is kept in the cache when it is
-    finished, so that the same call resumes an evaluation that was stopped. Raises InputError for what cannot be scored
-    or compared, RunError where a model's figures are not numbers or memory does not hold a single item.
+    finished, so that the same call resumes an evaluation that was stopped. The results of every item go into the folder
+    `out`, which is made before anything is scored. Raises InputError for what cannot be scored or compared, RunError
+    where a model's figures are not numbers or memory does not hold a single item.
     """
     twice = [name for name, count in Counter(models).items() if count > 1]
     if twice:
         raise InputError(Problem("models", f"'{twice[0]}' is named twice.", "Name each model once."))
-    material = _read(request)
-    if request.tasks:
-        from hybridizer.evaluate.harness import require_harness
-
-        require_harness()
+    material = _read(request, len(models), monitor)
     donors = [_open(name, allow, monitor) for name in models]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     evaluated = tuple(_evaluate(donor, request, material, monitor) for donor in donors)
     figures = [(model.name, model.figures) for model in evaluated]
     pairs = compare_pairs(figures, seed)
@@ -130,12 +136,15 @@ def eval_models(
         check_limits(material.limits, figures, str(request.gate))
     directions = {(figure.what, figure.metric): figure.lower_is_better for _, found in figures for figure in found}
     gate = judge(material.limits, pairs, directions, models[0])
-    return Evaluation(evaluated, pairs, gate, _find_overlaps(request, material, monitor), seed)
+    overlaps = _find_overlaps(request, material, evaluated[0], monitor)
+    evaluation = Evaluation(evaluated, pairs, gate, overlaps, seed)
+    if out is not None:
+        _write_details(evaluation, out)
+    return evaluation
 
 
-def write_details(evaluation: Evaluation, folder: Path) -> None:
+def _write_details(evaluation: Evaluation, folder: Path) -> None:
     """Write eval.json, and for each model a folder with one row per item and the first prompt of each set and task."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "eval.json", evaluation.to_json())
     for number, model in enumerate(evaluation.models):
         own = folder / f"{number}-{_as_file_name(model.name)}"
@@ -155,22 +164,46 @@ def _as_file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:] or "model"
 
 
-def _read(request: EvalRequest) -> _Material:
+def _read(request: EvalRequest, num_models: int, monitor: Monitor) -> _Material:
     from hybridizer.evaluate.chat import read_chats
     from hybridizer.evaluate.heldout import read_heldout
 
     limits = read_limits(Path(request.gate)) if request.gate else ()
-    known = request.names
-    if unknown := [limit for limit in limits if limit.what not in known]:
-        what = f"this evaluation has neither a set nor a task '{unknown[0].what}'."
-        raise InputError(Problem(str(request.gate), what, f"It has: {', '.join(known)}."))
+    if limits:
+        check_gate(limits, request.metrics, num_models, str(request.gate))
     here = Path.cwd()
-    return _Material(
+    material = _Material(
         tuple(read_heldout(entry, here, request.max_bytes, entry.source) for entry in request.bits_per_byte),
         tuple(read_chats(entry.name, Path(entry.path)) for entry in request.chats),
         read_exams(request.items, Path()),
         limits,
+        _find_training(request, here),
     )
+    for text in material.texts:
+        if text.left_out:
+            monitor.note(f"{text.name}: left out {text.left_out}")
+    for entry in request.tasks:
+        from hybridizer.evaluate.harness import check_task
+
+        check_task(entry, here)
+    return material
+
+
+def _find_training(request: EvalRequest, folder: Path) -> tuple[Path, ...]:
+    """The files of training text. Raises InputError for those without a usable document: nothing overlaps with them."""
+    from hybridizer.evaluate.overlap import MAX_DOCUMENT_BYTES
+
+    found: dict[Path, None] = {}
+    problems = []
+    for pattern in request.training_text:
+        files = find_files(pattern, folder)
+        found |= dict.fromkeys(files)
+        name, field = f"training text {pattern}", "`training_field` in an evaluation file (--set-file)"
+        if problem := look_for_document(name, files, request.training_field, MAX_DOCUMENT_BYTES, field):
+            problems.append(problem)
+    if problems:
+        raise InputError(*problems)
+    return tuple(found)
 
 
 def _open(name: str, allow: tuple[str, ...], monitor: Monitor) -> Donor:
@@ -224,13 +257,19 @@ def measure_items(
 
 
 def read_exams(entries: Sequence[ItemsEntry], folder: Path) -> tuple[Exam, ...]:
-    """The questions that `entries` name; paths count from `folder`. Raises InputError for what cannot be read."""
-    from hybridizer.evaluate.exam import load_exam
+    """The questions that `entries` name; paths count from `folder`.
+
+    Raises InputError for what cannot be read, and where there are fewer examples than an entry shows.
+    """
+    from hybridizer.evaluate.exam import ask, load_exam
 
     def find(text: str | None) -> Path | None:
         return None if text is None else folder / text
 
-    return tuple(load_exam(entry.name, find(entry.path), find(entry.examples), entry.language) for entry in entries)
+    exams = tuple(load_exam(entry.name, find(entry.path), find(entry.examples), entry.language) for entry in entries)
+    for exam, entry in zip(exams, entries, strict=True):
+        ask(exam, entry.shots, entry.style)
+    return exams
 
 
 def _run_tasks(candidate: Candidate, request: EvalRequest, measure: Measure) -> None:
@@ -243,8 +282,11 @@ def _run_tasks(candidate: Candidate, request: EvalRequest, measure: Measure) -> 
         measure(entry.name, settings, lambda entry=entry: run_task(candidate, entry, Path.cwd()))  # type: ignore[misc]
 
 
-def _find_overlaps(request: EvalRequest, material: _Material, monitor: Monitor) -> tuple[Overlap, ...]:
-    if not request.training_text:
+def _find_overlaps(
+    request: EvalRequest, material: _Material, model: EvaluatedModel, monitor: Monitor
+) -> tuple[Overlap, ...]:
+    """The overlaps of everything that was read; the items of tasks are those in the outcomes of any `model`."""
+    if not material.training:
         return ()
     from hybridizer.evaluate.overlap import find_overlaps
 
@@ -253,5 +295,9 @@ def _find_overlaps(request: EvalRequest, material: _Material, monitor: Monitor) 
         sets[chats.name] = [" ".join(m["content"] for m in messages) for messages in chats.conversations]
     for exam in material.exams:
         sets[exam.name] = [" ".join((item.question, *item.choices)) for item in exam.items]
-    files = dict.fromkeys(file for pattern in request.training_text for file in find_files(pattern, Path.cwd()))
-    return find_overlaps(sets, list(files), "text", monitor)
+    tasks = {entry.name for entry in request.tasks}
+    for outcome in model.outcomes:
+        if outcome.name in tasks:  # one row for each filter: every item once
+            items = {(row["task"], row["doc_id"]): row["text"] for row in outcome.rows}
+            sets[outcome.name] = list(items.values())
+    return find_overlaps(sets, material.training, request.training_field, monitor)

@@ -105,7 +105,8 @@ def _gather(setup: TrialSetup, sets: TrialSets, monitor: Monitor) -> TrialDone:
         if scores is not None:
             found[arm.name] = scores
     if missing:
-        what = f"{len(missing)} runs are not finished: {'; '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}."
+        count = "1 run is" if len(missing) == 1 else f"{len(missing)} runs are"
+        what = f"{count} not finished: {'; '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}."
         fix = "Run `hybridize trial RECIPE`, or --arm NAME for each arm, and gather again."
         raise InputError(Problem(str(setup.folder.path), what, fix))
     record, times = make_record(setup, sets, found, monitor), read_run_times(setup, found)

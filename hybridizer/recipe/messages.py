@@ -91,7 +91,8 @@ def _missing(error: _Error) -> Words:
 
 def _unknown(error: _Error) -> Words:
     section = error.path[:-1]
-    what = f"{name_of(section)} has no key `{clip(error.key)}`."
+    holder = f"{name_of(section)} has" if section or error.root is Recipe else "there is"
+    what = f"{holder} no key `{clip(error.key)}`."
     if section[:2] == ("train", "stages") and error.key in WHOLE_TRAINING:
         return what, f"All stages have the same: give it once, as train.{error.key}."
     return what, hint(error.key, section, keys_of(section_at(section, error.root)))

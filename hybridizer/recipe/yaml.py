@@ -7,6 +7,7 @@ that a few lines of aliases cannot grow into gigabytes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -215,9 +216,21 @@ def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str, str]:
     content = lines[min(mark.line, len(lines) - 1)]
     opened = error.context_mark.line + 1 if error.context_mark else mark.line + 1
     if found := _explain_unclosed(error):
-        return opened, *found
+        return _last_bracket(text) or opened, *found
     what, fix = _explain_sign(content, mark.column, error.context or "") or _explain_problem(error, opened)
     return mark.line + 1, what, fix
+
+
+def _last_bracket(text: str) -> int | None:
+    """The line from 1 of the innermost bracket that never closes; PyYAML names the end of the text behind `[`."""
+    lines: list[int] = []
+    with contextlib.suppress(yaml.YAMLError):
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken):
+                lines.append(token.start_mark.line + 1)
+            elif isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken):
+                lines.pop()
+    return lines[-1] if lines else None
 
 
 def _explain_unclosed(error: yaml.MarkedYAMLError) -> tuple[str, str] | None:

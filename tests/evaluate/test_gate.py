@@ -4,7 +4,7 @@ import pytest
 
 from hybridizer.core.errors import InputError, RecipeError
 from hybridizer.evaluate.figures import ACCURACY, BITS_PER_BYTE, compare_pairs, make_figure
-from hybridizer.evaluate.gate import Limit, check_limits, exit_code, judge, read_limits
+from hybridizer.evaluate.gate import Limit, check_gate, check_limits, exit_code, judge, read_limits
 
 GROUPS = [str(n) for n in range(30)]
 
@@ -74,5 +74,15 @@ def test_limits_are_read_from_yaml(tmp_path):
 def test_a_limit_on_what_is_not_measured_is_refused():
     with pytest.raises(InputError, match="'a' has no figure 'accuracy' of 'news'"):
         check_limits([Limit("news", "accuracy", 0.1)], figures(0.1), "limits.yaml")
-    with pytest.raises(InputError, match="compares two models"):
-        check_limits([Limit("news", BITS_PER_BYTE, 0.1)], figures(0.1)[:1], "limits.yaml")
+    limits, metrics = (
+        [Limit("news", "accuracy", 0.1), Limit("nws", "acc", 0.1), Limit("arc", "acc", 0.1)],
+        {"news": (BITS_PER_BYTE,)},
+    )
+    with pytest.raises(InputError) as caught:
+        check_gate(limits, {**metrics, "arc": None}, 1, "limits.yaml")
+    assert [problem.what for problem in caught.value.problems] == [
+        "a limit compares two models or more.",
+        "'news' has no figure 'accuracy'.",
+        "this evaluation has neither a set nor a task 'nws'.",
+    ]
+    check_gate([Limit("news", BITS_PER_BYTE, 0.1)], metrics, 2, "limits.yaml")

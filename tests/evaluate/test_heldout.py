@@ -52,5 +52,5 @@ def test_documents_of_one_source_are_one_group(tmp_path):
 
 
 def test_files_without_a_document_are_refused_with_what_was_left_out(tmp_path):
-    with pytest.raises(InputError, match=r"text 'news': no usable document in \*.jsonl; left out: 1 empty"):
+    with pytest.raises(InputError, match=r"text 'news' in \*.jsonl: no usable document; left out: 1 empty"):
         read_heldout(ENTRY, write_texts(tmp_path, [" "]), 100)

@@ -150,6 +150,8 @@ def test_quotes_and_blocks_make_text() -> None:
         ("a: |\n  x\n\ty\n", "r.yaml:3: a tab in the indentation"),
         ("a: 1\nb: [1, 2\nc: 3\n", "r.yaml:3: the bracket that opens on line 2 goes wrong here."),
         ("a: 1\nb: [1, 2\n", "r.yaml:2: a bracket that opens here and never closes."),
+        ("a: 1\nb: [\n", "r.yaml:2: a bracket that opens here and never closes."),
+        ("a: {b: [1],\n\n", "r.yaml:1: a bracket that opens here and never closes."),
         ("a: 1\nb: 'x\nc: 2\n", "r.yaml:2: a quote that opens here and never closes."),
         ("a: x: y\n", "r.yaml:1: a colon where no key can stand."),
         ("a: 1\n  b: 2\n", "r.yaml:2: a colon where no key can stand."),

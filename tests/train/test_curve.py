@@ -222,6 +222,29 @@ def test_the_best_weights_are_never_more_files_than_the_disk_was_checked_for(tmp
     assert len(most) == 8 and max(most) == files
 
 
+@pytest.mark.slow
+def test_a_kill_after_new_best_weights_were_written_leaves_those_that_the_checkpoint_needs(tmp_path, monkeypatch):
+    from hybridizer.train import best
+
+    request = request_of(random_bytes("in-domain", "texts"), every=1, keep="best")
+    settings, write = replace(FORGETS, checkpoint_minutes=0.0), best.write_tensors
+    straight, expected = run(tmp_path / "a", settings, freeze="none", curve=request)
+
+    def die_after_step_2(path, tensors):
+        write(path, tensors)
+        if path == tmp_path / "b" / "best-00000002.safetensors":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(best, "write_tensors", die_after_step_2)
+        with pytest.raises(Killed):
+            run(tmp_path / "b", settings, freeze="none", curve=request)
+    assert (tmp_path / "b" / "best-00000001.safetensors").is_file(), "the run resumes from the checkpoint of step 1"
+    resumed, found = run(tmp_path / "b", settings, freeze="none", curve=request)
+    assert bytes_of(resumed) == bytes_of(straight) and rows_of(tmp_path / "b") == rows_of(tmp_path / "a")
+    assert found.kept_step == expected.kept_step == 2
+
+
 def test_best_weights_that_are_gone_are_named(tmp_path):
     request = request_of(random_bytes("in-domain"), keep="best")
     run(tmp_path, replace(FORGETS, max_steps=4), freeze="none", curve=request)
