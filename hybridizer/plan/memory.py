@@ -97,11 +97,10 @@ class ObjectiveShape:
     shared_parameters: int = 0
     kept: int = 0
 
-    @property
-    def teacher_bytes(self) -> int:
-        """The bytes of the teacher's weights that the student does not hold."""
+    def teacher_bytes(self, product_bytes: int) -> int:
+        """The bytes of the teacher's weights that the student does not hold, in the smaller of both precisions."""
         beside = 0 if self.kept else model_parameters(self.teacher) - self.shared_parameters
-        return beside * self.teacher.stored_bytes
+        return beside * min(self.teacher.stored_bytes, product_bytes)
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
         weights += trained * shape.stored_bytes
     weights += _kept_low(shape, choice, run)
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
-    teacher = 0 if run.objective is None else run.objective.teacher_bytes
+    teacher = 0 if run.objective is None else run.objective.teacher_bytes(run.product_bytes)
     small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0]
     spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
     found = []
