@@ -17,6 +17,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,7 @@ class Row:
 
 
 def table() -> list[Row]:
-    """What moves memory: freezes, precisions, ties, batches, adapters, optimizers, packing, recomputation."""
+    """What moves memory: freezes, precisions, ties, batches, adapters, optimizers, packing, recomputation, teachers."""
     recompute, lora, unpacked = {"gradient_checkpointing": True}, {"lora": {"rank": 16}}, {"packed": False}
     eight_bit = {"optimizer": "adamw8bit"}
     return [
@@ -104,6 +105,12 @@ def table() -> list[Row]:
         Row("smollm2", "deep", "bfloat16", 2, settings={"frozen_dtype": "int8"}),
         Row("smollm2", "deep", "float32", 1, stored="bfloat16", settings={"frozen_dtype": "nf4"}),
         Row("untied", "shallow", "bfloat16", 1, settings={"frozen_dtype": "fp8"}),
+        Row("smollm2", "deep", "bfloat16", 2, settings={"objective": {"distill": {"teacher": "a"}}}),
+        Row("smollm2", "none", "bfloat16", 2, settings={"objective": {"distill": {"teacher": "a", "weight": 0.5}}}),
+        Row("smollm2", "none", "float32", 1, settings={"objective": {"distill": {"teacher": "a", "weight": 0.5}}}),
+        Row("smollm2", "deep", "float32", 2, settings={"objective": {"align": {"teacher": "a"}}}),
+        Row("smollm2", "deep", "bfloat16", 2, settings={"objective": {"distill": {"teacher": "a", "top_k": 64}}}),
+        Row("smollm2", "deep", "bfloat16", 2, settings={"stages": [{"freeze": "deep"}, {"freeze": "20..29"}]}),
         Row("tiny", "none", "float32", 2, 128),
         Row("tiny", "deep", "bfloat16", 64, 256),
         Row("untied", "shallow", "bfloat16", 2),
@@ -161,8 +168,7 @@ def _missing_package(row: Row) -> str | None:
 
 
 def _build(row: Row, workdir: Path, device: str) -> Found:
-    name = "-".join(str(row).replace("{", " ").replace("}", " ").replace("'", "").replace(":", "").split())
-    name = name.replace(",", "").replace("_", "-").lower()
+    name = re.sub(r"[^a-z0-9]+", "-", str(row).lower()).strip("-")
     recipe = _write_recipe(row, name, workdir)
     runs = ["--runs", str(workdir / "runs")]
     shutil.rmtree(workdir / "runs" / name, ignore_errors=True)
@@ -190,6 +196,10 @@ def _write_recipe(row: Row, name: str, workdir: Path) -> Path:
         "heldout_ratio": 0,
         **row.settings,
     }
+    if "stages" in row.settings:  # of STEPS steps each
+        tokens = train.pop("tokens")
+        del train["max_steps"]
+        train["stages"] = [{"tokens": tokens, **stage} for stage in row.settings["stages"]]
     donor = _donor(row.model, workdir)
     content = {
         "name": name,

@@ -71,8 +71,9 @@ def _child(arguments, folder: Path) -> None:
     from hybridizer.recipe.objective import Align, Distill, Objective
     from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
     from hybridizer.train.loop import train
+    from hybridizer.train.precision import product_dtype
     from hybridizer.train.runtime import Runtime
-    from hybridizer.train.teacher import Teacher
+    from hybridizer.train.teacher import Teacher, lower_
 
     torch.set_num_threads(arguments.threads)
     kind, turn, settings = arguments.child, Turn(arguments.device), _settings(arguments)
@@ -90,6 +91,7 @@ def _child(arguments, folder: Path) -> None:
         torch.manual_seed(1)
         for parameter in taught.parameters():  # else losses and gradients are zeros
             parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+        lower_(taught, product_dtype(settings.precision, device), model)
         teacher = Teacher(taught, taught_parts, "bench", ((half - 1, half - 1),) if kind == "align" else ())
     flops = model_token_flops(shape, plan.choice, arguments.tokens / 2, objective=added)
     more = {

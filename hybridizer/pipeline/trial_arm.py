@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Mapping
@@ -179,7 +180,7 @@ class _ArmWork:
         _discard_other(run, planned.plan, self._setup.trial.keep, self._monitor)
         if not _holds(run.model, planned.plan) and not run.spliced.exists():
             _link_files(self._splice(planned), run.spliced)
-        _forget_peak()
+        _begin_memory()
         overrides = self._setup.run_overrides(self._arm, lr, seed)
         options = {"replace": False, "deep": False, "load": False, "draw": False}
         build(self._setup.source, overrides, run.path.parent, self._monitor, **options)
@@ -253,9 +254,11 @@ def _discard_other(run: RunFolder, plan: Plan, keep: str, monitor: Monitor) -> N
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _forget_peak() -> None:
-    """Let the peak memory of this process begin again, so that the figure of a run is its own."""
+def _begin_memory() -> None:
+    """Give back what earlier runs left and let the peak of this process begin again: the figure of a run is its own."""
     from hybridizer.evaluate.model import default_device
-    from hybridizer.models.memory import forget_peak_
+    from hybridizer.models.memory import forget_peak_, trim_heap
 
+    gc.collect()  # a model has cycles
+    trim_heap()
     forget_peak_(default_device())

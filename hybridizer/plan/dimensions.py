@@ -81,11 +81,10 @@ class ObjectiveShape:
     shared_parameters: int = 0
     kept: int = 0
 
-    @property
-    def teacher_bytes(self) -> int:
-        """The bytes of the teacher's weights that the student does not hold."""
+    def teacher_bytes(self, product_bytes: int) -> int:
+        """The bytes of the teacher's weights that the student does not hold, in the smaller of both precisions."""
         beside = 0 if self.kept else model_parameters(self.teacher) - self.shared_parameters
-        return beside * self.teacher.stored_bytes
+        return beside * min(self.teacher.stored_bytes, product_bytes)
 
 
 @dataclass(frozen=True)

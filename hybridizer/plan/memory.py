@@ -119,7 +119,7 @@ def _memory(shape: ModelShape, choice: FreezeChoice, run: RunShape) -> Memory:
         weights += trained * shape.stored_bytes
     weights += _kept_low(shape, choice, run)
     masters, optimizer = 4 * trained if low else 0, run.moment_bytes * trained
-    teacher = 0 if run.objective is None else run.objective.teacher_bytes
+    teacher = 0 if run.objective is None else run.objective.teacher_bytes(run.product_bytes)
     small = 4 * _parameters(shape, choice, run.adapter_rank, large=False)[0]
     spread = (ADAPTED_SPREAD if run.adapter_rank else HEAP_SPREAD)[run.device]
     found = []

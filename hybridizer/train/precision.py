@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from hybridizer.core.errors import InputError, Problem
 from hybridizer.models.hardware import choose_compute_dtype
+from hybridizer.models.matmul import matmul_dtype
 from hybridizer.models.parts import MODEL_FAULTS
 from hybridizer.models.sharding import is_sharded
 from hybridizer.train.freeze import FreezePlan
@@ -27,6 +28,11 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype to compute in on `device`, which is that of the plan's cost estimate."""
     found: torch.dtype = getattr(torch, choose_compute_dtype(precision, device.type))
     return found
+
+
+def product_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products on `device`: float32 where a processor has no bfloat16 instructions."""
+    return matmul_dtype(choose_dtype(precision, device), device)
 
 
 class MixedLinear(nn.Linear):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -169,7 +169,15 @@ def _compilation(parts: TrainableParts, compiles: bool) -> AbstractContextManage
 
 def _trimming(job: TrainJob, compiles: bool, device: torch.device) -> AbstractContextManager[None]:
     trims = device.type == "cpu" and not compiles  # a hook would break compiled graphs
-    return trimmed_heap(job.parts.layers) if trims else nullcontext()
+    return trimmed_heap(_running(job)) if trims else nullcontext()
+
+
+def _running(job: TrainJob) -> Sequence[nn.Module]:
+    """The layers that a step runs: alignment alone ends behind its last state."""
+    align = job.settings.objective.align if job.settings.objective is not None else None
+    if align is None or align.weight < 1 or job.teacher is None:
+        return job.parts.layers
+    return job.parts.layers[: max(ours for ours, _ in job.teacher.pairs) + 1]
 
 
 def _checkpointing(job: TrainJob) -> AbstractContextManager[None]:

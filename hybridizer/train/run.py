@@ -202,7 +202,8 @@ def make_job(
     from hybridizer.models.loss import loss_chunk_bytes
     from hybridizer.models.parts import find_parts
     from hybridizer.train.job import Earlier, TrainJob
-    from hybridizer.train.teacher import find_twins, load_teacher, share_tensors_
+    from hybridizer.train.precision import product_dtype
+    from hybridizer.train.teacher import find_twins, load_teacher, lower_, share_tensors_
 
     earlier = earlier or Earlier()
     settings = recipe.train_section
@@ -220,6 +221,8 @@ def make_job(
     if taught_by is not None and teacher is not None and not runtime.is_fsdp and settings.frozen_dtype == "keep":
         kept = freeze_plan.frozen.keys() - masters.keys()
         num_shared = share_tensors_(taught_by.model, model, find_twins(plan, spliced, teacher, kept))
+    if taught_by is not None:
+        lower_(taught_by.model, product_dtype(settings.precision, runtime.device), model)
     with runtime.main_first():
         # A build tokenised them before, and noted what was left out.
         sources = open_texts(settings.data, recipe.folder, TokenizerEncoder(tokenizer), SilentMonitor())
@@ -312,9 +315,8 @@ def _data(
 
 def _figures(plan: Plan, job: TrainJob, runtime: Runtime, teacher: Donor | None) -> DeviceFigures:
     """The FLOP per token of `job`, and FLOP/s of the device: of its fastest matrix product and of its data sheet."""
-    from hybridizer.models.matmul import matmul_dtype
     from hybridizer.train.job import DeviceFigures
-    from hybridizer.train.precision import choose_dtype
+    from hybridizer.train.precision import choose_dtype, product_dtype
     from hybridizer.train.timing import measure_peak
 
     settings = job.settings
@@ -323,7 +325,7 @@ def _figures(plan: Plan, job: TrainJob, runtime: Runtime, teacher: Donor | None)
     rank = settings.lora.rank if settings.lora else 0
     objective = None if keeps_largest(settings) else objective_shape(settings, plan.train_plan.settings, teacher)
     flops = model_token_flops(_shape(plan), job.freeze_plan.choice, context, rank, objective)
-    dtype = choose_dtype(settings.precision, runtime.device)
-    dtype = dtype if job.compiles(runtime.device.type) else matmul_dtype(dtype, runtime.device)
+    compiles = job.compiles(runtime.device.type)
+    dtype = (choose_dtype if compiles else product_dtype)(settings.precision, runtime.device)
     device, name = str(runtime.device), str(dtype).removeprefix("torch.")
     return DeviceFigures(flops, measure_peak(device, name), datasheet_flops(device_name(device), name))

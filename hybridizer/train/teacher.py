@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from hybridizer.checkpoint.hashing import same_bytes
@@ -13,6 +14,7 @@ from hybridizer.checkpoint.reader import open_checkpoint
 from hybridizer.donors.donor import Donor
 from hybridizer.models.distill import Divergence
 from hybridizer.models.load import load_model
+from hybridizer.models.memory import page_out
 from hybridizer.models.objective import CausalLMLoss, LossBySource, Student, TrainableParts
 from hybridizer.models.parts import find_parts
 from hybridizer.models.taught import AlignLoss, DistillLoss, LargestOnlyLoss
@@ -77,11 +79,26 @@ def share_tensors_(teacher: nn.Module, model: nn.Module, twins: Mapping[str, str
         if name in ours and other in theirs
         if (ours[name].shape, ours[name].dtype) == (theirs[other].shape, theirs[other].dtype)
     }
+    replaced = []
     for module in teacher.modules():
         for key, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) in held:
+                replaced.append(parameter.data)
                 setattr(module, key, held[id(parameter)])
+    page_out(replaced)  # the file stays mapped while the teacher has other tensors of it
     return sum(parameter.numel() for parameter in held.values())
+
+
+def lower_(teacher: nn.Module, dtype: torch.dtype, model: nn.Module) -> None:
+    """Hold the parameters of `teacher` that are wider than `dtype` in it, except those that it shares with `model`.
+
+    A teacher is neither trained nor exported: a copy in the precision that computes is all that is needed of it. What
+    it computes keeps its bits, except that a bias is added before the product is rounded, no longer after.
+    """
+    shared = {id(parameter) for parameter in model.parameters()}
+    for parameter in teacher.parameters():
+        if id(parameter) not in shared and parameter.dtype.is_floating_point and parameter.itemsize > dtype.itemsize:
+            parameter.data = parameter.data.to(dtype)
 
 
 def taught_loss(objective: Objective, teacher: Teacher, student: Student) -> tuple[LossBySource, CausalLMLoss]:

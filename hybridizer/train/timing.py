@@ -34,8 +34,9 @@ from hybridizer.train.folder import LOG
 from hybridizer.train.freeze import plan_freeze, plan_lora_
 from hybridizer.train.job import DeviceFigures, RunContext, TrainJob
 from hybridizer.train.loop import train as run_loop
+from hybridizer.train.precision import product_dtype
 from hybridizer.train.runtime import Runtime
-from hybridizer.train.teacher import Teacher
+from hybridizer.train.teacher import Teacher, lower_
 from hybridizer.train.teacher_pass import fill, open_cache
 
 # (rows, width) of the products that the peak is measured with. A product of the first size takes 0.02 s at 200 GFLOP/s;
@@ -146,7 +147,9 @@ def _with_teacher(
         return Teacher(model, find_parts(model), "probe", request.pairs)
 
     if not keeps_largest(request.settings):
-        return replace(job, teacher=load())
+        teacher = load()
+        lower_(teacher.model, product_dtype(request.settings.precision, runtime.device), job.model)
+        return replace(job, teacher=teacher)
     cache = open_cache(job, "probe", runtime.device, folder)
     fill(cache, job, load, runtime, SilentMonitor())
     forget_peak_(runtime.device)

@@ -149,13 +149,29 @@ def test_the_cost_has_the_teacher_and_leaves_out_what_alignment_does_not_run(rec
     assert "no layer from 2 on and no head is run" in " ".join(align["notes"])
 
 
-def test_what_the_student_keeps_of_its_teacher_is_counted_once(recipe):
-    def teacher_bytes(objective, **changes):
+@pytest.fixture
+def teacher_bytes(recipe):
+    """Bytes of the teacher in the planned memory, and the plan."""
+
+    def plan(objective, **changes):
         path = recipe(objective, **changes)
         hybridize("plan", path, "--runs", str(path.with_suffix("")))
         cost = json.loads((path.with_suffix("") / path.stem / "cost.json").read_text())
         return cost["asked"]["memory"]["teacher"], plan_of(path)
 
+    return plan
+
+
+@pytest.mark.parametrize(("flags", "factor"), [({"avx2", "avx512_bf16"}, 2), ({"avx2"}, 1)])
+def test_a_teacher_is_counted_in_the_dtype_of_matrix_products_where_that_is_smaller(
+    teacher_bytes, monkeypatch, flags, factor
+):
+    monkeypatch.setattr("hybridizer.models.hardware.cpu_flags", lambda: frozenset(flags))
+    of_b = {"distill": {"teacher": "b"}}
+    assert teacher_bytes(of_b)[0] == factor * teacher_bytes(of_b, precision="bfloat16")[0]
+
+
+def test_what_the_student_keeps_of_its_teacher_is_counted_once(teacher_bytes):
     whole, plan = teacher_bytes({"distill": {"teacher": "b"}})
     sizes = {tensor["name"]: 4 * math.prod(tensor["shape"]) for tensor in plan["tensors"]}
     assert whole == sum(sizes.values())

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from hybridizer.core.errors import InputError, RunError
+from hybridizer.models.parts import find_parts
 from hybridizer.recipe.models import Lora
 from hybridizer.recipe.objective import Align, Distill, Objective
+from hybridizer.train import teacher as teachers
 from hybridizer.train.folder import read_log
 from hybridizer.train.freeze import plan_freeze, plan_lora_
 from hybridizer.train.step import OptimizerStep
-from hybridizer.train.teacher import Teacher, share_tensors_
+from hybridizer.train.teacher import Teacher, lower_, share_tensors_
 from support.sections import train_section
 from support.train_models import plain_model, tiny_model
 from support.train_runs import SETTINGS, bytes_of, run_model
@@ -88,8 +90,6 @@ def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [DISTILL, ALIGN], ids=["distill", "align"])
 def test_low_rank_adapters_train_with_a_teacher(tmp_path, objective):
-    from hybridizer.models.parts import find_parts
-
     model, taught = tiny_model("llama", vocab_size=257).eval(), tiny_model("llama", 1, vocab_size=257).eval()
     teacher = Teacher(taught, find_parts(taught), "sha256:0", PAIRS[objective.kind])
     parts = find_parts(model)
@@ -131,6 +131,25 @@ def test_frozen_tensors_that_are_the_teachers_are_in_memory_once_and_give_the_sa
     assert found[0] == found[1]
 
 
+def test_a_teacher_held_in_the_precision_that_computes_gives_the_same_bits_and_leaves_shared_tensors(tmp_path):
+    found, shared = [], "model.layers.2.mlp.up_proj.weight"
+    for lowers in (False, True):
+        taught, model = (tiny_model("llama", seed, vocab_size=257).eval() for seed in (1, 0))  # no biases, see `lower_`
+        model.get_parameter(shared).data = taught.get_parameter(shared).data.clone()
+        share_tensors_(taught, model, {shared: shared})
+        teacher = Teacher(taught, find_parts(taught), "sha256:1", ())
+        if lowers:
+            lower_(taught, torch.bfloat16, model)
+            lower_(taught, torch.float32, model)
+            stored = {name for name, parameter in taught.named_parameters() if parameter.dtype != torch.bfloat16}
+            assert stored == {shared}
+        plan = plan_freeze(model, find_parts(model), train_section(freeze="deep"), boundary=2)
+        settings = replace(SETTINGS, objective=DISTILL, precision="bfloat16", max_steps=2)
+        run_model(tmp_path / str(lowers), model, find_parts(model), plan, settings, teacher=teacher)
+        found.append((bytes_of(model), [line["loss"] for line in read_log(tmp_path / str(lowers))]))
+    assert found[0] == found[1]
+
+
 def test_a_shared_tensor_that_something_changes_breaks_the_freeze_proof(tmp_path, monkeypatch):
     teacher, (model, parts) = Teacher(*plain_model(seed=1), "sha256:1", ()), plain_model()
     name = "layers.2.mlp.0.weight"
@@ -146,6 +165,23 @@ def test_a_shared_tensor_that_something_changes_breaks_the_freeze_proof(tmp_path
     settings = replace(SETTINGS, objective=DISTILL, max_steps=2)
     with pytest.raises(RunError, match=f"frozen tensors changed: {name}"):
         run_model(tmp_path, model, parts, plan, settings, teacher=teacher)
+
+
+def test_pages_of_tensors_that_a_teacher_no_longer_holds_are_given_back(monkeypatch):
+    left = []
+    monkeypatch.setattr(teachers, "page_out", left.extend)
+    model, taught = plain_model()[0], plain_model(seed=1)[0]
+    name = "layers.2.mlp.0.weight"
+    own = taught.get_parameter(name).data
+    share_tensors_(taught, model, {name: name})
+    assert [tensor.data_ptr() for tensor in left] == [own.data_ptr()]
+
+
+def test_the_heap_is_trimmed_in_alignment_too_which_ends_at_the_boundary(tmp_path, monkeypatch):
+    trims = []
+    monkeypatch.setattr("hybridizer.models.memory._malloc_trim", lambda: trims.append)
+    train(tmp_path, ALIGN, max_steps=1)
+    assert trims
 
 
 def test_tensors_of_another_dtype_or_shape_and_unknown_ones_are_not_shared():
