@@ -39,7 +39,7 @@ def layout_of(kind: str, depth: int) -> dict[str, Any]:
 
 
 def write(kind: str, donor: Path, folder: Path) -> dict[str, float]:
-    """Plan and write one of WRITTEN; CPU seconds of the writing, and MB by which the peak grew."""
+    """Plan and write one of WRITTEN; CPU seconds of the writing, MB by which the peak grew, and MB written."""
     import torch
     from transformers import GraniteMoeHybridForCausalLM, LlamaForCausalLM
 
@@ -58,7 +58,8 @@ def write(kind: str, donor: Path, folder: Path) -> dict[str, float]:
     before, began = peak_memory_bytes(torch.device("cpu")), time.process_time()
     write_model(planned.plan, planned.donors, folder / recipe.stem, SilentMonitor(), replace=True, load=False)
     grown = peak_memory_bytes(torch.device("cpu")) - before
-    return {"cpu": time.process_time() - began, "grown": grown / 1e6}
+    cpu, files = time.process_time() - began, (folder / recipe.stem).glob("*.safetensors")
+    return {"cpu": cpu, "grown": grown / 1e6, "size": sum(path.stat().st_size for path in files) / 1e6}
 
 
 def compare_writing(donor: Path, folder: Path, rounds: int) -> None:
@@ -69,11 +70,12 @@ def compare_writing(donor: Path, folder: Path, rounds: int) -> None:
             command = [sys.executable, __file__, "--donor", str(donor), "--folder", str(folder), "--child", kind]
             told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             found[kind].append(json.loads(told.splitlines()[-1]))
-    print("written           CPU s  of plain  peak grows by MB")
+    print("written           CPU s  of plain   MB  of plain, per MB  peak grows by MB")
     median = {kind: statistics.median(each["cpu"] for each in runs) for kind, runs in found.items()}
     for kind, runs in found.items():
-        grown = max(each["grown"] for each in runs)
-        print(f"{kind:16} {median[kind]:6.2f} {median[kind] / median['plain']:9.2f} {grown:17.0f}", flush=True)
+        grown, share, size = max(each["grown"] for each in runs), median[kind] / median["plain"], runs[0]["size"]
+        each = share * found["plain"][0]["size"] / size
+        print(f"{kind:16} {median[kind]:6.2f} {share:9.2f} {size:4.0f} {each:17.2f} {grown:17.0f}", flush=True)
 
 
 def by_hand(donor: Path, native: Any) -> Any:
