@@ -5,8 +5,9 @@
 
 Every row is one `hybridize convert --windows 4` with the text that the command has, so that its checks apply; a refusal
 is a row too. The Qwen3 is SmolLM2 with norms on queries and keys, set to the size that these have, so that its
-perplexity is that of a language model and shows where positions are lost; that of random weights does not. Every row is
-kept in OUT/rows.json, so an interrupted run resumes. The files are deleted.
+perplexity is that of a language model and shows where positions are lost; that of random weights does not. The
+falcon_h1 is SmolLM2 with branches of larger weights than a new one has, which changes perplexity by less than 0.01%.
+Every row is kept in OUT/rows.json, so an interrupted run resumes. The files are deleted.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from hybridizer.pipeline.build import build
 SWAPPED = (4, 8, 12)
 WINDOWS = 4
 SPOILED = ", spelled as it is"
+LOUDER = {"mamba.in_proj.weight": 30.0, "mamba.out_proj.weight": 20.0}  # of branches
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def cases(texts: Path) -> dict[str, Case]:
         "hybrid": Case(fitted(texts, "mamba2"), types=tuple(TYPES)),
         f"hybrid{SPOILED}": Case(fitted(texts, "mamba2"), spoiled=True),
         "attention alone": Case({"slices": whole, "target": "granitemoehybrid"}),
-        "branches": Case({"slices": branches}),
+        "new branches": Case({"slices": branches}),
+        "branches": Case({"slices": [{"donor": "a"}]}, "falcon_h1"),
         "convolutions": Case(fitted(texts, "short_conv"), "qwen3"),
         "delta nets": Case(fitted(texts, "gated_delta_net"), "qwen3"),
         "delta nets, qwen3_next": Case({"slices": delta, "target": "qwen3_next"}, "qwen3"),
@@ -110,6 +113,20 @@ def as_qwen3(folder: Path, texts: Path) -> str:
     return str(folder.absolute())
 
 
+@torch.no_grad()
+def as_falcon_h1(out: Path, texts: Path, donor: Path | None) -> str:
+    """The model of the case "new branches", with the projections of its branches multiplied by LOUDER."""
+    folder = out / "falcon_h1"
+    if not (folder / "config.json").exists():
+        source = make_model("new branches", cases(texts)["new branches"], out, texts, donor) / "model"
+        model, tokenizer = load_causal_lm(source, torch.float32)
+        for name, parameter in model.named_parameters():
+            parameter.mul_(next((factor for end, factor in LOUDER.items() if name.endswith(end)), 1.0))
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+    return str(folder.absolute())
+
+
 def _measure(scales: dict[str, Tensor], name: str, _: nn.Module, __: object, found: Tensor) -> None:
     scales[name] = found.pow(2).mean().sqrt().expand(64).clone()
 
@@ -117,9 +134,12 @@ def _measure(scales: dict[str, Tensor], name: str, _: nn.Module, __: object, fou
 def make_model(name: str, case: Case, out: Path, texts: Path, donor: Path | None) -> Path:
     """The folder of the run that holds the model; built once."""
     own = "-".join(name.removesuffix(SPOILED).replace(",", "").split())
-    source = (
-        str(donor.absolute()) if donor else (REFERENCE if case.donor == "smollm2" else as_qwen3(out / "qwen3", texts))
-    )
+    if case.donor == "falcon_h1":
+        source = as_falcon_h1(out, texts, donor)
+    elif donor is not None:
+        source = str(donor.absolute())
+    else:
+        source = REFERENCE if case.donor == "smollm2" else as_qwen3(out / "qwen3", texts)
     recipe = {"name": own, "donors": {"a": {"source": source}}, "layout": {"host": "a", **case.layout}}
     write_file(out / f"{own}.yaml", json.dumps(recipe, indent=1))  # JSON is YAML
     build(out / f"{own}.yaml", (), out / "runs", SilentMonitor(), replace=True, deep=False, load=False)

@@ -16,6 +16,7 @@ SMALL = {
     "bench_eval": ("--model", "donor", "--items", "64", "--kilobytes", "20"),
     "bench_identity": ("gemma2", "--lr", "1e-3", "--steps", "1"),
     "bench_memory": ("--workdir", "out", "--only", "tiny"),
+    "bench_native": ("--donor", "donor", "--rounds", "1", "--tokens", "24"),
     "bench_objective": ("--workdir", "out", "--shape", "smoke", "--rows", "1", "--tokens", "64", "--steps", "1",
                         "--threads", "1"),
     "bench_scan": ("--workdir", "out", "--donor", "donor", "--models", "1"),

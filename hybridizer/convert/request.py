@@ -13,7 +13,7 @@ from typing import Final
 class WeightType:
     """A type of weights in a GGUF file: the most bits per byte of text that it may cost, and bytes per weight.
 
-    The limits of f32 and q8_0 are a few times what was measured once (docs/log.md), the others are estimates.
+    The limits are at least 2.5 times the largest loss that was measured (docs/deploy.md).
     `bytes_each` is an upper estimate.
     """
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybridizer.families.names import Shapes
 from hybridizer.families.target import (
+    Answer,
     Facts,
     LayerMap,
     Made,
@@ -59,6 +61,14 @@ def _mixer_shapes(facts: Facts, sizes: Sizes) -> Shapes:
     return {name: shape for name, shape in shapes.items() if name != "mamba.norm.weight"}
 
 
+def _by_llama(facts: Facts, layers: Sequence[str], config: Mapping[str, Any]) -> tuple[Answer, str]:
+    if "self_attn.o_proj.bias" in facts.structure.layers[0]:
+        return "no", "it does not add 'self_attn.o_proj.bias'"
+    if bias_in_layer(facts):
+        return "untried", "its converter knows FalconH1ForCausalLM, and biases were not run"
+    return "with", "`hybridize convert`: the converter stops where the config does not give the size of heads"
+
+
 FALCON_H1 = Target(
     family="falcon_h1",
     architecture="FalconH1ForCausalLM",
@@ -66,7 +76,7 @@ FALCON_H1 = Target(
     mixers={"parallel mamba2": "hybrid"},
     attention="hybrid",
     outputs={"parallel mamba2": ("mamba.out_proj.weight",), "network": ("feed_forward.down_proj.weight",)},
-    by_llama=lambda facts, layers, config: ("untried", "its converter knows FalconH1ForCausalLM"),
+    by_llama=_by_llama,
     map_layer=_map_layer,
     write_config=_write_config,
     suggest_sizes=lambda facts: {**suggest_heads(facts), "conv": 4, "chunk": 64},

@@ -42,6 +42,7 @@ def test_the_plan_says_which_family_and_what_runs_it(plan):
     alone = plan(slices=[{"donor": "a"}], target="granitemoehybrid")
     assert "granitemoehybrid is requested" in alone.evidence.reasons[0]
     assert alone.served_by[2].answer == "untried"
+    assert plan(slices=BRANCH).served_by[2].answer == "with"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,7 @@ QWEN3 = {"use_sliding_window": False}
         ("qwen3", QWEN3, {"slices": SWAP_OF["short_conv"]}, "a head of its own", ""),
         ("qwen3", {**QWEN3, "tie_word_embeddings": True}, {"slices": SWAP_OF["short_conv"]}, "", ""),
         ("llama", {"mlp_bias": True}, {"slices": BRANCH}, "'mlp.down_proj.bias' is one", ""),
+        ("llama", {"attention_bias": True}, {"slices": BRANCH}, "bias' is one", "'self_attn.o_proj.bias'"),
         ("llama", {"head_dim": 32}, {"slices": BRANCH}, "", ""),
     ],
 )

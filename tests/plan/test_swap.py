@@ -6,7 +6,7 @@ import pytest
 
 from hybridizer.core.errors import PlanError, RecipeError
 from hybridizer.core.progress import SilentMonitor
-from hybridizer.pipeline.plan import check, plan_recipe
+from hybridizer.pipeline.plan import check, plan_from_configs, plan_recipe
 from hybridizer.plan.stored import read_stored_plan
 from support.lines import bench_in, hybridize, write_recipe
 from support.tiny import make_tiny
@@ -69,6 +69,8 @@ def test_a_count_of_0_is_the_donor_itself_whatever_the_place(bench, place):
     same = write_recipe(bench / "y.yaml", donors={"a": "a"}, layout={"slices": [{"donor": "a"}]})
     assert made.hash == plan_recipe(same, (), SilentMonitor()).plan.hash
     assert "No layer of 'a' is swapped: `count` is 0." in made.evidence.reasons
+    by_configs = plan_from_configs(path, (), SilentMonitor()).plan
+    assert not any("spread evenly" in warning for warning in by_configs.evidence.warnings)
 
 
 @pytest.mark.slow
