@@ -16,7 +16,7 @@ from hybridizer.scan.run import set_up
 from hybridizer.scan.score import Scorer
 from hybridizer.trace.probes import read_probes
 from support.gguf_files import write_gguf
-from support.lines import hybridize, hybridize_json, make_donor, make_donors
+from support.lines import exchange_tokens, hybridize, hybridize_json, make_donor, make_donors
 
 PAIRS = [("hot", "a"), ("cold", "b"), ("up", "c"), ("down", "d")]
 SMALL = ("--documents", "12", "--document-tokens", "24", "--prompts", "12", "--probes", "p.jsonl", "--span", "2")
@@ -301,11 +301,7 @@ def test_donors_are_named_as_recipes_take_them():
 
 @pytest.mark.slow
 def test_donors_of_different_tokenizers_need_permission():
-    make_donor(Path("c"), seed=3)
-    tokenizer = json.loads(Path("c/tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    Path("c/tokenizer.json").write_text(json.dumps(tokenizer))
+    exchange_tokens(make_donor(Path("c"), seed=3), "a", "b")
     assert "vocabulary" in hybridize("scan", "a", "c", *SMALL, code=2).stderr
     assert scan("--allow", "vocabulary", "--changes", "swap", donors=("a", "c"))["num_tried"] == 4
     check_fit(open_named({"a": "a", "b": "b"}, (), SilentMonitor()))
