@@ -10,10 +10,13 @@ import yaml
 from hybridizer.core.progress import SilentMonitor
 from hybridizer.pipeline.donors import open_named
 from hybridizer.pipeline.scan_layers import check_fit, name_donors
+from hybridizer.scan.candidates import Space, list_candidates
 from hybridizer.scan.request import ScanRequest
+from hybridizer.scan.run import set_up
+from hybridizer.scan.score import Scorer
 from hybridizer.trace.probes import read_probes
 from support.gguf_files import write_gguf
-from support.lines import hybridize, hybridize_json, make_donor, make_donors
+from support.lines import exchange_tokens, hybridize, hybridize_json, make_donor, make_donors
 
 PAIRS = [("hot", "a"), ("cold", "b"), ("up", "c"), ("down", "d")]
 SMALL = ("--documents", "12", "--document-tokens", "24", "--prompts", "12", "--probes", "p.jsonl", "--span", "2")
@@ -59,7 +62,6 @@ def test_scores_in_memory_equal_those_of_written_splices_bit_for_bit():
     from hybridizer.evaluate.bits import score_documents
     from hybridizer.models.load import load_causal_lm
     from hybridizer.models.parts import find_parts
-    from hybridizer.scan.run import set_up
 
     donors = open_named(name_donors(["a", "b"]), (), SilentMonitor())
     request = ScanRequest(documents=12, document_tokens=24, prompts=12)
@@ -133,6 +135,30 @@ def test_many_candidates_are_screened_on_items_of_their_own():
     assert without["screen"] is None and without["num_scored"] == 14
     full = {row["name"]: row["change"] for row in without["candidates"]}
     assert all(full[row["name"]] == row["change"] for row in passed)
+
+
+@pytest.mark.slow
+def test_a_screened_change_is_that_of_the_documents_of_all_rungs_so_far():
+    record = scan("--documents", "54", "--best", "2")
+    request = ScanRequest(documents=54, document_tokens=24, prompts=0)
+    bench = set_up(open_named({"a": "a"}, (), SilentMonitor()), request, None, None)
+    items = bench.items.screen.items
+    scorer = Scorer(bench.models, "a", items)
+
+    def bits_per_byte(layers, count):
+        return scorer.score(layers).bits[:count].sum() / items.num_bytes[:count].sum()
+
+    layers = {one.name: one.layers for one in list_candidates(Space({"a": 4}, 2), ("cut", "repeat"))}
+    for row in record["candidates"]:
+        count = row["screened_items"]
+        change = bits_per_byte(layers[row["name"]], count) - bits_per_byte(scorer.host_path, count)
+        assert row["screened"] == pytest.approx(change, abs=1e-6)  # batches differ between the two
+
+
+@pytest.mark.slow
+def test_more_models_pass_a_screen_where_more_are_to_be_tested():
+    record = scan("--documents", "54", "--best", "7", "--span", "3")
+    assert record["num_tried"] == 18 and record["num_scored"] == len(record["winners"]) == 7
 
 
 def test_layers_that_matter_least_are_named():
@@ -275,11 +301,7 @@ def test_donors_are_named_as_recipes_take_them():
 
 @pytest.mark.slow
 def test_donors_of_different_tokenizers_need_permission():
-    make_donor(Path("c"), seed=3)
-    tokenizer = json.loads(Path("c/tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    Path("c/tokenizer.json").write_text(json.dumps(tokenizer))
+    exchange_tokens(make_donor(Path("c"), seed=3), "a", "b")
     assert "vocabulary" in hybridize("scan", "a", "c", *SMALL, code=2).stderr
     assert scan("--allow", "vocabulary", "--changes", "swap", donors=("a", "c"))["num_tried"] == 4
     check_fit(open_named({"a": "a", "b": "b"}, (), SilentMonitor()))

@@ -14,7 +14,7 @@ from hybridizer.recipe.models import Trace
 from hybridizer.trace.boundary import STRATEGIES
 from hybridizer.trace.probes import read_probes
 from hybridizer.trace.runs import TraceRequest
-from support.lines import hybridize, hybridize_json, make_donor, make_donors, write_recipe
+from support.lines import exchange_tokens, hybridize, hybridize_json, make_donor, make_donors, write_recipe
 from support.marks import slow_except
 
 PROBES = [{"prompt": f"the opposite of {word} is ", "target": "abcd"[i % 4]} for i, word in enumerate(
@@ -245,6 +245,19 @@ def test_donors_are_ranked_by_the_measure_and_on_the_host_that_are_asked_for():
     assert {(row["first_layer"], row["last_layer"]) for row in shallow["ranking"]} == {(0, 1)}
     assert "there is no measure 'stab'" in hybridize(*known, "--by", "stab", code=2).stderr
     assert "'c' is not one of the donors" in hybridize(*known, "--host", "c", code=2).stderr
+
+
+@pytest.mark.slow
+def test_a_ranked_donor_with_other_tokens_than_the_host_gets_a_warning():
+    exchange_tokens(make_donor(Path("c"), seed=3), "a", "b")
+    make_donor(Path("wide"), hidden_size=32)
+    exchange_tokens(Path("wide"), "a", "b")
+    for more in ([], ["--by", "stability"]):
+        found = hybridize_json("rank", "a", "b", "c", "wide", "--probes", "p.jsonl", "--boundary", "0.5", *more)
+        warnings = [text for text in found["warnings"] if "allow: [vocabulary]" in text]
+        assert all("the host 'a'. Its side is fed the host's tokens" in text for text in warnings)
+        named = [donor for donor in ("b", "c", "wide") if any(f"for '{donor}'" in text for text in warnings)]
+        assert named == (["c", "wide"] if more else ["c"]), "wide is measured whole, which is reported with the reason"
 
 
 @pytest.mark.slow

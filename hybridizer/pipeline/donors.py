@@ -16,6 +16,7 @@ from hybridizer.core.records import content_hash
 from hybridizer.donors.donor import Donor
 from hybridizer.donors.open import Access, open_donor
 from hybridizer.donors.reference import parse_reference
+from hybridizer.donors.vocabulary import compare_vocabularies
 from hybridizer.pipeline.faults import reporting_os_errors
 from hybridizer.recipe.models import Allowed, DataEntry, Recipe
 from hybridizer.recipe.sizes import MAX_SEED
@@ -95,7 +96,17 @@ def rank_donors(
         cuts = {name: found.layer for name, found in common_boundary(traces, boundary, host).items()}
         named = {donor.name: donor for donor in donors}
         grafts = measure_sides(named, host, cuts, request, builtin_documents(), monitor)[side]
-    return traces, rank(traces, request.probes, boundary, seed=request.seed, by=by, side=side, host=host, grafts=grafts)
+    ranking = rank(traces, request.probes, boundary, seed=request.seed, by=by, side=side, host=host, grafts=grafts)
+    foreign = _warn_of_vocabularies(ranking, {donor.name: donor for donor in donors}, host)
+    return traces, replace(ranking, warnings=(*ranking.warnings, *foreign))
+
+
+def _warn_of_vocabularies(ranking: Ranking, donors: Mapping[str, Donor], host: str) -> Iterator[str]:
+    """A sentence for each donor whose layers a recipe would refuse on `host` because its tokens are others."""
+    for row in ranking.ranking:
+        difference = compare_vocabularies(donors[host], donors[row.donor]) if row.why_whole is None else None
+        if difference is not None:
+            yield f"{difference} Its side is fed the host's tokens; a recipe takes it only with `allow: [vocabulary]`."
 
 
 def _trace_all(

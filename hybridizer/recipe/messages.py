@@ -140,6 +140,8 @@ def _no_switch(error: _Error) -> Words:
 
 def _no_number(error: _Error) -> Words:
     what = f"{error.full_name} must be {describe_bounds(field_at(error.path, error.root))}; got {show(error.value)}."
+    if isinstance(error.value, (int, float)) and not isinstance(error.value, bool):
+        return what, "Write a number in this range."
     return what, "Write digits, as in 3, 0.1 or 3e-5, without quotes."
 
 

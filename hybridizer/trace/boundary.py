@@ -54,6 +54,18 @@ def choose_boundary(choice: str | float, record: TraceRecord) -> Boundary:
     return Boundary(layer, name, reason, _warning(record, licence), licence)
 
 
+def follow_boundary(chosen: Boundary, reference: str, place: float, record: TraceRecord) -> Boundary:
+    """The boundary of another donor at `place`, a share or b itself, which strategy `chosen` found in `reference`.
+
+    Judged as found by that strategy's search: donors of one origin have nearly the same trace, so that it is no
+    independent test. Raises what `choose_boundary` raises.
+    """
+    layer = choose_boundary(place, record).layer
+    licence = judge(record.licence_settings, layer, SEARCHES.get(chosen.strategy, GIVEN))
+    reason = f"Placed by '{reference}': {chosen.reason} In this donor {_score(record, layer)}."
+    return Boundary(layer, chosen.strategy, reason, _warning(record, licence), licence)
+
+
 def check_boundary(choice: str | float, depths: Mapping[str, int]) -> None:
     """Raise InputError where `choice` cannot be a boundary of donors of these depths, whatever their traces show."""
     if isinstance(choice, str):

@@ -57,8 +57,8 @@ class Ranking:
     Stability is measured on `n` prompts in `num_clusters` clusters, competence on `answered_n` in `answered_clusters`,
     which are of the held-out half; `selection_n` are of the other half, 0 where the probes were too few to be halved.
     Bits are those of `num_documents` of `num_bytes` bytes. `boundaries` are where that side begins or ends, by donor;
-    `probes` and `settings` those of the traces. `warnings` say which donors may have memorised the probes, `notes` what
-    to know of the probes.
+    `probes` and `settings` those of the traces. `warnings` say which donors may have memorised the probes or have
+    other tokens than the host, `notes` what to know of the probes.
     """
 
     n: int

@@ -38,7 +38,7 @@ from hybridizer.core.bootstrap import (
 )
 from hybridizer.core.errors import DidYouMean, InputError, Problem
 from hybridizer.core.records import to_jsonable
-from hybridizer.trace.boundary import Boundary, choose_boundary
+from hybridizer.trace.boundary import Boundary, choose_boundary, follow_boundary
 from hybridizer.trace.competence import (
     Halves,
     above_chance,
@@ -140,7 +140,7 @@ def common_boundary(traces: Sequence[TraceRun], choice: str | float, reference: 
         depth = len(by_name[reference].layers)
         for name, record in by_name.items():
             at = chosen.layer if len(record.layers) == depth else chosen.layer / depth
-            found[name] = chosen if name == reference else choose_boundary(at, record)
+            found[name] = chosen if name == reference else follow_boundary(chosen, reference, at, record)
         return found
     return {name: choose_boundary(choice, record) for name, record in by_name.items()}
 

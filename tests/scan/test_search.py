@@ -164,6 +164,7 @@ def test_a_rung_looks_at_what_the_one_before_left_and_judges_by_all_items_so_far
     assert [describe(layers) for layers in full.asked] == ["a 1..7"]
     seen = {one.candidate.name for one in search.scored.values()}
     assert seen == {"cut 0"} and sum(counts) == 8 + 4 + 1
+    assert [one.prepared for one in (first, second, full)] == [[[space.host]]] * 3
     values = {describe(layers): (found.value, found.rung) for layers, found in search.screened.items()}
     assert values["a 1..7"] == (1, 1) and values["a 0..1, 3..7"] == (2.5, 1) and values["a 0..2, 4..7"] == (9, 0)
 

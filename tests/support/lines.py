@@ -19,6 +19,15 @@ def make_donor(folder: Path, model_type: str = "llama", seed: int = 0, **overrid
     return folder
 
 
+def exchange_tokens(folder: Path, one: str, other: str) -> None:
+    """Give two tokens of a donor's tokenizer each other's number."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    numbers = content["model"]["vocab"]
+    numbers[one], numbers[other] = numbers[other], numbers[one]
+    path.write_text(json.dumps(content))
+
+
 def make_donors(folder: Path) -> Path:
     """Two tiny llamas of four layers in `folder`, `a` and `b`; the folder."""
     for seed, name in enumerate("ab", 1):

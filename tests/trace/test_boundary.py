@@ -6,7 +6,7 @@ import pytest
 
 from hybridizer.core.errors import InputError
 from hybridizer.recipe.fields import read_boundary
-from hybridizer.trace.boundary import STRATEGIES, choose_boundary
+from hybridizer.trace.boundary import STRATEGIES, choose_boundary, follow_boundary
 from support.trace_records import record, setting
 
 FRONT = [0.30, 0.20, 0.10, 0.02, 0.02, 0.01]  # the shallow side is the sensitive one
@@ -111,6 +111,15 @@ def test_auto_passes_over_a_boundary_that_one_setting_does_not_support():
     chosen = choose_boundary("auto", replace(sure, licence_settings=(*sure.licence_settings, doubtful)))
     assert (chosen.layer, chosen.warning) == (3, None)
     assert "3..4 are licensed" in chosen.reason
+
+
+def test_a_boundary_found_in_another_donor_is_judged_as_found_by_its_search():
+    base = record(FRONT, half_width=0.1)
+    rows = tuple(setting(row.mask, row.s, 0.1, searched=3.0) for row in base.licence_settings)
+    wide = replace(base, licence_settings=rows)
+    found = follow_boundary(choose_boundary("knee", base), "host", 2, wide)
+    assert (found.layer, found.strategy) == (2, "knee") and found.licence.verdict == "not decided"
+    assert "corrected for the search" in found.warning and choose_boundary(2, wide).warning is None
 
 
 def test_a_boundary_that_was_searched_for_needs_wider_intervals_than_one_that_was_given():

@@ -415,6 +415,9 @@ def test_a_strategy_looks_at_the_host_and_holds_for_all_as_a_share():
     runs = [traced("four", [0.1, 0.1, 0.3, 0.01]), traced("six", [0.3, 0.3, 0.02, 0.02, 0.02, 0.02])]
     ranking = rank(runs, probes, "s-maximal", seed=0, host="six")
     assert {name: boundary.layer for name, boundary in ranking.boundaries.items()} == {"six": 2, "four": 1}
+    host, other = ranking.boundaries["six"], ranking.boundaries["four"]
+    assert (host.strategy, other.strategy) == ("s-maximal", "s-maximal") and "as requested" not in other.reason
+    assert other.reason.startswith(f"Placed by 'six': {host.reason} In this donor S(1) = ")
     assert ranking.host == "six" and ranking.probes["n"] == runs[0].record.probes.n and ranking.settings["mask_ratio"]
     shallow = rank(runs, probes, "s-maximal", seed=0, host="six", side="shallow").ranking
     assert {(row.donor, row.first_layer, row.last_layer) for row in shallow} == {("six", 0, 1), ("four", 0, 0)}
