@@ -45,8 +45,9 @@ _USES_CONTEXT = frozenset({"dynamic", "yarn", "longrope"})
 def read_rope(config: Config, family: str) -> dict[str, Any]:
     """The rotary settings, flat, with dotted names ("full_attention.rope_theta"); equal dicts mean equal rotations."""
     new = config.get("rope_parameters")
-    if isinstance(new, Mapping) and new and all(isinstance(group, Mapping) for group in new.values()):
-        groups = {str(name): dict(group) for name, group in new.items()}
+    by_type = {str(name): dict(group) for name, group in _settings(new).items() if isinstance(group, Mapping)}
+    if by_type:  # what transformers leaves beside the groups of a family that has them rotates nothing
+        groups = by_type
     elif family in _BY_LAYER_TYPE and new is None:
         groups = _read_old_by_type(config, family)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from support.prove import find_layers, load
 from support.tiny import make_tiny
 
 # A donor of each family that a target takes: target, kind of mixer, donor, what its config needs beyond the sizes.
+_BEFORE = {"original_max_position_embeddings": 32, "rope_theta": 1e6}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **_BEFORE}
+YARN = {"rope_type": "yarn", "factor": 4.0, **_BEFORE}
 CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "llama": ("granitemoehybrid", "mamba2", "llama", {"tie_word_embeddings": True}),
     "llama with biases": ("granitemoehybrid", "mamba2", "llama", {"attention_bias": True}),
@@ -25,6 +29,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "llama",
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e4}},
     ),
+    "llama with llama3 positions": ("granitemoehybrid", "mamba2", "llama", {"rope_parameters": LLAMA3}),
     "mistral": ("granitemoehybrid", "mamba2", "mistral", {"sliding_window": None}),
     "qwen2": ("granitemoehybrid", "mamba2", "qwen2", {"use_sliding_window": False}),
     "granite": (
@@ -36,6 +41,12 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "qwen3 and convolutions": ("lfm2", "short_conv", "qwen3", {"use_sliding_window": False}),
     "qwen3 and wide heads": ("lfm2", "short_conv", "qwen3", {"use_sliding_window": False, "head_dim": 32}),
     "qwen3": ("qwen3_5_text", "gated_delta_net", "qwen3", {"use_sliding_window": False}),
+    "qwen3 with yarn": (
+        "qwen3_5_text",
+        "gated_delta_net",
+        "qwen3",
+        {"use_sliding_window": False, "rope_parameters": YARN},
+    ),
     "qwen3 with biases": (
         "qwen3_5_text",
         "gated_delta_net",
@@ -44,6 +55,24 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     ),
     "olmo2": ("olmo_hybrid", "gated_delta_net", "olmo2", {}),
     "olmo3": ("olmo_hybrid", "gated_delta_net", "olmo3", {"layer_types": ["full_attention"] * 4}),
+    "olmo3 with yarn": (
+        "olmo_hybrid",
+        "gated_delta_net",
+        "olmo3",
+        {
+            "layer_types": ["full_attention"] * 4,
+            "rope_parameters": {
+                "full_attention": YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+        },
+    ),
+    "olmo3 with settings beside its groups": (
+        "olmo_hybrid",
+        "gated_delta_net",
+        "olmo3",
+        {"layer_types": ["full_attention"] * 4, "rope_parameters": LLAMA3},
+    ),
     "llama and branches": ("falcon_h1", "parallel mamba2", "llama", {"mlp_bias": True, "attention_bias": True}),
     "mistral and branches": ("falcon_h1", "parallel mamba2", "mistral", {"sliding_window": None}),
     "qwen2 and branches": ("falcon_h1", "parallel mamba2", "qwen2", {"use_sliding_window": False}),
@@ -54,7 +83,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 def make_case(name: str, folder: Path) -> Path:
     """The donor of a case, without a tokenizer, in a folder of its own."""
     _, _, family, overrides = CASES[name]
-    return make_tiny(family, folder / "donor", **overrides)
+    return make_tiny(family, folder / "donor", **deepcopy(overrides))  # transformers adds to what it is given
 
 
 def build_native(folder: Path, donor: Path, slices: list[dict[str, Any]], name: str = "x", **layout: Any) -> Built:
