@@ -192,6 +192,7 @@ def test_the_plan_of_a_trial_shows_its_runs_and_what_it_could_tell(finished):
 
 
 def test_the_time_of_a_trial_is_that_of_all_its_trainings(finished, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
     timed = SimpleNamespace(run_seconds=600.0)
     monkeypatch.setattr("hybridizer.pipeline.trial_plan.estimate_time", lambda planned, device: timed)
     forecast = plan_trial(Path("t.yaml"), (), Path("elsewhere"), SilentMonitor(), "cpu", probe=True)
