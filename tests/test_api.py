@@ -32,6 +32,7 @@ def run_python(program):
     assert found.returncode == 0, found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_examples_in_the_docstrings_run(verb, workshop):
     (example,) = doctest.DocTestFinder(recurse=False).find(getattr(api, verb), verb)

@@ -192,6 +192,7 @@ def test_every_recipe_loads(page, tmp_path):
     assert [wrong for text in recipes(page) if (wrong := wrong_recipe(text, tmp_path))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in LIVING if any(blocks(page, "python", "pycon"))], ids=name
 )  # fmt: skip

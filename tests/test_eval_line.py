@@ -130,6 +130,7 @@ def test_limits_decide_the_exit_code(bench):
     assert "compares two models" in hybridize("eval", "a", *text, code=2).stderr
 
 
+@pytest.mark.slow
 def test_every_item_and_the_first_prompt_are_written_out():
     hybridize("eval", "a", "c", *ALL, "--out", "found", "--json", "x.json")
     assert json.loads(Path("found/eval.json").read_text()) == json.loads(Path("x.json").read_text())

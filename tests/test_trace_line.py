@@ -71,6 +71,7 @@ def test_masks_that_are_given_are_used_as_given(bench):
     assert some["settings"]["mask_with"] == "<unk>" and all(layer["js"] > 0 for layer in some["layers"])
 
 
+@pytest.mark.slow
 def test_layer_perturbation_finds_a_vulnerable_layer_and_both_can_be_had_at_once():
     assert trace("--perturb", "layer")["vulnerable_layer"]["layer"] in (0, 1, 2, 3)
     both = trace("--perturb", "both")
@@ -93,6 +94,7 @@ def test_a_trace_of_another_schema_is_not_reused(monkeypatch):
     assert "from the cache" in hybridize("trace", "a", "--probes", "p.jsonl").stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["record.json", "readings.npz"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04", None])
 def test_a_damaged_entry_of_the_cache_is_traced_again(bench, name, content):
@@ -108,6 +110,7 @@ def test_a_damaged_entry_of_the_cache_is_traced_again(bench, name, content):
     assert "unchanged, from the cache" in hybridize("trace", "a", "--probes", "p.jsonl").stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "compression", "missing", "other"])
 def test_readings_that_do_not_hold_what_the_record_says_are_traced_again(bench, damage):
     first = trace()
@@ -171,6 +174,7 @@ def test_baselines_stand_beside_the_trace_each_with_its_source():
     assert "block-influence" in shown and "ShortGPT" in shown
 
 
+@pytest.mark.slow
 def test_donors_are_ranked_into_the_contract():
     hybridize("rank", "a", "b", "--probes", "p.jsonl", "--boundary", "0.5", "--json", "rank.json")
     ranking = json.loads(Path("rank.json").read_text())

@@ -47,6 +47,7 @@ def test_a_probe_tells_the_time(bench):
     assert expected["tokens_per_second"] > 0 and expected["measured_peak_bytes"] > 50e6
 
 
+@pytest.mark.slow
 def test_the_hash_follows_the_text_and_the_settings_and_not_the_place(bench, tmp_path_factory):
     recipe = recipe_of(bench)
     first = hybridize_json("plan", recipe)["hash"]

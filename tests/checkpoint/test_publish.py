@@ -288,6 +288,7 @@ def test_killed_before_any_step_leaves_nothing_half_done(final, options, states)
     assert names(final.parent) == ["model"]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_leaves_a_whole_output(final):
     chance = random.Random(0)
     for _ in range(4):

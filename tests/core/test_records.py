@@ -94,6 +94,7 @@ def test_a_record_is_read_back_equal_and_of_the_same_types(tmp_path):
         assert [type(value) for value in found.settings.values()] == [int, float, bool, float]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "says"),
     [

@@ -84,6 +84,7 @@ def test_a_text_file_is_one_document_without_its_byte_order_mark(tmp_path):
     assert read(path)[0] == ["eins\n\nzwei\n"]
 
 
+@pytest.mark.slow
 def test_parquet_rows(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -138,6 +138,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_with_its_reason(repository, 
     assert "could not be fetched: " in what and fix == "Check permissions and the disk."
 
 
+@pytest.mark.slow
 def test_a_plan_from_configs_fetches_no_weights(bench, monkeypatch, repository):
     make_donor(repository)
     layout = {"host": "a", "deep": "a", "shallow": "a"}

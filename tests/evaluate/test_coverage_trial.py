@@ -10,6 +10,7 @@ from support.scripts import load_script
 coverage_trial = load_script("coverage_trial")
 
 
+@pytest.mark.slow
 def test_the_simulation_judges_pairs_as_a_trial_does():
     case, generator = coverage_trial.Case(3, 12, 1.0, 0.5), np.random.default_rng(0)
     verdicts = []

@@ -7,6 +7,7 @@ from hybridizer.evaluate.crossed import measure_crossed, p_value
 from hybridizer.evaluate.power import Spread, detectable_after, detectable_before, measured_spread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_seed", [0.0, 0.2, 2.0])
 def test_the_detectable_difference_is_found_four_times_in_five(by_seed):
     spread = Spread(by_seed, 1.0, 0.5)

@@ -47,6 +47,7 @@ COMPLETE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODINGS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())

@@ -74,6 +74,7 @@ def test_carrying_the_streams_gives_the_least_squares_solution_of_whole_runs(toy
         assert mixer.explained == pytest.approx(float(explained), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_stream_is_the_target_that_makes_up_for_the_layers_beneath(toy):
     model, parts = toy
 

@@ -146,6 +146,7 @@ def peak_bytes(run):
     return peak
 
 
+@pytest.mark.slow
 def test_beyond_the_next_tokens_loss_it_holds_half_a_chunk_of_logits_and_a_few_pieces(monkeypatch):
     piece = 4 * 4 * VOCABULARY
     monkeypatch.setitem(distill.PIECE, "cpu", piece // 4)

@@ -30,6 +30,7 @@ def recipe_of(bench, slices=None, donor="a"):
     return write_recipe(bench / "x.yaml", donors={donor: donor}, layout=layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "hrm_text"])
 def test_no_family_is_refused_as_transformers_writes_it(tmp_path, family):
     structure = structure_of(make_tiny(family, tmp_path))

@@ -37,6 +37,7 @@ def test_costs_are_the_formulas_of_freezing():
         assert flops.total == pytest.approx(factor * 30 * n), layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("layers", ["deep", "shallow", "none", (0, 2)])
 def test_counted_operations_are_the_estimated_ones(layers, rank):

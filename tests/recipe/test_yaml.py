@@ -200,6 +200,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(WORDS | st.sampled_from(["no", "1", "1e5", "0o7", "1:30", "~", "<<", ".inf"]), VALUES, max_size=4)
 )

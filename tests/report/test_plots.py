@@ -141,6 +141,7 @@ def test_more_donors_than_can_be_told_apart_are_refused(count):
         draw_donors([synthetic_record()] * count)
 
 
+@pytest.mark.slow
 def test_six_donors_have_six_colours_and_six_markers():
     lines = draw_donors([synthetic_record()] * MAX_DONORS).axes[0].lines
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == MAX_DONORS
@@ -165,6 +166,7 @@ def test_the_text_of_an_svg_is_text_and_no_mathematics(tmp_path):
     assert re.search(r"<text[^>]*>a \$5 or \$10 &lt;b&gt;, 30 layers</text>", text)
 
 
+@pytest.mark.slow
 def test_pyplot_and_torch_stay_away():
     code = "import sys, hybridizer.report.plots; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
@@ -212,6 +214,7 @@ def test_boundaries_at_one_place_take_turns_so_that_all_are_visible():
     assert lines[0].get_xdata() == lines[1].get_xdata() != lines[2].get_xdata()
 
 
+@pytest.mark.slow
 def test_an_overlay_has_accuracies_and_names_in_place_of_paths(tmp_path):
     records = [synthetic_record(name) for name in ("/models/a/final", "/models/b/final", "org/model@main")]
     text = text_of(draw_donors(records), tmp_path)

@@ -105,6 +105,7 @@ def test_the_host_scores_as_evaluation_and_tracing_score_it(tmp_path, items):
             assert score.target_prob[index] == pytest.approx(float(probs[prompt.answer]), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.8, 1.0])
 def test_kept_states_stay_within_their_limit_and_change_no_score(tmp_path, items, share):
     _, models = two("llama", tmp_path)

@@ -48,6 +48,7 @@ def assert_same(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "passes"), [(["a"], 1), (["a", "b"], 3), (["b", "c", "a"], 5), (["b", "wide", "c"], 6)]
 )

@@ -53,6 +53,7 @@ def files_of(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_base_and_pack_give_the_model_bit_for_bit_in_shards_too(made, bench):
     shown = hybridize_json("graft", "base", "pack1", "--out", "again")
     model = made / "runs/x1/model"

@@ -110,6 +110,7 @@ def test_noise_of_the_prompts_alone_is_no_lost_profile():
     assert np.mean(middles) < 1.2  # samples are skewed to the right; unshifted ones would lie at 1.57
 
 
+@pytest.mark.slow
 def test_a_real_change_is_covered_by_its_interval():
     changed = DEEP + np.array([0.02, 0.02, -0.005, 0.02, -0.02, 0.02])
     covered = 0

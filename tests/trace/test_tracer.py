@@ -100,6 +100,7 @@ def test_probes_without_targets_have_no_accuracy(donor):
     assert (record.accuracy, record.accuracy_ci, record.accuracy_n, record.target_prob) == (None, None, 0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", slow_except(FAMILIES, "llama", "mamba2", "gemma3n_text"))
 def test_every_family_is_traced_within_bounds_and_does_not_move_where_nothing_is_masked(family, tmp_path):
     donor = load_tiny(family, tmp_path)

@@ -76,6 +76,7 @@ def test_it_is_fitted_once_and_kept(donor, tmp_path):
     assert first.key == again.key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"fingerprint": "sha256:2"}, {"text": TEXT[1:]}, {"settings": dataclasses.replace(SMALL, ridge=0.5)}]
 )
@@ -90,6 +91,7 @@ def test_the_same_seed_fits_the_same_bits(donor, tmp_path):
     assert torch.equal(a.weights, b.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_bytes", [0, 5, -10])
 def test_a_damaged_file_is_fitted_again(donor, tmp_path, num_bytes):
     first = obtain(donor, tmp_path / "cache")

@@ -37,6 +37,7 @@ def rows_of(folder):
     return {(row["step"], row["set"]): {**row, "seconds": None} for row in read_curve(folder)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_run_that_measures_trains_the_same_bytes_as_one_that_does_not(tmp_path, precision):
     settings = replace(SHORT, precision=precision)
@@ -70,6 +71,7 @@ def test_figures_are_those_of_the_model_at_the_measured_step(tmp_path, family):
     np.testing.assert_allclose(rows_of(tmp_path / "a")[3, "news"]["bits"], expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_dropout_is_off_while_a_curve_is_measured_and_on_again_afterwards(tmp_path):
     model, parts = plain_model(dropout=0.5)
     run(tmp_path, replace(SHORT, max_steps=2), model=(model, parts), curve=request_of(random_bytes()))
@@ -79,6 +81,7 @@ def test_dropout_is_off_while_a_curve_is_measured_and_on_again_afterwards(tmp_pa
     np.testing.assert_allclose(rows_of(tmp_path)[2, "news"]["bits"], expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_rows_hold_what_arms_are_compared_at_and_step_0_the_sizes(tmp_path):
     text = random_bytes()
     run(tmp_path, SHORT, curve=request_of(text))
@@ -95,6 +98,7 @@ def test_rows_hold_what_arms_are_compared_at_and_step_0_the_sizes(tmp_path):
         assert row["change_ci"][0] <= row["change"] <= row["change_ci"][1]
 
 
+@pytest.mark.slow
 def test_measuring_takes_no_time_of_the_training(tmp_path):
     now = iter(range(10_000))
     request = request_of(random_bytes())
@@ -144,6 +148,7 @@ def test_a_run_that_is_killed_and_resumed_leaves_the_same_curve_and_weights(tmp_
     assert found.kept_step == (2 if keep == "best" else found.steps)
 
 
+@pytest.mark.slow
 def test_a_row_that_a_kill_cut_short_is_measured_again(tmp_path):
     request = request_of(random_bytes(), like_training())
     run(tmp_path / "a", replace(SETTINGS, max_steps=4), curve=request)
@@ -165,6 +170,7 @@ def test_a_run_that_goes_further_has_the_curve_of_one_that_never_stopped(tmp_pat
     assert bytes_of(resumed) == bytes_of(straight) and result.kept_step == 0
 
 
+@pytest.mark.slow
 def test_curves_that_are_asked_for_later_begin_with_the_weights_of_step_0(tmp_path):
     request = request_of(random_bytes())
     run(tmp_path / "a", replace(SETTINGS, max_steps=4))
@@ -174,6 +180,7 @@ def test_curves_that_are_asked_for_later_begin_with_the_weights_of_step_0(tmp_pa
     assert [step for step, _ in found] == [0, 4, 6] and all(whole[key] == row for key, row in found.items())
 
 
+@pytest.mark.slow
 def test_rows_of_other_documents_are_dropped_with_a_note(tmp_path):
     notes, monitor = noting()
     run(tmp_path, replace(SETTINGS, max_steps=4), curve=request_of(random_bytes(count=8)))
@@ -182,6 +189,7 @@ def test_rows_of_other_documents_are_dropped_with_a_note(tmp_path):
     assert "earlier measurements of news were of other documents or windows, and are dropped" in notes
 
 
+@pytest.mark.slow
 def test_a_start_without_curves_drops_the_rows_of_steps_that_it_takes_again(tmp_path):
     settings = replace(SHORT, max_steps=6, checkpoint_minutes=60.0)
     with pytest.raises(Killed):
@@ -191,6 +199,7 @@ def test_a_start_without_curves_drops_the_rows_of_steps_that_it_takes_again(tmp_
     assert [row["step"] for row in read_curve(tmp_path)] == [0]
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_those_of_a_run_that_ends_at_the_best_step(tmp_path):
     notes, monitor = noting()
     request = request_of(random_bytes("in-domain", "texts"), keep="best")
@@ -205,6 +214,7 @@ def test_the_best_weights_are_those_of_a_run_that_ends_at_the_best_step(tmp_path
     assert sorted(path.name for path in (tmp_path / "a").glob("best-*")) == ["best-00000002.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "files"), [(0.0, 3), (60.0, 1)])
 def test_the_best_weights_are_never_more_files_than_the_disk_was_checked_for(tmp_path, monkeypatch, minutes, files):
     from hybridizer.train import best
@@ -245,6 +255,7 @@ def test_a_kill_after_new_best_weights_were_written_leaves_those_that_the_checkp
     assert found.kept_step == expected.kept_step == 2
 
 
+@pytest.mark.slow
 def test_best_weights_that_are_gone_are_named(tmp_path):
     request = request_of(random_bytes("in-domain"), keep="best")
     run(tmp_path, replace(FORGETS, max_steps=4), freeze="none", curve=request)
@@ -253,6 +264,7 @@ def test_best_weights_that_are_gone_are_named(tmp_path):
         run(tmp_path, FORGETS, freeze="none", curve=request)
 
 
+@pytest.mark.slow
 def test_a_run_that_keeps_the_last_weights_cannot_resume_as_one_that_keeps_the_best(tmp_path):
     texts = (like_training(), random_bytes())
     run(tmp_path, replace(SETTINGS, max_steps=2), curve=request_of(*texts))
@@ -261,6 +273,7 @@ def test_a_run_that_keeps_the_last_weights_cannot_resume_as_one_that_keeps_the_b
     run(tmp_path, replace(SETTINGS, max_steps=3), curve=request_of(*texts, every=3, retention=1.0))  # change no weight
 
 
+@pytest.mark.slow
 def test_what_is_forgotten_stops_the_run_and_a_raised_limit_resumes_it(tmp_path):
     notes, monitor = noting()
     stops = {"retention": 0.01, "on_forgetting": "stop"}
@@ -282,6 +295,7 @@ def test_what_is_forgotten_stops_the_run_and_a_raised_limit_resumes_it(tmp_path)
     assert result.stopped_by == "steps" and bytes_of(resumed) == bytes_of(straight)
 
 
+@pytest.mark.slow
 def test_a_warning_of_what_is_forgotten_is_given_once_and_changes_nothing(tmp_path):
     notes, monitor = noting()
     request = request_of(random_bytes(), retention=0.01)

@@ -49,6 +49,7 @@ def test_a_hard_source_in_a_mixture_stops_no_run(share):
     assert [first_fault(mixture(dice, 500, share)) for _ in range(40)] == [None] * 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [1, 10, 50])
 def test_a_hard_source_beside_an_easy_one_stops_no_run(weight):
     dice = random.Random(weight)

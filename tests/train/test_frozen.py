@@ -120,6 +120,7 @@ def test_a_gated_network_computes_with_weights_in_few_bits(kind):
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_frozen_layers_are_kept_low_while_they_train_and_have_their_bytes_back(tmp_path, kind, stored):
@@ -200,6 +201,7 @@ def test_the_plan_counts_the_bytes_of_what_is_kept_low(model_type, kind):
     assert bool(planned) == (model_type != "gpt2")  # whose layers hold no linear modules
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_bytes_of_one_that_was_not(tmp_path):
     settings = replace(SETTINGS, frozen_dtype="nf4", max_steps=4)
     whole, _ = run(tmp_path / "whole", settings)

@@ -17,6 +17,7 @@ from support.train_models import plain_model, tiny_model
 from support.train_runs import SETTINGS, TEXTS, bytes_of, data_in, run, run_model
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_moves_the_shallow_side_and_nothing_else(tmp_path):
     before = {name: tensor_sha256(p) for name, p in plain_model()[0].named_parameters()}
     model, result = run(tmp_path)
@@ -28,6 +29,7 @@ def test_training_lowers_the_loss_moves_the_shallow_side_and_nothing_else(tmp_pa
     assert (result.stopped_by, result.unreached) == ("tokens", ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stop", [1, 5])
 def test_stopped_and_resumed_equals_run_through_bit_for_bit(tmp_path, precision, stop):
@@ -49,6 +51,7 @@ def test_gradient_accumulation_and_recomputation_change_rounding_only(tmp_path):
         assert other.last_loss == pytest.approx(whole.last_loss, rel=0.1 if name == "b" else 1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_with_float32_masters(tmp_path):
     model, result = run(tmp_path, replace(SETTINGS, precision="bfloat16"))
     reference = run(tmp_path / "exact")[1]
@@ -59,6 +62,7 @@ def test_bfloat16_trains_with_float32_masters(tmp_path):
     assert all(p.dtype == torch.float32 for p in model.parameters())  # the frozen ones came in float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hardware", [True, False])
 def test_products_are_widened_only_where_bfloat16_would_be_emulated(tmp_path, monkeypatch, hardware):
     entered = []
@@ -71,6 +75,7 @@ def test_products_are_widened_only_where_bfloat16_would_be_emulated(tmp_path, mo
     assert bool(entered) is not hardware
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused_with_the_difference_named(tmp_path):
     data = data_in(tmp_path / "data")
     run(tmp_path, replace(SETTINGS, max_steps=2), data)
@@ -86,6 +91,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference_named(tmp_pa
             run(tmp_path, **{"data": data, **change})
 
 
+@pytest.mark.slow
 def test_the_last_two_checkpoints_are_kept(tmp_path):
     _, result = run(tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -114,6 +120,7 @@ def test_every_step_leaves_a_line_with_all_its_figures(tmp_path):
     assert lines[0]["gradient_norm_total"] == pytest.approx(lines[0]["gradient_norm_shallow"])
 
 
+@pytest.mark.slow
 def test_a_line_has_the_loss_of_each_source_where_there_are_several(tmp_path):
     files = [token_file_of(TEXTS[:60], tmp_path, name="a"), token_file_of(TEXTS[60:], tmp_path, name="b")]
     settings = train_section(seq_len=64, global_batch_size=4)
@@ -163,6 +170,7 @@ def test_a_first_step_gone_wrong_leaves_nothing_to_resume_from(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.bad"]
 
 
+@pytest.mark.slow
 def test_a_stop_by_the_guard_loses_no_step_and_can_be_overruled(tmp_path):
     settings = replace(SETTINGS, checkpoint_minutes=60.0)
     model, parts = plain_model()
@@ -176,6 +184,7 @@ def test_a_stop_by_the_guard_loses_no_step_and_can_be_overruled(tmp_path):
     assert result.stopped_by == "tokens" and [line["step"] for line in read_log(tmp_path)] == list(range(result.steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["warn", "off"])
 def test_a_divergence_is_reported_once_or_not_at_all_where_the_settings_say_so(tmp_path, divergence):
     model, parts = plain_model()
@@ -215,6 +224,7 @@ def test_weights_that_are_not_finite_after_the_last_update_are_named_as_the_trai
     assert not (tmp_path / "masters.safetensors").exists() and not list((tmp_path / "checkpoints").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_step_reports_its_figures_in_words(tmp_path):
     statuses, monitor = [], SilentMonitor()
 
@@ -231,6 +241,7 @@ def test_a_step_reports_its_figures_in_words(tmp_path):
     assert statuses[2] == f"loss {line['loss']:.4f}, {rate}, learning rate {line['lr']:.2e}, {memory}"
 
 
+@pytest.mark.slow
 def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tmp_path):
     data = data_in(tmp_path / "data")
     slower = replace(SETTINGS, lr=1e-3)
@@ -251,6 +262,7 @@ def test_another_learning_rate_goes_on_where_somebody_says_so_and_is_recorded(tm
         run(tmp_path, slower, data, seed=7, accept_changes=True)
 
 
+@pytest.mark.slow
 def test_trackers_get_the_curves(tmp_path):
     pytest.importorskip("tensorboardX")
     from hybridizer.train.runtime import Runtime
@@ -274,6 +286,7 @@ def plan_of(model_type, stored=torch.float32):
     return model, parts, plan_freeze(model, parts, train_section(freeze="deep"), boundary=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 def test_layers_that_carry_state_train_on_packed_rows_and_on_others(tmp_path, packed):
     model, parts, plan = plan_of("mamba2")
@@ -343,6 +356,7 @@ class LeaksLate(torch.nn.Module):
         return normed + torch.nn.functional.pad(normed, (0, 0, 32, 0))[:, : normed.shape[1]]
 
 
+@pytest.mark.slow
 def test_what_leaks_over_whole_rows_only_is_found_as_well(tmp_path):
     model, parts = plain_model(dropout=0.0)
     model.layers[1].norm = LeaksLate(model.layers[1].norm)

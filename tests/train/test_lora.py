@@ -50,6 +50,7 @@ def test_layer_one_of_twelve_gets_adapters_and_ten_does_not():
     assert set(plan_lora_(model, parts, plan, Lora(rank=2)).trained.values()) == {"layer 1"}
 
 
+@pytest.mark.slow
 def test_training_moves_the_merged_weights_of_the_trained_layers_only(tmp_path):
     original = {name: tensor_sha256(p) for name, p in tiny_model("llama", vocab_size=257).named_parameters()}
     model, parts, plan = adapted()

@@ -44,6 +44,7 @@ def test_distillation_lowers_the_divergence_and_logs_both_terms(tmp_path, precis
     assert bytes_of(teacher.model) == bytes_of(plain_model(seed=1)[0])
 
 
+@pytest.mark.slow
 def test_alignment_brings_the_state_at_the_boundary_to_the_teachers(tmp_path):
     train(tmp_path, ALIGN)
     lines = read_log(tmp_path)
@@ -51,6 +52,7 @@ def test_alignment_brings_the_state_at_the_boundary_to_the_teachers(tmp_path):
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_step_of_alignment_at_the_boundary_calls_no_deep_layer_of_either_model(tmp_path, monkeypatch):
     called = []
     gradients = OptimizerStep.compute_gradients
@@ -72,6 +74,7 @@ def test_a_step_of_alignment_at_the_boundary_calls_no_deep_layer_of_either_model
     assert called == 2 * [("teacher", 0), ("teacher", 1), ("student", 0), ("student", 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [DISTILL, ALIGN], ids=["distill", "align"])
 def test_stopped_and_resumed_equals_run_through_bit_for_bit(tmp_path, objective):
     straight, _, _ = train(tmp_path / "a", objective, max_steps=4)
@@ -81,6 +84,7 @@ def test_stopped_and_resumed_equals_run_through_bit_for_bit(tmp_path, objective)
     assert [x["loss"] for x in read_log(tmp_path / "a")] == [x["loss"] for x in read_log(tmp_path / "b")]
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
     train(tmp_path, DISTILL, max_steps=1)
     with pytest.raises(InputError, match="teacher"):
@@ -106,6 +110,7 @@ def deep_twins(model):
     return {name: name for name, _ in model.named_parameters() if name.startswith(("layers.2.", "layers.3."))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("objective", [DISTILL, ALIGN], ids=["distill", "align"])
 def test_frozen_tensors_that_are_the_teachers_are_in_memory_once_and_give_the_same_bits(tmp_path, objective, precision):
@@ -131,6 +136,7 @@ def test_frozen_tensors_that_are_the_teachers_are_in_memory_once_and_give_the_sa
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_teacher_held_in_the_precision_that_computes_gives_the_same_bits_and_leaves_shared_tensors(tmp_path):
     found, shared = [], "model.layers.2.mlp.up_proj.weight"
     for lowers in (False, True):
@@ -177,6 +183,7 @@ def test_pages_of_tensors_that_a_teacher_no_longer_holds_are_given_back(monkeypa
     assert [tensor.data_ptr() for tensor in left] == [own.data_ptr()]
 
 
+@pytest.mark.slow
 def test_the_heap_is_trimmed_in_alignment_too_which_ends_at_the_boundary(tmp_path, monkeypatch):
     trims = []
     monkeypatch.setattr("hybridizer.models.memory._malloc_trim", lambda: trims.append)

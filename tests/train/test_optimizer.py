@@ -63,6 +63,7 @@ def test_a_pattern_without_a_tensor_in_the_model_is_refused(tmp_path):
         run(tmp_path, replace(SETTINGS, lr_scale=(("layer.*", 0.1),)))
 
 
+@pytest.mark.slow
 def test_dropout_of_a_later_stage_draws_other_numbers(tmp_path):
     def losses(steps):
         model, parts = plain_model(dropout=0.5)

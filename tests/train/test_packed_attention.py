@@ -109,6 +109,7 @@ def test_loss_and_gradients_are_those_of_the_dense_mask(flex_on_cpu, model_type)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))  # sums in another order
 
 
+@pytest.mark.slow
 def test_a_kernel_without_gradients_leaves_the_dense_mask(flex_on_cpu, monkeypatch):
     objective = objective_of("llama").requires_grad_()
 

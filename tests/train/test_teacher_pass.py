@@ -62,6 +62,7 @@ def test_what_is_kept_lowers_the_divergence_and_what_it_leaves_out_is_in_the_res
     assert f"{found.last_divergence:.4f} nats per token" in monitor.notes[-1]
 
 
+@pytest.mark.slow
 def test_the_sampled_divergence_of_the_whole_vocabulary_is_that_of_both_models(tmp_path):
     job = a_job(tmp_path, Distill(top_k=16))
     cache = cached(job, tmp_path / "cache")
@@ -148,6 +149,7 @@ def test_a_full_disk_is_refused_before_the_teacher_is_loaded(tmp_path, monkeypat
         cached(job, tmp_path / "cache", load=None)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_freed_before_the_student_trains(tmp_path):
     loaded = []
 
