@@ -91,14 +91,12 @@ def rank_donors(
     donors = open_named({text: text for text in texts}, allow, monitor)
     check_boundary(boundary, {donor.reference: donor.structure.num_layers for donor in donors})
     traces = _trace_all(donors, request, monitor, baselines=False, ranked=True)
-    grafts = None
+    named, grafts = {donor.name: donor for donor in donors}, None
     if by is None or by in NEEDS_GRAFT:
         cuts = {name: found.layer for name, found in common_boundary(traces, boundary, host).items()}
-        named = {donor.name: donor for donor in donors}
         grafts = measure_sides(named, host, cuts, request, builtin_documents(), monitor)[side]
     ranking = rank(traces, request.probes, boundary, seed=request.seed, by=by, side=side, host=host, grafts=grafts)
-    foreign = _warn_of_vocabularies(ranking, {donor.name: donor for donor in donors}, host)
-    return traces, replace(ranking, warnings=(*ranking.warnings, *foreign))
+    return traces, replace(ranking, warnings=(*ranking.warnings, *_warn_of_vocabularies(ranking, named, host)))
 
 
 def _warn_of_vocabularies(ranking: Ranking, donors: Mapping[str, Donor], host: str) -> Iterator[str]:

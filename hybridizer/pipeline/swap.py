@@ -26,7 +26,7 @@ from hybridizer.plan.swap import (
     describe_choice,
     swapped_donor,
 )
-from hybridizer.recipe.mixer import Swap
+from hybridizer.recipe.mixer import EVIDENCE_PLACES, Swap
 from hybridizer.recipe.models import Recipe
 from hybridizer.splice.fitted import FORM, fitted_tensors, mixer_shapes, read_windows
 
@@ -43,17 +43,15 @@ def choose_swapped(recipe: Recipe, donors: Mapping[str, Donor], monitor: Monitor
     depth = donors[name].structure.num_layers
     num_kept, facts = count_kept(recipe, depth), dict[str, Any]()
     assumed = assume_swap(recipe, {name: depth})
-    if num_kept == depth:
+    if num_kept == depth or swap.place not in EVIDENCE_PLACES:
         choice = choose_by_rule(recipe, depth)
     elif swap.place == "trace":
         make_plan(assumed, donors, Evidence())  # a fault is found before the donor runs
         facts, evidence = _by_trace(recipe, donors[name], monitor)
         choice = choose_layers(swap.place, depth, num_kept, evidence=evidence)
-    elif swap.is_measured:
+    else:
         facts, scores = _by_score(recipe, make_plan(assumed, donors, Evidence()), donors, monitor)
         choice = choose_layers(swap.place, depth, num_kept, scores=scores)
-    else:
-        choice = choose_by_rule(recipe, depth)
     record = {"place": swap.place, "seed": swap.seed, "donor": name, "mixer": swap.mixer.kind, **facts}
     record |= {key: value for key, value in choice.to_json().items() if key != "strategy"}
     evidence_of = Evidence((describe_choice(swap, name, choice),), tuple(_warn(choice)), swap=to_jsonable(record))

@@ -68,11 +68,6 @@ class Swap:
     )
     zero_output: Switch = Field(default=False, description="output projections of the new mixers start at zero")
 
-    @property
-    def is_measured(self) -> bool:
-        """Whether fitted mixers are scored to choose the layers."""
-        return self.place in MEASURED_PLACES
-
 
 @dataclass(frozen=True, config=_CONFIG)
 class MixerSizes:

@@ -16,10 +16,10 @@ from support.lines import write_recipe
 from support.prove import find_layers, load
 from support.tiny import make_tiny
 
-# A donor of each family that a target takes: target, kind of mixer, donor, what its config needs beyond the sizes.
 _BEFORE = {"original_max_position_embeddings": 32, "rope_theta": 1e6}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **_BEFORE}
 YARN = {"rope_type": "yarn", "factor": 4.0, **_BEFORE}
+# A donor of each family that a target takes: target, kind of mixer, donor, what its config needs beyond the sizes.
 CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "llama": ("granitemoehybrid", "mamba2", "llama", {"tie_word_embeddings": True}),
     "llama with biases": ("granitemoehybrid", "mamba2", "llama", {"attention_bias": True}),
