@@ -85,4 +85,5 @@ FALCON_H1 = Target(
     final_norm="model.final_layernorm.weight",
     branch="parallel mamba2",
     not_by_vllm=bias_in_layer,
+    ran_vllm=True,
 )

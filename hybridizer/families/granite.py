@@ -100,4 +100,5 @@ GRANITE = Target(
     check_sizes=_check_sizes,
     mixer_shapes=lambda facts, sizes: mamba2_of(facts, sizes).tensor_shapes(),
     derived=("mamba2",),
+    ran_vllm=True,
 )

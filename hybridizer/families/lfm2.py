@@ -88,5 +88,6 @@ LFM2 = Target(
     mixer_shapes=lambda facts, sizes: _shape(facts, sizes).tensor_shapes(),
     derived=("short_conv",),
     not_by_vllm=lambda facts: head_of_width(facts) or _own_head(facts),
+    ran_vllm=True,
     final_norm="model.embedding_norm.weight",
 )

@@ -83,11 +83,6 @@ def _by_llama(facts: Facts, layers: Sequence[str], config: Mapping[str, Any]) ->
     return "with", "`hybridize convert`: without --no-mtp the converter expects another head"
 
 
-def _not_next_by_vllm(facts: Facts) -> str | None:
-    own = None if not facts.structure.tied else "it has a head of its own, and the donor's is the embedding"
-    return bias_in_layer(facts) or own
-
-
 _COMMON = Target(
     family="qwen3_5_text",
     architecture="Qwen3_5ForCausalLM",
@@ -105,6 +100,7 @@ _COMMON = Target(
     derived=("gated_delta_net",),
     bit_exact=False,
     not_by_vllm=bias_in_layer,
+    ran_vllm=True,
 )
 QWEN3_5 = _COMMON
 QWEN3_NEXT = replace(
@@ -112,7 +108,7 @@ QWEN3_NEXT = replace(
     family="qwen3_next",
     architecture="Qwen3NextForCausalLM",
     by_llama=lambda facts, layers, config: ("no", "it takes a mixture of experts alone in the place of the network"),
-    not_by_vllm=_not_next_by_vllm,
+    not_by_vllm=lambda facts: "it takes a model with a mixture of experts alone",
     write_config=lambda facts, sizes: {
         **_write_config(facts, sizes, "qwen3_next", "Qwen3NextForCausalLM"),
         "num_experts": 0,

@@ -143,7 +143,8 @@ class Target:
     have the names of the spliced one. `branch` is the kind of mixer that every layer has beside its attention, in a
     family of such layers. `derived` are the kinds that hybridizer.mixers derives from an attention and fits to it.
     `by_llama` says whether llama.cpp runs layers of these names with this config (docs/deploy.md has what was
-    measured), and `not_by_vllm` why vLLM does not run the donor's layers in the family, None where it does.
+    measured), and `not_by_vllm` why vLLM does not run the donor's layers in the family, None where it does. `ran_vllm`
+    says that scripts/vllm_table.py found vLLM's numbers to be those of transformers; otherwise its source was read.
     """
 
     family: str
@@ -161,6 +162,7 @@ class Target:
     map_norm: Callable[[str], Made] = lambda name: Made("copy", (name,))
     conditions: tuple[Condition, ...] = (FULL_ATTENTION, ONE_ROPE, SILU)
     not_by_vllm: Callable[[Facts], str | None] = head_of_width
+    ran_vllm: bool = False
     final_norm: str = "model.norm.weight"
     bit_exact: bool = True
     no_swap: str | None = None
@@ -172,11 +174,10 @@ class Target:
     def served_by(self, facts: Facts, layers: Sequence[str], config: Mapping[str, Any]) -> tuple[Served, ...]:
         """What runs a donor's layers, `layers` being the target's names of those of the output, `config` its config."""
         reason = self.not_by_vllm(facts)
+        tried = "as transformers computes it, by 0.32" if self.ran_vllm else "read in the source of 0.33, not run"
         return (
             Served("transformers", "yes", f"5.23, as {self.architecture}"),
-            Served("vLLM", "no", reason)
-            if reason
-            else Served("vLLM", "yes", f"{self.architecture}; read in the source of 0.33, not run"),
+            Served("vLLM", "no", reason) if reason else Served("vLLM", "yes", f"{self.architecture}; {tried}"),
             Served("llama.cpp", *self.by_llama(facts, layers, config)),
         )
 

@@ -113,9 +113,9 @@ QWEN3 = {"use_sliding_window": False}
         ),
         (
             "qwen3",
-            {**QWEN3, "tie_word_embeddings": True},
+            QWEN3,
             {"slices": SWAP_OF["gated_delta_net"], "target": "qwen3_next"},
-            "a head of its own",
+            "a mixture of experts alone",
             "a mixture of experts alone",
         ),
         ("qwen3", QWEN3, {"slices": SWAP_OF["short_conv"]}, "a head of its own", ""),
@@ -129,6 +129,26 @@ def test_what_an_engine_has_no_place_for_is_said_in_the_plan(plan, family, donor
     served = {served.by: served for served in plan(family=family, donor=donor, **layout).served_by}
     for by, reason in (("vLLM", vllm), ("llama.cpp", llama)):
         assert (served[by].answer == "no") is bool(reason) and reason in served[by].how, (by, served[by])
+
+
+@pytest.mark.parametrize(
+    ("family", "donor", "slices", "says"),
+    [
+        ("llama", {}, SWAP_OF["mamba2"], "as transformers computes it, by 0.32"),
+        ("llama", {}, BRANCH, "as transformers computes it, by 0.32"),
+        ("qwen3", QWEN3, SWAP_OF["gated_delta_net"], "as transformers computes it, by 0.32"),
+        (
+            "qwen3",
+            {**QWEN3, "tie_word_embeddings": True},
+            SWAP_OF["short_conv"],
+            "as transformers computes it, by 0.32",
+        ),
+        ("olmo2", {}, [{"donor": "a"}, {"fresh": "gated_delta_net"}], "read in the source of 0.33, not run"),
+    ],
+)
+def test_the_plan_says_which_families_vllm_was_run_with(plan, family, donor, slices, says):
+    vllm = plan(family=family, donor=donor, slices=slices).served_by[1]
+    assert (vllm.by, vllm.answer) == ("vLLM", "yes") and vllm.how.endswith(says)
 
 
 def test_a_swap_that_the_norms_prevent_is_refused_and_new_layers_are_offered(plan):
