@@ -84,6 +84,7 @@ def rows(texts: Path) -> dict[str, Row]:
         "identity": Row(of["identity"]),
         "attention alone": Row(of["attention alone"]),
         "hybrid": Row(of["hybrid"]),
+        "identity: bfloat16": Row(of["identity"], "bfloat16"),
         "hybrid: bfloat16": Row(of["hybrid"], "bfloat16"),
         "branches": Row(of["branches"]),
         "convolutions": Row(of["convolutions"], engine=PLAIN_ROTARY),
