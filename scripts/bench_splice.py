@@ -12,6 +12,7 @@ turns for several rounds, with the donors' pages in memory (warm) and dropped fr
                    fingerprints are known from a run before, whose time is printed
     build + load   the same without --no-load: also loads the model with transformers and runs it
     mergekit       mergekit-yaml, passthrough; flushes and hashes nothing
+    mergekit + sync  the same, its files flushed as those of a build are
 
 Both programs write shards of the size that they choose by default.
 
@@ -246,7 +247,7 @@ def measure(workdir: Path, first: Path, second: Path, caches: list[str], rounds:
                     shutil.rmtree(workdir / "first")
                 prepare(contestant.reads, cache)
                 runs.append(Run(name, cache, *time_process(contestant.command(out))))
-                print(f"round {number + 1}/{rounds} {cache}: {name:13} {runs[-1].seconds:7.2f} s", flush=True)
+                print(f"round {number + 1}/{rounds} {cache}: {name:15} {runs[-1].seconds:7.2f} s", flush=True)
                 if number == 0 and cache == caches[0]:
                     check_equal(name, reference, out)
                 shutil.rmtree(out)
@@ -261,26 +262,28 @@ def make_contestants(workdir: Path, first: Path, second: Path, reference: Path) 
     files = [str(path) for path in sorted(reference.glob("*.safetensors"))]
     donors = (first, second)
     drive_command = [sys.executable, __file__, "--drive"]
-    mergekit = str(Path(sys.executable).with_name("mergekit-yaml"))
+    merge = [str(Path(sys.executable).with_name("mergekit-yaml")), str(workdir / "mergekit.yaml")]
     (workdir / "mergekit.yaml").write_text(mergekit_recipe(first, second))
     (workdir / "hybridizer.yaml").write_text(hybridizer_recipe(first, second))
     build = [sys.executable, "-m", "hybridizer", "build", str(workdir / "hybridizer.yaml"), "--runs"]
     merge_options = ["--no-copy-tokenizer", "--quiet"]
     return {
         "cp": Contestant((reference,), lambda out: ["cp", *files, str(out)]),
-        "cp + sync": Contestant(
-            (reference,), lambda out: ["sh", "-c", 'cp "$@" && sync "$0"/*', str(out), *files, str(out)]
-        ),
+        "cp + sync": Contestant((reference,), lambda out: flushed(out, ["cp", *files, str(out)])),
         "splice": Contestant(donors, lambda out: [*drive_command, "splice", str(first), str(second), str(out)]),
         "splice + hash": Contestant(
             donors, lambda out: [*drive_command, "splice + hash", str(first), str(second), str(out)]
         ),
         "build": Contestant(donors, lambda out: [*build, str(out), "--no-load"]),
         "build + load": Contestant(donors, lambda out: [*build, str(out)]),
-        "mergekit": Contestant(
-            donors, lambda out: [mergekit, str(workdir / "mergekit.yaml"), str(out), *merge_options]
-        ),
+        "mergekit": Contestant(donors, lambda out: [*merge, str(out), *merge_options]),
+        "mergekit + sync": Contestant(donors, lambda out: flushed(out, [*merge, str(out), *merge_options])),
     }
+
+
+def flushed(out: Path, command: list[str]) -> list[str]:
+    """`command`, after which the files of `out` are flushed to disk."""
+    return ["sh", "-c", '"$@" && sync "$0"/*', str(out), *command]
 
 
 def mergekit_recipe(first: Path, second: Path) -> str:
@@ -350,12 +353,15 @@ def check_equal(name: str, expected: Path, out: Path) -> None:
 
 
 def report(runs: list[Run], caches: list[str], rounds: int) -> None:
-    """Medians, spread, memory, and ratios to `cp` and to mergekit, for each state of the cache."""
+    """Medians, spread, memory, and ratios to `cp` and to mergekit, for each state of the cache.
+
+    `mergekit /` is mergekit's median divided by the row's, `synced /` that of mergekit with its files flushed.
+    """
     print(f"\nsha256 on one core here: {measure_sha256():.0f} MB/s; {os.cpu_count()} cores; medians of {rounds} rounds")
     for cache in caches:
         median = {run.contestant: 0.0 for run in runs}
         median |= {name: statistics.median(run.seconds for run in runs_of(runs, name, cache)) for name in median}
-        print(f"\n{cache:13}  median      min..max       cpu   / cp  / cp+sync  mergekit /   by cpu /    peak")
+        print(f"\n{cache:15}  median      min..max       cpu   / cp  / cp+sync  mergekit /  synced /  by cpu /    peak")
         for name, seconds in median.items():
             print(describe(name, runs_of(runs, name, cache), runs_of(runs, "mergekit", cache), seconds, median))
     print("\ngoals for `build`: 3 x as fast as mergekit at 4 GB, 6 x at SmolLM2's size; peak below 150 MB")
@@ -365,10 +371,12 @@ def describe(name: str, runs: list[Run], merges: list[Run], seconds: float, medi
     spread = f"{min(run.seconds for run in runs):.2f}..{max(run.seconds for run in runs):.2f}"
     cpu = statistics.median(run.cpu_seconds for run in runs)
     peak = max(run.peak_mb for run in runs)
-    to_cp, to_sync, of_mergekit = seconds / median["cp"], seconds / median["cp + sync"], median["mergekit"] / seconds
+    to_cp, to_sync = seconds / median["cp"], seconds / median["cp + sync"]
+    of_mergekit, of_synced = median["mergekit"] / seconds, median["mergekit + sync"] / seconds
     merge_cpu = statistics.median(run.cpu_seconds for run in merges)
     times = f"{seconds:6.2f} s {spread:>13} {cpu:7.2f} s"
-    return f"{name:13} {times} {to_cp:6.2f} {to_sync:10.2f} {of_mergekit:11.2f} {merge_cpu / cpu:11.2f} {peak:4.0f} MB"
+    ratios = f"{to_cp:6.2f} {to_sync:10.2f} {of_mergekit:11.2f} {of_synced:9.2f} {merge_cpu / cpu:10.2f}"
+    return f"{name:15} {times} {ratios} {peak:4.0f} MB"
 
 
 def measure_sha256() -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hybridizer.checkpoint.dtypes import SAFETENSORS_NAMES
 from hybridizer.core.errors import DonorError, Problem
 from hybridizer.models.faults import library_faults
+from hybridizer.models.memory import bound_kernels
 from hybridizer.models.parts import MODEL_FAULTS
 
 
@@ -45,6 +46,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    bound_kernels()
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     with _loading(folder, "this folder"):
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -137,6 +139,7 @@ def load_from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], 
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    bound_kernels()
     with _building(where):
         read = _read_config(config)
         made_by = MODEL_FOR_CAUSAL_LM_MAPPING[type(read)]

@@ -20,10 +20,10 @@ def write(folder, tensors, max_shard_bytes=1 << 30):
 
 def test_a_file_is_hashed_while_it_is_written(tmp_path, monkeypatch):
     begun = threading.Event()
-    follow = sealing._follow
+    take = sealing._take
 
     def watched(*arguments):
-        for piece in follow(*arguments):
+        for piece in take(*arguments):
             yield piece
             begun.set()
 
@@ -32,7 +32,7 @@ def test_a_file_is_hashed_while_it_is_written(tmp_path, monkeypatch):
         assert begun.wait(LONG), "hashing waits until the file is complete"
         yield b"34"
 
-    monkeypatch.setattr(sealing, "_follow", watched)
+    monkeypatch.setattr(sealing, "_take", watched)
     written = write(tmp_path, [OutputTensor("w", "U8", (4,), source)])
     assert written.files == {
         "model.safetensors": hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
@@ -60,6 +60,54 @@ def test_a_file_that_another_program_cuts_short_is_hashed_as_far_as_it_goes(tmp_
         os.truncate(path, 3)
         growth.end()
         assert hash_growing(path, growth, threading.Event()) == hashlib.sha256(b"wri").hexdigest()
+
+
+def grown(path, content):
+    """A file of `content`, complete."""
+    with path.open("xb", buffering=0) as file:
+        growth = Growth(file)
+        file.write(content)
+        growth.advance()
+        growth.end()
+    return growth
+
+
+def test_the_next_bytes_are_read_while_those_before_them_are_hashed(tmp_path, monkeypatch):
+    read_all = threading.Event()
+
+    def hash_slowly(chunks):
+        next(chunks)
+        assert read_all.wait(LONG), "reading waits until what was read is hashed"
+        return str(1 + sum(1 for _ in chunks))
+
+    growth = grown(tmp_path / "file", bytes(2 * sealing._CHUNK_BYTES))
+    wait_beyond = growth.wait_beyond
+    monkeypatch.setattr(growth, "wait_beyond", lambda position: (position and read_all.set()) or wait_beyond(position))
+    monkeypatch.setattr(sealing, "hash_chunks", hash_slowly)
+    assert hash_growing(tmp_path / "file", growth, threading.Event()) == "2"
+
+
+def test_a_file_of_more_pieces_than_there_are_buffers_is_hashed_in_order(tmp_path):
+    content = os.urandom(7 * sealing._CHUNK_BYTES + 3)
+    growth = grown(tmp_path / "file", content)
+    assert hash_growing(tmp_path / "file", growth, threading.Event()) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_that_cannot_be_read_back_fails(tmp_path):
+    growth = grown(tmp_path / "file", b"written")
+    with pytest.raises(FileNotFoundError):
+        hash_growing(tmp_path / "lost", growth, threading.Event())
+
+
+def test_hashing_that_fails_ends_the_reading(tmp_path, monkeypatch):
+    def fail(chunks):
+        next(chunks)
+        raise ValueError("no hash")
+
+    monkeypatch.setattr(sealing, "hash_chunks", fail)
+    growth = grown(tmp_path / "file", bytes(9 * sealing._CHUNK_BYTES))
+    with pytest.raises(ValueError, match="no hash"):
+        hash_growing(tmp_path / "file", growth, threading.Event())
 
 
 def test_a_long_file_is_flushed_in_steps_and_then_as_a_whole(tmp_path, monkeypatch):
