@@ -1,7 +1,7 @@
 """What a trace costs beside what it should cost: time on SmolLM2-135M, memory there and at a vocabulary of 262k.
 
     python scripts/bench_trace.py --workdir /tmp/bench [--json out.json] [--prompts 500] [--gemma FOLDER]
-    python scripts/bench_trace.py --workdir /tmp/bench --only growth [--many 5000]   # memory by the number of prompts
+    python scripts/bench_trace.py --workdir /tmp/bench --only growth [--many 2000]   # memory by the number of prompts
 
 Time is measured in this process, rivals in turns over the same batches, and given as ratios; use an idle machine, or
 read the ratios of CPU time. Memory is the peak of resident memory after loading, in a process of its own that traces,
@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--plain-prompts", type=int, default=25, help="the plain implementation runs on this many")
     parser.add_argument("--layer-prompts", type=int, default=40)
-    parser.add_argument("--many", type=int, default=5_000, help="prompts on SmolLM2 for the growth of memory")
+    parser.add_argument("--many", type=int, default=2_000, help="prompts on SmolLM2 for the growth of memory")
     parser.add_argument("--child", nargs=3, metavar=("FOLDER", "WHAT", "PROMPTS"), help=argparse.SUPPRESS)
     return parser.parse_args()
 

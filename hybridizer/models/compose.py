@@ -96,7 +96,7 @@ class Composer:
                 del self._shells[next(iter(self._shells))]
 
     def _config(self, layers: LayerList) -> Any:
-        """The config of `layers` on the host; refuses what `compose` refuses, but for shapes."""
+        """The config of `layers` on the host; refuses what `compose` refuses, except shapes."""
         sources = [Source(self._structures[name], layer) for name, layer in layers]
         config = _read_config(self.models[self.host][0], splice_config(self._structures[self.host], sources))
         self._refuse_other_classes(layers)
