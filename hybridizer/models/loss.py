@@ -6,7 +6,7 @@ factor while the logits are at hand: the backward pass only multiplies, and no p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -20,6 +20,8 @@ IGNORED = -100
 CHUNK_BYTES = 64 * 2**20  # of float32 logits; in cache-sized pieces a CPU spends a fifth of the time on the softmax
 # A GPU needs products of thousands of rows: 64 MiB are 110 tokens at a vocabulary of 152k. Not measured yet.
 CUDA_CHUNK_BYTES = 1024 * 2**20
+# Of float32 logits that a CPU reads losses from at a time: fresh memory for a whole chunk costs more than its softmax.
+PIECE_BYTES = 2 * 2**20
 
 
 Head = Callable[[Tensor], Tensor]
@@ -111,12 +113,22 @@ def token_losses(
 ) -> Float32[Tensor, "tokens"]:
     """-ln p(target) of each token in nats: what `NextToken` sums, without gradients.
 
-    At most `chunk_bytes` of float32 logits exist at once.
+    The head computes at most `chunk_bytes` of float32 logits at once; on a CPU the losses need PIECE_BYTES besides.
     """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
     chunk_tokens = max(1, chunk_bytes // (4 * _vocabulary(head, hidden)))
-    pieces = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
-    return torch.cat([functional.cross_entropy(head(rows).float(), ids, reduction="none") for rows, ids in pieces])
+    chunks = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    return torch.cat([losses for rows, ids in chunks for losses in _losses_of(head(rows), ids)])
+
+
+def _losses_of(
+    logits: Float[Tensor, "chunk vocabulary"], targets: Int64[Tensor, "chunk"]
+) -> Iterator[Float32[Tensor, "piece"]]:
+    """-ln p(target) of the rows of `logits`, a piece at a time on a CPU; each row has the bits that it has alone."""
+    on_cpu = logits.device.type == "cpu"
+    rows = max(1, PIECE_BYTES // (4 * logits.shape[-1])) if on_cpu else len(logits)
+    for piece, ids in zip(logits.split(rows), targets.split(rows), strict=True):
+        yield functional.cross_entropy(piece.float(), ids, reduction="none")
 
 
 class _LinearLoss(torch.autograd.Function):

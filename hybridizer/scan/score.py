@@ -247,11 +247,11 @@ class Scorer:
     @torch.no_grad()
     def _run(self, path: LayerPath, states: list[Any] | None, cut: int, kept: _Kept | None) -> Score:
         """One pass over all items, from `states` after `cut` layers if given; hidden states go into `kept`."""
-        model, parts = self.composer.compose(path)
         given = iter(states) if states is not None else None
         watch = _Watch(kept)
-        bits = [self._score_text(model, parts, number, given, cut, watch) for number in range(len(self._texts))]
-        hit, prob = self._score_prompts(model, parts, given, cut, watch)
+        with self.composer.borrowed(path) as (model, parts):
+            bits = [self._score_text(model, parts, number, given, cut, watch) for number in range(len(self._texts))]
+            hit, prob = self._score_prompts(model, parts, given, cut, watch)
         self.num_passes += 1
         self._advance(1)
         return Score(np.concatenate([np.zeros(0), *bits]), hit, prob)

@@ -1,5 +1,7 @@
 """Compositions in memory against splices that the product plans and writes."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -54,6 +56,64 @@ def test_a_composition_computes_what_the_written_splice_computes_bit_for_bit(mod
         assert getattr(model.config, "layer_types", None) == getattr(written.config, "layer_types", None)
         exact += 1
     assert exact >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_composition_in_the_modules_of_another_computes_what_one_of_its_own_computes(model_type, tmp_path):
+    _, models = load_two(model_type, tmp_path)
+    composer, found = Composer(models, "a"), {}
+    for name, order in list(orders().items()) * 2:
+        layers = [("ab"[which], layer) for which, layer in order]
+        try:
+            own = logits(composer.compose(layers)[0])
+        except PlanError:
+            with pytest.raises(PlanError), composer.borrowed(layers):
+                pass
+            continue
+        with composer.borrowed(layers) as (model, parts):
+            assert torch.equal(logits(model), own), name
+            assert parts.layers == find_parts(model).layers and len(parts.tuple_sizes) == len(layers)
+        found[name] = own
+    assert len(found) >= 1
+
+
+def test_modules_serve_again_where_a_run_leaves_them_as_they_were(tmp_path):
+    _, models = load_two("llama", tmp_path)
+    composer = Composer(models, "a")
+    with composer.borrowed([("b", 2), ("b", 3)]) as (first, _):
+        logits(first)
+    with composer.borrowed([("a", 0), ("a", 1)]) as (again, _), composer.borrowed([("a", 0), ("a", 2)]) as (second, _):
+        assert again is first and second is not first, "both are in use"
+    with composer.borrowed([("b", 0), ("b", 1)]) as (third, _):
+        assert third is first
+    with composer.borrowed([("a", 0), ("a", 1), ("a", 2)]) as (deeper, _):
+        assert deeper is not first
+
+
+def test_modules_that_a_run_changes_serve_once(tmp_path):
+    grows = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    _, models = load_two("llama", tmp_path, max_position_embeddings=NUM_TOKENS - 4, rope_parameters=grows)
+    composer, layers, some = Composer(models, "a"), [("a", 0), ("b", 1)], IDS[:, : NUM_TOKENS - 4]
+    with torch.no_grad():
+        expected = run_model(composer.compose(layers)[0], some)
+    with composer.borrowed(layers) as (long, _):
+        logits(long)  # its rotary table grows
+        with torch.no_grad():
+            assert not torch.equal(run_model(long, some), expected)
+    with composer.borrowed(layers) as (model, _), torch.no_grad():
+        assert model is not long and torch.equal(run_model(model, some), expected)
+
+
+def test_a_donor_that_is_removed_is_freed(tmp_path):
+    _, models = load_two("llama", tmp_path)
+    composer = Composer(models, "a")
+    with composer.borrowed([("a", 0), ("b", 1)]) as (model, _):
+        logits(model)
+    held = weakref.ref(models["b"][1].layers[1].mlp.up_proj.weight)
+    composer.remove("b")
+    del models["b"], model, _
+    assert held() is None
 
 
 def test_a_composition_shares_every_stored_tensor_with_its_donors_and_changes_none(tmp_path):

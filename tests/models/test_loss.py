@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hybridizer.models.loss import IGNORED, NextToken, chunked_loss, loss_chunk_bytes, token_losses
+from hybridizer.models.loss import IGNORED, PIECE_BYTES, NextToken, chunked_loss, loss_chunk_bytes, token_losses
 
 TOKENS, WIDTH, VOCABULARY = 37, 24, 301
 
@@ -86,6 +86,25 @@ def test_losses_of_single_tokens_are_those_of_torch_a_few_tokens_at_a_time(make_
     hook.remove()
     torch.testing.assert_close(found, functional.cross_entropy(head(hidden), targets, reduction="none"))
     assert max(seen) == 8 and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_of_single_tokens_are_those_of_all_logits_at_once_bit_for_bit(dtype):
+    vocabulary = 1 + PIECE_BYTES // (4 * 8)  # 7 tokens to a piece
+    head, hidden, _ = case(nn.Linear(WIDTH, vocabulary, bias=False).to(dtype), dtype)
+    targets = torch.arange(TOKENS) * 997 % vocabulary
+    expected = functional.cross_entropy(head(hidden).float(), targets, reduction="none")
+    assert torch.equal(token_losses(hidden, head, targets), expected) and len(set(expected.tolist())) == TOKENS
+
+
+def test_losses_of_single_tokens_take_little_memory_beside_the_logits(monkeypatch):
+    sizes = []
+    plain = functional.cross_entropy
+    monkeypatch.setattr(functional, "cross_entropy", lambda x, *a, **b: (sizes.append(x.nbytes), plain(x, *a, **b))[1])
+    monkeypatch.setattr("hybridizer.models.loss.PIECE_BYTES", 4 * VOCABULARY * 3)
+    head, hidden, _ = case(nn.Linear(WIDTH, VOCABULARY, bias=False))
+    token_losses(hidden, head, torch.arange(TOKENS))
+    assert max(sizes) == 4 * VOCABULARY * 3
 
 
 def test_the_same_input_gives_the_same_bits():
