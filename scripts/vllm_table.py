@@ -155,10 +155,11 @@ def first_error(told: str) -> str:
     return named[0][:200] if named else told[-200:]
 
 
-def measure(name: str, row: Row, out: Path, texts: Path, python: Path) -> dict[str, Any]:
+def measure(name: str, row: Row, out: Path, texts: Path, python: Path, donor: Path | None) -> dict[str, Any]:
     """One row: bits per byte in both, the largest difference of a token in nats, and whether the added tokens agree."""
     model = name.partition(":")[0]
-    donor = random_donor(out / f"donor-{model.replace(' ', '-').replace(',', '')}", row.random) if row.random else None
+    if row.random:
+        donor = random_donor(out / f"donor-{model.replace(' ', '-').replace(',', '')}", row.random)
     folder = (make_model(model, row.case, out, texts, donor) / "model").absolute()
     lines = (texts / "python.jsonl").read_text(encoding="utf-8").splitlines()
     text = "\n".join(json.loads(each)["text"] for each in lines[:DOCUMENTS])
@@ -197,6 +198,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--python", type=Path, required=True, help="the interpreter of the environment that has vLLM")
     parser.add_argument("--texts", type=Path, default=Path("runs/texts"))
+    parser.add_argument("--donor", type=Path, help="a folder of a model, in the place of SmolLM2")
     parser.add_argument("--only", nargs="*", help="names of rows")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -208,7 +210,9 @@ def main() -> int:
     for name, row in rows(options.texts).items():
         if options.only and name not in options.only:
             continue
-        known[name] = known.get(name) or measure(name, row, options.out, options.texts, options.python)
+        known[name] = known.get(name) or measure(
+            name, row, options.out, options.texts, options.python.absolute(), options.donor
+        )
         write_file(path, json.dumps(known, indent=1))
         print(line(name, row.dtype, known[name]), flush=True)
     return 0
