@@ -1,6 +1,12 @@
 """Settings for all tests, and what several folders of them share."""
 
 import os
+import signal
+
+# A shell without job control starts what ends in `&` with Ctrl-C ignored, and hybridizer then ignores it too; the tests
+# of Ctrl-C send it all the same.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything loads torch: results of one thread and of two differ in their last bits, and nothing may ask a hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
