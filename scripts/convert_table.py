@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from smollm2 import REFERENCE, smollm2_folder
+from smollm2 import REFERENCE, copy_tokenizer, smollm2_folder
 from torch import Tensor, nn
 
 from hybridizer.convert import spelling
@@ -107,9 +106,7 @@ def as_qwen3(folder: Path, texts: Path) -> str:
         donor = random_causal_lm(config, torch.float32)
         donor.load_state_dict({**model.state_dict(), **scales})
         donor.save_pretrained(folder)
-        for path in source.iterdir():
-            if "token" in path.name or path.name in ("vocab.json", "merges.txt"):
-                shutil.copy(path, folder)
+        copy_tokenizer(folder)
     return str(folder.absolute())
 
 
@@ -131,9 +128,14 @@ def _measure(scales: dict[str, Tensor], name: str, _: nn.Module, __: object, fou
     scales[name] = found.pow(2).mean().sqrt().expand(64).clone()
 
 
+def file_name(name: str) -> str:
+    """The name of a model as one of a file."""
+    return "-".join(name.replace(",", "").split())
+
+
 def make_model(name: str, case: Case, out: Path, texts: Path, donor: Path | None) -> Path:
     """The folder of the run that holds the model; built once."""
-    own = "-".join(name.removesuffix(SPOILED).replace(",", "").split())
+    own = file_name(name.removesuffix(SPOILED))
     if case.donor == "falcon_h1":
         source = as_falcon_h1(out, texts, donor)
     elif donor is not None:
@@ -186,18 +188,29 @@ def line(name: str, kind: str, found: Mapping[str, Any]) -> str:
     return f"| {name} | {kind} | {figures} | {found['file'] / 1e6:.0f} |"
 
 
-def main() -> int:
-    """Measure the rows that are not there yet, and print them all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of a table of models."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--texts", type=Path, default=Path("runs/texts"))
     parser.add_argument("--donor", type=Path, help="a folder of a model, in the place of SmolLM2")
-    parser.add_argument("--only", nargs="*", help="names of models")
+    parser.add_argument("--only", nargs="*", help="names of rows")
+    return parser
+
+
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows that an earlier run left in `path`, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def main() -> int:
+    """Measure the rows that are not there yet, and print them all."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--llama-cpp", type=Path)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "rows.json"
-    rows: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    rows = read_rows(path)
     print("| model | type | perplexity in transformers | in llama.cpp | bits per byte more | MB |", flush=True)
     print("|---|---|---|---|---|---|", flush=True)
     for name, case in cases(options.texts).items():

@@ -5,6 +5,7 @@ Not a command; the benchmarks and known_truth.py import it.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from hybridizer.core.progress import SilentMonitor
@@ -32,3 +33,10 @@ def checkpoint_folder(text: str) -> Path:
     donor = open_donor("donor", parse_reference(text, Path.cwd()), access, text, SilentMonitor())
     assert isinstance(donor, Donor), "it was to be converted"
     return donor.folder
+
+
+def copy_tokenizer(folder: Path) -> None:
+    """Put the checkpoint's tokenizer into `folder`."""
+    for path in smollm2_folder().iterdir():
+        if "token" in path.name or path.name in ("vocab.json", "merges.txt"):
+            shutil.copy(path, folder)

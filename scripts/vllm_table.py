@@ -11,11 +11,9 @@ place for. Every row is kept in OUT/rows.json, so an interrupted run resumes. Th
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from convert_table import Case, cases, make_model, swap
-from smollm2 import smollm2_folder
+from convert_table import Case, cases, file_name, make_model, make_parser, read_rows, swap
+from smollm2 import copy_tokenizer
 
 from hybridizer.convert.perplexity import Windows, cut_text
 from hybridizer.core.files import write_file
@@ -108,22 +106,25 @@ def random_donor(folder: Path, config: Mapping[str, Any]) -> Path:
                 if name.endswith(".bias"):
                     parameter.normal_(0, 0.5)
         model.save_pretrained(folder)
-        for path in smollm2_folder().iterdir():
-            if "token" in path.name or path.name in ("vocab.json", "merges.txt"):
-                shutil.copy(path, folder)
+        copy_tokenizer(folder)
     return folder
 
 
 @torch.no_grad()
-def by_transformers(folder: Path, dtype: str, windows: Windows) -> tuple[np.ndarray, list[int]]:
-    """The log-probability of each token but the first of each window, and the tokens added to the first one."""
-    model, _ = load_causal_lm(folder, dtype)
+def score(model: Any, windows: Windows) -> np.ndarray:
+    """The log-probability (natural) of each token but the first of each window."""
     objective = CausalLMLoss(model, find_parts(model))
     losses = [objective.token_losses(torch.from_numpy(row[None]))[0].double().numpy() for row in windows.ids]
+    return -np.stack(losses)
+
+
+@torch.no_grad()
+def extend(model: Any, windows: Windows) -> list[int]:
+    """The tokens that are added to the beginning of the first window by largest probability."""
     ids = torch.from_numpy(windows.ids[:1, :START])
     for _ in range(MORE):
         ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
-    return -np.stack(losses), ids[0, START:].tolist()
+    return list(ids[0, START:].tolist())
 
 
 def by_vllm(python: Path, folder: Path, row: Row, windows: Windows, work: Path) -> dict[str, Any]:
@@ -159,23 +160,25 @@ def measure(name: str, row: Row, out: Path, texts: Path, python: Path, donor: Pa
     """One row: bits per byte in both, the largest difference of a token in nats, and whether the added tokens agree."""
     model = name.partition(":")[0]
     if row.random:
-        donor = random_donor(out / f"donor-{model.replace(' ', '-').replace(',', '')}", row.random)
+        donor = random_donor(out / f"donor-{file_name(model)}", row.random)
     folder = (make_model(model, row.case, out, texts, donor) / "model").absolute()
     lines = (texts / "python.jsonl").read_text(encoding="utf-8").splitlines()
     text = "\n".join(json.loads(each)["text"] for each in lines[:DOCUMENTS])
     windows = cut_text(folder, text, "the text", CONTEXT, WINDOWS)
-    known, added = by_transformers(folder, row.dtype, windows)
+    ours, _ = load_causal_lm(folder, row.dtype)
+    known = score(ours, windows)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     result = {"architecture": config["architectures"][0], "transformers": bits(known, windows)}
     if row.dtype != "float32":
-        exact, _ = by_transformers(folder, "float32", windows)
-        result["rounding"] = float(np.abs(known - exact).max())
+        exact, _ = load_causal_lm(folder, "float32")
+        result["rounding"] = float(np.abs(known - score(exact, windows)).max())
     found = by_vllm(python, folder, row, windows, out)
     if "refused" in found:
         return result | found
-    ours = np.asarray(found["logprobs"])
-    differences = {"difference": float(np.abs(known - ours).max()), "same": added == found["added"]}
-    return result | {"vllm": bits(ours, windows), "version": found["version"], **differences}
+    theirs = np.asarray(found["logprobs"])
+    same = extend(ours, windows) == found["added"]
+    differences = {"difference": float(np.abs(known - theirs).max()), "same": same}
+    return result | {"vllm": bits(theirs, windows), "version": found["version"], **differences}
 
 
 def bits(logprobs: np.ndarray, windows: Windows) -> float:
@@ -194,16 +197,11 @@ def line(name: str, dtype: str, found: Mapping[str, Any]) -> str:
 
 def main() -> int:
     """Measure the rows that are not there yet, and print them all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser = make_parser(__doc__)
     parser.add_argument("--python", type=Path, required=True, help="the interpreter of the environment that has vLLM")
-    parser.add_argument("--texts", type=Path, default=Path("runs/texts"))
-    parser.add_argument("--donor", type=Path, help="a folder of a model, in the place of SmolLM2")
-    parser.add_argument("--only", nargs="*", help="names of rows")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "rows.json"
-    known: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = read_rows(path)
     print("| model | architecture | type | transformers, bits per byte | vLLM | largest difference of a token, nats "
           "| same 24 tokens |", flush=True)  # fmt: skip
     print("|---|---|---|---|---|---|---|", flush=True)
