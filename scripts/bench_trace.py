@@ -31,6 +31,7 @@ from smollm2 import smollm2_folder
 from hybridizer.core.progress import Advance, SilentMonitor
 from hybridizer.models.batching import make_batches
 from hybridizer.models.load import load_causal_lm
+from hybridizer.models.memory import forget_peak_, peak_memory_bytes
 from hybridizer.models.parts import find_parts
 from hybridizer.pipeline.donors import trace_donors
 from hybridizer.recipe.models import Trace
@@ -44,6 +45,7 @@ from hybridizer.trace.record import RecordedDonor
 from hybridizer.trace.runs import TraceRequest
 from hybridizer.trace.tracer import trace_model
 
+CPU = torch.device("cpu")
 FEW, MANY = 500, 25_000
 
 
@@ -270,10 +272,10 @@ def run_child(folder: str, what: str, num_prompts: str) -> dict[str, float]:
     probes = builtin_probes("antonyms-en")
     if what == "verb":
         trace_verb(folder, numbered(probes, int(num_prompts)))
-        return {"peak_mb": resident_peak()}
+        return {"peak_mb": peak_memory_bytes(CPU) / 2**20}
     model, tokenizer = load_causal_lm(Path(folder), torch.float32)
     tokenizer(probes.probes[0].prompt)
-    forget_peak()
+    forget_peak_(CPU)
     if what == "bare":
         ids = torch.tensor([tokenizer(probes.probes[0].prompt)["input_ids"]] * Trace().batch_size)
         model(input_ids=ids, logits_to_keep=1, use_cache=False)
@@ -284,7 +286,7 @@ def run_child(folder: str, what: str, num_prompts: str) -> dict[str, float]:
         if what == "synthetic":
             Meter.measure = make_up_readings  # type: ignore[method-assign]
         trace_model(model, tokenizer, parts, some, settings, RecordedDonor(folder, "", "", parts.num_layers))
-    return {"peak_mb": resident_peak()}
+    return {"peak_mb": peak_memory_bytes(CPU) / 2**20}
 
 
 def numbered(probes: ProbeSet, count: int) -> ProbeSet:
@@ -310,19 +312,8 @@ class LoadedMonitor(SilentMonitor):
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         if label.startswith("trace "):
-            forget_peak()
+            forget_peak_(CPU)
         yield lambda count, status="": None
-
-
-def forget_peak() -> None:
-    """Let the peak of resident memory start again from what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def resident_peak() -> float:
-    """The peak of resident memory in MB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":
