@@ -225,6 +225,7 @@ def _trainer(arguments, folder: Path) -> None:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
+    os.environ["HYBRIDIZER_ONEDNN"] = "0"  # it multiplies as torch does
     torch.set_num_threads(arguments.threads)
     turn = Turn(arguments.device)
     model, _, plan = _frozen_model(arguments, folder)

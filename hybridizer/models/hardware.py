@@ -100,10 +100,23 @@ def device_name(device: str) -> str:
 def cpu_flags() -> frozenset[str]:
     """The instruction sets of this CPU as Linux names them; elsewhere those that torch reports."""
     try:
-        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        return frozenset(flag for value in _of_cpu("flags", "Features") for flag in value.split())
     except OSError:
         import torch
 
         return frozenset(name for name, there in torch.cpu.get_capabilities().items() if there is True)
-    named = (line.partition(":") for line in lines)
-    return frozenset(flag for key, _, value in named if key.strip() in ("flags", "Features") for flag in value.split())
+
+
+def is_amd() -> bool:
+    """Whether this CPU is made by AMD, or by Hygon to its design; False where Linux does not name the maker."""
+    try:
+        return not {"AuthenticAMD", "HygonGenuine"}.isdisjoint(_of_cpu("vendor_id"))
+    except OSError:
+        return False
+
+
+def _of_cpu(*names: str) -> list[str]:
+    """What Linux says of the CPU under any of `names`. Raises OSError on other systems."""
+    lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return [value.strip() for key, _, value in pairs if key.strip() in names]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hybridizer.checkpoint.dtypes import SAFETENSORS_NAMES
 from hybridizer.core.errors import DonorError, Problem
 from hybridizer.models.faults import library_faults
-from hybridizer.models.memory import bound_kernels
+from hybridizer.models.onednn import prepare_onednn
 from hybridizer.models.parts import MODEL_FAULTS
 
 
@@ -46,7 +46,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    bound_kernels()
+    prepare_onednn()
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     with _loading(folder, "this folder"):
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -103,6 +103,7 @@ def random_causal_lm(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module
     """
     from transformers import AutoModelForCausalLM
 
+    prepare_onednn()
     with _building("config.json"):
         model: nn.Module = AutoModelForCausalLM.from_config(_read_config(config), dtype=dtype, trust_remote_code=False)
     return model.eval().requires_grad_(False)
@@ -139,7 +140,7 @@ def load_from_tensors(config: Mapping[str, Any], tensors: Mapping[str, Tensor], 
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    bound_kernels()
+    prepare_onednn()
     with _building(where):
         read = _read_config(config)
         made_by = MODEL_FOR_CAUSAL_LM_MAPPING[type(read)]

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-KERNELS_VARIABLE: Final = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-NUM_KERNELS: Final = 64  # more than the shapes that are the same in every step
 
 _STATUS = Path("/proc/self/status")
 
@@ -44,16 +40,6 @@ def forget_peak_(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif _STATUS.exists():
         _STATUS.with_name("clear_refs").write_text("5")
-
-
-def bound_kernels() -> None:
-    """Let oneDNN keep few compiled kernels in this process; a number that the environment gives stays as it is.
-
-    On a CPU with bfloat16 it compiles a kernel for each shape of a product, half a megabyte each, and keeps 1024 of
-    them. Documents have many lengths: a training grew by 10 MB per step (docs/log.md). oneDNN reads the number once,
-    before its first product.
-    """
-    os.environ.setdefault(KERNELS_VARIABLE, str(NUM_KERNELS))
 
 
 def trim_heap() -> None:

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 
@@ -7,10 +6,7 @@ import pytest
 import torch
 
 from hybridizer.models import memory
-from hybridizer.models.hardware import has_bfloat16
-from hybridizer.models.load import load_model
 from hybridizer.models.memory import forget_peak_, peak_memory_bytes
-from support.lines import make_donor
 
 CPU = torch.device("cpu")
 CHILD = "import torch; from hybridizer.models.memory import peak_memory_bytes as p; print(p(torch.device('cpu')))"
@@ -30,23 +26,6 @@ layer = torch.nn.Identity()
 with trimmed_heap([layer]):
     layer(blocks[0])
 print(full, resident() - start)
-"""
-# Resident bytes that products of 400 shapes leave behind.
-SHAPES = """
-import torch
-from hybridizer.models.memory import bound_kernels, trim_heap
-
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
-
-if __import__("sys").argv[1] == "bounded":
-    bound_kernels()
-weight = torch.ones(64, 64, dtype=torch.bfloat16)
-start = resident()
-for rows in range(1, 401):
-    torch.ones(rows, 64, dtype=torch.bfloat16) @ weight
-trim_heap()
-print(resident() - start)
 """
 
 
@@ -90,27 +69,3 @@ def test_holes_in_the_heap_go_back_to_the_system():
     found = subprocess.run([sys.executable, "-c", HOLES], check=True, capture_output=True, text=True)
     full, trimmed = map(int, found.stdout.split())
     assert trimmed < 0.7 * full
-
-
-def test_a_model_that_is_loaded_bounds_the_kernels_that_onednn_keeps(tmp_path, monkeypatch):
-    monkeypatch.setenv(memory.KERNELS_VARIABLE, "")  # so that what is set here is undone
-    monkeypatch.delenv(memory.KERNELS_VARIABLE)
-    load_model(make_donor(tmp_path / "donor"))
-    assert os.environ[memory.KERNELS_VARIABLE] == str(memory.NUM_KERNELS)
-
-
-def test_a_number_of_kernels_that_the_environment_gives_stays(monkeypatch):
-    monkeypatch.setenv(memory.KERNELS_VARIABLE, "7")
-    memory.bound_kernels()
-    assert os.environ[memory.KERNELS_VARIABLE] == "7"
-
-
-@pytest.mark.skipif(not has_bfloat16("cpu"), reason="oneDNN compiles bfloat16 products where there is hardware for it")
-@pytest.mark.slow
-def test_products_of_many_shapes_leave_less_behind_where_kernels_are_bounded():
-    environment = {name: value for name, value in os.environ.items() if name != memory.KERNELS_VARIABLE}
-    left = {}
-    for how in ("bounded", "free"):
-        command = [sys.executable, "-c", SHAPES, how]
-        left[how] = int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
-    assert left["bounded"] < 0.8 * left["free"], left
