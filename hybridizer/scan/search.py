@@ -6,6 +6,7 @@ is better. What is scored together is in an order that shares beginnings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -29,8 +30,6 @@ class Scores(Protocol):
         ...
 
 
-PASSING = 8  # one in so many passes a screen
-
 Objective: TypeAlias = "Callable[[Score], float]"
 Advance: TypeAlias = Callable[[int, str], None]
 
@@ -46,19 +45,23 @@ class Scored:
 
 @dataclass(frozen=True)
 class Rung:
-    """Some items of a screen. `objective` is of the scores on those of the rungs so far, `num_items` their number."""
+    """Some items of a screen. `objective` is of the scores on those of the rungs so far, `num_items` their number.
+
+    One in `one_in` candidates of a round goes on from here.
+    """
 
     scorer: Scores
     objective: Callable[[Sequence[Score]], float]
     num_items: int
+    one_in: float
 
 
 @dataclass(frozen=True)
 class Screen:
     """A quick look at many candidates, on items of its own: the best of each round are scored in full.
 
-    After each rung but the last half of the candidates are left (successive halving, Jamieson and Talwalkar 2016). An
-    eighth of a round passes the last one, at least `least`; a round of up to twice as many is not screened.
+    Each rung leaves fewer candidates to the next, which looks at more items (after successive halving, Jamieson and
+    Talwalkar 2016). At least `least` pass; a round of up to twice as many is not screened.
     """
 
     rungs: tuple[Rung, ...]
@@ -68,9 +71,7 @@ class Screen:
         """How many candidates of a round of `count` each rung looks at, and last how many are scored in full."""
         if count <= 2 * self.least:
             return [count]
-        passing = max(self.least, -(-count // PASSING))
-        halved = [max(passing, -(-count // 2**number)) for number in range(1, len(self.rungs))]
-        return [count, *halved, passing]
+        return [count, *(max(self.least, math.ceil(count / rung.one_in)) for rung in self.rungs)]
 
 
 @dataclass(frozen=True)

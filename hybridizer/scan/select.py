@@ -24,7 +24,7 @@ from hybridizer.core.bootstrap import LEVEL, Array, Interval, resampling_weights
 NUM_FLIPS = 2000
 NUM_RESAMPLES = 2000
 LEAST_ITEMS = 6  # five deviations of one sign have a probability of 1/16, more than 5%
-LEAST_TO_SCREEN = 36  # a screen of two items
+LEAST_TO_SCREEN = 36  # a screen of four items
 BLOCK_BYTES = 64 << 20
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no difference shown"
 
@@ -73,12 +73,12 @@ class Null:
 
 
 def divide(num_items: int, seed: int) -> tuple[Indices, Indices, Indices]:
-    """Items to screen on, to search on and to test on: an 18th, and halves of the rest, drawn at random, each in order.
+    """Items to screen on, to search on and to test on: a ninth, and halves of the rest, drawn at random, each in order.
 
     Fewer than LEAST_TO_SCREEN items are halved and none is left for a screen; of an odd number the search has one more.
     """
     order = np.random.default_rng(seed).permutation(num_items)
-    first = num_items // 18 if num_items >= LEAST_TO_SCREEN else 0
+    first = num_items // 9 if num_items >= LEAST_TO_SCREEN else 0
     middle = first + (num_items - first + 1) // 2
     return np.sort(order[:first]), np.sort(order[first:middle]), np.sort(order[middle:])
 

@@ -71,7 +71,7 @@ def test_probes_are_drawn_in_whole_groups_by_the_seed():
 def test_documents_are_divided_for_a_search_by_bits_and_all_prompts_are_for_the_test():
     found = divide_items(make_items(36, 6), PAIRS, "bits", seed=0)
     parts = [found.screen, found.search, found.test]
-    assert [part.num_documents for part in parts] == [2, 17, 17]
+    assert [part.num_documents for part in parts] == [4, 16, 16]
     assert [len(part.groups) for part in parts] == [0, 0, 6]
     seen = [int(document.tokens[1]) for part in parts for document in part.items.texts[0].documents]
     assert sorted(seen) == list(range(36))

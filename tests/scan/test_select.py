@@ -152,7 +152,7 @@ def test_without_candidates_or_with_one_item_there_is_no_null(shape):
 def test_items_are_divided_without_overlap_or_loss(count):
     screen, search, test = divide(count, seed=1)
     assert sorted([*screen, *search, *test]) == list(range(count))
-    assert len(screen) == (count // 18 if count >= LEAST_TO_SCREEN else 0) and len(search) - len(test) in (0, 1)
+    assert len(screen) == (count // 9 if count >= LEAST_TO_SCREEN else 0) and len(search) - len(test) in (0, 1)
     assert [*search] != [*divide(count, seed=4)[1]] or count < 4
 
 
