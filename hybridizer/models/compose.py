@@ -33,9 +33,13 @@ _BOOKKEEPING = frozenset(vars(nn.Module()))  # torch's own attributes of every m
 
 @dataclass(frozen=True)
 class _Shell:
-    """A model's modules, to be given other layers of the same config; `state` is `_own_state` before it ever ran."""
+    """A model's modules, to be given other layers of the same config, and the layers that they have now.
+
+    `state` is `_own_state` before it ever ran.
+    """
 
     model: nn.Module
+    layers: tuple[tuple[str, int], ...]
     state: list[tuple[Any, int]]
 
 
@@ -53,6 +57,7 @@ class Composer:
 
     def add(self, name: str, loaded: Loaded) -> None:
         """One more donor. Raises CheckpointError as the constructor does."""
+        self._shells.clear()  # they may hold tensors of another donor of that name
         self._structures[name] = _structure(name, loaded[0])
         self.models[name] = loaded
 
@@ -87,11 +92,14 @@ class Composer:
         config = self._config(layers)
         key = json.dumps(config.to_dict(), sort_keys=True, default=str)
         shell = self._shells.pop(key, None)  # taken out: a block inside this one builds its own
-        loaded = self._fill(_build_empty(self.models[self.host][0], config) if shell is None else shell.model, layers)
-        state = _own_state(loaded[0]) if shell is None else shell.state
+        if shell is None:
+            loaded = self._fill(_build_empty(self.models[self.host][0], config), layers)
+            state = _own_state(loaded[0])
+        else:
+            loaded, state = self._fill(shell.model, layers, shell.layers), shell.state
         yield loaded
         if _is_same_state(_own_state(loaded[0]), state):
-            self._shells[key] = _Shell(loaded[0], state)
+            self._shells[key] = _Shell(loaded[0], tuple(layers), state)
             while len(self._shells) > MAX_SHELLS:
                 del self._shells[next(iter(self._shells))]
 
@@ -102,20 +110,24 @@ class Composer:
         self._refuse_other_classes(layers)
         return config
 
-    def _fill(self, composed: nn.Module, layers: LayerList) -> Loaded:
-        """Give `composed`, a model of the config of `layers`, the tensors of the donors."""
+    def _fill(self, composed: nn.Module, layers: LayerList, before: LayerList | None = None) -> Loaded:
+        """Give `composed`, a model of the config of `layers`, the tensors of the donors; it has those of `before`."""
         model, parts = self.models[self.host]
         where = parts.layers_path
         rows = composed.get_submodule(where)
         assert isinstance(rows, nn.ModuleList) and len(rows) == len(layers), where
-        for row, (name, layer) in zip(rows, layers, strict=True):
-            _share(row, self.models[name][1].layers[layer], f"{name}.{layer}")
-        _share(composed, model, self.host, skip=f"{where}.")
+        known: Sequence[tuple[str, int] | None] = [None] * len(rows) if before is None else before
+        for row, now, then in zip(rows, layers, known, strict=True):
+            if now != then:
+                name, layer = now
+                _share(row, self.models[name][1].layers[layer], f"{name}.{layer}")
+        if before is None:
+            _share(composed, model, self.host, skip=where)
         return composed, self._parts(composed, layers)
 
     def _parts(self, composed: nn.Module, layers: LayerList) -> Parts:
         model, parts = self.models[self.host]
-        paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
+        paths = {id(module): path for path, module in _named_modules(model, skip=parts.layers_path)}
 
         def same(module: nn.Module | None) -> nn.Module | None:
             return None if module is None else composed.get_submodule(paths[id(module)])
@@ -211,13 +223,11 @@ def _parameters_on_meta() -> Iterator[None]:
 def _share(target: nn.Module, source: nn.Module, where: str, skip: str | None = None) -> None:
     """Give every module in `target` the tensors of the module with its path in `source`, which must have the shapes.
 
-    Buffers that no checkpoint holds (rotary tables) stay as the composition's config computed them. Paths that begin
-    with `skip` are left as they are. Raises PlanError, naming `where`, for another shape.
+    Buffers that no checkpoint holds (rotary tables) stay as the composition's config computed them. The module with the
+    path `skip` is left as it is. Raises PlanError, naming `where`, for another shape.
     """
-    found = dict(source.named_modules(remove_duplicate=False))
-    for path, module in target.named_modules(remove_duplicate=False):
-        if skip is not None and path.startswith(skip):
-            continue
+    found = dict(_named_modules(source, skip))
+    for path, module in _named_modules(target, skip):
         theirs = found.get(path)
         for name, tensor in module._parameters.items():
             given = None if theirs is None else theirs._parameters.get(name)
@@ -232,13 +242,25 @@ def _share(target: nn.Module, source: nn.Module, where: str, skip: str | None = 
                 module._buffers[name] = buffer.to(value.device)
 
 
+def _named_modules(module: nn.Module, skip: str | None = None, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """`module` and all in it by their paths, also those that it holds twice, without the one with the path `skip`."""
+    yield path, module
+    for name, child in module._modules.items():
+        below = f"{path}.{name}" if path else name
+        if child is not None and below != skip:
+            yield from _named_modules(child, skip, below)
+
+
 def _own_state(model: nn.Module) -> list[tuple[Any, int]]:
     """What a run could leave behind in the modules themselves: their attributes and their buffers that no donor has.
 
     With each value a number that grows when it is changed in place: of a tensor its version, of a collection its size.
     """
     found: list[Any] = []
-    for module in model.modules():
+    left = [model]
+    while left:
+        module = left.pop()
+        left += [child for child in module._modules.values() if child is not None]
         found += [module, *(value for name, value in vars(module).items() if name not in _BOOKKEEPING)]
         found += [module._buffers[name] for name in sorted(module._non_persistent_buffers_set)]
     return [(value, _change_count(value)) for value in found]

@@ -105,6 +105,16 @@ def test_modules_that_a_run_changes_serve_once(tmp_path):
         assert model is not long and torch.equal(run_model(model, some), expected)
 
 
+def test_a_donor_that_takes_the_name_of_another_gives_its_own_tensors(tmp_path):
+    _, models = load_two("llama", tmp_path)
+    composer, layers = Composer(models, "a"), [("a", 0), ("b", 1)]
+    with composer.borrowed(layers) as (first, _):
+        logits(first)
+    composer.add("b", models["a"])
+    with composer.borrowed(layers) as (_, parts):
+        assert parts.layers[1].mlp.up_proj.weight is models["a"][1].layers[1].mlp.up_proj.weight
+
+
 def test_a_donor_that_is_removed_is_freed(tmp_path):
     _, models = load_two("llama", tmp_path)
     composer = Composer(models, "a")
