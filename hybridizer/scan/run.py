@@ -65,9 +65,9 @@ BUILTIN_BYTES = 1 << 20  # more than there is
 BYTES_PER_TOKEN = 5  # of passages that are long enough
 SCORES = "hybridizer.scan_scores/1"  # of the journals
 LEAST_PASSING = 6  # of a screen
-# What share of the screen's documents has been looked at after each rung, and one in how many candidates goes on.
-# Chosen by simulation from the bits of 228 cuts and repeats (docs/log.md).
-RUNGS = ((1 / 8, 2.5), (3 / 8, 5), (1, 12))
+# The share of the screen's documents that has been looked at after each rung, and one in how many candidates passes:
+# chosen by simulation from the bits of 228 cuts and repeats (docs/log.md).
+RUNGS, ONE_IN = (1 / 8, 3 / 8, 1), 12
 ONE_IN_BY_PROMPTS = 8
 
 
@@ -268,14 +268,14 @@ def _make_screen(bench: Workbench, request: ScanRequest, monitor: Monitor) -> Sc
     least, total = max(LEAST_PASSING, request.best), part.num_documents
     if not total:
         objective = _objective_of_rungs(part, request.by)
-        return Screen((Rung(bench.log(part, monitor), objective, len(part.group_sizes), ONE_IN_BY_PROMPTS),), least)
+        return Screen((Rung(bench.log(part, monitor), objective, len(part.group_sizes)),), least, ONE_IN_BY_PROMPTS)
     rungs, begin = [], 0
-    for share, one_in in RUNGS:
+    for share in RUNGS:
         end = math.ceil(total * share)
         new, so_far = (take_documents(part, first, end) for first in (begin, 0))
-        rungs.append(Rung(bench.log(new, monitor), _objective_of_rungs(so_far, request.by), end, one_in))
+        rungs.append(Rung(bench.log(new, monitor), _objective_of_rungs(so_far, request.by), end))
         begin = end
-    return Screen(tuple(rungs), least)
+    return Screen(tuple(rungs), least, ONE_IN)
 
 
 def _objective_of_rungs(part: Part, by: str) -> Callable[[Sequence[Score]], float]:

@@ -45,33 +45,33 @@ class Scored:
 
 @dataclass(frozen=True)
 class Rung:
-    """Some items of a screen. `objective` is of the scores on those of the rungs so far, `num_items` their number.
-
-    One in `one_in` candidates of a round goes on from here.
-    """
+    """Some items of a screen. `objective` is of the scores on those of the rungs so far, `num_items` their number."""
 
     scorer: Scores
     objective: Callable[[Sequence[Score]], float]
     num_items: int
-    one_in: float
 
 
 @dataclass(frozen=True)
 class Screen:
     """A quick look at many candidates, on items of its own: the best of each round are scored in full.
 
-    Each rung leaves fewer candidates to the next, which looks at more items (after successive halving, Jamieson and
-    Talwalkar 2016). At least `least` pass; a round of up to twice as many is not screened.
+    One in `one_in` candidates passes, at least `least`. Each rung leaves the same share of them to the next, which
+    looks at more items (after successive halving, Jamieson and Talwalkar 2016). A round of up to twice `least` is not
+    screened.
     """
 
     rungs: tuple[Rung, ...]
     least: int
+    one_in: int
 
     def sizes(self, count: int) -> list[int]:
         """How many candidates of a round of `count` each rung looks at, and last how many are scored in full."""
         if count <= 2 * self.least:
             return [count]
-        return [count, *(max(self.least, math.ceil(count / rung.one_in)) for rung in self.rungs)]
+        passing, last = max(self.least, -(-count // self.one_in)), len(self.rungs)
+        left = [math.ceil(count * (passing / count) ** (number / last)) for number in range(1, last)]
+        return [count, *left, passing]
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def test_losses_of_single_tokens_are_those_of_all_logits_at_once_bit_for_bit(dty
 
 
 def test_the_size_of_a_linear_head_is_not_found_by_running_it():
-    head, hidden, targets = case(nn.Linear(WIDTH, VOCABULARY, bias=False))
+    head, hidden, _ = case(nn.Linear(WIDTH, VOCABULARY, bias=False))
     rows = []
     head.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     token_losses(hidden, head, torch.arange(TOKENS))

@@ -37,7 +37,7 @@ def mean_bits(scores):
 
 
 def one_rung(scorer, least):
-    return Screen((Rung(scorer, mean_bits, 1, one_in=8),), least)
+    return Screen((Rung(scorer, mean_bits, 1),), least, one_in=8)
 
 
 def make_search(scorer, budget=1000, screen=None):
@@ -139,16 +139,16 @@ def test_a_screen_lets_the_best_of_a_round_pass_and_only_they_are_scored_in_full
 
 
 @pytest.mark.parametrize(("size", "passing"), [(1, 1), (12, 12), (13, 6), (48, 6), (49, 7), (800, 100)])
-def test_the_share_of_a_large_round_that_passes_is_that_of_the_last_rung(size, passing):
+def test_one_in_so_many_of_a_large_round_passes(size, passing):
     assert one_rung(Known(len), least=6).sizes(size)[-1] == passing
 
 
 @pytest.mark.parametrize(
-    ("count", "sizes"), [(12, [12]), (13, [13, 6, 6, 6]), (59, [59, 24, 12, 6]), (800, [800, 320, 160, 67])]
+    ("count", "sizes"), [(12, [12]), (13, [13, 11, 8, 6]), (48, [48, 24, 12, 6]), (1000, [1000, 500, 250, 125])]
 )
-def test_each_rung_leaves_its_share(count, sizes):
-    rungs = tuple(Rung(Known(len), mean_bits, 1, one_in) for one_in in (2.5, 5, 12))
-    assert Screen(rungs, least=6).sizes(count) == sizes
+def test_each_rung_leaves_the_same_share(count, sizes):
+    rung = Rung(Known(len), mean_bits, 1)
+    assert Screen((rung,) * 3, least=6, one_in=8).sizes(count) == sizes
 
 
 def test_a_rung_looks_at_what_the_one_before_left_and_judges_by_all_items_so_far():
@@ -156,14 +156,14 @@ def test_a_rung_looks_at_what_the_one_before_left_and_judges_by_all_items_so_far
     first = Known(loss_of([1, 9, 0, 9, 9, 9, 9, 2]))
     second = Known(loss_of([1, 0, 5, 0, 0, 0, 0, 2]))
     full, space = Known(len), Space({"a": 8}, span=1)
-    rungs = (Rung(first, mean_bits, 1, one_in=2), Rung(second, mean_bits, 2, one_in=8))
-    search, counts = make_search(full, screen=Screen(rungs, least=1))
+    rungs = (Rung(first, mean_bits, 1), Rung(second, mean_bits, 2))
+    search, counts = make_search(full, screen=Screen(rungs, least=1, one_in=8))
     search_all(search, space, list_candidates(space, ("cut",)))
     gone = [next(layer for layer in range(8) if ("a", layer) not in layers) for layers in second.asked]
-    assert gone == [7, 6, 2, 0]  # 6 is the first of five that are alike
+    assert gone == [7, 2, 0]
     assert [describe(layers) for layers in full.asked] == ["a 1..7"]
     seen = {one.candidate.name for one in search.scored.values()}
-    assert seen == {"cut 0"} and sum(counts) == 8 + 4 + 1
+    assert seen == {"cut 0"} and sum(counts) == 8 + 3 + 1
     assert [one.prepared for one in (first, second, full)] == [[[space.host]]] * 3
     values = {describe(layers): (found.value, found.rung) for layers, found in search.screened.items()}
     assert values["a 1..7"] == (1, 1) and values["a 0..1, 3..7"] == (2.5, 1) and values["a 0..2, 4..7"] == (9, 0)
@@ -171,8 +171,8 @@ def test_a_rung_looks_at_what_the_one_before_left_and_judges_by_all_items_so_far
 
 def test_a_model_that_cannot_be_leaves_the_screen_at_once():
     quick = [Known(len, refuse=lambda layers: ("a", 0) not in layers) for _ in range(2)]
-    rungs = tuple(Rung(scorer, mean_bits, 1, one_in=2) for scorer in quick)
-    search, _ = make_search(Known(len), screen=Screen(rungs, least=1))
+    rungs = tuple(Rung(scorer, mean_bits, 1) for scorer in quick)
+    search, _ = make_search(Known(len), screen=Screen(rungs, least=1, one_in=2))
     search_all(search, SPACE, list_candidates(SPACE, ("cut",)))
     assert len(search.refused) == 2 and all(("a", 0) in layers for layers in quick[1].asked)
 
