@@ -46,11 +46,11 @@ def bound_kernels() -> None:
 
 
 def is_faster() -> bool:
-    """Whether torch multiplies float32 matrices with MKL on an AMD processor for which both have AVX-512 code."""
-    built = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return (
-        built and os.environ.get(VARIABLE) != "0" and torch.backends.cpu.get_cpu_capability() == "AVX512" and is_amd()
-    )
+    """Whether torch multiplies float32 matrices with MKL on an AMD processor with AVX-512, and has oneDNN at hand."""
+    if os.environ.get(VARIABLE) == "0" or not (torch.backends.mkl.is_available() and is_amd()):
+        return False
+    has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_onednn and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @cache
