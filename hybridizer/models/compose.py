@@ -257,10 +257,7 @@ def _own_state(model: nn.Module) -> list[tuple[Any, int]]:
     With each value a number that grows when it is changed in place: of a tensor its version, of a collection its size.
     """
     found: list[Any] = []
-    left = [model]
-    while left:
-        module = left.pop()
-        left += [child for child in module._modules.values() if child is not None]
+    for _, module in _named_modules(model):
         found += [module, *(value for name, value in vars(module).items() if name not in _BOOKKEEPING)]
         found += [module._buffers[name] for name in sorted(module._non_persistent_buffers_set)]
     return [(value, _change_count(value)) for value in found]

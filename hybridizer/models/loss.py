@@ -116,7 +116,7 @@ def token_losses(
     The head computes at most `chunk_bytes` of float32 logits at once; on a CPU the losses need PIECE_BYTES besides.
     """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
-    chunk_tokens = max(1, chunk_bytes // (4 * _vocabulary(head, hidden)))
+    chunk_tokens = max(1, chunk_bytes // (4 * count_logits(head, hidden)))
     chunks = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
     return torch.cat([losses for rows, ids in chunks for losses in _losses_of(head(rows), ids)])
 
@@ -178,7 +178,7 @@ class _HeadLoss(torch.autograd.Function):
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in wanted]
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         total, terms = _zeros_of(hidden, criterion)
-        chunk_tokens = max(1, chunk_bytes // (4 * _vocabulary(head, hidden)))
+        chunk_tokens = max(1, chunk_bytes // (4 * count_logits(head, hidden)))
         for start in range(0, len(hidden), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             piece = hidden[rows].detach().requires_grad_(grad_hidden is not None)
@@ -222,7 +222,8 @@ def _zeros_of(
     return hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(sizes, dtype=torch.float32)
 
 
-def _vocabulary(head: Head, hidden: Float[Tensor, "tokens width"]) -> int:
+def count_logits(head: Head, hidden: Float[Tensor, "tokens width"]) -> int:
+    """How many logits `head` gives for a token; other heads than a linear layer run on the first of `hidden`."""
     if isinstance(head, nn.Linear):
         return head.out_features  # a single row takes half as long as 64: the weights are read
     with torch.no_grad():

@@ -16,7 +16,16 @@ from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
 
 from hybridizer.core.errors import InputError, Problem
-from hybridizer.models.loss import CHUNK_BYTES, IGNORED, Criterion, Head, NextToken, chunked_loss, token_losses
+from hybridizer.models.loss import (
+    CHUNK_BYTES,
+    IGNORED,
+    Criterion,
+    Head,
+    NextToken,
+    chunked_loss,
+    count_logits,
+    token_losses,
+)
 from hybridizer.models.parts import MODEL_FAULTS, ModelParts, first_floating
 from hybridizer.models.wrapping import Forward, replaced_forward
 
@@ -121,12 +130,11 @@ class CausalLMLoss(nn.Module):
         """The model's logits in float32 where `hidden` is the input of its head."""
         return self.head(hidden).float()
 
-    @torch.no_grad()
     def count_logits(self) -> int:
         """How many logits the model gives for a token."""
         assert self._parts.head is not None
         weight = next(self._parts.head.parameters())
-        return self.head(weight.new_zeros(1, weight.shape[-1])).shape[-1]
+        return count_logits(self.head, weight.new_zeros(1, weight.shape[-1]))
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
